@@ -1,0 +1,127 @@
+"""Checks at the door. Each raises with the argument's name, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+BF16 = np.dtype(ml_dtypes.bfloat16)
+INT8 = np.dtype(np.int8)
+FP32 = np.dtype(np.float32)
+FP16 = np.dtype(np.float16)
+
+
+def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape: tuple[int | None, ...]) -> Array:
+    """`value` if it is an array of one of `dtypes` and of `shape` (None: any length), in C order.
+
+    Raises `TypeError` for another type, dtype or byte order, `ValueError` for another shape or layout.
+    """
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+    allowed = tuple(dtypes)
+    if value.dtype not in allowed:
+        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, allowed))}, got {_dtype_text(value.dtype)}")
+    if value.ndim != len(shape) or any(w is not None and w != n for w, n in zip(shape, value.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name}: expected shape ({wanted}), got {value.shape}")
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a C-contiguous array, got strides {value.strides} for shape {value.shape}")
+    return value
+
+
+def _dtype_text(dtype: np.dtype[Any]) -> str:
+    return f"{dtype} in byte order '{dtype.byteorder}'" if not dtype.isnative else str(dtype)
+
+
+def check_writable(name: str, value: Array) -> None:
+    """Raises `ValueError` for a read-only array."""
+    if not value.flags.writeable:
+        raise ValueError(f"{name}: expected a writable array, got a read-only one")
+
+
+def _extent(value: Array) -> tuple[int, int]:
+    """First byte and the byte after the last that the array can touch; all strides are positive here."""
+    start = value.__array_interface__["data"][0]
+    if value.size == 0:
+        return start, start
+    last = sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True))
+    return start, start + last + value.itemsize
+
+
+def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:
+    """Raises `ValueError` if an array that is written shares bytes with another written or read one.
+
+    Arrays whose blocks are strided may interleave in one buffer, so extents that overlap are looked at exactly.
+    """
+    spans = [(*_extent(a), True) for a in written.values() if a.size]
+    spans += [(*_extent(a), False) for a in read.values() if a.size]
+    spans.sort()
+    end, end_written = -1, False
+    for start, stop, is_written in spans:
+        if start < end and (is_written or end_written):
+            break
+        if stop > end:
+            end, end_written = stop, is_written
+    else:
+        return
+    others = list((written | read).items())
+    for i, (name, array) in enumerate(written.items()):
+        for other_name, other in others[i + 1 :]:
+            if np.shares_memory(array, other):
+                raise ValueError(f"{name}: expected memory of its own, got an overlap with {other_name}")
+
+
+def check_vector(name: str, value: object, dtype: np.dtype[Any], n: int) -> Array:
+    """A vector of n elements given as (n,), (1, n) or (n, 1); returned as (n,)."""
+    if isinstance(value, np.ndarray) and value.shape in ((1, n), (n, 1)):
+        value = value.reshape(n) if value.flags.c_contiguous else np.ascontiguousarray(value).reshape(n)
+    return check_array(name, value, (dtype,), (n,))
+
+
+def check_slots(cache_index: object, t: int, capacity: int) -> Array:
+    """cache_index as contiguous int64 (t,), every slot -1 (padding) or in [0, capacity)."""
+    if not isinstance(cache_index, np.ndarray):
+        raise TypeError(f"cache_index: expected a NumPy array, got {type(cache_index).__name__}")
+    if cache_index.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
+        raise TypeError(f"cache_index: expected dtype int64 or int32, got {_dtype_text(cache_index.dtype)}")
+    if cache_index.shape != (t,):
+        raise ValueError(f"cache_index: expected shape ({t},), got {cache_index.shape}")
+    slots: Array = np.ascontiguousarray(cache_index, dtype=np.int64)
+    if t and (slots.min() < -1 or slots.max() >= capacity):
+        token = int(np.flatnonzero((slots < -1) | (slots >= capacity))[0])
+        raise ValueError(
+            f"cache_index[{token}]: expected -1 (no row) or a slot below the capacity {capacity}, got {slots[token]}"
+        )
+    return slots
+
+
+def check_finite(name: str, value: Array) -> None:
+    """Raises `ValueError` naming the first row of a bf16 array (t, k) that holds a NaN or an Inf."""
+    exponent = np.uint16(0x7F80)
+    bad = ((value.view(np.uint16) & exponent) == exponent).any(axis=1)
+    if bad.any():
+        raise ValueError(f"{name}: expected finite values, got NaN or Inf in token {int(bad.argmax())}")
+
+
+def check_int(name: str, value: object, least: int) -> int:
+    """`value` if it is an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return int(value)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
+    """`value` if it is one of `choices`."""
+    allowed = tuple(choices)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected str, got {type(value).__name__}")
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value

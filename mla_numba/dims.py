@@ -1,0 +1,74 @@
+"""The dimensions of a prolog, named as in a model's `config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+__all__ = ["MlaDims"]
+
+
+@dataclass(frozen=True, slots=True)
+class MlaDims:
+    """Dimensions of the attention projections of one layer.
+
+    Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or for an odd `qk_rope_head_dim`.
+    """
+
+    hidden_size: int
+    num_attention_heads: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{field.name}: expected int, got {type(value).__name__}")
+            if value < 1:
+                raise ValueError(f"{field.name}: expected at least 1, got {value}")
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}")
+
+    @property
+    def q_head_dim(self) -> int:
+        """Columns of one head of the up-projected query: nope and rope."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def kv_a_dim(self) -> int:
+        """Columns of the down-projected key: latent and rope."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @classmethod
+    def deepseek_v32(cls) -> Self:
+        """DeepSeek-V3, V3.1 and V3.2 share these."""
+        return cls(
+            hidden_size=7168,
+            num_attention_heads=128,
+            q_lora_rank=1536,
+            kv_lora_rank=512,
+            qk_nope_head_dim=128,
+            qk_rope_head_dim=64,
+        )
+
+    @classmethod
+    def from_hf(cls, config: Any) -> Self:
+        """From a model's configuration: a mapping (the parsed `config.json`) or an object with those attributes.
+
+        Raises `ValueError` naming the first field that is missing or null (a model without `q_lora_rank` has no query
+        down-projection, so this prolog does not apply to it).
+        """
+        values = {}
+        for field in fields(cls):
+            if isinstance(config, Mapping):
+                value = config.get(field.name)
+            else:
+                value = getattr(config, field.name, None)
+            if value is None:
+                raise ValueError(f"config.{field.name}: expected an int, got none")
+            values[field.name] = value
+        return cls(**values)

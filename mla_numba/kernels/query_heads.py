@@ -1,0 +1,145 @@
+"""Sweep 3, head by head: QuantMatmul_qb, Dequant_qb, Rope_qRope and Matmul_qNope_wUk, fused.
+
+    q[t, 0:D+R] = bf16(float32(A[t] @ w_uq_qr[:, head]) * token_scale[t] * channel_scale)
+    query_rope[t, head] = rope(q[t, D:])        query_nope[t, head] = bf16(q[t, :D] @ w_uk[head])
+
+A task is a token block and a head. The head's slice of q exists only in the worker's scratch, in its core's cache: the
+(T, heads * (D + R)) query is never written to memory.
+
+| array       | shape                          | dtype            | notes                                        |
+|-------------|--------------------------------|------------------|----------------------------------------------|
+| a           | see `gemm`                     | see `simd`       | packed q_norm, from sweep 2                  |
+| w_uq_qr     | [head][panel][kp/KR][NR][KR]   | int8 or uint16   | packed; columns D + R of a head, padded to NR |
+| offset, col_scale | [head][panel][NR]        | c_up's, float32  | see `gemm`                                   |
+| w_uk        | [head][panel][kp/KR][NR][KR]   | uint16           | packed, k = D, n = C                         |
+| cos, sin    | (T, R)                         | uint16           | bf16 bits; token t0 + row                    |
+| query_nope, query_rope | (T, heads, C), (T, heads, R) | uint16 | rows t0..t0+t are written                 |
+| c_up, c_uk  | (n_workers, walk * mc * NR)    | int32 or float32, float32 | scratch                             |
+| q_head      | (n_workers, mc * ldq)          | float32          | scratch: the head's q, values of bf16        |
+| a_nope      | (n_workers, mc * kp_uk)        | float32          | scratch: q_nope packed                       |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numba.extending import register_jitable
+
+from ._jit import kernel
+from .gemm import block_start, ceil_div, multiply_block, scale_acc
+from .rope import rope_value
+from .simd import KR_BF16, MR, NR, fetch_add, round_bf16, widen
+
+
+@register_jitable  # type: ignore[misc]
+def _dequantise(
+    c: Any, first: Any, rows: Any, ldc: Any, row0: Any, panel0: Any, panel: Any, walk: Any, offset: Any, row_scale: Any,
+    col_scale: Any, q_head: Any, ldq: Any,
+) -> None:
+    """Dequant_qb: rows first..first+rows of a walk's accumulators to q_head, rounded to bf16."""
+    for i in range(first, first + rows):
+        scale = row_scale[row0 + i]
+        for p in range(walk):
+            at = (p * ldc + i) * NR
+            packed = (panel0 + panel + p) * NR
+            to = i * ldq + (panel + p) * NR
+            for j in range(NR):
+                q_head[to + j] = widen(scale_acc(c[at + j], offset[packed + j], scale, col_scale[packed + j]))
+
+
+@register_jitable  # type: ignore[misc]
+def _rope_head(q_head: Any, rows: Any, ldq: Any, d: Any, cos: Any, sin: Any, token0: Any, head: Any, y: Any) -> None:
+    """Rope_qRope: the last R columns of q_head straight into query_rope."""
+    half = y.shape[2] // 2
+    for i in range(rows):
+        token = token0 + i
+        for j in range(half):
+            even, odd = q_head[i * ldq + d + 2 * j], q_head[i * ldq + d + 2 * j + 1]
+            y[token, head, j] = rope_value(j, half, even, odd, widen(cos[token, j]), widen(sin[token, j]))
+            far = j + half
+            y[token, head, far] = rope_value(far, half, even, odd, widen(cos[token, far]), widen(sin[token, far]))
+
+
+@register_jitable  # type: ignore[misc]
+def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_nope: Any) -> None:
+    """Packs the first D columns of q_head rows first..first+rows as activations of the product with w_uk."""
+    n_blocks = ceil_div(rows, MR)
+    for ib in range(n_blocks):
+        start = block_start(rows, n_blocks, ib)
+        mr = block_start(rows, n_blocks, ib + 1) - start
+        for i in range(mr):
+            source = (first + start + i) * ldq
+            base = start * kp + i
+            for k in range(d):
+                a_nope[base + k * mr] = q_head[source + k]
+            for k in range(d, kp):
+                a_nope[base + k * mr] = np.float32(0)
+
+
+@register_jitable  # type: ignore[misc]
+def _store_nope(c: Any, rows: Any, ldc: Any, walk: Any, col0: Any, token0: Any, head: Any, y: Any) -> None:
+    """Assemble_queryOut: a walk's accumulators to query_nope."""
+    for i in range(rows):
+        for p in range(walk):
+            at = (p * ldc + i) * NR
+            col = col0 + p * NR
+            for j in range(min(np.int64(NR), y.shape[2] - col)):
+                y[token0 + i, head, col + j] = round_bf16(c[at + j])
+
+
+@kernel
+def query_heads(
+    a: Any, kp: Any, w_uq_qr: Any, offset: Any, row_scale: Any, col_scale: Any, w_uk: Any, cos: Any, sin: Any, t0: Any,
+    t: Any, d: Any, query_nope: Any, query_rope: Any, c_up: Any, c_uk: Any, q_head: Any, a_nope: Any, counter: Any,
+    mc: Any, kc_up: Any, walk_up: Any, q_rows: Any, mc_uk: Any, kc_uk: Any, walk_uk: Any, grain: Any, n_workers: Any,
+) -> None:
+    """The heads sweep of one token tile. row_scale (t,) float32 is by row of the tile; ones for bf16 weights."""
+    n_heads = query_nope.shape[1]
+    n_up = ceil_div(d + query_rope.shape[2], NR)
+    n_uk = ceil_div(query_nope.shape[2], NR)
+    kp_uk = ceil_div(d, KR_BF16) * KR_BF16
+    ldq = n_up * NR
+    n_walks_up, n_walks_uk = ceil_div(n_up, walk_up), ceil_div(n_uk, walk_uk)
+    n_blocks = ceil_div(t, mc)
+    n_tasks = n_heads * n_blocks
+    # Loop 5: heads outside, token blocks inside, so that a head's weights are read from memory once.
+    for worker in prange(n_workers):
+        acc_up, acc_uk, q, a_uk = c_up[worker], c_uk[worker], q_head[worker], a_nope[worker]
+        task = fetch_add(counter, grain)
+        while task < n_tasks:
+            for now in range(task, min(task + grain, n_tasks)):
+                head = now // n_blocks
+                row0 = block_start(t, n_blocks, now % n_blocks)
+                rows = block_start(t, n_blocks, now % n_blocks + 1) - row0
+                # Loop 4: the head's columns, a walk of panels at a time
+                for iw in range(n_walks_up):
+                    panel = block_start(n_up, n_walks_up, iw)
+                    walk = block_start(n_up, n_walks_up, iw + 1) - panel
+                    multiply_block(
+                        a, row0, rows, kp, 0, kp, kc_up, w_uq_qr, head * n_up + panel, walk, acc_up, 0, rows, False
+                    )  # fmt: skip
+                    for first in range(0, rows, q_rows):
+                        _dequantise(
+                            acc_up, first, min(q_rows, rows - first), rows, row0, head * n_up, panel, walk, offset,
+                            row_scale, col_scale, q, ldq,
+                        )  # fmt: skip
+                _rope_head(q, rows, ldq, d, cos, sin, t0 + row0, head, query_rope)
+                # Loop 4 again, for w_uk: row sub-blocks outside, since its panels are small and stay in cache
+                n_uk_blocks = ceil_div(rows, mc_uk)
+                for ib in range(n_uk_blocks):
+                    first = block_start(rows, n_uk_blocks, ib)
+                    rows_uk = block_start(rows, n_uk_blocks, ib + 1) - first
+                    _pack_nope(q, first, rows_uk, ldq, d, kp_uk, a_uk)
+                    for iw in range(n_walks_uk):
+                        panel = block_start(n_uk, n_walks_uk, iw)
+                        walk = block_start(n_uk, n_walks_uk, iw + 1) - panel
+                        multiply_block(
+                            a_uk, 0, rows_uk, kp_uk, 0, kp_uk, kc_uk, w_uk, head * n_uk + panel, walk, acc_uk, 0,
+                            rows_uk, False,
+                        )  # fmt: skip
+                        _store_nope(
+                            acc_uk, rows_uk, rows_uk, walk, panel * NR, t0 + row0 + first, head, query_nope
+                        )  # fmt: skip
+            task = fetch_add(counter, grain)

@@ -1,0 +1,36 @@
+"""Where a cache row lies, and which token may write it: ScatterUpdate_kvCache, _krCache, _kScaleCache.
+
+Element c of slot s lies at `(s // BS) * block_stride + (c // c0) * chunk_stride + (s % BS) * slot_stride + c % c0`:
+
+| cache_mode | c0                          | chunk_stride | slot_stride |
+|------------|-----------------------------|--------------|-------------|
+| PA_BSND    | d (a row is one chunk)      | any          | d           |
+| PA_NZ      | 32 bytes of elements        | BS * c0      | c0          |
+
+`layout` is int64 [block_size, block_stride, c0, chunk_stride, slot_stride], all in elements.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba.extending import register_jitable
+
+
+@register_jitable  # type: ignore[misc]
+def slot_base(layout: Any, slot: Any) -> Any:
+    """The flat position of element 0 of a slot."""
+    return slot // layout[0] * layout[1] + slot % layout[0] * layout[4]
+
+
+@register_jitable  # type: ignore[misc]
+def is_last(cache_index: Any, token: Any) -> Any:
+    """Whether no later token names the same slot. It makes the later one win whichever thread writes first.
+
+    A count over all later tokens, without an early way out, so that it is a loop of vector compares.
+    """
+    slot = cache_index[token]
+    n_later = 0
+    for later in range(token + 1, len(cache_index)):
+        n_later += cache_index[later] == slot
+    return n_later == 0

@@ -1,0 +1,374 @@
+"""The microkernels: vector code emitted as LLVM IR, each beside a Python function that says what it computes.
+
+    C[mr, NR] = (carry ? C : 0) + A[mr, k] @ B[k, NR]
+
+| array | shape, as packed    | dtype                        | notes                                             |
+|-------|---------------------|------------------------------|---------------------------------------------------|
+| a     | [k][mr]             | float32 (values of bf16)     | for bf16 weights                                  |
+| a     | [k/KR][mr][KR]      | uint8 (code+128) or int16    | for int8 weights; the type is the instruction set's |
+| b     | [k/KR][NR][KR]      | uint16 (bf16 bits) or int8   |                                                   |
+| c     | [mr][NR]            | float32 or int32             | may be uninitialised where carry is false         |
+
+Every element of C is one accumulator that takes its products in ascending k, so tile, thread and instruction set never
+change a bit; int32 wraps, hence exact. Each function here takes flat arrays and an offset into each. Called from
+Python it runs its own body, which is the oracle of the vector code and, compiled, the portable kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import binding as llvm
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic, overload, register_jitable
+
+from .isa import ISA
+
+MR, NR, LANES = ISA.mr, ISA.nr, ISA.lanes
+KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
+A_OFFSET = np.int32(ISA.a_offset)
+A_INT8_DTYPE = np.uint8 if ISA.a_int8_bytes == 1 else np.int16
+PREFETCH_BYTES = 3072  # how far ahead of the loads a panel is prefetched
+
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+_F32 = ir.FloatType()
+_NV = NR // LANES
+
+
+# ---- bits ---------------------------------------------------------------------------------------------------------
+
+
+def f32_of_bits(bits: Any) -> Any:
+    """The float32 whose bits are the uint32 `bits`."""
+    return np.uint32(bits).view(np.float32)
+
+
+def bits_of_f32(value: Any) -> Any:
+    """The bits of a float32 as uint32."""
+    return np.float32(value).view(np.uint32)
+
+
+def _bitcast(result: Any) -> Any:
+    @intrinsic  # type: ignore[misc]
+    def cast(_typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(result))
+
+        return result(value), codegen
+
+    return cast
+
+
+_to_f32 = _bitcast(types.float32)
+_to_u32 = _bitcast(types.uint32)
+
+
+@overload(f32_of_bits)
+def _f32_of_bits(bits: Any) -> Any:
+    def cast(bits: Any) -> Any:
+        return _to_f32(np.uint32(bits))
+
+    return cast
+
+
+@overload(bits_of_f32)
+def _bits_of_f32(value: Any) -> Any:
+    def cast(value: Any) -> Any:
+        return _to_u32(np.float32(value))
+
+    return cast
+
+
+@register_jitable  # type: ignore[misc]
+def widen(bits: Any) -> Any:
+    """The float32 of a bf16 given as uint16 bits."""
+    return f32_of_bits(np.uint32(bits) << np.uint32(16))
+
+
+@register_jitable  # type: ignore[misc]
+def round_bf16(value: Any) -> Any:
+    """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
+    bits = bits_of_f32(value)
+    if value != value:
+        return np.uint16(np.uint32(bits >> np.uint32(16)) | np.uint32(0x40))
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
+
+
+# ---- atomics ------------------------------------------------------------------------------------------------------
+
+
+def fetch_add(counter: Any, step: Any) -> Any:
+    """Adds `step` to counter[0] (int64) atomically and returns what it held: how workers draw their next task."""
+    before = counter[0]
+    counter[0] = before + step
+    return before
+
+
+@intrinsic  # type: ignore[misc]
+def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return types.int64(counter, types.int64), codegen
+
+
+@overload(fetch_add)
+def _fetch_add(counter: Any, step: Any) -> Any:
+    def draw(counter: Any, step: Any) -> Any:
+        return _fetch_add_intrinsic(counter, np.int64(step))
+
+    return draw
+
+
+# ---- microkernels -------------------------------------------------------------------------------------------------
+
+
+@register_jitable  # type: ignore[misc]
+def _ukernel_bf16_loops(
+    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
+) -> None:
+    if not carry:
+        for i in range(mr * NR):
+            c[c_off + i] = np.float32(0)
+    for p in range(k):
+        for i in range(mr):
+            value = a[a_off + p * mr + i]
+            row = c_off + i * NR
+            col = b_off + p // KR_BF16 * NR * KR_BF16 + p % KR_BF16
+            for j in range(NR):
+                c[row + j] += value * widen(b[col + j * KR_BF16])
+
+
+@register_jitable  # type: ignore[misc]
+def _ukernel_int8_loops(
+    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
+) -> None:
+    if not carry:
+        for i in range(mr * NR):
+            c[c_off + i] = np.int32(0)
+    for p in range(k):
+        for i in range(mr):
+            value = np.int32(a[a_off + (p // KR_INT8 * mr + i) * KR_INT8 + p % KR_INT8])
+            row = c_off + i * NR
+            col = b_off + p // KR_INT8 * NR * KR_INT8 + p % KR_INT8
+            for j in range(NR):
+                c[row + j] = np.int32(c[row + j] + np.int32(value * np.int32(b[col + j * KR_INT8])))
+
+
+def ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
+    """One register tile; `b`'s dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
+    loops = _ukernel_int8_loops if b.dtype == np.int8 else _ukernel_bf16_loops
+    loops(mr, k, a, a_off, b, b_off, c, c_off, carry)
+
+
+@overload(ukernel)
+def _ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> Any:
+    is_int8 = b.dtype == types.int8
+    if ISA.name == "portable":
+        loops = _ukernel_int8_loops if is_int8 else _ukernel_bf16_loops
+
+        def portable(
+            mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
+        ) -> None:
+            loops(mr, k, a, a_off, b, b_off, c, c_off, carry)
+
+        return portable
+    emitted = _ukernel_int8_simd if is_int8 else _ukernel_bf16_simd
+
+    def simd(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
+        emitted(np.int64(mr), np.int64(k), a, np.int64(a_off), b, np.int64(b_off), c, np.int64(c_off), carry)
+
+    return simd
+
+
+def _define_ukernel(emit_step: Callable[..., Any], kr: int, name: str) -> Any:
+    """An intrinsic that calls a function with one loop nest for each row count 1..MR."""
+
+    @intrinsic  # type: ignore[misc]
+    def call(
+        _typingctx: Any, mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            def pointer(position: int) -> Any:
+                array = context.make_array(sig.args[position])(context, builder, args[position])
+                return builder.gep(array.data, [args[position + 1]])
+
+            function = _tile_function(builder.module, emit_step, kr, name, is_int8=name.endswith("int8"))
+            steps = builder.udiv(args[1], ir.Constant(_I64, kr))
+            operands = [builder.bitcast(pointer(p), _I8.as_pointer()) for p in (2, 4, 6)]
+            builder.call(function, [args[0], steps, *operands, args[8]])
+            return context.get_dummy_value()
+
+        return types.void(mr, k, a, a_off, b, b_off, c, c_off, carry), codegen
+
+    return call
+
+
+def _tile_function(module: ir.Module, emit_step: Callable[..., Any], kr: int, name: str, is_int8: bool) -> ir.Function:
+    """The switch over row counts, defined once in a module."""
+    name = f"mla_numba_{name}_{ISA.name}"
+    existing = module.globals.get(name)
+    if existing is not None:
+        return existing
+    pointer = _I8.as_pointer()
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
+    function = _internal_function(module, fnty, name)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    out = function.append_basic_block("out")
+    switch = builder.switch(function.args[0], out)
+    for mr in range(1, MR + 1):
+        block = function.append_basic_block(f"rows{mr}")
+        switch.add_case(ir.Constant(_I64, mr), block)
+        body = _rows_function(module, fnty, f"{name}_{mr}x{NR}", mr, emit_step, kr, is_int8)
+        builder.position_at_end(block)
+        builder.call(body, function.args)
+        builder.branch(out)
+    builder.position_at_end(out)
+    builder.ret_void()
+    return function
+
+
+def _internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> ir.Function:
+    function = ir.Function(module, fnty, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    function.attributes.add("nounwind")
+    return function
+
+
+def _rows_function(
+    module: ir.Module, fnty: ir.FunctionType, name: str, mr: int, emit_step: Callable[..., Any], kr: int, is_int8: bool
+) -> ir.Function:
+    """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step."""
+    element = _I32 if is_int8 else _F32
+    vector = ir.VectorType(element, LANES)
+    a_bytes = mr * kr * (ISA.a_int8_bytes if is_int8 else 4)
+    b_bytes = NR * kr * (1 if is_int8 else 2)
+    function = _internal_function(module, fnty, name)
+    _, steps, a, b, c, carry = function.args
+    entry, load, loop, done = (function.append_basic_block(s) for s in ("entry", "load", "loop", "done"))
+    builder = ir.IRBuilder(entry)
+    c_vectors = builder.bitcast(c, vector.as_pointer())
+    c_at = [builder.gep(c_vectors, [ir.Constant(_I64, i)]) for i in range(mr * _NV)]
+    zero = ir.Constant(vector, None)
+    builder.cbranch(carry, load, loop)
+    builder.position_at_end(load)
+    held = [builder.load(p, align=4) for p in c_at]
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    step = builder.phi(_I64)
+    step.add_incoming(ir.Constant(_I64, 0), entry)
+    step.add_incoming(ir.Constant(_I64, 0), load)
+    acc = []
+    for value in held:
+        phi = builder.phi(vector)
+        phi.add_incoming(zero, entry)
+        phi.add_incoming(value, load)
+        acc.append(phi)
+    a_here = builder.gep(a, [builder.mul(step, ir.Constant(_I64, a_bytes))])
+    b_here = builder.gep(b, [builder.mul(step, ir.Constant(_I64, b_bytes))])
+    for line in range(0, b_bytes, 64):
+        _prefetch(builder, builder.gep(b_here, [ir.Constant(_I64, PREFETCH_BYTES + line)]))
+    new = emit_step(builder, mr, a_here, b_here, list(acc))
+    following = builder.add(step, ir.Constant(_I64, 1))
+    step.add_incoming(following, loop)
+    for phi, value in zip(acc, new, strict=True):
+        phi.add_incoming(value, loop)
+    builder.cbranch(builder.icmp_unsigned("<", following, steps), loop, done)
+
+    builder.position_at_end(done)
+    for value, p in zip(new, c_at, strict=True):
+        builder.store(value, p, align=4)
+    builder.ret_void()
+    return function
+
+
+def _declare(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.Type]) -> ir.Function:
+    existing = builder.module.globals.get(name)
+    return existing or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+def _prefetch(builder: ir.IRBuilder, address: Any) -> None:
+    fn = _declare(builder, "llvm.prefetch.p0", ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    builder.call(fn, [address, *(ir.Constant(_I32, n) for n in (0, 3, 1))])  # a read, into every level, of data
+
+
+def _load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, align: int) -> Any:
+    address = builder.gep(base, [ir.Constant(_I64, offset_bytes)])
+    return builder.load(builder.bitcast(address, kind.as_pointer()), align=align)
+
+
+def _splat(builder: ir.IRBuilder, scalar: Any) -> Any:
+    vector = ir.VectorType(scalar.type, LANES)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, LANES), None))
+
+
+def _step_bf16(builder: ir.IRBuilder, mr: int, a: Any, b: Any, acc: list[Any]) -> list[Any]:
+    """Two k: the pair of bf16 in each 32-bit lane gives the even k by a shift and the odd k by a mask."""
+    words = ir.VectorType(_I32, LANES)
+    floats = ir.VectorType(_F32, LANES)
+    fma = _declare(builder, f"llvm.fma.v{LANES}f32", floats, [floats] * 3)
+    pairs = [_load(builder, b, v * LANES * 4, words, 4) for v in range(_NV)]
+    shift = ir.Constant(words, [16] * LANES)
+    mask = ir.Constant(words, [0xFFFF0000] * LANES)
+    for k, half in enumerate(("even", "odd")):
+        columns = [builder.shl(p, shift) if half == "even" else builder.and_(p, mask) for p in pairs]
+        columns = [builder.bitcast(p, floats) for p in columns]
+        for i in range(mr):
+            value = _splat(builder, _load(builder, a, (k * mr + i) * 4, _F32, 4))
+            for v in range(_NV):
+                acc[i * _NV + v] = builder.call(fma, [value, columns[v], acc[i * _NV + v]])
+    return acc
+
+
+def _step_int8_avx512(builder: ir.IRBuilder, mr: int, a: Any, b: Any, acc: list[Any]) -> list[Any]:
+    """Four k: vpdpbusd adds four u8 x s8 products to each int32 lane, without saturation."""
+    sums = ir.VectorType(_I32, LANES)
+    operand = _dot_operand_type()
+    dot = _declare(builder, "llvm.x86.avx512.vpdpbusd.512", sums, [sums, operand, operand])
+    columns = [_load(builder, b, v * LANES * 4, operand, 1) for v in range(_NV)]
+    for i in range(mr):
+        value = builder.bitcast(_splat(builder, _load(builder, a, i * 4, _I32, 1)), operand)
+        for v in range(_NV):
+            acc[i * _NV + v] = builder.call(dot, [acc[i * _NV + v], value, columns[v]])
+    return acc
+
+
+def _step_int8_avx2(builder: ir.IRBuilder, mr: int, a: Any, b: Any, acc: list[Any]) -> list[Any]:
+    """Two k: vpmaddwd adds two int16 products in each int32 lane; vpmaddubsw would saturate."""
+    sums = ir.VectorType(_I32, LANES)
+    halves = ir.VectorType(_I16, 2 * LANES)
+    madd = _declare(builder, "llvm.x86.avx2.pmadd.wd", sums, [halves, halves])
+    codes = ir.VectorType(_I8, 2 * LANES)
+    columns = [builder.sext(_load(builder, b, v * LANES * 2, codes, 1), halves) for v in range(_NV)]
+    for i in range(mr):
+        value = builder.bitcast(_splat(builder, _load(builder, a, i * 4, _I32, 2)), halves)
+        for v in range(_NV):
+            acc[i * _NV + v] = builder.add(acc[i * _NV + v], builder.call(madd, [value, columns[v]]))
+    return acc
+
+
+def _dot_operand_type() -> ir.VectorType:
+    """The operand type of vpdpbusd in this LLVM: bytes since LLVM 22, words before; LLVM itself is asked."""
+    for text, kind in (("<64 x i8>", ir.VectorType(_I8, 64)), ("<16 x i32>", ir.VectorType(_I32, 16))):
+        declaration = f"declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, {text}, {text})"
+        try:
+            llvm.parse_assembly(declaration).verify()
+        except RuntimeError:
+            continue
+        return kind
+    version = ".".join(map(str, llvm.llvm_version_info))
+    raise RuntimeError(f"LLVM {version}: expected llvm.x86.avx512.vpdpbusd.512 on vectors of i8 or i32, got neither")
+
+
+_ukernel_bf16_simd = _define_ukernel(_step_bf16, KR_BF16, "ukernel_bf16")
+_ukernel_int8_simd = _define_ukernel(
+    _step_int8_avx512 if ISA.name == "avx512vnni" else _step_int8_avx2, KR_INT8, "ukernel_int8"
+)

@@ -1,0 +1,421 @@
+"""The MLA prolog in plain NumPy: slow, obvious, and the bits that every kernel has to reproduce.
+
+MLA is the multi-head latent attention of DeepSeek-V2 (2024); the prolog is all that comes before the attention itself.
+Dimension letters: T tokens, H hidden size, Rq q_lora_rank, N heads, D qk_nope_head_dim, R qk_rope_head_dim,
+C kv_lora_rank, BS tokens in a cache block. bf16 arrays are NumPy arrays of ``ml_dtypes.bfloat16``.
+
+Arithmetic: every fp32 operation is one IEEE rounding and nothing is reassociated. An output element of a product of
+matrices is one fp32 accumulator, from +0, taken in ascending k. A product of two bf16 values is exact in fp32 when it
+is zero or its magnitude lies in [2**-134, 2**128), so there a fused multiply-add gives the same bits. Casts to bf16
+round to nearest even, and NaN stays NaN.
+
+Codes and scales: ``real = code * scale``. NaN and Inf are computed with, silently, and stay in their own token.
+"""
+
+from math import prod
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+N_LANES = 16  # accumulators of the sum of squares in rms_norm
+N_GROUPS = 4  # quantisation groups of the latent key
+NZ_C0_BYTES = 32  # the contiguous run of a PA_NZ cache
+COLUMN_BLOCK = 512  # output columns at a time, so that accumulators stay in cache; bits don't depend on it
+
+
+class ReferenceOutput(NamedTuple):
+    """What the prolog gives back; the caches are new arrays.
+
+    query_nope    (T, N, C)           bf16
+    query_rope    (T, N, R)           bf16
+    q_norm        (T, Rq)             int8, or bf16 when w_uq_qr is not quantised
+    q_norm_scale  (T, 1)              fp32, or None when w_uq_qr is not quantised
+    kv_cache      (blocks, BS, 1, C)  int8, or bf16 when w_uq_qr is not quantised
+    kr_cache      (blocks, BS, 1, R)  bf16
+    k_scale_cache (blocks, BS, 1, 4)  fp32 or fp16 as it came, or None when none came
+    """
+
+    query_nope: Array
+    query_rope: Array
+    q_norm: Array
+    q_norm_scale: F32 | None
+    kv_cache: Array
+    kr_cache: Array
+    k_scale_cache: Array | None
+
+
+@np.errstate(all="ignore")
+def sum_of_products(a: Array, b: Array) -> F32:
+    """Matrix product ``a @ b`` of floats, each output one fp32 accumulator over ascending k.
+
+    a (..., K) and b (K, N), any float dtype, widened to fp32; the result is (..., N) fp32. For heads, call it per head.
+    """
+    _expect_inner("b", a, b)
+    if a.dtype.kind in "iu" or b.dtype.kind in "iu":
+        raise TypeError(
+            f"a, b: expected floats (integer weights need their dequant scale), got {a.dtype} and {b.dtype}"
+        )
+    n_k, n_columns = b.shape
+    a_fp32 = a.astype(np.float32).reshape(prod(a.shape[:-1]), n_k)
+    result = np.zeros((a_fp32.shape[0], n_columns), np.float32)
+    for start in range(0, n_columns, COLUMN_BLOCK):
+        b_fp32 = b[:, start : start + COLUMN_BLOCK].astype(np.float32, order="C")
+        acc = np.zeros((a_fp32.shape[0], b_fp32.shape[1]), np.float32)
+        product = np.empty_like(acc)
+        for k in range(n_k):
+            np.multiply(a_fp32[:, k, None], b_fp32[k], out=product)
+            np.add(acc, product, out=acc)
+        result[:, start : start + COLUMN_BLOCK] = acc
+    return result.reshape(*a.shape[:-1], n_columns)
+
+
+def matmul_int8(a: I8, b: I8) -> I32:
+    """Exact integer product ``a @ b``: a (..., K) int8 in [-127, 127], b (K, N) int8, the result (..., N) int32.
+
+    It goes through fp64, which is exact here in any order: all partial sums are integers below 2**31, far below 2**53.
+    """
+    _expect_inner("b", a, b)
+    if a.dtype != np.int8 or b.dtype != np.int8:
+        raise TypeError(f"a, b: expected int8, got {a.dtype} and {b.dtype}")
+    n_k, n_columns = b.shape
+    if n_k * 127 * 128 >= 2**31:
+        raise ValueError(f"b: expected K*127*128 < 2**31 for an int32 sum, got K = {n_k}")
+    a_fp64 = a.astype(np.float64)
+    result = np.empty((*a.shape[:-1], n_columns), np.int32)
+    for start in range(0, n_columns, COLUMN_BLOCK):
+        result[..., start : start + COLUMN_BLOCK] = a_fp64 @ b[:, start : start + COLUMN_BLOCK].astype(np.float64)
+    return result
+
+
+@np.errstate(all="ignore")
+def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
+    """``tensor / other``, or ``other / tensor`` with is_reserve: one fp32 division, rounded to the tensor's dtype."""
+    divisor = np.asarray(other, tensor.dtype).astype(np.float32)
+    tensor_fp32 = tensor.astype(np.float32)
+    return (divisor / tensor_fp32 if is_reserve else tensor_fp32 / divisor).astype(tensor.dtype)
+
+
+@np.errstate(all="ignore")
+def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
+    """Norm over the last axis (RMSNorm, Zhang and Sennrich, 2019): ``gamma * (x * (1 / sqrt(mean(x*x) + epsilon)))``.
+
+    input_tensor (..., n) bf16, fp16 or fp32; gamma (n,); computed in fp32, the result has the input's shape and dtype.
+    The squares are scaled by fp32(1/n) before they are summed. Element i goes to lane i % 16, each lane ascending; then
+    lane i and lane i + half are added for half = 8, 4, 2, 1. A short last step is padded with zeros.
+    """
+    n = input_tensor.shape[-1]
+    if gamma.shape != (n,):
+        raise ValueError(f"gamma: expected shape ({n},), got {gamma.shape}")
+    x = input_tensor.astype(np.float32)
+    y = x * x
+    y = y * np.float32(1.0 / n)
+    y = np.concatenate([y, np.zeros((*y.shape[:-1], -n % N_LANES), np.float32)], axis=-1)
+    lanes = np.zeros((*y.shape[:-1], N_LANES), np.float32)
+    for start in range(0, y.shape[-1], N_LANES):
+        lanes = lanes + y[..., start : start + N_LANES]
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    r = np.float32(1.0) / np.sqrt(lanes + np.float32(epsilon))
+    return (gamma.astype(np.float32) * (x * r)).astype(input_tensor.dtype)
+
+
+@np.errstate(all="ignore")
+def quant(
+    input_tensor: Array, is_symmetry: bool = True, has_smooth_factor: bool = False, smooth_factor: Array | None = None
+) -> tuple[Array, ...]:
+    """Quantise dynamically over the last axis, in fp32: (..., n) floats to int8 codes with one scale a row.
+
+    smooth_factor ((n,), (1, n) or (n, 1)) is multiplied in first (SmoothQuant, Xiao et al., 2022).
+
+    Symmetric: ``s = 127 / amax``, codes ``rint(y*s)`` with half to even, scale ``1/s``, which is not ``amax/127``.
+    Returns codes and scale (..., 1) fp32. Where s overflows, as in an all-zero row, codes and scale are 0.
+
+    Asymmetric: scale ``(max - min) / 255`` of at least 1e-12, zero point ``rint(-128 - min/scale)``, codes
+    ``rint(y/scale) + zero_point``. Returns codes, scale and zero point, both (..., 1) fp32: a row far from zero has a
+    zero point that no int8 holds.
+
+    Codes saturate to [-128, 127]; where the value to be rounded is NaN or Inf, the code is 0.
+    """
+    y = input_tensor.astype(np.float32)
+    if has_smooth_factor:
+        if smooth_factor is None:
+            raise TypeError("smooth_factor: expected an array with has_smooth_factor, got None")
+        y = y * _row("smooth_factor", smooth_factor, y.shape[-1])
+    if is_symmetry:
+        scale_quant = np.float32(127.0) / np.max(np.abs(y), axis=-1, keepdims=True)
+        # Where scale_quant is Inf every product is Inf or NaN, which makes code 0, and 1 / Inf makes scale 0.
+        return _saturate(np.rint(y * scale_quant)), np.float32(1.0) / scale_quant
+    max_value = np.max(y, axis=-1, keepdims=True)
+    min_value = np.min(y, axis=-1, keepdims=True)
+    scale = np.maximum((max_value - min_value) / np.float32(255.0), np.float32(1e-12))
+    zero_point = np.rint(np.float32(-128.0) - min_value / scale)
+    return _saturate(np.rint(y / scale) + zero_point), scale, zero_point
+
+
+def k_nope_quant(x: Array) -> tuple[I8, F32]:
+    """Quantise the normed latent key, (T, 4, C/4) bf16, to int8 codes and fp32 scales (T, 4, 1), one a group."""
+    codes, scale = quant(x)
+    return codes, scale
+
+
+@np.errstate(all="ignore")
+def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array) -> Array:
+    """Turn int32 sums (or codes) back into reals of the given dtype: ``(fp32(x) * scale) * w_scale``, in this order.
+
+    input_tensor (T, n), scale (T, 1) per token, w_scale (1, n) per channel.
+    """
+    result: F32 = input_tensor.astype(np.float32) * scale.astype(np.float32) * w_scale.astype(np.float32)
+    return result.astype(dtype)
+
+
+@np.errstate(all="ignore")
+def dequant_asymmetric(codes: I8, scale: F32, zero_point: F32) -> F32:
+    """Invert the asymmetric quant to half a step: ``(fp32(code) - zero_point) * scale``, (..., n) fp32."""
+    return (codes.astype(np.float32) - zero_point) * scale
+
+
+@np.errstate(all="ignore")
+def rotate_half(input_tensor: Array) -> Array:
+    """Give ``[x2 * -1, x1 + 0]`` for the halves ``[x1, x2]`` of the last axis; the ``+ 0`` turns -0 into +0."""
+    n = input_tensor.shape[-1]
+    if n % 2:
+        raise ValueError(f"input_tensor: expected an even last axis, got shape {input_tensor.shape}")
+    x1, x2 = input_tensor[..., : n // 2], input_tensor[..., n // 2 :]
+    number = input_tensor.dtype.type
+    return np.concatenate([x2 * number(-1), x1 + number(0)], axis=-1)
+
+
+def rope_v2(x: Array, cos: Array, sin: Array, tile_config: object = None) -> Array:
+    """Rotary position embedding (Su et al., 2021) of x, cos, sin (T, R); pairs come interleaved and leave as halves.
+
+    With ``y = x[0], x[2], ..., x[1], x[3], ...`` in fp32: ``y*cos + rotate_half(y)*sin``, two products and one add,
+    then x's dtype. Both halves of cos and sin are read as given. tile_config is about tiles only and changes no bit.
+    """
+    return _rope(x, cos, sin)
+
+
+def rope_3d_v2(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotary position embedding as in rope_v2 of each head: x (T, N, R), cos and sin (T, R)."""
+    return _rope(x, cos[:, None, :], sin[:, None, :])
+
+
+@np.errstate(all="ignore")
+def pre_compute_2d(
+    token_x: Array,
+    w_dq: Array,
+    w_uq_qr: Array,
+    w_dkv_kr: Array,
+    gamma_cq: Array,
+    epsilon_cq: float,
+    *,
+    dequant_scale_w_dq: Array | None = None,
+    dequant_scale_w_dkv_kr: Array | None = None,
+    dequant_scale_w_uq_qr: Array | None = None,
+    smooth_scales_cq: Array | None = None,
+) -> tuple[Array, Array, Array, F32 | None]:
+    """Project tokens down, norm, quantise and project up: all that the query and key paths share, without heads.
+
+    token_x   (T, H)          bf16
+    w_dq      (H, Rq)         bf16, or int8 with dequant_scale_w_dq (Rq,) and dequant_scale_w_dkv_kr
+    w_dkv_kr  (H, C + R)      the same, with dequant_scale_w_dkv_kr (C + R,)
+    w_uq_qr   (Rq, N*(D+R))   bf16, or int8 with dequant_scale_w_uq_qr (N*(D+R),)
+    gamma_cq  (Rq,)           bf16
+    smooth_scales_cq (1, Rq)  fp32, read only with dequant_scale_w_uq_qr
+
+    Returns q_b_proj (T, N*(D+R)) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq) int8 and q_norm_scale (T, 1) fp32;
+    when w_uq_qr is not quantised, the last two are the bf16 norm and None. Unquantised, the product with w_dq is two
+    sums, one over each half of H, and one fp32 add. One scale of the two down projections alone switches nothing.
+    """
+    if token_x.dtype != BF16:
+        raise TypeError(f"token_x: expected bfloat16, got {token_x.dtype}")
+    if dequant_scale_w_dq is not None and dequant_scale_w_dkv_kr is not None:
+        codes, token_scale = quant(token_x)
+        q_a_proj = _dequantised_product(codes, token_scale, w_dq, "dequant_scale_w_dq", dequant_scale_w_dq)
+        compressed_kv = _dequantised_product(
+            codes, token_scale, w_dkv_kr, "dequant_scale_w_dkv_kr", dequant_scale_w_dkv_kr
+        )
+    else:
+        _expect_inner("w_dq", token_x, w_dq)
+        half = token_x.shape[1] // 2
+        if token_x.shape[1] % 2:
+            raise ValueError(f"token_x: expected an even H, got shape {token_x.shape}")
+        first = sum_of_products(token_x[:, :half], w_dq[:half])
+        second = sum_of_products(token_x[:, half:], w_dq[half:])
+        q_a_proj = (first + second).astype(BF16)
+        compressed_kv = _bf16_product(token_x, w_dkv_kr)
+    norm_res = rms_norm(q_a_proj, gamma_cq, epsilon_cq)
+    if dequant_scale_w_uq_qr is None:
+        return _bf16_product(norm_res, w_uq_qr), compressed_kv, norm_res, None
+    q_norm, q_norm_scale = quant(norm_res, True, smooth_scales_cq is not None, smooth_scales_cq)
+    q_b_proj = _dequantised_product(q_norm, q_norm_scale, w_uq_qr, "dequant_scale_w_uq_qr", dequant_scale_w_uq_qr)
+    return q_b_proj, compressed_kv, q_norm, q_norm_scale
+
+
+def mla_prolog(
+    x: Array,
+    cos: Array,
+    sin: Array,
+    cache_index: Array,
+    kv_cache: Array,
+    kr_cache: Array,
+    k_scale_cache: Array | None,
+    *,
+    w_dq: Array,
+    w_uq_qr: Array,
+    w_uk: Array,
+    w_dkv_kr: Array,
+    gamma_cq: Array,
+    gamma_ckv: Array,
+    dequant_scale_w_uq_qr: Array | None = None,
+    dequant_scale_w_dq: Array | None = None,
+    dequant_scale_w_dkv_kr: Array | None = None,
+    smooth_scales_cq: Array | None = None,
+    epsilon_cq: float = 1e-5,
+    epsilon_ckv: float = 1e-5,
+    cache_mode: str = "PA_BSND",
+) -> ReferenceOutput:
+    """Compute the whole prolog of T tokens; no argument is written to.
+
+    x (T, H) bf16, cos and sin (T, R) bf16, cache_index (T,) integer; the caches as in ReferenceOutput. Weights and
+    scales as in pre_compute_2d: columns [n*(D+R), n*(D+R)+D) of w_uq_qr are head n's nope part, the R behind them its
+    rope part; columns [0, C) of w_dkv_kr are the latent, [C, C+R) the rope key. w_uk (N, D, C) and gamma_ckv (C,) bf16.
+    Each scale may be (n,), (1, n) or (n, 1). dequant_scale_w_uq_qr also decides that the KV cache is int8, with four
+    scales a token; without it the cache holds the bf16 norm and k_scale_cache comes back as it was.
+    """
+    n_heads, nope_dim, kv_lora_rank = w_uk.shape
+    rope_dim = sin.shape[1]
+    is_quant = dequant_scale_w_uq_qr is not None
+    if kv_cache.dtype != (np.int8 if is_quant else BF16):
+        raise TypeError(f"kv_cache: expected {'int8' if is_quant else 'bfloat16'} in this mode, got {kv_cache.dtype}")
+    if is_quant and k_scale_cache is None:
+        raise TypeError("k_scale_cache: expected an array in the quantised mode, got None")
+    if is_quant and kv_lora_rank % N_GROUPS:
+        raise ValueError(f"w_uk: expected kv_lora_rank to be a multiple of {N_GROUPS}, got {kv_lora_rank}")
+
+    q_b_proj, compressed_kv, q_norm, q_norm_scale = pre_compute_2d(
+        x,
+        w_dq,
+        w_uq_qr,
+        w_dkv_kr,
+        gamma_cq,
+        epsilon_cq,
+        dequant_scale_w_dq=dequant_scale_w_dq,
+        dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
+        dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
+        smooth_scales_cq=smooth_scales_cq,
+    )
+    query = q_b_proj.reshape(x.shape[0], n_heads, nope_dim + rope_dim)
+    query_nope = np.empty((x.shape[0], n_heads, kv_lora_rank), BF16)
+    for head in range(n_heads):
+        query_nope[:, head] = _bf16_product(query[:, head, :nope_dim], w_uk[head])
+    query_rope = rope_3d_v2(query[:, :, nope_dim:], cos, sin)
+
+    k_rope = rope_v2(compressed_kv[:, kv_lora_rank:], cos, sin)
+    k_nope: Array = rms_norm(compressed_kv[:, :kv_lora_rank], gamma_ckv, epsilon_ckv)
+    new_k_scale_cache = None if k_scale_cache is None else k_scale_cache.copy()
+    if is_quant and k_scale_cache is not None:
+        codes, k_scale = k_nope_quant(k_nope.reshape(x.shape[0], N_GROUPS, kv_lora_rank // N_GROUPS))
+        k_nope = codes.reshape(x.shape[0], kv_lora_rank)
+        # Four scales fill no NZ run: they lie in token order in both modes.
+        new_k_scale_cache = scatter(k_scale_cache, cache_index, k_scale.reshape(x.shape[0], N_GROUPS), "PA_BSND")
+    return ReferenceOutput(
+        query_nope=query_nope,
+        query_rope=query_rope,
+        q_norm=q_norm,
+        q_norm_scale=q_norm_scale,
+        kv_cache=scatter(kv_cache, cache_index, k_nope, cache_mode),
+        kr_cache=scatter(kr_cache, cache_index, k_rope, cache_mode),
+        k_scale_cache=new_k_scale_cache,
+    )
+
+
+def nz_addresses(slot: int, block_size: int, d: int, c0: int) -> I64:
+    """Where the d elements of a slot's row lie in a flat PA_NZ cache, whose order is [blocks, d/c0, BS, c0]."""
+    c = np.arange(d, dtype=np.int64)
+    return (slot // block_size) * block_size * d + (c // c0) * block_size * c0 + (slot % block_size) * c0 + c % c0
+
+
+@np.errstate(all="ignore")
+def scatter(cache: Array, cache_index: Array, rows: Array, cache_mode: str) -> Array:
+    """Copy the cache with row t of rows at flat slot cache_index[t]; a later token wins, and slot -1 is padding.
+
+    cache (blocks, BS, 1, d), rows (T, d) cast to its dtype, cache_index (T,) integer; cache_mode PA_BSND or PA_NZ.
+    """
+    n_blocks, block_size, _, d = cache.shape
+    capacity = n_blocks * block_size
+    c0 = NZ_C0_BYTES // cache.itemsize
+    if cache_mode not in ("PA_BSND", "PA_NZ"):
+        raise ValueError(f"cache_mode: expected PA_BSND or PA_NZ, got {cache_mode}")
+    if cache_mode == "PA_NZ" and d % c0:
+        raise ValueError(f"cache: expected rows of a multiple of {c0} elements for PA_NZ, got shape {cache.shape}")
+    if rows.shape[1:] != (d,) or cache_index.shape != rows.shape[:1]:
+        raise ValueError(f"rows, cache_index: expected (T, {d}) and (T,), got {rows.shape} and {cache_index.shape}")
+    if cache_index.dtype.kind not in "iu":
+        raise TypeError(f"cache_index: expected integers, got {cache_index.dtype}")
+    for token, slot in enumerate(cache_index.tolist()):
+        if not -1 <= slot < capacity:
+            raise ValueError(
+                f"cache_index: expected -1 or a slot below capacity {capacity}, got {slot} at token {token}"
+            )
+    flat = cache.flatten()
+    for row, slot in zip(rows.astype(cache.dtype), cache_index.tolist(), strict=True):
+        if slot == -1:
+            continue
+        if cache_mode == "PA_NZ":
+            flat[nz_addresses(slot, block_size, d, c0)] = row
+        else:
+            flat[slot * d : (slot + 1) * d] = row
+    return flat.reshape(cache.shape)
+
+
+@np.errstate(all="ignore")
+def _rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate x (..., R) with cos and sin that broadcast to it."""
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.shape[0] != x.shape[0] or table.shape[-1] != x.shape[-1]:
+            raise ValueError(
+                f"{name}: expected ({x.shape[0]}, {x.shape[-1]}), got ({table.shape[0]}, {table.shape[-1]})"
+            )
+    x_fp32 = x.astype(np.float32)
+    x_fp32 = np.concatenate([x_fp32[..., 0::2], x_fp32[..., 1::2]], axis=-1)
+    x_embed: F32 = x_fp32 * cos.astype(np.float32) + rotate_half(x_fp32) * sin.astype(np.float32)
+    return x_embed.astype(x.dtype)
+
+
+@np.errstate(all="ignore")
+def _bf16_product(a: Array, b: Array) -> Array:
+    """One sum over all k, rounded to bf16."""
+    return sum_of_products(a, b).astype(BF16)
+
+
+def _dequantised_product(codes: I8, token_scale: F32, weight: Array, name: str, w_scale: Array) -> Array:
+    """Integer product of codes (T, K) and an int8 weight (K, n), brought back to bf16."""
+    return dequant(BF16, matmul_int8(codes, weight), token_scale, _row(name, w_scale, weight.shape[1]))
+
+
+def _saturate(rounded: F32) -> I8:
+    """Integral floats to int8 codes; NaN and Inf give 0."""
+    finite = np.where(np.isfinite(rounded), rounded, np.float32(0.0))
+    return np.clip(finite, np.float32(-128.0), np.float32(127.0)).astype(np.int8)
+
+
+def _row(name: str, values: Array, n: int) -> F32:
+    """Per-channel values of shape (n,), (1, n) or (n, 1) as a row (1, n) fp32."""
+    if values.shape not in ((n,), (1, n), (n, 1)):
+        raise ValueError(f"{name}: expected shape ({n},), (1, {n}) or ({n}, 1), got {values.shape}")
+    return values.astype(np.float32).reshape(1, n)
+
+
+def _expect_inner(name: str, a: Array, b: Array) -> None:
+    if b.ndim != 2 or a.shape[-1] != b.shape[0]:
+        raise ValueError(f"{name}: expected ({a.shape[-1]}, n), got {b.shape}")

@@ -1,0 +1,108 @@
+"""The three sweeps over one tile of tokens: what each kernel gets from the plan, the buffers, the weights and the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tiling import TilePlan
+
+from ._checks import Array
+from .cache import CacheView
+from .kernels import gemm, packing, query_heads, rmsnorm_quant, rows
+from .packed import PackedWeights
+from .workspace import TileBuffers
+
+__all__ = ["SWEEPS", "Bindings", "run_tile"]
+
+SWEEPS = ("down", "rows", "heads")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bindings:
+    """The caller's arrays as the kernels take them: bf16 as uint16 bits, all C-contiguous, for all T tokens.
+
+    `q_norm_scale` is (T,) float32, empty when unquantised; `ones` is float32, at least as long as the longest tile.
+    """
+
+    x: Array
+    cos: Array
+    sin: Array
+    cache_index: Array
+    query_nope: Array
+    query_rope: Array
+    q_norm: Array
+    q_norm_scale: Array
+    caches: dict[str, CacheView]
+    ones: Array
+
+
+def run_tile(
+    weights: PackedWeights,
+    plan: TilePlan,
+    buffers: TileBuffers,
+    io: Bindings,
+    t0: int,
+    finished: Callable[[str], None] | None = None,
+) -> None:
+    """Computes tokens t0..t0+plan.t. `finished` is called with a sweep's name at its end."""
+    for name, sweep in zip(SWEEPS, (_down, _rows, _heads), strict=True):
+        sweep(weights, plan, buffers, io, t0)
+        if finished is not None:
+            finished(name)
+
+
+def _down(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+    n = plan.n_workers
+    qa, kva = plan.down.qa, plan.down.kva
+    down = weights.down
+    x = io.x[t0 : t0 + plan.t]
+    if qa.dtype == "int8":
+        rmsnorm_quant.quant_x(
+            n, x, qa.mc, down.kp, buffers.y, buffers.x_codes, buffers.x_scale, buffers.x_pack, n
+        )
+        row_scale, c = buffers.x_scale, buffers.c_i32
+    else:
+        packing.pack_rows_bf16(n, x, down.n_parts, qa.mc, buffers.x_pack)
+        row_scale, c = io.ones, buffers.c_f32
+    gemm.matmul_pair(
+        n, buffers.x_pack, down.kp, down.panels, down.offset, row_scale, down.col_scale, down.n_parts, buffers.q_a,
+        buffers.kv_a, c, np.zeros(1, np.int64), qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, n,
+    )  # fmt: skip
+
+
+def _rows(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+    n = plan.n_workers
+    kv, kr = io.caches["kv_cache"], io.caches["kr_cache"]
+    mc, kp = plan.heads.qb.mc, weights.up.kp
+    counter = np.zeros(1, np.int64)
+    if plan.rows.quantised:
+        k_scale = io.caches["k_scale_cache"]
+        rows.rows_int8(
+            n, buffers.q_a, buffers.kv_a, weights.gamma_cq, weights.gamma_ckv, weights.epsilon_cq, weights.epsilon_ckv,
+            weights.smooth_scales_cq, io.cos, io.sin, io.cache_index, t0, io.q_norm, io.q_norm_scale, buffers.a_up, kp,
+            mc, kv.flat, kv.layout, kr.flat, kr.layout, k_scale.flat, k_scale.layout, buffers.y, counter,
+            plan.rows.rows_q, plan.rows.rows_k, n,
+        )  # fmt: skip
+    else:
+        rows.rows_bf16(
+            n, buffers.q_a, buffers.kv_a, weights.gamma_cq, weights.gamma_ckv, weights.epsilon_cq, weights.epsilon_ckv,
+            io.cos, io.sin, io.cache_index, t0, io.q_norm, buffers.a_up, kp, mc, kv.flat, kv.layout, kr.flat, kr.layout,
+            buffers.y, counter, plan.rows.rows_q, plan.rows.rows_k, n,
+        )  # fmt: skip
+
+
+def _heads(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+    n = plan.n_workers
+    heads = plan.heads
+    up = weights.up
+    quantised = heads.qb.dtype == "int8"
+    query_heads.query_heads(
+        n, buffers.a_up, up.kp, up.panels, up.offset, io.q_norm_scale[t0 : t0 + plan.t] if quantised else io.ones,
+        up.col_scale, weights.uk.panels, io.cos, io.sin, t0, plan.t, weights.dims.qk_nope_head_dim, io.query_nope,
+        io.query_rope, buffers.c_i32 if quantised else buffers.c_f32, buffers.c_f32, buffers.q_head, buffers.a_nope,
+        np.zeros(1, np.int64), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc, heads.wuk.kc,
+        heads.wuk.walk, heads.grain, n,
+    )  # fmt: skip

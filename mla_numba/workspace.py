@@ -1,0 +1,71 @@
+"""The buffers of a call: what lies between the three sweeps, and each worker's scratch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from tiling import TilePlan
+
+from ._checks import Array
+from .kernels import simd
+
+__all__ = ["TileBuffers"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileBuffers:
+    """Views of one block of memory for one tile of tokens, with the sizes that the tile's plan states.
+
+    Shared: x_pack, x_codes and x_scale (int8 down projections only), q_a and kv_a (t, n) uint16, a_up. One row a
+    worker: c (float32 and int32 views of the same accumulators), q_head, a_nope, y.
+    """
+
+    x_pack: Array
+    x_codes: Array
+    x_scale: Array
+    q_a: Array
+    kv_a: Array
+    a_up: Array
+    c_f32: Array
+    c_i32: Array
+    q_head: Array
+    a_nope: Array
+    y: Array
+
+    @classmethod
+    def carve(cls, plan: TilePlan, memory: Array) -> Self:
+        """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
+        views = {}
+        at = 0
+        for name, size in plan.workspace.items():
+            views[name] = memory[at : at + size]
+            at += size
+        n, t = plan.n_workers, plan.t
+        qa, qb, kva, _ = plan.gemms
+        nothing = memory[:0]
+
+        def of(name: str, dtype: type[np.generic], *shape: int) -> Array:
+            flat = views.get(name, nothing).view(dtype)
+            return flat[: int(np.prod(shape))].reshape(shape) if shape else flat
+
+        def by_worker(name: str, dtype: type[np.generic] = np.float32) -> Array:
+            return views[name].view(dtype).reshape(n, -1)
+
+        down_type, up_type = (simd.A_INT8_DTYPE if g.dtype == "int8" else np.float32 for g in (qa, qb))
+        quantised_x = qa.dtype == "int8"
+        return cls(
+            x_pack=of("x_pack", down_type),
+            x_codes=of("x_codes", np.int8, t if quantised_x else 0, qa.k),
+            x_scale=of("x_scale", np.float32, t if quantised_x else 0),
+            q_a=of("q_a", np.uint16, t, qa.n),
+            kv_a=of("kv_a", np.uint16, t, kva.n),
+            a_up=of("a_up", up_type),
+            c_f32=by_worker("c"),
+            c_i32=by_worker("c", np.int32),
+            q_head=by_worker("q_head"),
+            a_nope=by_worker("a_nope"),
+            y=by_worker("y"),
+        )

@@ -1,0 +1,145 @@
+import platform
+import sys
+
+import pytest
+
+from tiling import Machine
+from tiling.machine import detect_linux, detect_macos, fallback_machine, isa_of
+
+ZEN5 = "fpu sse2 fma avx2 avx512f avx512dq avx512bw avx512vl avx512_vnni"
+KIB = 1024
+
+
+def write(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+def fake_linux(root, flags=ZEN5, n_cores=4, threads_per_core=2):
+    write(root, {"proc/cpuinfo": f"processor\t: 0\nmodel name\t: Fake 9\nflags\t\t: {flags}\n\nprocessor\t: 1"})
+    cpus = "sys/devices/system/cpu"
+    write(root, {f"{cpus}/cpufreq/boost": "1"})
+    for cpu in range(n_cores * threads_per_core):
+        folder = f"{cpus}/cpu{cpu}"
+        topology = {"core_id": cpu % n_cores % 2, "physical_package_id": cpu % n_cores // 2}
+        write(root, {f"{folder}/topology/{name}": value for name, value in topology.items()})
+        caches = [(1, "Data", "48K"), (1, "Instruction", "32K"), (2, "Unified", "2048K"), (3, "Unified", "36M")]
+        for i, (level, kind, size) in enumerate(caches):
+            values = {"level": level, "type": kind, "size": size}
+            write(root, {f"{folder}/cache/index{i}/{name}": value for name, value in values.items()})
+
+
+def test_linux(tmp_path):
+    fake_linux(tmp_path)
+    assert detect_linux(tmp_path, set(range(8))) == Machine(
+        name="Fake 9",
+        arch=platform.machine(),
+        isa="avx512vnni",
+        l1d_bytes=48 * KIB,
+        l2_bytes=2048 * KIB,
+        l3_bytes=36 * KIB**2,
+        n_physical_cores=4,
+        n_usable_cores=4,
+    )
+
+
+def test_linux_counts_hyperthreads_of_one_core_once(tmp_path):
+    fake_linux(tmp_path)
+    machine = detect_linux(tmp_path, {1, 5, 6})  # 1 and 5 share a core
+    assert (machine.n_physical_cores, machine.n_usable_cores) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("files", "n_usable"),
+    [
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/cpu.max": "max 100000"}, 4),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "250000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "9000000 100000"}, 4),
+        (
+            {
+                "proc/self/cgroup": "3:cpuset:/\n2:cpu,cpuacct:/job",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_quota_us": "300000",
+                "sys/fs/cgroup/cpu/job/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+    ],
+)
+def test_linux_respects_the_cgroup_quota(tmp_path, files, n_usable):
+    fake_linux(tmp_path)
+    write(tmp_path, files)
+    assert detect_linux(tmp_path, set(range(8))).n_usable_cores == n_usable
+
+
+def test_linux_without_any_file(tmp_path):
+    machine = detect_linux(tmp_path, {0, 3})
+    assert (machine.isa, machine.l1d_bytes, machine.l2_bytes, machine.l3_bytes) == ("portable", 32 * KIB, 512 * KIB, 0)
+    assert (machine.n_physical_cores, machine.n_usable_cores) == (2, 2)
+    assert machine.name == platform.machine()
+
+
+@pytest.mark.parametrize(
+    ("flags", "isa"),
+    [
+        (ZEN5, "avx512vnni"),
+        (ZEN5.replace("avx512vl", ""), "avx2"),
+        ("avx2 fma avx512f avx512bw avx512vl", "avx2"),
+        ("avx2", "portable"),
+        ("asimd", "portable"),
+        ("", "portable"),
+    ],
+)
+def test_isa(flags, isa):
+    assert isa_of(flags.split()) == isa
+
+
+def test_macos():
+    arm = {
+        "machdep.cpu.brand_string": "Apple M9",
+        "hw.physicalcpu": "10",
+        "hw.perflevel0.physicalcpu": "8",
+        "hw.perflevel0.l1dcachesize": "131072",
+        "hw.l1dcachesize": "65536",
+        "hw.l2cachesize": "4194304",
+    }
+    m = detect_macos(lambda key: arm.get(key, ""))
+    assert m == Machine("Apple M9", platform.machine(), "portable", 128 * KIB, 4096 * KIB, 0, 10, 8)
+    intel = {"machdep.cpu.features": "SSE4.2 FMA", "machdep.cpu.leaf7_features": "AVX2", "hw.physicalcpu": "4"}
+    m = detect_macos(lambda key: intel.get(key, ""))
+    assert (m.isa, m.l1d_bytes, m.l2_bytes, m.n_usable_cores) == ("avx2", 32 * KIB, 512 * KIB, 4)
+
+
+def test_fallback_and_detect():
+    assert fallback_machine().isa == "portable"
+    machine = Machine.detect()
+    assert machine is Machine.detect()
+    assert machine.l1d_bytes <= machine.l2_bytes
+    if sys.platform == "linux":
+        import os
+
+        assert machine.n_usable_cores <= len(os.sched_getaffinity(0))
+
+
+def test_json_and_str():
+    machine = Machine("Fake 9", "x86_64", "avx2", 48 * KIB, 1024 * KIB, 0, 8, 6)
+    assert Machine.from_json(machine.to_json()) == machine
+    assert str(machine) == "Fake 9 (x86_64, avx2): L1d 48 KiB, L2 1024 KiB, L3 0 KiB, 6 of 8 cores"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"isa": "sse"}, "isa: expected one of avx512vnni, avx2, portable, got 'sse'"),
+        ({"l2_bytes": 0}, "l2_bytes: expected an int >= 1, got 0"),
+        ({"n_usable_cores": 9}, "n_physical_cores: expected an int >= 9, got 8"),
+    ],
+)
+def test_machine_refuses(change, message):
+    fields = {"name": "x", "arch": "x", "isa": "avx2", "l1d_bytes": 1, "l2_bytes": 1, "l3_bytes": 0}
+    with pytest.raises(ValueError, match=message):
+        Machine(**fields | {"n_physical_cores": 8, "n_usable_cores": 8} | change)

@@ -1,0 +1,40 @@
+"""Tiles, plans and the planner of the MLA prolog: standard library only, no kernels."""
+
+from tiling.arith import ceil_div, chunks, round_up
+from tiling.config import CubeTile, MlaTileConfig, PassOptions, RopeTileShapeConfig
+from tiling.gemm_plan import GemmPlan, MicroTile
+from tiling.machine import Machine
+from tiling.plan import DownPlan, HeadsPlan, PrologPlan, RowPlan, TilePlan
+from tiling.planner import plan_prolog
+from tiling.presets import PRESETS, ROPE_TILES, options_list, pass_options, preset
+from tiling.roofline import Rates, least_seconds
+from tiling.stages import PlanDims
+from tiling.unroll import loop_unroll
+
+__all__ = [
+    "PRESETS",
+    "ROPE_TILES",
+    "CubeTile",
+    "DownPlan",
+    "GemmPlan",
+    "HeadsPlan",
+    "Machine",
+    "MicroTile",
+    "MlaTileConfig",
+    "PassOptions",
+    "PlanDims",
+    "PrologPlan",
+    "Rates",
+    "RopeTileShapeConfig",
+    "RowPlan",
+    "TilePlan",
+    "ceil_div",
+    "chunks",
+    "least_seconds",
+    "loop_unroll",
+    "options_list",
+    "pass_options",
+    "plan_prolog",
+    "preset",
+    "round_up",
+]

@@ -1,0 +1,207 @@
+"""The machine a plan is made for: caches, cores and instruction set."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+from tiling._check import check_choice, check_int
+from tiling._json import from_json, to_json
+
+__all__ = ["ISAS", "Machine"]
+
+ISAS = ("avx512vnni", "avx2", "portable")
+
+# What nearly every core since 2010 has at least; used where the system does not say.
+_FALLBACK_L1D_BYTES = 32 * 1024
+_FALLBACK_L2_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Caches, cores and instruction set of one machine.
+
+    ``l1d_bytes`` and ``l2_bytes`` are those of one core, ``l3_bytes`` is the shared one and 0 where there is none or
+    it is not known. ``n_usable_cores`` counts the physical cores this process may run on: hyperthreads of one core
+    count once, and CPU affinity and a cgroup's quota are respected.
+    """
+
+    name: str
+    arch: str
+    isa: str
+    l1d_bytes: int
+    l2_bytes: int
+    l3_bytes: int
+    n_physical_cores: int
+    n_usable_cores: int
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        check_choice("isa", self.isa, ISAS)
+        check_int("l1d_bytes", self.l1d_bytes, 1)
+        check_int("l2_bytes", self.l2_bytes, 1)
+        check_int("l3_bytes", self.l3_bytes, 0)
+        check_int("n_usable_cores", self.n_usable_cores, 1)
+        check_int("n_physical_cores", self.n_physical_cores, self.n_usable_cores)
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def detect() -> "Machine":
+        """This machine, as far as the operating system describes it; asked once per process."""
+        if sys.platform == "linux":
+            return detect_linux(Path("/"), os.sched_getaffinity(0))
+        if sys.platform == "darwin":
+            return detect_macos(_sysctl)
+        return fallback_machine()
+
+    def to_json(self) -> str:
+        """JSON text of every field."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The machine that ``to_json`` wrote."""
+        return from_json(cls, text)
+
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"{self.name} ({self.arch}, {self.isa}): L1d {self.l1d_bytes // 1024} KiB, L2 {self.l2_bytes // 1024} KiB, "
+            f"L3 {self.l3_bytes // 1024} KiB, {self.n_usable_cores} of {self.n_physical_cores} cores"
+        )
+
+
+def isa_of(flags: Iterable[str]) -> str:
+    """The best instruction set of ``ISAS`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
+    flags = set(flags)
+    if flags >= {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}:
+        return "avx512vnni"
+    if flags >= {"avx2", "fma"}:
+        return "avx2"
+    return "portable"
+
+
+def detect_linux(root: Path, affinity: set[int]) -> Machine:
+    """The machine described by ``proc`` and ``sys`` under ``root``, for a process that may run on CPUs ``affinity``."""
+    info = _cpuinfo(root / "proc/cpuinfo")
+    cpus = root / "sys/devices/system/cpu"
+    caches = _cache_sizes(cpus / f"cpu{min(affinity)}" / "cache")
+    core_of = _core_of_cpu(cpus)
+    n_usable = len({core_of.get(cpu, f"cpu{cpu}") for cpu in affinity})
+    quota = _cgroup_cpus(root)
+    if quota is not None:
+        n_usable = max(1, min(n_usable, int(quota)))  # rounded down: a throttled worker holds up every sweep
+    return Machine(
+        name=info.get("model name", platform.machine()),
+        arch=platform.machine(),
+        isa=isa_of(info.get("flags", "").split()),
+        l1d_bytes=caches.get((1, "Data"), _FALLBACK_L1D_BYTES),
+        l2_bytes=caches.get((2, "Unified"), caches.get((2, "Data"), _FALLBACK_L2_BYTES)),
+        l3_bytes=caches.get((3, "Unified"), 0),
+        n_physical_cores=max(n_usable, len(set(core_of.values()))),
+        n_usable_cores=n_usable,
+    )
+
+
+def detect_macos(sysctl: Callable[[str], str]) -> Machine:
+    """The machine that ``sysctl`` describes: a function from a key to its text, empty for a key that is not there."""
+
+    def number(*keys: str) -> int:
+        return next((int(text) for text in map(sysctl, keys) if text.isdigit() and int(text) > 0), 0)
+
+    flags = f"{sysctl('machdep.cpu.features')} {sysctl('machdep.cpu.leaf7_features')}".lower()
+    n_cores = (
+        number("hw.perflevel0.physicalcpu", "hw.physicalcpu") or 1
+    )  # performance cores: sweeps wait for the slowest
+    return Machine(
+        name=sysctl("machdep.cpu.brand_string") or platform.machine(),
+        arch=platform.machine(),
+        isa=isa_of(flags.replace("avx512vnni", "avx512_vnni").split()),
+        l1d_bytes=number("hw.perflevel0.l1dcachesize", "hw.l1dcachesize") or _FALLBACK_L1D_BYTES,
+        l2_bytes=number("hw.perflevel0.l2cachesize", "hw.l2cachesize") or _FALLBACK_L2_BYTES,
+        l3_bytes=number("hw.l3cachesize"),
+        n_physical_cores=max(n_cores, number("hw.physicalcpu")),
+        n_usable_cores=n_cores,
+    )
+
+
+def fallback_machine() -> Machine:
+    """A modest machine with this one's number of CPUs, where the system does not say more."""
+    n_cpus = os.cpu_count() or 1
+    arch = platform.machine() or "unknown"
+    return Machine(arch, arch, "portable", _FALLBACK_L1D_BYTES, _FALLBACK_L2_BYTES, 0, n_cpus, n_cpus)
+
+
+def _read(path: Path) -> str:
+    """The file's text without surrounding white space, empty if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _cpuinfo(path: Path) -> dict[str, str]:
+    """The fields of the first processor."""
+    first = _read(path).partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _cache_sizes(folder: Path) -> dict[tuple[int, str], int]:
+    """Bytes of each cache of one CPU by level and type; entries that do not parse are left out."""
+    sizes = {}
+    for index in folder.glob("index*"):
+        level, size = _read(index / "level"), _read(index / "size")
+        unit = {"K": 1024, "M": 1024**2}.get(size[-1:], 1)
+        digits = size.rstrip("KM")
+        if level.isdigit() and digits.isdigit() and int(digits) > 0:
+            sizes[int(level), _read(index / "type")] = int(digits) * unit
+    return sizes
+
+
+def _core_of_cpu(cpus: Path) -> dict[int, str]:
+    """Physical core of each logical CPU whose topology the system describes."""
+    cores = {}
+    for cpu in cpus.glob("cpu[0-9]*"):
+        core = _read(cpu / "topology/core_id")
+        if core:
+            cores[int(cpu.name[3:])] = f"{_read(cpu / 'topology/physical_package_id')}:{core}"
+    return cores
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    """CPUs that the cgroup's quota allows, None if it sets none: the tightest from our own group up to the root."""
+    quotas = []
+    lines = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers == "":
+            mount = root / "sys/fs/cgroup"
+        elif "cpu" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        group = mount / path.strip("/")
+        for folder in (group, *group.parents):
+            text = (
+                _read(folder / "cpu.max")
+                or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
+            )
+            parts = text.split()
+            if len(parts) == 2 and all(part.isdigit() for part in parts) and int(parts[1]) > 0:
+                quotas.append(int(parts[0]) / int(parts[1]))
+            if folder == mount:
+                break
+    return min(quotas, default=None)
+
+
+def _sysctl(key: str) -> str:
+    try:
+        done = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, check=False, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
