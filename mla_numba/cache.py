@@ -56,8 +56,8 @@ class PagedCache:
     | k_scale | (n_blocks, block_size, 1, 4)   | float32, one a group of C / 4; None when unquantised        |
 
     Blocks may be strided along axis 0 (a slice of a larger buffer); within a block the arrays are contiguous. With
-    `cache_mode="PA_NZ"` the bytes of a block of kv and kr are ordered [d / c0][block_size][c0], c0 = 32 bytes, under the
-    same shape; k_scale has no such order. Raises `TypeError` or `ValueError` naming the array that does not fit.
+    `cache_mode="PA_NZ"` a block of kv and of kr is ordered [d / c0][block_size][c0], c0 = 32 bytes, under the same
+    shape; k_scale has no such order. Raises `TypeError` or `ValueError` naming the array that does not fit.
     """
 
     kv: Array
@@ -84,7 +84,9 @@ class PagedCache:
             for name, array in (("kv_cache", self.kv), ("kr_cache", self.kr)):
                 c0 = C0_BYTES // array.itemsize
                 if array.shape[3] % c0:
-                    raise ValueError(f"{name}: expected rows of a multiple of {c0} elements in PA_NZ, got {array.shape[3]}")
+                    raise ValueError(
+                        f"{name}: expected rows of a multiple of {c0} elements in PA_NZ, got {array.shape[3]}"
+                    )
         modes = {"k_scale_cache": "PA_BSND"}
         views = {name: CacheView.of(a, modes.get(name, self.cache_mode)) for name, a in self.arrays().items()}
         object.__setattr__(self, "views", views)
@@ -142,7 +144,9 @@ def _check_blocks(name: str, array: object, like: Array | None, dtype: np.dtype[
     if array.ndim != 4 or array.shape[2] != 1 or 0 in array.shape:
         raise ValueError(f"{name}: expected shape (blocks, block_size, 1, d), got {array.shape}")
     if like is not None and array.shape[:2] != like.shape[:2]:
-        raise ValueError(f"{name}: expected {like.shape[:2]} blocks and slots a block as kv_cache, got {array.shape[:2]}")
+        raise ValueError(
+            f"{name}: expected {like.shape[:2]} blocks and slots a block as kv_cache, got {array.shape[:2]}"
+        )
     strided = array.shape[0] > 1 and (array.strides[0] < array[0].nbytes or array.strides[0] % array.itemsize)
     if strided or not array[0].flags.c_contiguous:
         raise ValueError(f"{name}: expected blocks that are contiguous within, got strides {array.strides}")

@@ -64,10 +64,8 @@ class MlaDims:
         """
         values = {}
         for field in fields(cls):
-            if isinstance(config, Mapping):
-                value = config.get(field.name)
-            else:
-                value = getattr(config, field.name, None)
+            is_mapping = isinstance(config, Mapping)
+            value = config.get(field.name) if is_mapping else getattr(config, field.name, None)
             if value is None:
                 raise ValueError(f"config.{field.name}: expected an int, got none")
             values[field.name] = value

@@ -1,4 +1,4 @@
-"""Buffers that start at a cache line."""
+"""Arrays over memory: buffers that start at a cache line, and other views of a caller's array."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["aligned_empty"]
+__all__ = ["aligned_empty", "as_bits", "unlocked"]
 
 _LINE_BYTES = 64
 
@@ -19,4 +19,23 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
     n_bytes = (prod(shape) if isinstance(shape, tuple) else shape) * dtype.itemsize
     raw = np.empty(n_bytes + _LINE_BYTES, np.uint8)
     start = -raw.__array_interface__["data"][0] % _LINE_BYTES
-    return raw[start : start + n_bytes].view(dtype).reshape(shape)
+    aligned: NDArray[Any] = raw[start : start + n_bytes].view(dtype).reshape(shape)
+    return aligned
+
+
+def as_bits(array: NDArray[Any]) -> NDArray[Any]:
+    """A bf16 array, only to be read, as uint16 bits."""
+    return unlocked(array.view(np.uint16))
+
+
+class _Alias:
+    """An array's memory under a writable label: a read-only array would be another type to Numba, compiled anew."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.__array_interface__["data"][0], False)}
+        self.owner = array
+
+
+def unlocked(array: NDArray[Any]) -> NDArray[Any]:
+    """The array itself, or for a read-only one, which the kernels only read, its alias."""
+    return array if array.flags.writeable or array.size == 0 else np.asarray(_Alias(array))

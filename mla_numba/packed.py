@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -22,8 +23,8 @@ __all__ = ["PackedGemm", "PackedWeights"]
 class PackedGemm:
     """One weight, or several side by side, as [batch][panel][part][part_kp / KR][NR][KR].
 
-    `panels` is flat, uint16 (bf16 bits) or int8; `offset` (int32 or float32) and `col_scale` (float32) have an element a
-    packed column; `kp` is the packed length of k and `n_parts` its number of parts.
+    `panels` is flat, uint16 (bf16 bits) or int8; `offset` (int32 or float32) and `col_scale` (float32) have an element
+    for each packed column; `kp` is the packed length of k and `n_parts` its number of parts.
     """
 
     panels: Array
@@ -36,6 +37,11 @@ class PackedGemm:
     def nbytes(self) -> int:
         """Bytes of all three arrays."""
         return self.panels.nbytes + self.offset.nbytes + self.col_scale.nbytes
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """A product that is not there."""
+        return cls(np.zeros(0, np.uint16), np.zeros(0, np.float32), np.zeros(0, np.float32), kp=0, n_parts=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,12 +66,17 @@ class PackedWeights:
 
 
 def pack_gemm(
-    weights: list[Array], scales: list[Array] | None, n_parts: int, n_threads: int, head_dim: int | None = None
+    weights: Sequence[Array],
+    scales: Sequence[Array | None],
+    n_threads: int,
+    *,
+    n_parts: int = 1,
+    head_dim: int | None = None,
 ) -> PackedGemm:
-    """Packs weights of one k side by side. Each is (k, n), or (batch, k, n) and then alone.
+    """Packs weights of one k side by side. Each is (k, n), or (batch, k, n).
 
-    int8 weights come with `scales`, float32 (n,) each. With `head_dim`, the columns of the one (k, n) weight are cut in
-    heads, and each head's are padded to whole panels.
+    Each has its scale, float32 (n,), if it is int8, else None. With `head_dim`, the columns of a (k, n) weight are cut
+    in heads, and each head's are padded to whole panels.
     """
     quantised = weights[0].dtype == np.int8
     kr = simd.KR_INT8 if quantised else simd.KR_BF16
@@ -81,9 +92,10 @@ def pack_gemm(
         flat = weight.view(dtype).reshape(-1)
         here = panels[at * kp * simd.NR : (at + count) * kp * simd.NR]
         packing.pack_panels(n_threads, flat, cut.batch, k, cut.n, cut.batch_stride, cut.row_stride, kr, n_parts, here)
-        if scales is not None:
+        scale = scales[i]
+        if scale is not None:
             by_panel = col_scale[at * simd.NR : (at + count) * simd.NR].reshape(cut.batch, -1)
-            by_panel[:, : cut.n] = scales[i].reshape(cut.batch, cut.n)
+            by_panel[:, : cut.n] = scale.reshape(cut.batch, cut.n)
         at += count
     offset = np.zeros(at * simd.NR, np.int32 if quantised else np.float32)
     if quantised and simd.A_OFFSET:
@@ -116,20 +128,18 @@ def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
     def widened(vector: Array | None) -> Array:
         return np.zeros(0, np.float32) if vector is None else vector.astype(np.float32)
 
-    def scales(*names: str) -> list[Array] | None:
-        found: list[Any] = [getattr(weights, f"dequant_scale_{name}") for name in names]
-        return None if found[0] is None else found
-
-    down_scales = scales("w_dq", "w_dkv_kr")
     return PackedWeights(
         dims=dims,
         quant=weights.quant,
-        # The reference sums w_dq over the two halves of k; int8 sums are exact, so there one part does.
         down=pack_gemm(
-            [weights.w_dq, weights.w_dkv_kr], down_scales, 2 if down_scales is None else 1, n_threads
+            [weights.w_dq, weights.w_dkv_kr],
+            [weights.dequant_scale_w_dq, weights.dequant_scale_w_dkv_kr],
+            n_threads,
+            # w_dq is summed over the two halves of k; int8 sums are exact, so there one part does.
+            n_parts=2 if weights.dequant_scale_w_dq is None else 1,
         ),
-        up=pack_gemm([weights.w_uq_qr], scales("w_uq_qr"), 1, n_threads, head_dim=dims.q_head_dim),
-        uk=pack_gemm([weights.w_uk], None, 1, n_threads),
+        up=pack_gemm([weights.w_uq_qr], [weights.dequant_scale_w_uq_qr], n_threads, head_dim=dims.q_head_dim),
+        uk=pack_gemm([weights.w_uk], [None], n_threads),
         gamma_cq=widened(weights.gamma_cq),
         gamma_ckv=widened(weights.gamma_ckv),
         smooth_scales_cq=widened(weights.smooth_scales_cq),

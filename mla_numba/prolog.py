@@ -1,290 +1,225 @@
-"""The prolog: plan once, run often."""
+"""The reference operator's entry points, with its names and order of arguments, on NumPy arrays.
+
+They pack the weights anew at each call: for more than one call use `MlaProlog`, or pass `PackedWeights` as `w_dq`.
+`mla_prolog_quant_p` and `mla_prolog_quant_d` compute the same and differ in the scheduling settings that go with a
+tile_config, as in the reference.
+"""
 
 from __future__ import annotations
 
-from collections import deque
+import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tiling import Machine, MicroTile, MlaTileConfig, PassOptions, PrologPlan, TilePlan, pass_options, plan_prolog
+from tiling import MlaTileConfig, RopeTileShapeConfig, plan_prolog
 
 from . import _checks as check
 from ._checks import BF16, FP32, INT8, Array
 from .cache import PagedCache
-from .kernels import ISA, max_threads
-from .memory import aligned_empty
-from .packed import PackedWeights
-from .sweeps import Bindings, run_tile
+from .dims import MlaDims
+from .engine import MICRO_TILES, MlaProlog, PrologOutput, this_machine
+from .kernels import max_threads
+from .ops import MlaQuantInputs
+from .packed import PackedGemm, PackedWeights, pack_gemm
+from .projections import run_projections
 from .weights import MlaWeights
-from .workspace import TileBuffers
 
-__all__ = ["MICRO_TILES", "MlaProlog", "PrologOutput", "this_machine"]
-
-MICRO_TILES = {
-    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=4),
-    "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
-}
-_PLANS_KEPT = 64
-_NO_SCALES = np.zeros(0, np.float32)
-
-
-def this_machine() -> Machine:
-    """This machine, with the instruction set that the kernels are built for."""
-    return replace(Machine.detect(), isa=ISA.name)
+__all__ = [
+    "MlaProlog",
+    "PrologOutput",
+    "mla_prolog_quant_compute",
+    "mla_prolog_quant_d",
+    "mla_prolog_quant_p",
+    "pre_compute_2d",
+]
 
 
-class PrologOutput(NamedTuple):
-    """What attention and the indexer take from a call.
+def mla_prolog_quant_compute(
+    token_x: Array,
+    w_dq: Array | PackedWeights,
+    w_uq_qr: Array | None,
+    dequant_scale: Array | None,
+    w_uk: Array | None,
+    w_dkv_kr: Array | None,
+    gamma_cq: Array | None,
+    gamma_ckv: Array | None,
+    cos: Array,
+    sin: Array,
+    cache_index: Array,
+    kv_cache: Array,
+    kr_cache: Array,
+    k_scale_cache: Array | None,
+    q_norm_out: Array,
+    q_norm_scale_out: Array | None,
+    query_nope_out: Array,
+    query_rope_out: Array,
+    kv_cache_out: Array,
+    kr_cache_out: Array,
+    k_scale_cache_out: Array | None,
+    epsilon_cq: float = 1e-5,
+    epsilon_ckv: float = 1e-5,
+    cache_mode: str = "PA_BSND",
+    tile_config: MlaTileConfig | None = None,
+    rope_cfg: RopeTileShapeConfig | None = None,
+    *,
+    phase: str = "decode",
+) -> None:
+    """Computes the prolog of T tokens into the `*_out` arrays.
 
-    | field        | shape     | dtype                                       |
-    |--------------|-----------|---------------------------------------------|
-    | query_nope   | (T, N, C) | bf16                                        |
-    | query_rope   | (T, N, R) | bf16                                        |
-    | q_norm       | (T, Rq)   | int8, bf16 when w_uq_qr is not quantised    |
-    | q_norm_scale | (T, 1)    | float32, None when w_uq_qr is not quantised |
+    Weights as in `MlaWeights`; `dequant_scale` ((N*(D+R), 1) float32) switches the int8 mode on, None or an array of
+    length 0 means bf16. With `PackedWeights` as `w_dq`, the other five weights and `dequant_scale` are None. A cache's
+    `_out` is usually the cache itself; where it is another array, it receives the cache with the new rows in it.
+    Unquantised, `k_scale_cache` and `q_norm_scale_out` are left alone and may be None. `rope_cfg` sets tiles of an NPU
+    and changes nothing on a CPU, where a row is rotated whole.
+
+    Raises `TypeError` or `ValueError` naming the argument; nothing is written then.
     """
+    if rope_cfg is not None and not isinstance(rope_cfg, RopeTileShapeConfig):
+        raise TypeError(f"rope_cfg: expected RopeTileShapeConfig or None, got {type(rope_cfg).__name__}")
+    given = {
+        "w_uq_qr": w_uq_qr,
+        "w_uk": w_uk,
+        "w_dkv_kr": w_dkv_kr,
+        "gamma_cq": gamma_cq,
+        "gamma_ckv": gamma_ckv,
+    }
+    weights = _weights(w_dq, given, _scale_or_none(dequant_scale), epsilon_cq, epsilon_ckv)
+    prolog = MlaProlog(weights, phase, tile_config=tile_config)
+    before = {"kv_cache": kv_cache, "kr_cache": kr_cache}
+    after = {"kv_cache": kv_cache_out, "kr_cache": kr_cache_out}
+    if prolog.quantized:
+        before["k_scale_cache"] = _present("k_scale_cache", k_scale_cache)
+        after["k_scale_cache"] = _present("k_scale_cache_out", k_scale_cache_out)
+    cache = PagedCache(after["kv_cache"], after["kr_cache"], after.get("k_scale_cache"), cache_mode)
+    out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
+    moved = {name: array for name, array in before.items() if not _same_memory(array, after[name])}
+    for name, array in moved.items():
+        check.check_array(name, array, (after[name].dtype,), after[name].shape)
+    io = prolog.bind(token_x, cos, sin, cache_index, cache, out, also_read=moved)
+    for name, array in moved.items():
+        after[name][...] = array
+    prolog.run(io)
 
-    query_nope: Array
-    query_rope: Array
-    q_norm: Array
-    q_norm_scale: Array | None
+
+def _for_phase(phase: str, name: str) -> Callable[..., None]:
+    """`mla_prolog_quant_compute` for one phase, under the reference's name and with its 26 arguments."""
+
+    @functools.wraps(mla_prolog_quant_compute)
+    def entry(*args: Any, **kwargs: Any) -> None:
+        mla_prolog_quant_compute(*args, **kwargs, phase=phase)
+
+    signature = inspect.signature(mla_prolog_quant_compute)
+    shown = [p for p in signature.parameters.values() if p.name != "phase"]
+    entry.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    entry.__name__ = entry.__qualname__ = name
+    entry.__doc__ = f"`mla_prolog_quant_compute` with the scheduling settings of the {phase} phase."
+    return entry
 
 
-class MlaProlog:
-    """The MLA prolog of one layer on this CPU.
+mla_prolog_quant_p = _for_phase("prefill", "mla_prolog_quant_p")
+mla_prolog_quant_d = _for_phase("decode", "mla_prolog_quant_d")
 
-    `weights`: `MlaWeights`, packed here, or `PackedWeights`. `phase`: "decode" or "prefill". `tile_config`: the reference
-    operator's tile settings, reproduced as far as they mean something on a CPU, with the scheduling settings of `options`
-    (by default those that the reference chooses for the phase and T); None lets the planner choose. `n_threads`: at most
-    Numba's thread count, which is the default. `check_finite`: raise where a hidden state is NaN or Inf.
 
-    A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
-    Several threads may call one instance at once.
+def _scale_or_none(dequant_scale: Array | None) -> Array | None:
+    """The reference says "no scale" by an array of length 0."""
+    is_empty = isinstance(dequant_scale, np.ndarray) and dequant_scale.ndim > 0 and dequant_scale.shape[0] == 0
+    return None if is_empty else dequant_scale
+
+
+def _weights(
+    w_dq: Array | PackedWeights,
+    others: dict[str, Array | None],
+    dequant_scale: Array | None,
+    epsilon_cq: float,
+    epsilon_ckv: float,
+) -> MlaWeights | PackedWeights:
+    if isinstance(w_dq, PackedWeights):
+        for name, value in (others | {"dequant_scale": dequant_scale}).items():
+            if value is not None:
+                raise ValueError(f"{name}: expected None beside PackedWeights, got {type(value).__name__}")
+        return replace(w_dq, epsilon_cq=np.float32(epsilon_cq), epsilon_ckv=np.float32(epsilon_ckv))
+    arrays = {name: _present(name, value) for name, value in others.items()}
+    return MlaWeights(
+        w_dq=w_dq, dequant_scale_w_uq_qr=dequant_scale, epsilon_cq=epsilon_cq, epsilon_ckv=epsilon_ckv, **arrays
+    )
+
+
+def _present(name: str, value: Array | None) -> Array:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+    return value
+
+
+def _same_memory(a: object, b: Array) -> bool:
+    return isinstance(a, np.ndarray) and (a.__array_interface__ == b.__array_interface__)
+
+
+def pre_compute_2d(
+    token_x: Array,
+    w_dq: Array,
+    w_uq_qr: Array,
+    w_dkv_kr: Array,
+    gamma_cq: Array,
+    epsilon_cq: float,
+    quant_inputs: MlaQuantInputs,
+    tile_config: MlaTileConfig | None = None,
+) -> list[Array]:
+    """The projections without heads: sweeps 1 and 2 for the query, and the up-projection as one matrix.
+
+    token_x (T, H) bf16; w_dq (H, Rq), w_dkv_kr (H, C+R): bf16, int8 in quant_a; w_uq_qr (Rq, M): bf16, int8 in quant_b;
+    gamma_cq (Rq,) bf16. Returns [q_b_proj (T, M) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq)] and in quant_b also
+    q_norm_scale (T, 1) float32. Which of `quant_inputs` are given decides the mode, see `MlaQuantInputs`; one lone
+    scale of the two down-projections switches nothing, as in the reference.
+
+    Raises `TypeError` or `ValueError` naming the argument that does not fit.
     """
-
-    def __init__(
-        self,
-        weights: MlaWeights | PackedWeights,
-        phase: str = "decode",
-        *,
-        tile_config: MlaTileConfig | None = None,
-        options: PassOptions | None = None,
-        n_threads: int | None = None,
-        check_finite: bool = False,
-    ) -> None:
-        if not isinstance(weights, (MlaWeights, PackedWeights)):
-            raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
-        self.phase = check.check_choice("phase", phase, ("decode", "prefill"))
-        if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
-            raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
-        self.n_threads = max_threads() if n_threads is None else check.check_int("n_threads", n_threads, 1)
-        if self.n_threads > max_threads():
-            raise ValueError(
-                f"n_threads: expected at most Numba's {max_threads()} (NUMBA_NUM_THREADS), got {self.n_threads}"
-            )
-        self.check_finite = check_finite
-        self.tile_config = None if tile_config is None else tile_config.replace()
-        self.options = options
-        self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
-        self.dims = self.weights.dims
-        self.machine = this_machine()
-        self._memory: deque[_Memory] = deque()
-        self._planned: Callable[[int], PrologPlan] = lru_cache(_PLANS_KEPT)(self._make_plan)
-
-    @property
-    def quantized(self) -> bool:
-        """Whether w_uq_qr, and with it q_norm and the cache, is int8."""
-        return "b" in self.weights.quant
-
-    def plan(self, t: int) -> PrologPlan:
-        """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`."""
-        return self._planned(check.check_int("t", t, 0))
-
-    def _make_plan(self, t: int) -> PrologPlan:
-        options = self.options
-        if options is None and self.tile_config is not None:
-            options = pass_options(self.phase, t)
-        return plan_prolog(
-            self.dims, t, self.tile_config, self.machine, micro=MICRO_TILES, phase=self.phase,
-            quant=self.weights.quant, n_threads=self.n_threads, options=options,
-        )  # fmt: skip
-
-    def allocate_output(self, t: int) -> PrologOutput:
-        """Uninitialised outputs for `t` tokens, to be passed as `out`."""
-        d = self.dims
-        return PrologOutput(
-            query_nope=aligned_empty((t, d.num_attention_heads, d.kv_lora_rank), BF16),
-            query_rope=aligned_empty((t, d.num_attention_heads, d.qk_rope_head_dim), BF16),
-            q_norm=aligned_empty((t, d.q_lora_rank), INT8 if self.quantized else BF16),
-            q_norm_scale=aligned_empty((t, 1), FP32) if self.quantized else None,
-        )
-
-    def __call__(
-        self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        cache_index: Array,
-        cache: PagedCache,
-        out: PrologOutput | None = None,
-    ) -> PrologOutput:
-        """Computes T tokens and writes their cache rows.
-
-        x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots; -1 writes no row, and of tokens
-        that name one slot the last one wins. `out`: where to write the outputs (`allocate_output`); the call then
-        allocates no arrays.
-
-        Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
-        then as they were.
-        """
-        return self._run(x, cos, sin, cache_index, cache, out, None)
-
-    def profile(
-        self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        cache_index: Array,
-        cache: PagedCache,
-        out: PrologOutput | None = None,
-        *,
-        finished: Callable[[str], None],
-    ) -> PrologOutput:
-        """A call that reports each sweep's end: `finished("down")`, `("rows")`, `("heads")` for each tile of tokens."""
-        return self._run(x, cos, sin, cache_index, cache, out, finished)
-
-    def _run(
-        self,
-        x: Array,
-        cos: Array,
-        sin: Array,
-        cache_index: Array,
-        cache: PagedCache,
-        out: PrologOutput | None,
-        finished: Callable[[str], None] | None,
-    ) -> PrologOutput:
-        slots = self._check_inputs(x, cos, sin, cache_index, cache)
-        t = x.shape[0]
-        if out is None:
-            out = self.allocate_output(t)
-            written = cache.arrays()
-        else:
-            written = self._check_output(out, t) | cache.arrays()
-        check.check_disjoint(written, {"x": x, "cos": cos, "sin": sin, "cache_index": cache_index})
-        plan = self._planned(t)
-        memory = self._take_memory(plan)
-        try:
-            io = Bindings(
-                x=_bits(x),
-                cos=_bits(cos),
-                sin=_bits(sin),
-                cache_index=_unlocked(slots),
-                query_nope=out.query_nope.view(np.uint16),
-                query_rope=out.query_rope.view(np.uint16),
-                q_norm=out.q_norm if self.quantized else out.q_norm.view(np.uint16),
-                q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
-                caches=cache.views,
-                ones=memory.ones,
-            )
-            for offset, factor in plan.tiles:
-                tile = plan.tile_plan(factor)
-                run_tile(self.weights, tile, memory.buffers(tile), io, offset, finished)
-        finally:
-            self._memory.append(memory)
-        return out
-
-    def _check_inputs(self, x: Array, cos: Array, sin: Array, cache_index: Array, cache: PagedCache) -> Array:
-        d = self.dims
-        check.check_array("x", x, (BF16,), (None, d.hidden_size))
-        t = x.shape[0]
-        check.check_array("cos", cos, (BF16,), (t, d.qk_rope_head_dim))
-        check.check_array("sin", sin, (BF16,), (t, d.qk_rope_head_dim))
-        if not isinstance(cache, PagedCache):
-            raise TypeError(f"cache: expected PagedCache, got {type(cache).__name__}")
-        if cache.quantized != self.quantized:
-            kinds = ("bfloat16", "int8")
-            raise TypeError(
-                f"kv_cache: expected dtype {kinds[self.quantized]} for quant {self.weights.quant!r}, "
-                f"got {kinds[cache.quantized]}"
-            )
-        for name, array, width in (("kv_cache", cache.kv, d.kv_lora_rank), ("kr_cache", cache.kr, d.qk_rope_head_dim)):
-            if array.shape[3] != width:
-                raise ValueError(f"{name}: expected rows of {width} elements, got {array.shape[3]}")
-        for name, array in cache.arrays().items():
-            check.check_writable(name, array)
-        if self.check_finite:
-            check.check_finite("x", x)
-        return check.check_slots(cache_index, t, cache.capacity)
-
-    def _check_output(self, out: PrologOutput, t: int) -> dict[str, Array]:
-        d = self.dims
-        if not isinstance(out, PrologOutput):
-            raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")
-        wanted: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-            "query_nope": (BF16, (t, d.num_attention_heads, d.kv_lora_rank)),
-            "query_rope": (BF16, (t, d.num_attention_heads, d.qk_rope_head_dim)),
-            "q_norm": (INT8 if self.quantized else BF16, (t, d.q_lora_rank)),
-        }
-        if self.quantized:
-            wanted["q_norm_scale"] = (FP32, (t, 1))
-        elif out.q_norm_scale is not None:
-            raise ValueError("out.q_norm_scale: expected None where w_uq_qr is not quantised, got an array")
-        arrays = {}
-        for name, (dtype, shape) in wanted.items():
-            arrays[f"out.{name}"] = check.check_array(f"out.{name}", getattr(out, name), (dtype,), shape)
-            check.check_writable(f"out.{name}", arrays[f"out.{name}"])
-        return arrays
-
-    def _take_memory(self, plan: PrologPlan) -> _Memory:
-        """Working memory that no other thread holds: one kept from an earlier call, or a new one if too small."""
-        try:
-            memory = self._memory.pop()
-        except IndexError:
-            return _Memory(plan)
-        return memory if memory.holds(plan) else _Memory(plan)
+    if not isinstance(quant_inputs, MlaQuantInputs):
+        raise TypeError(f"quant_inputs: expected MlaQuantInputs, got {type(quant_inputs).__name__}")
+    quant_inputs.reject_unread()
+    scale_dq, scale_dkv = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
+    if scale_dq is None or scale_dkv is None:
+        scale_dq = scale_dkv = None
+    scale_up = quant_inputs.dequant_scale_w_uq_qr
+    quant = ("a" if scale_dq is not None else "") + ("b" if scale_up is not None else "") or "none"
+    check.check_array("w_uq_qr", w_uq_qr, (BF16 if scale_up is None else INT8,), (None, None))
+    q_rank, n_up = w_uq_qr.shape
+    check.check_array("w_dq", w_dq, (BF16 if scale_dq is None else INT8,), (None, q_rank))
+    hidden = w_dq.shape[0]
+    check.check_array("w_dkv_kr", w_dkv_kr, (w_dq.dtype,), (hidden, None))
+    check.check_array("gamma_cq", gamma_cq, (BF16,), (q_rank,))
+    check.check_array("token_x", token_x, (BF16,), (None, hidden))
+    n_kv = w_dkv_kr.shape[1]
+    scale_dq = _vector("dequant_scale_w_dq", scale_dq, q_rank)
+    scale_dkv = _vector("dequant_scale_w_dkv_kr", scale_dkv, n_kv)
+    scale_up = _vector("dequant_scale_w_uq_qr", scale_up, n_up)
+    smooth = _vector("smooth_scales_cq", quant_inputs.smooth_scales_cq, q_rank) if scale_up is not None else None
+    if n_kv < 3 or n_up < 3:
+        raise ValueError(f"w_dkv_kr, w_uq_qr: expected at least 3 columns, got {n_kv} and {n_up}")
+    if scale_dq is None and hidden % 2:
+        raise ValueError(f"w_dq: expected an even hidden_size (its two halves are summed apart), got {hidden}")
+    n_threads = max_threads()
+    weights = PackedWeights(
+        # The planner knows a prolog, not a lone projection: one head as wide as the matrix stands for it.
+        dims=MlaDims(hidden, 1, q_rank, n_kv - 2, n_up - 2, 2),
+        quant=quant,
+        down=pack_gemm([w_dq, w_dkv_kr], [scale_dq, scale_dkv], n_threads, n_parts=2 if scale_dq is None else 1),
+        up=pack_gemm([w_uq_qr], [scale_up], n_threads),
+        uk=PackedGemm.nothing(),
+        gamma_cq=gamma_cq.astype(np.float32),
+        gamma_ckv=np.zeros(0, np.float32),
+        smooth_scales_cq=np.zeros(0, np.float32) if smooth is None else smooth,
+        epsilon_cq=np.float32(epsilon_cq),
+        epsilon_ckv=np.float32(0),
+    )
+    plan = plan_prolog(
+        weights.dims, token_x.shape[0], tile_config, this_machine(), micro=MICRO_TILES, quant=quant, n_threads=n_threads
+    )
+    return run_projections(weights, plan, token_x)
 
 
-class _Memory:
-    """The working memory of one call at a time, kept for the next."""
-
-    def __init__(self, plan: PrologPlan) -> None:
-        longest = max((tile.t for tile in plan.tile_plans), default=0)
-        self._block = aligned_empty(plan.workspace_bytes, np.uint8)
-        self._buffers: dict[int, tuple[TilePlan, TileBuffers]] = {}
-        self.ones = np.ones(longest, np.float32)
-
-    def holds(self, plan: PrologPlan) -> bool:
-        longest = max((tile.t for tile in plan.tile_plans), default=0)
-        return self._block.nbytes >= plan.workspace_bytes and len(self.ones) >= longest
-
-    def buffers(self, tile: TilePlan) -> TileBuffers:
-        """The buffers of a tile's plan in this memory; laid out once a plan."""
-        held = self._buffers.get(id(tile))
-        if held is None:
-            if len(self._buffers) >= _PLANS_KEPT:
-                self._buffers.clear()
-            # The plan is kept beside its buffers, so that no other can take its id.
-            held = self._buffers[id(tile)] = (tile, TileBuffers.carve(tile, self._block))
-        return held[1]
-
-
-def _bits(array: Array) -> Array:
-    """A bf16 array as uint16 bits."""
-    return _unlocked(array.view(np.uint16))
-
-
-class _Alias:
-    """An array's memory under a writable label: a read-only array would be another type to Numba, compiled anew."""
-
-    def __init__(self, array: Array) -> None:
-        self.__array_interface__ = array.__array_interface__ | {"data": (array.__array_interface__["data"][0], False)}
-        self.owner = array
-
-
-def _unlocked(array: Array) -> Array:
-    """The array itself, or for a read-only one, which the kernels only read, its alias."""
-    return array if array.flags.writeable or array.size == 0 else np.asarray(_Alias(array))
+def _vector(name: str, value: Array | None, n: int) -> Array | None:
+    return None if value is None else check.check_vector(f"quant_inputs.{name}", value, FP32, n)

@@ -1,8 +1,8 @@
-"""The three sweeps over one tile of tokens: what each kernel gets from the plan, the buffers, the weights and the caller."""
+"""The three sweeps over one tile of tokens: what each kernel gets from plan, buffers, weights and caller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from .kernels import gemm, packing, query_heads, rmsnorm_quant, rows
 from .packed import PackedWeights
 from .workspace import TileBuffers
 
-__all__ = ["SWEEPS", "Bindings", "run_tile"]
+__all__ = ["SWEEPS", "Bindings", "down_sweep", "heads_sweep", "rows_sweep", "run_tile"]
 
 SWEEPS = ("down", "rows", "heads")
 
@@ -24,7 +24,7 @@ SWEEPS = ("down", "rows", "heads")
 class Bindings:
     """The caller's arrays as the kernels take them: bf16 as uint16 bits, all C-contiguous, for all T tokens.
 
-    `q_norm_scale` is (T,) float32, empty when unquantised; `ones` is float32, at least as long as the longest tile.
+    `q_norm_scale` is (T,) float32, empty when unquantised.
     """
 
     x: Array
@@ -35,8 +35,7 @@ class Bindings:
     query_rope: Array
     q_norm: Array
     q_norm_scale: Array
-    caches: dict[str, CacheView]
-    ones: Array
+    caches: Mapping[str, CacheView]
 
 
 def run_tile(
@@ -48,32 +47,32 @@ def run_tile(
     finished: Callable[[str], None] | None = None,
 ) -> None:
     """Computes tokens t0..t0+plan.t. `finished` is called with a sweep's name at its end."""
-    for name, sweep in zip(SWEEPS, (_down, _rows, _heads), strict=True):
+    for name, sweep in zip(SWEEPS, (down_sweep, rows_sweep, heads_sweep), strict=True):
         sweep(weights, plan, buffers, io, t0)
         if finished is not None:
             finished(name)
 
 
-def _down(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+def down_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+    """Sweep 1: x to q_a and kv_a."""
     n = plan.n_workers
     qa, kva = plan.down.qa, plan.down.kva
     down = weights.down
     x = io.x[t0 : t0 + plan.t]
     if qa.dtype == "int8":
-        rmsnorm_quant.quant_x(
-            n, x, qa.mc, down.kp, buffers.y, buffers.x_codes, buffers.x_scale, buffers.x_pack, n
-        )
+        rmsnorm_quant.quant_x(n, x, qa.mc, down.kp, buffers.y, buffers.x_codes, buffers.x_scale, buffers.x_pack, n)
         row_scale, c = buffers.x_scale, buffers.c_i32
     else:
         packing.pack_rows_bf16(n, x, down.n_parts, qa.mc, buffers.x_pack)
-        row_scale, c = io.ones, buffers.c_f32
+        row_scale, c = buffers.ones, buffers.c_f32
     gemm.matmul_pair(
         n, buffers.x_pack, down.kp, down.panels, down.offset, row_scale, down.col_scale, down.n_parts, buffers.q_a,
         buffers.kv_a, c, np.zeros(1, np.int64), qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, n,
     )  # fmt: skip
 
 
-def _rows(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+def rows_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+    """Sweep 2: q_a to q_norm and the packed activations of sweep 3, kv_a to cache rows."""
     n = plan.n_workers
     kv, kr = io.caches["kv_cache"], io.caches["kr_cache"]
     mc, kp = plan.heads.qb.mc, weights.up.kp
@@ -94,13 +93,14 @@ def _rows(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bind
         )  # fmt: skip
 
 
-def _heads(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+def heads_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
+    """Sweep 3: packed q_norm to query_nope and query_rope."""
     n = plan.n_workers
     heads = plan.heads
     up = weights.up
     quantised = heads.qb.dtype == "int8"
     query_heads.query_heads(
-        n, buffers.a_up, up.kp, up.panels, up.offset, io.q_norm_scale[t0 : t0 + plan.t] if quantised else io.ones,
+        n, buffers.a_up, up.kp, up.panels, up.offset, io.q_norm_scale[t0 : t0 + plan.t] if quantised else buffers.ones,
         up.col_scale, weights.uk.panels, io.cos, io.sin, t0, plan.t, weights.dims.qk_nope_head_dim, io.query_nope,
         io.query_rope, buffers.c_i32 if quantised else buffers.c_f32, buffers.c_f32, buffers.q_head, buffers.a_nope,
         np.zeros(1, np.int64), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc, heads.wuk.kc,

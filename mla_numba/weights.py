@@ -20,7 +20,9 @@ _MAX_K_INT8 = (2**31 - 1) // (127 * 128)  # K * 127 * 128 has to fit an int32
 
 @dataclass(slots=True, eq=False)
 class MlaWeights:
-    """Weights in ND layout, C order. Dimension letters: H hidden, Rq q_lora_rank, N heads, D nope, R rope, C kv_lora_rank.
+    """Weights in ND layout, C order.
+
+    Dimension letters: H hidden_size, Rq q_lora_rank, N heads, D qk_nope_head_dim, R qk_rope_head_dim, C kv_lora_rank.
 
     | field                   | shape            | dtype                                        |
     |-------------------------|------------------|----------------------------------------------|
@@ -34,8 +36,8 @@ class MlaWeights:
     | dequant_scale_w_dkv_kr  | (C+R,)           | float32, or None                             |
     | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
 
-    Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. Raises `TypeError` or `ValueError` naming the first
-    field that does not fit the others.
+    Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. Raises `TypeError` or `ValueError` naming the
+    first field that does not fit the others.
     """
 
     w_dq: Array
@@ -66,7 +68,9 @@ class MlaWeights:
         w_dkv_kr = check_array("w_dkv_kr", self.w_dkv_kr, down, (hidden, None))
         rope = w_dkv_kr.shape[1] - latent
         if rope < 2 or rope % 2:
-            raise ValueError(f"w_dkv_kr: expected kv_lora_rank {latent} plus an even rope dim columns, got {latent + rope}")
+            raise ValueError(
+                f"w_dkv_kr: expected kv_lora_rank {latent} plus an even rope dim columns, got {latent + rope}"
+            )
         up_columns = heads * (nope + rope)
         check_array("w_uq_qr", self.w_uq_qr, (BF16,) if b is None else (INT8,), (q_rank, up_columns))
         check_array("gamma_cq", self.gamma_cq, (BF16,), (q_rank,))
@@ -91,7 +95,7 @@ class MlaWeights:
 
     @property
     def quant(self) -> str:
-        """"none", "a" (int8 w_dq and w_dkv_kr), "b" (int8 w_uq_qr and cache) or "ab"."""
+        """ "none", "a" (int8 w_dq and w_dkv_kr), "b" (int8 w_uq_qr and cache) or "ab"."""
         mode = ("a" if self.dequant_scale_w_dq is not None else "") + (
             "b" if self.dequant_scale_w_uq_qr is not None else ""
         )

@@ -7,12 +7,15 @@ from typing import Self
 
 import numpy as np
 
-from tiling import TilePlan
+from tiling import PrologPlan, TilePlan
 
 from ._checks import Array
 from .kernels import simd
+from .memory import aligned_empty
 
-__all__ = ["TileBuffers"]
+__all__ = ["Memory", "TileBuffers"]
+
+_LAYOUTS_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +23,8 @@ class TileBuffers:
     """Views of one block of memory for one tile of tokens, with the sizes that the tile's plan states.
 
     Shared: x_pack, x_codes and x_scale (int8 down projections only), q_a and kv_a (t, n) uint16, a_up. One row a
-    worker: c (float32 and int32 views of the same accumulators), q_head, a_nope, y.
+    worker: c (float32 and int32 views of the same accumulators), q_head, a_nope, y. `ones` stands for the row
+    scales of bf16 activations.
     """
 
     x_pack: Array
@@ -34,9 +38,10 @@ class TileBuffers:
     q_head: Array
     a_nope: Array
     y: Array
+    ones: Array
 
     @classmethod
-    def carve(cls, plan: TilePlan, memory: Array) -> Self:
+    def carve(cls, plan: TilePlan, memory: Array, ones: Array) -> Self:
         """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
         views = {}
         at = 0
@@ -68,4 +73,30 @@ class TileBuffers:
             q_head=by_worker("q_head"),
             a_nope=by_worker("a_nope"),
             y=by_worker("y"),
+            ones=ones,
         )
+
+
+class Memory:
+    """The working memory of one call at a time, kept for the next."""
+
+    def __init__(self, plan: PrologPlan) -> None:
+        longest = max((tile.t for tile in plan.tile_plans), default=0)
+        self._block = aligned_empty(plan.workspace_bytes, np.uint8)
+        self._buffers: dict[int, tuple[TilePlan, TileBuffers]] = {}
+        self._ones = np.ones(longest, np.float32)
+
+    def holds(self, plan: PrologPlan) -> bool:
+        """Whether each tile of the plan finds room here."""
+        longest = max((tile.t for tile in plan.tile_plans), default=0)
+        return self._block.nbytes >= plan.workspace_bytes and len(self._ones) >= longest
+
+    def buffers(self, tile: TilePlan) -> TileBuffers:
+        """The buffers of a tile's plan in this memory; laid out once a plan."""
+        held = self._buffers.get(id(tile))
+        if held is None:
+            if len(self._buffers) >= _LAYOUTS_KEPT:
+                self._buffers.clear()
+            # The plan is kept beside its buffers, so that no other can take its id.
+            held = self._buffers[id(tile)] = (tile, TileBuffers.carve(tile, self._block, self._ones))
+        return held[1]

@@ -112,6 +112,7 @@ def test_workspace_by_hand():
     tile = small_plan(quant="ab").tile_plan(5)
     assert tile.shared_workspace == {
         "x_pack": 320,  # 5 * 64 codes
+        "x_codes": 320,  # 5 * 64
         "x_scale": 64,  # 5 * 4, up to a cache line
         "q_a": 448,  # 5 * 40 * 2 = 400
         "kv_a": 320,  # 5 * 32 * 2
@@ -121,12 +122,13 @@ def test_workspace_by_hand():
         "c": 960,  # 5 rows of one panel of 48 columns, the widest of the four
         "q_head": 960,  # 5 * 48 * 4
         "a_nope": 320,  # 5 * 16 * 4
+        "y": 320,  # 64 hidden states and 16 lanes, 4 bytes each
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
-    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "a_nope": 640}
-    assert two.workspace_bytes == 1408 + 4480
+    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "a_nope": 640, "y": 640}
+    assert two.workspace_bytes == 1728 + 5120
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 

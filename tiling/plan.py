@@ -199,6 +199,7 @@ class TilePlan:
         qa, qb, kva, _ = self.gemms
         sizes = {
             "x_pack": self.t * self.down.x_row_bytes,
+            "x_codes": self.t * qa.k if qa.dtype == "int8" else 0,
             "x_scale": self.t * 4 if qa.dtype == "int8" else 0,
             "q_a": self.t * qa.n * 2,
             "kv_a": self.t * kva.n * 2,
@@ -211,13 +212,15 @@ class TilePlan:
         """Bytes of each buffer of one worker, rounded up to cache lines.
 
         ``c`` accumulators of a task, ``q_head`` 4-byte columns of one head, ``a_nope`` packed operand of the product
-        with w_uk.
+        with w_uk, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
         """
-        _, qb, _, wuk = self.gemms
+        qa, qb, _, wuk = self.gemms
+        row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, qa.k if qa.dtype == "int8" else 0)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
             "q_head": qb.mc * qb.np_ * 4,
             "a_nope": wuk.mc * wuk.kp * wuk.micro.a_bytes,
+            "y": (row + 16) * 4,
         }
         return {name: round_up(size, _CACHE_LINE_BYTES) for name, size in sizes.items()}
 

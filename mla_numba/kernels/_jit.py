@@ -49,7 +49,7 @@ def cache_folder() -> Path:
     return root / _source_digest()
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]
+class _Locator(caching._CacheLocator):
     """Keeps one build (serial or parallel) of every kernel in a folder that is named by the digest."""
 
     folder: Path
@@ -72,7 +72,7 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
         return "v1"
 
 
-class _Cache(caching.FunctionCache):  # type: ignore[misc]
+class _Cache(caching.FunctionCache):
     """A function cache that one process fills at a time: a miss takes a file lock until the entry is saved.
 
     Without it, processes that start together race on the index (numba #4807, #10128), and each would compile.
@@ -117,7 +117,7 @@ def _make_cache(py_func: Callable[..., Any], build: str) -> _Cache | None:
     locator = type("Locator", (_Locator,), {"folder": cache_folder() / build})
     impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
     try:
-        return type("Cache", (_Cache,), {"_impl_class": impl})(py_func)  # type: ignore[no-any-return]
+        return type("Cache", (_Cache,), {"_impl_class": impl})(py_func)
     except RuntimeError:
         return None
 

@@ -9,9 +9,9 @@ is one accumulator in ascending k: a block of k loads what the block before it s
 
 | array   | shape                                | dtype            | notes                                        |
 |---------|--------------------------------------|------------------|----------------------------------------------|
-| a       | [mc block][row block][kp / KR][mr][KR] | see `simd`     | packed activations; rows of a block side by side |
-| b       | [panel][kp / KR][NR][KR]             | uint16 or int8   | packed weights; each part of k padded to KR by zeros |
-| offset  | [panel][NR]                          | c's dtype        | what the u8 form of the activations adds, negated; else 0 |
+| a       | [mc block][row block][kp / KR][mr][KR] | see `simd`   | packed activations |
+| b       | [panel][kp / KR][NR][KR]             | uint16 or int8   | packed weights; parts of k padded to KR by zeros |
+| offset  | [panel][NR]                          | c's dtype        | what the u8 form of A adds, negated; else 0 |
 | c       | [n_threads][parts][walk][mc][NR]     | float32 or int32 | scratch                                      |
 """
 
@@ -28,28 +28,40 @@ from ._jit import kernel
 from .simd import MR, NR, fetch_add, round_bf16, ukernel
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def ceil_div(a: Any, b: Any) -> Any:
     """The least n with n * b >= a, for a >= 0 and b > 0."""
     return (a + b - 1) // b
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def block_start(rows: Any, n_blocks: Any, block: Any) -> Any:
     """First row of a block when `rows` are cut into `n_blocks` nearly even ones; block n_blocks starts at `rows`."""
     return rows * block // n_blocks
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def block_of(rows: Any, n_blocks: Any, row: Any) -> Any:
     """The block that holds `row`: the inverse of `block_start`."""
     return ((row + 1) * n_blocks - 1) // rows
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def multiply_block(
-    a: Any, row0: Any, rows: Any, kp: Any, k0: Any, k1: Any, kc: Any, b: Any, panel0: Any, n_panels: Any,
-    c: Any, c_off: Any, ldc: Any, carry: Any,
+    a: Any,
+    row0: Any,
+    rows: Any,
+    kp: Any,
+    k0: Any,
+    k1: Any,
+    kc: Any,
+    b: Any,
+    panel0: Any,
+    n_panels: Any,
+    c: Any,
+    c_off: Any,
+    ldc: Any,
+    carry: Any,
 ) -> None:
     """C[panel][row][NR] = (carry ? C : 0) + A[row0:row0+rows, k0:k1] @ B[panel0+panel, k0:k1].
 
@@ -92,16 +104,14 @@ def _add_offset(acc: Any, offset: Any) -> Any:
     return add
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def scale_acc(acc: Any, offset: Any, row_scale: Any, col_scale: Any) -> Any:
     """The bf16 bits of a finished accumulator. For bf16 weights offset is 0 and both scales are 1: exact."""
     return round_bf16(np.float32(np.float32(np.float32(add_offset(acc, offset)) * row_scale) * col_scale))
 
 
-@register_jitable  # type: ignore[misc]
-def _store_split(
-    c: Any, c0: Any, c1: Any, row0: Any, rows: Any, ldc: Any, walk: Any, col0: Any, y: Any
-) -> None:
+@register_jitable
+def _store_split(c: Any, c0: Any, c1: Any, row0: Any, rows: Any, ldc: Any, walk: Any, col0: Any, y: Any) -> None:
     """Two sums, one add, one rounding."""
     for p in range(walk):
         col = col0 + p * NR
@@ -112,10 +122,20 @@ def _store_split(
                 y[row0 + i, col + j] = round_bf16(c[c0 + at + j] + c[c1 + at + j])
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _store_scaled(
-    c: Any, c0: Any, row0: Any, rows: Any, ldc: Any, walk: Any, panel0: Any, col0: Any, offset: Any,
-    row_scale: Any, col_scale: Any, y: Any,
+    c: Any,
+    c0: Any,
+    row0: Any,
+    rows: Any,
+    ldc: Any,
+    walk: Any,
+    panel0: Any,
+    col0: Any,
+    offset: Any,
+    row_scale: Any,
+    col_scale: Any,
+    y: Any,
 ) -> None:
     for p in range(walk):
         col = col0 + p * NR
@@ -130,8 +150,23 @@ def _store_scaled(
 
 @kernel
 def matmul_pair(
-    a: Any, kp: Any, b: Any, offset: Any, row_scale: Any, col_scale: Any, n_parts: Any, y0: Any, y1: Any,
-    c: Any, counter: Any, mc: Any, kc: Any, walk0: Any, walk1: Any, grain: Any, n_workers: Any,
+    a: Any,
+    kp: Any,
+    b: Any,
+    offset: Any,
+    row_scale: Any,
+    col_scale: Any,
+    n_parts: Any,
+    y0: Any,
+    y1: Any,
+    c: Any,
+    counter: Any,
+    mc: Any,
+    kc: Any,
+    walk0: Any,
+    walk1: Any,
+    grain: Any,
+    n_workers: Any,
 ) -> None:
     """Two products of the same A in one parallel region: y0 from the first panels of B, y1 from the others.
 

@@ -16,13 +16,14 @@ _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}) | _AVX2
 
 # LLVM does not tell which features a CPU name implies, so the names that users pretend with are listed.
-_CPUS_AVX2 = frozenset(
-    "haswell broadwell skylake skylake-avx512 alderlake raptorlake znver1 znver2 znver3 x86-64-v3 x86-64-v4".split()
-)
-_CPUS_AVX512 = frozenset(
-    "cascadelake cooperlake icelake-client icelake-server tigerlake rocketlake sapphirerapids emeraldrapids "
-    "graniterapids znver4 znver5".split()
-)
+_CPUS_AVX2 = {
+    "haswell", "broadwell", "skylake", "skylake-avx512", "alderlake", "raptorlake", "znver1", "znver2", "znver3",
+    "x86-64-v3", "x86-64-v4",
+}  # fmt: skip
+_CPUS_AVX512 = {
+    "cascadelake", "cooperlake", "icelake-client", "icelake-server", "tigerlake", "rocketlake", "sapphirerapids",
+    "emeraldrapids", "graniterapids", "znver4", "znver5",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

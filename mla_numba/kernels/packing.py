@@ -57,7 +57,7 @@ def pack_panels(
 
 @kernel
 def column_offsets(b: Any, n_panels: Any, kp: Any, out: Any) -> None:
-    """out[panel*NR + j] (int32) = -A_OFFSET * the sum of packed int8 column j: takes the u8 form's surplus off again."""
+    """out[panel*NR + j] (int32) = -A_OFFSET * the sum of packed int8 column j: takes the surplus of u8 codes off."""
     for panel in prange(n_panels):
         for j in range(NR):
             total = np.int64(0)
@@ -67,7 +67,7 @@ def column_offsets(b: Any, n_panels: Any, kp: Any, out: Any) -> None:
             out[panel * NR + j] = np.int32(-A_OFFSET * total)
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def packed_row(t: Any, mc: Any, row: Any) -> Any:
     """Where token `row` of t lies among packed activations: (first row of its block, rows of the block, its place)."""
     n_mc = ceil_div(t, mc)
@@ -103,10 +103,8 @@ def pack_rows_bf16(x: Any, n_parts: Any, mc: Any, out: Any) -> None:
                         _pack_row(x, first + i, part * part_k, part_k, k0, part_kp, base + i, mr, out)
 
 
-@register_jitable  # type: ignore[misc]
-def _pack_row(
-    x: Any, row: Any, col0: Any, part_k: Any, k0: Any, part_kp: Any, base: Any, mr: Any, out: Any
-) -> None:
+@register_jitable
+def _pack_row(x: Any, row: Any, col0: Any, part_k: Any, k0: Any, part_kp: Any, base: Any, mr: Any, out: Any) -> None:
     """One chunk of one row of one part: element k goes to out[base + k * mr]."""
     for k in range(k0, min(part_k, k0 + _K_CHUNK)):
         out[base + k * mr] = widen(x[row, col0 + k])

@@ -33,10 +33,21 @@ from .rope import rope_value
 from .simd import KR_BF16, MR, NR, fetch_add, round_bf16, widen
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _dequantise(
-    c: Any, first: Any, rows: Any, ldc: Any, row0: Any, panel0: Any, panel: Any, walk: Any, offset: Any, row_scale: Any,
-    col_scale: Any, q_head: Any, ldq: Any,
+    c: Any,
+    first: Any,
+    rows: Any,
+    ldc: Any,
+    row0: Any,
+    panel0: Any,
+    panel: Any,
+    walk: Any,
+    offset: Any,
+    row_scale: Any,
+    col_scale: Any,
+    q_head: Any,
+    ldq: Any,
 ) -> None:
     """Dequant_qb: rows first..first+rows of a walk's accumulators to q_head, rounded to bf16."""
     for i in range(first, first + rows):
@@ -49,7 +60,7 @@ def _dequantise(
                 q_head[to + j] = widen(scale_acc(c[at + j], offset[packed + j], scale, col_scale[packed + j]))
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _rope_head(q_head: Any, rows: Any, ldq: Any, d: Any, cos: Any, sin: Any, token0: Any, head: Any, y: Any) -> None:
     """Rope_qRope: the last R columns of q_head straight into query_rope."""
     half = y.shape[2] // 2
@@ -62,7 +73,7 @@ def _rope_head(q_head: Any, rows: Any, ldq: Any, d: Any, cos: Any, sin: Any, tok
             y[token, head, far] = rope_value(far, half, even, odd, widen(cos[token, far]), widen(sin[token, far]))
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_nope: Any) -> None:
     """Packs the first D columns of q_head rows first..first+rows as activations of the product with w_uk."""
     n_blocks = ceil_div(rows, MR)
@@ -78,7 +89,7 @@ def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_
                 a_nope[base + k * mr] = np.float32(0)
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _store_nope(c: Any, rows: Any, ldc: Any, walk: Any, col0: Any, token0: Any, head: Any, y: Any) -> None:
     """Assemble_queryOut: a walk's accumulators to query_nope."""
     for i in range(rows):
@@ -91,9 +102,34 @@ def _store_nope(c: Any, rows: Any, ldc: Any, walk: Any, col0: Any, token0: Any, 
 
 @kernel
 def query_heads(
-    a: Any, kp: Any, w_uq_qr: Any, offset: Any, row_scale: Any, col_scale: Any, w_uk: Any, cos: Any, sin: Any, t0: Any,
-    t: Any, d: Any, query_nope: Any, query_rope: Any, c_up: Any, c_uk: Any, q_head: Any, a_nope: Any, counter: Any,
-    mc: Any, kc_up: Any, walk_up: Any, q_rows: Any, mc_uk: Any, kc_uk: Any, walk_uk: Any, grain: Any, n_workers: Any,
+    a: Any,
+    kp: Any,
+    w_uq_qr: Any,
+    offset: Any,
+    row_scale: Any,
+    col_scale: Any,
+    w_uk: Any,
+    cos: Any,
+    sin: Any,
+    t0: Any,
+    t: Any,
+    d: Any,
+    query_nope: Any,
+    query_rope: Any,
+    c_up: Any,
+    c_uk: Any,
+    q_head: Any,
+    a_nope: Any,
+    counter: Any,
+    mc: Any,
+    kc_up: Any,
+    walk_up: Any,
+    q_rows: Any,
+    mc_uk: Any,
+    kc_uk: Any,
+    walk_uk: Any,
+    grain: Any,
+    n_workers: Any,
 ) -> None:
     """The heads sweep of one token tile. row_scale (t,) float32 is by row of the tile; ones for bf16 weights."""
     n_heads = query_nope.shape[1]

@@ -31,7 +31,7 @@ _INF_BITS = np.int32(0x7F800000)
 _ABS_MASK = np.int32(0x7FFFFFFF)
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def sum_of_squares(x: Any, row: Any, col0: Any, n: Any, lanes: Any, lanes_off: Any) -> Any:
     """sum((x*x) * (1/n)) over x[row, col0:col0+n] in 16 lanes and a tree; lanes[lanes_off:+16] is scratch."""
     inv_n = np.float32(1.0 / n)
@@ -49,7 +49,7 @@ def sum_of_squares(x: Any, row: Any, col0: Any, n: Any, lanes: Any, lanes_off: A
     return lanes[lanes_off]
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def rmsnorm_row(x: Any, row: Any, col0: Any, gamma: Any, epsilon: Any, y: Any, y_off: Any) -> None:
     """y[y_off:y_off+n] = RMSNorm of x[row, col0:col0+n], n = len(gamma), as float32 values of bf16.
 
@@ -62,7 +62,7 @@ def rmsnorm_row(x: Any, row: Any, col0: Any, gamma: Any, epsilon: Any, y: Any, y
         y[y_off + j] = widen(round_bf16(gamma[j] * (widen(x[row, col0 + j]) * r)))
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def quant_scale(y: Any, y_off: Any, n: Any) -> Any:
     """127 / max|y|, or 0 where that is not finite because the row is zero or nearly so; NaN for a row with a NaN."""
     top = np.int32(0)
@@ -75,7 +75,7 @@ def quant_scale(y: Any, y_off: Any, n: Any) -> Any:
     return np.float32(0) if s == np.float32(np.inf) else s
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def quant_code(value: Any, s: Any) -> Any:
     """rint(value * s) saturated to int8, half to even; 0 where the product is not a number."""
     code = np.float32(np.float32(value * s) + _ROUND) - _ROUND
@@ -83,20 +83,20 @@ def quant_code(value: Any, s: Any) -> Any:
     return np.int8(np.int32(code))
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def dequant_scale(s: Any) -> Any:
     """1 / s, and 0 for the zero row's 0."""
     return np.float32(0) if s == np.float32(0) else np.float32(np.float32(1) / s)
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def smooth_row(y: Any, y_off: Any, smooth: Any) -> None:
     """y *= smooth, in place; an empty `smooth` is none."""
     for j in range(len(smooth)):
         y[y_off + j] = y[y_off + j] * smooth[j]
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def pack_codes(codes: Any, row: Any, kp: Any, t: Any, mc: Any, out: Any) -> None:
     """Writes codes[row] (n,) to its place among the packed activations of an int8 product, zeros up to kp."""
     n = codes.shape[1]
@@ -115,7 +115,7 @@ def pack_codes(codes: Any, row: Any, kp: Any, t: Any, mc: Any, out: Any) -> None
 
 @kernel
 def quant_x(x: Any, mc: Any, kp: Any, y: Any, codes: Any, scale: Any, packed: Any, n_workers: Any) -> None:
-    """Quant_x: each row of x (t, k) uint16 to int8 codes (t, k), scale (t,) and packed activations. y: (n_workers, k)."""
+    """Quant_x: rows of x (t, k) uint16 to int8 codes (t, k), scale (t,) and packed activations. y: (n_workers, k)."""
     t, k = x.shape
     for worker in prange(n_workers):
         for row in range(t * worker // n_workers, t * (worker + 1) // n_workers):

@@ -15,7 +15,7 @@ from numba.extending import register_jitable
 from .simd import round_bf16
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def rope_value(j: Any, half: Any, even: Any, odd: Any, cos: Any, sin: Any) -> Any:
     """Element j of a rotated row, from the interleaved pair (even, odd) that it depends on."""
     if j < half:

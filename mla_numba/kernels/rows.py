@@ -34,7 +34,7 @@ from .simd import fetch_add, round_bf16, widen
 N_GROUPS = 4  # quantisation groups of the latent
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _write_key_rope(
     kv_a: Any, row: Any, latent: Any, cos: Any, sin: Any, token: Any, slot: Any, kr: Any, kr_layout: Any
 ) -> None:
@@ -50,10 +50,33 @@ def _write_key_rope(
 
 @kernel
 def rows_int8(
-    q_a: Any, kv_a: Any, gamma_cq: Any, gamma_ckv: Any, epsilon_cq: Any, epsilon_ckv: Any, smooth: Any, cos: Any,
-    sin: Any, cache_index: Any, t0: Any, q_norm: Any, q_norm_scale: Any, packed: Any, kp: Any, mc: Any, kv: Any,
-    kv_layout: Any, kr: Any, kr_layout: Any, k_scale: Any, k_scale_layout: Any, scratch: Any, counter: Any,
-    rows_q: Any, rows_k: Any, n_workers: Any,
+    q_a: Any,
+    kv_a: Any,
+    gamma_cq: Any,
+    gamma_ckv: Any,
+    epsilon_cq: Any,
+    epsilon_ckv: Any,
+    smooth: Any,
+    cos: Any,
+    sin: Any,
+    cache_index: Any,
+    t0: Any,
+    q_norm: Any,
+    q_norm_scale: Any,
+    packed: Any,
+    kp: Any,
+    mc: Any,
+    kv: Any,
+    kv_layout: Any,
+    kr: Any,
+    kr_layout: Any,
+    k_scale: Any,
+    k_scale_layout: Any,
+    scratch: Any,
+    counter: Any,
+    rows_q: Any,
+    rows_k: Any,
+    n_workers: Any,
 ) -> None:
     """The quantised rows sweep of one token tile: int8 q_norm with a scale a token, int8 cache with four."""
     t = q_a.shape[0]
@@ -97,9 +120,29 @@ def rows_int8(
 
 @kernel
 def rows_bf16(
-    q_a: Any, kv_a: Any, gamma_cq: Any, gamma_ckv: Any, epsilon_cq: Any, epsilon_ckv: Any, cos: Any, sin: Any,
-    cache_index: Any, t0: Any, q_norm: Any, packed: Any, kp: Any, mc: Any, kv: Any, kv_layout: Any, kr: Any,
-    kr_layout: Any, scratch: Any, counter: Any, rows_q: Any, rows_k: Any, n_workers: Any,
+    q_a: Any,
+    kv_a: Any,
+    gamma_cq: Any,
+    gamma_ckv: Any,
+    epsilon_cq: Any,
+    epsilon_ckv: Any,
+    cos: Any,
+    sin: Any,
+    cache_index: Any,
+    t0: Any,
+    q_norm: Any,
+    packed: Any,
+    kp: Any,
+    mc: Any,
+    kv: Any,
+    kv_layout: Any,
+    kr: Any,
+    kr_layout: Any,
+    scratch: Any,
+    counter: Any,
+    rows_q: Any,
+    rows_k: Any,
+    n_workers: Any,
 ) -> None:
     """The unquantised rows sweep of one token tile: q_norm and the cache stay bf16."""
     t = q_a.shape[0]

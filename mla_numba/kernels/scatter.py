@@ -17,13 +17,13 @@ from typing import Any
 from numba.extending import register_jitable
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def slot_base(layout: Any, slot: Any) -> Any:
     """The flat position of element 0 of a slot."""
     return slot // layout[0] * layout[1] + slot % layout[0] * layout[4]
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def is_last(cache_index: Any, token: Any) -> Any:
     """Whether no later token names the same slot. It makes the later one win whichever thread writes first.
 

@@ -52,7 +52,7 @@ def bits_of_f32(value: Any) -> Any:
 
 
 def _bitcast(result: Any) -> Any:
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def cast(_typingctx: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
             return builder.bitcast(args[0], context.get_value_type(result))
@@ -82,13 +82,13 @@ def _bits_of_f32(value: Any) -> Any:
     return cast
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def widen(bits: Any) -> Any:
     """The float32 of a bf16 given as uint16 bits."""
     return f32_of_bits(np.uint32(bits) << np.uint32(16))
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def round_bf16(value: Any) -> Any:
     """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
     bits = bits_of_f32(value)
@@ -108,7 +108,7 @@ def fetch_add(counter: Any, step: Any) -> Any:
     return before
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = context.make_array(sig.args[0])(context, builder, args[0]).data
@@ -128,7 +128,7 @@ def _fetch_add(counter: Any, step: Any) -> Any:
 # ---- microkernels -------------------------------------------------------------------------------------------------
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _ukernel_bf16_loops(
     mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
 ) -> None:
@@ -144,7 +144,7 @@ def _ukernel_bf16_loops(
                 c[row + j] += value * widen(b[col + j * KR_BF16])
 
 
-@register_jitable  # type: ignore[misc]
+@register_jitable
 def _ukernel_int8_loops(
     mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
 ) -> None:
@@ -172,9 +172,7 @@ def _ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_
     if ISA.name == "portable":
         loops = _ukernel_int8_loops if is_int8 else _ukernel_bf16_loops
 
-        def portable(
-            mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
-        ) -> None:
+        def portable(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
             loops(mr, k, a, a_off, b, b_off, c, c_off, carry)
 
         return portable
@@ -189,7 +187,7 @@ def _ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_
 def _define_ukernel(emit_step: Callable[..., Any], kr: int, name: str) -> Any:
     """An intrinsic that calls a function with one loop nest for each row count 1..MR."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def call(
         _typingctx: Any, mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
     ) -> Any:

@@ -1,0 +1,6 @@
+"""`python -m mla_numba` is the command `mla-numba`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

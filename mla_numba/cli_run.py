@@ -1,0 +1,139 @@
+"""The main job of the command line: make weights, plan, time the sweeps, compare with the reference."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tiling import MlaTileConfig, PassOptions, PrologPlan, ceil_div
+
+from . import verify
+from ._report import Steps, SweepTimes, sweep_work
+from .cache import PagedCache
+from .dims import MlaDims
+from .engine import MlaProlog, PrologOutput
+from .inputs import Inputs, random_inputs
+from .sweeps import SWEEPS
+from .weights import MlaWeights
+
+__all__ = ["Job", "Report", "run_job"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to run: `t` tokens, timed `repeats` times; weights and inputs come from `seed`."""
+
+    dims: MlaDims
+    t: int
+    phase: str
+    quant: str
+    smooth: bool
+    tile_config: MlaTileConfig | None
+    options: PassOptions | None
+    n_threads: int
+    seed: int
+    repeats: int
+    check: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of a job. `seconds` are those of its steps; `mismatches` is None where nothing was compared."""
+
+    plan: PrologPlan
+    sweeps: list[SweepTimes]
+    seconds: dict[str, float]
+    n_arrays: int
+    mismatches: list[verify.Mismatch] | None
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether every bit is the reference's, None where that was not checked."""
+        return None if self.mismatches is None else not self.mismatches
+
+    @property
+    def verdict(self) -> str:
+        """A sentence on it, or the mismatches."""
+        if self.mismatches is None:
+            return "not checked against the reference"
+        if self.mismatches:
+            return "\n".join(map(str, self.mismatches))
+        return f"exact: every bit of {self.n_arrays} outputs and caches equals the reference"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return {
+            "exact": self.exact,
+            "mismatches": [asdict(mismatch) for mismatch in self.mismatches or []],
+            "sweeps": {sweep.name: sweep.as_dict() for sweep in self.sweeps},
+            "seconds": self.seconds,
+            "plan": json.loads(self.plan.to_json()),
+        }
+
+
+def allocate_cache(job_dims: MlaDims, t: int, quant: str, block_size: int, cache_mode: str) -> PagedCache:
+    """A cache with room for `t` tokens and a block that most slots of stay unnamed, so that stray writes show."""
+    return PagedCache.allocate(job_dims, ceil_div(t, block_size) + 1, block_size, cache_mode, quantized="b" in quant)
+
+
+def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> Report:
+    """Times the job and compares what its last repeat left with the reference. `cache` is written to."""
+    inputs = random_inputs(job.dims, job.t, job.seed, cache.capacity)
+    with steps.step("packing weights"):
+        prolog = MlaProlog(
+            weights, job.phase, tile_config=job.tile_config, options=job.options, n_threads=job.n_threads
+        )
+    plan = prolog.plan(job.t)
+    out = prolog.allocate_output(job.t)
+    with steps.step("first call: kernels are compiled or loaded"):
+        prolog(*inputs, cache, out)
+    verify.poison(*out, *cache.arrays().values())
+    before = cache.copy()
+    with steps.step(f"timing {job.repeats} calls", job.repeats) as advance:
+        sweeps = time_sweeps(prolog, inputs, cache, out, job.repeats, advance)
+    mismatches = None
+    if job.check:
+        with steps.step("computing the reference"):
+            reference = verify.reference_run(weights, *inputs, before)
+        with steps.step("comparing"):
+            mismatches = verify.check_output(out, cache, reference)
+    n_arrays = len(cache.arrays()) + sum(array is not None for array in out)
+    return Report(plan, sweeps, dict(steps.seconds), n_arrays, mismatches)
+
+
+def time_sweeps(
+    prolog: MlaProlog,
+    inputs: Inputs,
+    cache: PagedCache,
+    out: PrologOutput,
+    repeats: int,
+    advance: Callable[[], None] = lambda: None,
+) -> list[SweepTimes]:
+    """Times of each sweep and, under "total", of the whole call; `advance` is called between calls."""
+    work = sweep_work(prolog.plan(inputs.x.shape[0]))
+    times: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(repeats):
+        clock = _Clock()
+        prolog.profile(*inputs, cache, out, finished=clock.finished)
+        clock.spent["total"] = time.perf_counter() - clock.begin
+        for name, seconds in clock.spent.items():
+            times[name].append(seconds)
+        advance()
+    return [SweepTimes(name, *work[name], tuple(times[name])) for name in work]
+
+
+class _Clock:
+    """Seconds of each sweep of one call, tiles of tokens added up."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(SWEEPS, 0.0)
+        self.begin = self._last = time.perf_counter()
+
+    def finished(self, name: str) -> None:
+        """Ends a sweep; the next one begins here."""
+        now = time.perf_counter()
+        self.spent[name] += now - self._last
+        self._last = now

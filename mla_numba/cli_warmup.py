@@ -1,0 +1,28 @@
+"""Compiling every kernel ahead of use."""
+
+from __future__ import annotations
+
+from ._report import Steps
+from .cache import PagedCache
+from .dims import MlaDims
+from .engine import MlaProlog
+from .inputs import random_inputs
+from .weights import QUANT_MODES, MlaWeights
+
+__all__ = ["compile_all"]
+
+# Little work, yet enough for the planner to use every thread.
+_DIMS = MlaDims(256, 4, 64, 64, 32, 16)
+_TOKENS = 64
+
+
+def compile_all(n_threads: int, steps: Steps) -> None:
+    """Compiles the kernels of all modes: the serial builds and, for more than one thread, the parallel ones."""
+    builds = {"serial": 1} | ({"parallel": n_threads} if n_threads > 1 else {})
+    for build, n in builds.items():
+        with steps.step(f"compiling {build} kernels", len(QUANT_MODES)) as advance:
+            for quant in QUANT_MODES:
+                prolog = MlaProlog(MlaWeights.random(_DIMS, quant=quant), n_threads=n)
+                cache = PagedCache.allocate(_DIMS, n_blocks=1, block_size=_TOKENS, quantized=prolog.quantized)
+                prolog(*random_inputs(_DIMS, _TOKENS, 0, cache.capacity), cache)
+                advance()
