@@ -23,13 +23,14 @@ from tiling import PrologPlan
 __all__ = ["Steps", "SweepTimes", "folder_size", "megabytes", "sweep_table", "sweep_work"]
 
 _log = logging.getLogger("mla_numba")
+_REDRAW_S = 0.2
 
 
 class Steps(logging.Handler):
     """Steps of a command, a line each on stderr with the seconds it took; `seconds` keeps them by name.
 
-    What the library logs meanwhile ("compiling kernels ...") stands beside the step. Lines are drawn anew at the ends of
-    steps only, never by a thread of their own, which would disturb timings.
+    What the library logs meanwhile ("compiling kernels ...") stands beside the step. Lines are drawn anew between calls
+    only, never by a thread of their own, which would disturb timings.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Steps(logging.Handler):
         self._note = ""
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=10),
             TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
             console=Console(stderr=True),
             auto_refresh=False,
@@ -72,10 +73,14 @@ class Steps(logging.Handler):
         self._note = ""
         self._task = task = self._progress.add_task(name, total=total, note="")
         self._progress.refresh()
+        drawn = 0.0
 
         def advance() -> None:
+            nonlocal drawn
             self._progress.advance(task)
-            self._progress.refresh()
+            if time.perf_counter() - drawn > _REDRAW_S:
+                self._progress.refresh()
+                drawn = time.perf_counter()
 
         begin = time.perf_counter()
         yield advance
@@ -90,7 +95,7 @@ class Steps(logging.Handler):
 
 @dataclass(frozen=True, slots=True)
 class SweepTimes:
-    """Times of one sweep over all T tokens, a time a repeat, beside the bytes it moves and its operations (2 a multiply-add)."""
+    """Seconds of one sweep over all T tokens, one a repeat, and the bytes and operations that they were spent on."""
 
     name: str
     n_bytes: int
@@ -155,7 +160,13 @@ def sweep_work(plan: PrologPlan) -> dict[str, tuple[int, int]]:
 def sweep_table(sweeps: list[SweepTimes]) -> Table:
     """A row a sweep; rates are those of the median time."""
     rates = ("min ms", "median ms", "MB", "GB/s", "Gop/s")
-    table = Table("sweep", *(Column(name, justify="right") for name in rates), box=box.SIMPLE)
+    table = Table(
+        "sweep",
+        *(Column(name, justify="right") for name in rates),
+        box=box.SIMPLE,
+        caption="rates at the median time",
+        caption_justify="right",
+    )
     for sweep in sweeps:
         if sweep.name == "total":
             table.add_section()

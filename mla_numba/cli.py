@@ -6,55 +6,27 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, plan_prolog, preset
+from tiling import plan_prolog
 
 from ._report import Steps, folder_size, megabytes, sweep_table
 from ._version import __version__
 from .cache import CACHE_MODES
+from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_run import Job, allocate_cache, run_job
 from .cli_warmup import compile_all
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
 from .kernels import ISA, cache_folder, max_threads
-from .weights import QUANT_MODES, MlaWeights
+from .weights import MlaWeights
 
 __all__ = ["main"]
-
-NPU_ARCHS = ("DAV_3510", "950", "DAV_2201", "910")
-MAX_TOKENS = 2**20
-DIMS_FORM = ", ".join(field.name for field in fields(MlaDims))
-
-Command = Callable[..., Any]
-
-
-class DimsType(click.ParamType):
-    """Six integers with commas, or the path of a model's `config.json`."""
-
-    name = "dims"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MlaDims:
-        """The dimensions."""
-        if isinstance(value, MlaDims):
-            return value
-        numbers = value.split(",")
-        try:
-            if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
-                return MlaDims(*map(int, numbers))
-            if Path(value).is_file():
-                return MlaDims.from_hf(json.loads(Path(value).read_text(encoding="utf-8")))
-        except (OSError, TypeError, ValueError) as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
-        self.fail(f"expected six integers with commas or the path of a config.json, got {value!r}", param, ctx)
 
 
 class Commands(click.Group):
@@ -66,70 +38,6 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}" if str(error) else "not enough memory") from None
-
-
-@contextmanager
-def _blame(option: str) -> Iterator[None]:
-    """Turns the library's complaint about a value into one about the option that it came from."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
-
-
-def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
-    """Checks a number of threads against what Numba has; None is all of them."""
-    if value is not None and value > max_threads():
-        raise click.BadParameter(f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got {value}")
-    return max_threads() if value is None else value
-
-
-def _options(*decorators: Command) -> Command:
-    """Several options as one decorator, shown in this order."""
-
-    def decorate(command: Command) -> Command:
-        for decorator in reversed(decorators):
-            command = decorator(command)
-        return command
-
-    return decorate
-
-
-what_to_plan = _options(
-    click.option(
-        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
-        help="Phase: with --preset it decides the scheduling settings.",
-    ),
-    click.option(
-        "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
-        help="What is int8: a the down projections, b the up projection and the cache.",
-    ),
-    click.option("--preset", "preset_name", type=click.Choice(PRESETS), help="Tile settings of the reference operator."),
-    click.option(
-        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation whose preset is meant.  [default: DAV_3510]"
-    ),
-    click.option(
-        "--dims", type=DimsType(), metavar="H,N,Rq,C,D,R|PATH",
-        help=f"{DIMS_FORM}; or the path of a model's config.json.  [default: those of DeepSeek-V3.2]",
-    ),
-)  # fmt: skip
-tokens_type = click.IntRange(1, MAX_TOKENS)
-json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
-)
-
-
-def _tile_settings(
-    preset_name: str | None, npuarch: str | None, phase: str, t: int
-) -> tuple[MlaTileConfig | None, PassOptions | None]:
-    """Tile config and scheduling settings of a preset; two Nones where the planner is to choose."""
-    if preset_name is None:
-        if npuarch is not None:
-            raise click.UsageError(f"--npuarch: expected together with --preset, got {npuarch} alone")
-        return None, None
-    arch = npuarch or NPU_ARCHS[0]
-    return preset(preset_name, arch), pass_options(phase, t, arch)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -146,7 +54,11 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and inputs.")
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Calls that are timed.")
 @click.option(
-    "--cache-mode", type=click.Choice(CACHE_MODES), default="PA_BSND", show_default=True, help="Order of the paged cache."
+    "--cache-mode",
+    type=click.Choice(CACHE_MODES),
+    default="PA_BSND",
+    show_default=True,
+    help="Order of the cache.",
 )
 @click.option(
     "--block-size", type=click.IntRange(1, 2**16), default=128, show_default=True, help="Tokens of a cache block."
@@ -158,7 +70,7 @@ def run(
     ctx: click.Context,
     phase: str,
     quant: str,
-    preset_name: str | None,
+    preset: str | None,
     npuarch: str | None,
     dims: MlaDims | None,
     tokens: int,
@@ -178,13 +90,13 @@ def run(
     if smooth and "b" not in quant:
         raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
     dims = dims or MlaDims.deepseek_v32()
-    tile_config, options = _tile_settings(preset_name, npuarch, phase, tokens)
-    with _blame("--cache-mode"):
+    tile_config, options = tile_settings(preset, npuarch, phase, tokens)
+    with blame("--cache-mode"):
         cache = allocate_cache(dims, tokens, quant, block_size, cache_mode)
     with Steps() as steps:
-        with steps.step("making weights"), _blame("--dims"):
+        with steps.step("making weights"), blame("--dims"):
             weights = MlaWeights.random(dims, seed, quant, smooth)
-        job = Job(dims, tokens, phase, quant, smooth, tile_config, options, threads, seed, repeats, not no_check)
+        job = Job(dims, tokens, phase, tile_config, options, threads, seed, repeats, not no_check)
         report = run_job(job, weights, cache, steps)
     if as_json:
         settings = {name: value for name, value in ctx.params.items() if name not in ("dims", "as_json")}
@@ -207,7 +119,7 @@ def run(
 def plan(
     phase: str,
     quant: str,
-    preset_name: str | None,
+    preset: str | None,
     npuarch: str | None,
     dims: MlaDims | None,
     tokens: int,
@@ -218,8 +130,8 @@ def plan(
     """Show how a call would be computed; nothing is compiled or run."""
     if explain and as_json:
         raise click.UsageError("--explain, --json: expected one of them (JSON has the reasons), got both")
-    tile_config, options = _tile_settings(preset_name, npuarch, phase, tokens)
-    with _blame("--dims"):
+    tile_config, options = tile_settings(preset, npuarch, phase, tokens)
+    with blame("--dims"):
         planned = plan_prolog(
             dims or MlaDims.deepseek_v32(), tokens, tile_config, this_machine(), micro=MICRO_TILES, phase=phase,
             quant=quant, n_threads=threads or max_threads(), options=options,
@@ -274,7 +186,7 @@ def warmup(threads: int) -> None:
         compile_all(threads, steps)
     n_bytes, n_files = folder_size(cache_folder())
     click.echo(
-        f"compiled in {time.perf_counter() - begin:.1f} s, kept in {cache_folder()} "
+        f"ready after {time.perf_counter() - begin:.1f} s; kernels are kept in {cache_folder()} "
         f"({megabytes(n_bytes)} in {n_files} files)"
     )
 

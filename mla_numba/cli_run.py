@@ -19,18 +19,16 @@ from .inputs import Inputs, random_inputs
 from .sweeps import SWEEPS
 from .weights import MlaWeights
 
-__all__ = ["Job", "Report", "run_job"]
+__all__ = ["Job", "Report", "allocate_cache", "run_job", "time_sweeps"]
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to run: `t` tokens, timed `repeats` times; weights and inputs come from `seed`."""
+    """What to run on given weights: `t` tokens, timed `repeats` times; the inputs come from `seed`."""
 
     dims: MlaDims
     t: int
     phase: str
-    quant: str
-    smooth: bool
     tile_config: MlaTileConfig | None
     options: PassOptions | None
     n_threads: int
@@ -74,9 +72,9 @@ class Report:
         }
 
 
-def allocate_cache(job_dims: MlaDims, t: int, quant: str, block_size: int, cache_mode: str) -> PagedCache:
-    """A cache with room for `t` tokens and a block that most slots of stay unnamed, so that stray writes show."""
-    return PagedCache.allocate(job_dims, ceil_div(t, block_size) + 1, block_size, cache_mode, quantized="b" in quant)
+def allocate_cache(dims: MlaDims, t: int, quant: str, block_size: int, cache_mode: str) -> PagedCache:
+    """A cache of one block more than `t` tokens need, so that there are rows that no call may touch."""
+    return PagedCache.allocate(dims, ceil_div(t, block_size) + 1, block_size, cache_mode, quantized="b" in quant)
 
 
 def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> Report:
@@ -88,7 +86,7 @@ def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> R
         )
     plan = prolog.plan(job.t)
     out = prolog.allocate_output(job.t)
-    with steps.step("first call: kernels are compiled or loaded"):
+    with steps.step("first call"):
         prolog(*inputs, cache, out)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()

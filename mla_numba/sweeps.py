@@ -103,6 +103,6 @@ def heads_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io
         n, buffers.a_up, up.kp, up.panels, up.offset, io.q_norm_scale[t0 : t0 + plan.t] if quantised else buffers.ones,
         up.col_scale, weights.uk.panels, io.cos, io.sin, t0, plan.t, weights.dims.qk_nope_head_dim, io.query_nope,
         io.query_rope, buffers.c_i32 if quantised else buffers.c_f32, buffers.c_f32, buffers.q_head, buffers.a_nope,
-        np.zeros(1, np.int64), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc, heads.wuk.kc,
+        buffers.y, np.zeros(1, np.int64), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc, heads.wuk.kc,
         heads.wuk.walk, heads.grain, n,
     )  # fmt: skip

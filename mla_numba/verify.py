@@ -53,9 +53,10 @@ class Mismatch:
 
 
 def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
-    """None where every bit of `got` is that of `want`, else what differs: -0 is not +0, and a NaN equals its own bits only.
+    """None where every bit of `got` is that of `want`, else what differs.
 
-    Raises `TypeError` where the dtypes differ and `ValueError` where the shapes do.
+    So -0 is not +0, and a NaN equals its own bits only. Raises `TypeError` where the dtypes differ and `ValueError`
+    where the shapes do.
     """
     if got.dtype != want.dtype:
         raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")

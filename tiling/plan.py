@@ -215,7 +215,8 @@ class TilePlan:
         with w_uk, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
         """
         qa, qb, _, wuk = self.gemms
-        row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, qa.k if qa.dtype == "int8" else 0)
+        hidden = qa.k if qa.dtype == "int8" else 0
+        row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, 2 * self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
             "q_head": qb.mc * qb.np_ * 4,

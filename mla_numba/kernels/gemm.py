@@ -25,7 +25,8 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 
 from ._jit import kernel
-from .simd import MR, NR, fetch_add, round_bf16, ukernel
+from .scalars import fetch_add, round_bf16, window
+from .simd import MR, NR, ukernel
 
 
 @register_jitable
@@ -118,8 +119,10 @@ def _store_split(c: Any, c0: Any, c1: Any, row0: Any, rows: Any, ldc: Any, walk:
         n_cols = min(np.int64(NR), y.shape[1] - col)
         for i in range(rows):
             at = (p * ldc + i) * NR
+            first, second = window(c, c0 + at, n_cols), window(c, c1 + at, n_cols)
+            out = window(y[row0 + i], col, n_cols)
             for j in range(n_cols):
-                y[row0 + i, col + j] = round_bf16(c[c0 + at + j] + c[c1 + at + j])
+                out[j] = round_bf16(first[j] + second[j])
 
 
 @register_jitable
@@ -141,11 +144,13 @@ def _store_scaled(
         col = col0 + p * NR
         packed = (panel0 + p) * NR
         n_cols = min(np.int64(NR), y.shape[1] - col)
+        offsets, scales = window(offset, packed, n_cols), window(col_scale, packed, n_cols)
         for i in range(rows):
-            at = c0 + (p * ldc + i) * NR
+            sums = window(c, c0 + (p * ldc + i) * NR, n_cols)
+            out = window(y[row0 + i], col, n_cols)
             scale = row_scale[row0 + i]
             for j in range(n_cols):
-                y[row0 + i, col + j] = scale_acc(c[at + j], offset[packed + j], scale, col_scale[packed + j])
+                out[j] = scale_acc(sums[j], offsets[j], scale, scales[j])
 
 
 @kernel

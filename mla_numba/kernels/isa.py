@@ -49,8 +49,8 @@ ISAS = {
     "avx512vnni": Isa("avx512vnni", lanes=16, mr=12, nr=32, kr_bf16=2, kr_int8=4, a_offset=128, a_int8_bytes=1),
     # 12 accumulators, 2 of B and a broadcast fill 15 of 16 registers; vpmaddwd takes pairs of int16.
     "avx2": Isa("avx2", lanes=8, mr=6, nr=16, kr_bf16=2, kr_int8=2, a_offset=0, a_int8_bytes=2),
-    # Plain loops; 8 columns are two 128-bit vectors, the width every 64-bit CPU has.
-    "portable": Isa("portable", lanes=4, mr=4, nr=16, kr_bf16=1, kr_int8=1, a_offset=0, a_int8_bytes=2),
+    # Plain loops: 64 columns are the shortest inner loop that LLVM vectorises instead of unrolling it whole.
+    "portable": Isa("portable", lanes=4, mr=4, nr=64, kr_bf16=1, kr_int8=1, a_offset=0, a_int8_bytes=2),
 }
 
 

@@ -18,7 +18,8 @@ from numba.extending import register_jitable
 
 from ._jit import kernel
 from .gemm import block_of, block_start, ceil_div
-from .simd import A_OFFSET, KR_BF16, KR_INT8, MR, NR, widen
+from .scalars import widen, window
+from .simd import A_OFFSET, KR_BF16, KR_INT8, MR, NR
 
 _K_CHUNK = 256  # k steps of a row block that are packed together, so that they are written within L1
 
@@ -41,17 +42,14 @@ def pack_panels(
         at = np.int64(task) * n_parts * steps * kr * NR
         for part in range(n_parts):
             for step in range(steps):
-                for r in range(kr):
-                    p = step * kr + r
-                    row = source + (part * part_k + p) * row_stride
-                    if p < part_k:
-                        for j in range(n_cols):
-                            out[at + j * kr + r] = w[row + j]
-                        for j in range(n_cols, NR):
-                            out[at + j * kr + r] = 0
-                    else:
-                        for j in range(NR):
-                            out[at + j * kr + r] = 0
+                packed = window(out, at, NR * kr)
+                if n_cols < NR or (step + 1) * kr > part_k:
+                    for j in range(NR * kr):
+                        packed[j] = 0
+                for r in range(min(kr, part_k - step * kr)):
+                    row = window(w, source + (part * part_k + step * kr + r) * row_stride, n_cols)
+                    for j in range(n_cols):
+                        packed[j * kr + r] = row[j]
                 at += NR * kr
 
 
@@ -106,7 +104,11 @@ def pack_rows_bf16(x: Any, n_parts: Any, mc: Any, out: Any) -> None:
 @register_jitable
 def _pack_row(x: Any, row: Any, col0: Any, part_k: Any, k0: Any, part_kp: Any, base: Any, mr: Any, out: Any) -> None:
     """One chunk of one row of one part: element k goes to out[base + k * mr]."""
-    for k in range(k0, min(part_k, k0 + _K_CHUNK)):
-        out[base + k * mr] = widen(x[row, col0 + k])
+    n = min(part_k, k0 + _K_CHUNK) - k0
+    if n > 0:
+        values = window(x[row], col0 + k0, n)
+        column = window(out, base + k0 * mr, (n - 1) * mr + 1)
+        for k in range(n):
+            column[k * mr] = widen(values[k])
     for k in range(max(part_k, k0), min(part_kp, k0 + _K_CHUNK)):
         out[base + k * mr] = np.float32(0)

@@ -17,6 +17,7 @@ A task is a token block and a head. The head's slice of q exists only in the wor
 | c_up, c_uk  | (n_workers, walk * mc * NR)    | int32 or float32, float32 | scratch                             |
 | q_head      | (n_workers, mc * ldq)          | float32          | scratch: the head's q, values of bf16        |
 | a_nope      | (n_workers, mc * kp_uk)        | float32          | scratch: q_nope packed                       |
+| scratch     | (n_workers, >= R)              | float32          |                                              |
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from numba.extending import register_jitable
 
 from ._jit import kernel
 from .gemm import block_start, ceil_div, multiply_block, scale_acc
-from .rope import rope_value
-from .simd import KR_BF16, MR, NR, fetch_add, round_bf16, widen
+from .rope import rotate_row
+from .scalars import fetch_add, round_bf16, widen, window
+from .simd import KR_BF16, MR, NR
 
 
 @register_jitable
@@ -53,24 +55,26 @@ def _dequantise(
     for i in range(first, first + rows):
         scale = row_scale[row0 + i]
         for p in range(walk):
-            at = (p * ldc + i) * NR
-            packed = (panel0 + panel + p) * NR
-            to = i * ldq + (panel + p) * NR
+            sums = window(c, (p * ldc + i) * NR, NR)
+            offsets = window(offset, (panel0 + panel + p) * NR, NR)
+            scales = window(col_scale, (panel0 + panel + p) * NR, NR)
+            out = window(q_head, i * ldq + (panel + p) * NR, NR)
             for j in range(NR):
-                q_head[to + j] = widen(scale_acc(c[at + j], offset[packed + j], scale, col_scale[packed + j]))
+                out[j] = widen(scale_acc(sums[j], offsets[j], scale, scales[j]))
 
 
 @register_jitable
-def _rope_head(q_head: Any, rows: Any, ldq: Any, d: Any, cos: Any, sin: Any, token0: Any, head: Any, y: Any) -> None:
+def _rope_head(
+    q_head: Any, rows: Any, ldq: Any, d: Any, cos: Any, sin: Any, token0: Any, head: Any, rotated: Any, y: Any
+) -> None:
     """Rope_qRope: the last R columns of q_head straight into query_rope."""
-    half = y.shape[2] // 2
+    n = y.shape[2]
     for i in range(rows):
         token = token0 + i
-        for j in range(half):
-            even, odd = q_head[i * ldq + d + 2 * j], q_head[i * ldq + d + 2 * j + 1]
-            y[token, head, j] = rope_value(j, half, even, odd, widen(cos[token, j]), widen(sin[token, j]))
-            far = j + half
-            y[token, head, far] = rope_value(far, half, even, odd, widen(cos[token, far]), widen(sin[token, far]))
+        rotate_row(window(q_head, i * ldq + d, n), cos[token], sin[token], rotated)
+        out = y[token, head]
+        for j in range(n):
+            out[j] = round_bf16(rotated[j])
 
 
 @register_jitable
@@ -80,24 +84,27 @@ def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_
     for ib in range(n_blocks):
         start = block_start(rows, n_blocks, ib)
         mr = block_start(rows, n_blocks, ib + 1) - start
+        block = window(a_nope, start * kp, kp * mr)
         for i in range(mr):
-            source = (first + start + i) * ldq
-            base = start * kp + i
+            row = window(q_head, (first + start + i) * ldq, d)
+            column = window(block, i, kp * mr - i)
             for k in range(d):
-                a_nope[base + k * mr] = q_head[source + k]
+                column[k * mr] = row[k]
             for k in range(d, kp):
-                a_nope[base + k * mr] = np.float32(0)
+                column[k * mr] = np.float32(0)
 
 
 @register_jitable
 def _store_nope(c: Any, rows: Any, ldc: Any, walk: Any, col0: Any, token0: Any, head: Any, y: Any) -> None:
     """Assemble_queryOut: a walk's accumulators to query_nope."""
     for i in range(rows):
+        query = y[token0 + i, head]
         for p in range(walk):
-            at = (p * ldc + i) * NR
             col = col0 + p * NR
-            for j in range(min(np.int64(NR), y.shape[2] - col)):
-                y[token0 + i, head, col + j] = round_bf16(c[at + j])
+            n_cols = min(np.int64(NR), len(query) - col)
+            sums, out = window(c, (p * ldc + i) * NR, n_cols), window(query, col, n_cols)
+            for j in range(n_cols):
+                out[j] = round_bf16(sums[j])
 
 
 @kernel
@@ -120,6 +127,7 @@ def query_heads(
     c_uk: Any,
     q_head: Any,
     a_nope: Any,
+    scratch: Any,
     counter: Any,
     mc: Any,
     kc_up: Any,
@@ -143,6 +151,7 @@ def query_heads(
     # Loop 5: heads outside, token blocks inside, so that a head's weights are read from memory once.
     for worker in prange(n_workers):
         acc_up, acc_uk, q, a_uk = c_up[worker], c_uk[worker], q_head[worker], a_nope[worker]
+        rotated = scratch[worker]
         task = fetch_add(counter, grain)
         while task < n_tasks:
             for now in range(task, min(task + grain, n_tasks)):
@@ -161,7 +170,7 @@ def query_heads(
                             acc_up, first, min(q_rows, rows - first), rows, row0, head * n_up, panel, walk, offset,
                             row_scale, col_scale, q, ldq,
                         )  # fmt: skip
-                _rope_head(q, rows, ldq, d, cos, sin, t0 + row0, head, query_rope)
+                _rope_head(q, rows, ldq, d, cos, sin, t0 + row0, head, rotated, query_rope)
                 # Loop 4 again, for w_uk: row sub-blocks outside, since its panels are small and stay in cache
                 n_uk_blocks = ceil_div(rows, mc_uk)
                 for ib in range(n_uk_blocks):

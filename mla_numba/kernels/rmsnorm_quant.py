@@ -4,11 +4,11 @@
 
 | array   | shape   | dtype             | notes                                                                  |
 |---------|---------|-------------------|------------------------------------------------------------------------|
-| x       | (t, .)  | uint16            | bf16 bits                                                              |
+| x       | (n,)    | uint16            | bf16 bits of one row                                                   |
 | gamma   | (n,)    | float32           | widened once                                                           |
 | smooth  | (n,)    | float32           | empty where there is none                                              |
-| y       | flat    | float32           | scratch: the normalised row, rounded to bf16 and widened again         |
-| codes   | (t, n)  | int8              |                                                                        |
+| y       | (n+16,) | float32           | scratch: the normalised row, rounded to bf16 and widened; then lanes   |
+| codes   | (n,)    | int8              |                                                                        |
 
 The sum of squares runs over 16 lanes (lane = index mod 16, ascending) that are then added as a tree.
 """
@@ -23,51 +23,52 @@ from numba.extending import register_jitable
 
 from ._jit import kernel
 from .packing import packed_row
-from .simd import A_OFFSET, KR_INT8, bits_of_f32, f32_of_bits, round_bf16, widen
+from .scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
+from .simd import A_OFFSET, KR_INT8
 
 N_LANES = 16
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer, half to even
-_INF_BITS = np.int32(0x7F800000)
 _ABS_MASK = np.int32(0x7FFFFFFF)
 
 
 @register_jitable
-def sum_of_squares(x: Any, row: Any, col0: Any, n: Any, lanes: Any, lanes_off: Any) -> Any:
-    """sum((x*x) * (1/n)) over x[row, col0:col0+n] in 16 lanes and a tree; lanes[lanes_off:+16] is scratch."""
+def sum_of_squares(x: Any, y: Any) -> Any:
+    """sum((x*x) * (1/n)) in 16 lanes and a tree; y (n+16,) is scratch."""
+    n = len(x)
     inv_n = np.float32(1.0 / n)
+    for j in range(n):
+        value = widen(x[j])
+        y[j] = (value * value) * inv_n
+    lanes = window(y, n, N_LANES)
     for lane in range(N_LANES):
-        lanes[lanes_off + lane] = np.float32(0)
+        lanes[lane] = np.float32(0)
     for j0 in range(0, n, N_LANES):
-        for lane in range(min(np.int64(N_LANES), n - j0)):
-            value = widen(x[row, col0 + j0 + lane])
-            lanes[lanes_off + lane] += (value * value) * inv_n
+        here = window(y, j0, min(np.int64(N_LANES), n - j0))
+        for lane in range(len(here)):
+            lanes[lane] += here[lane]
     half = N_LANES // 2
     while half > 0:
         for lane in range(half):
-            lanes[lanes_off + lane] += lanes[lanes_off + lane + half]
+            lanes[lane] += lanes[lane + half]
         half //= 2
-    return lanes[lanes_off]
+    return lanes[0]
 
 
 @register_jitable
-def rmsnorm_row(x: Any, row: Any, col0: Any, gamma: Any, epsilon: Any, y: Any, y_off: Any) -> None:
-    """y[y_off:y_off+n] = RMSNorm of x[row, col0:col0+n], n = len(gamma), as float32 values of bf16.
-
-    y[y_off+n : y_off+n+16] is scratch too.
-    """
-    n = len(gamma)
-    total = sum_of_squares(x, row, col0, n, y, y_off + n)
+def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, y: Any) -> None:
+    """y[0:n] = RMSNorm of x, as float32 values of bf16."""
+    total = sum_of_squares(x, y)
     r = np.float32(np.float32(1) / np.sqrt(np.float32(total + epsilon)))
-    for j in range(n):
-        y[y_off + j] = widen(round_bf16(gamma[j] * (widen(x[row, col0 + j]) * r)))
+    for j in range(len(x)):
+        y[j] = widen(round_bf16(gamma[j] * (widen(x[j]) * r)))
 
 
 @register_jitable
-def quant_scale(y: Any, y_off: Any, n: Any) -> Any:
+def quant_scale(y: Any) -> Any:
     """127 / max|y|, or 0 where that is not finite because the row is zero or nearly so; NaN for a row with a NaN."""
     top = np.int32(0)
-    for j in range(n):  # absolute values order as their bits do, and integers vectorise
-        top = max(top, np.int32(np.int32(bits_of_f32(y[y_off + j])) & _ABS_MASK))
+    for j in range(len(y)):  # absolute values order as their bits do, and integers vectorise
+        top = max(top, np.int32(np.int32(bits_of_f32(y[j])) & _ABS_MASK))
     amax = f32_of_bits(np.uint32(top))
     if amax == np.float32(0):
         return np.float32(0)
@@ -84,33 +85,38 @@ def quant_code(value: Any, s: Any) -> Any:
 
 
 @register_jitable
+def quant_row(y: Any, s: Any, codes: Any) -> None:
+    """The codes of a row whose scale is 1 / s."""
+    for j in range(len(y)):
+        codes[j] = quant_code(y[j], s)
+
+
+@register_jitable
 def dequant_scale(s: Any) -> Any:
     """1 / s, and 0 for the zero row's 0."""
     return np.float32(0) if s == np.float32(0) else np.float32(np.float32(1) / s)
 
 
 @register_jitable
-def smooth_row(y: Any, y_off: Any, smooth: Any) -> None:
+def smooth_row(y: Any, smooth: Any) -> None:
     """y *= smooth, in place; an empty `smooth` is none."""
     for j in range(len(smooth)):
-        y[y_off + j] = y[y_off + j] * smooth[j]
+        y[j] = y[j] * smooth[j]
 
 
 @register_jitable
 def pack_codes(codes: Any, row: Any, kp: Any, t: Any, mc: Any, out: Any) -> None:
-    """Writes codes[row] (n,) to its place among the packed activations of an int8 product, zeros up to kp."""
-    n = codes.shape[1]
+    """Writes the codes of row `row` of t to their place among an int8 product's packed activations, zeros up to kp."""
+    n = len(codes)
     first, mr, place = packed_row(t, mc, row)
-    base = first * kp + place * KR_INT8
-    zero = np.int32(A_OFFSET)
-    whole = n // KR_INT8
-    for step in range(whole):
-        at = base + step * mr * KR_INT8
+    stride = mr * KR_INT8
+    block = window(out, first * kp + place * KR_INT8, kp * mr - place * KR_INT8)
+    for step in range(n // KR_INT8):
         for r in range(KR_INT8):
-            out[at + r] = np.int32(codes[row, step * KR_INT8 + r]) + zero
-    for p in range(whole * KR_INT8, kp):
-        code = np.int32(codes[row, p]) if p < n else np.int32(0)
-        out[base + p // KR_INT8 * mr * KR_INT8 + p % KR_INT8] = code + zero
+            block[step * stride + r] = np.int32(codes[step * KR_INT8 + r]) + A_OFFSET
+    for p in range(n // KR_INT8 * KR_INT8, kp):
+        code = np.int32(codes[p]) if p < n else np.int32(0)
+        block[p // KR_INT8 * stride + p % KR_INT8] = code + A_OFFSET
 
 
 @kernel
@@ -118,11 +124,12 @@ def quant_x(x: Any, mc: Any, kp: Any, y: Any, codes: Any, scale: Any, packed: An
     """Quant_x: rows of x (t, k) uint16 to int8 codes (t, k), scale (t,) and packed activations. y: (n_workers, k)."""
     t, k = x.shape
     for worker in prange(n_workers):
+        values = window(y[worker], 0, k)
         for row in range(t * worker // n_workers, t * (worker + 1) // n_workers):
+            hidden = x[row]
             for j in range(k):
-                y[worker, j] = widen(x[row, j])
-            s = quant_scale(y[worker], 0, k)
+                values[j] = widen(hidden[j])
+            s = quant_scale(values)
             scale[row] = dequant_scale(s)
-            for j in range(k):
-                codes[row, j] = quant_code(y[worker, j], s)
-            pack_codes(codes, row, kp, t, mc, packed)
+            quant_row(values, s, codes[row])
+            pack_codes(codes[row], row, kp, t, mc, packed)

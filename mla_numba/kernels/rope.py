@@ -1,8 +1,14 @@
 """Rotary position embedding, interleaved in and halves out: RotaryPosEmb, Rope_qRope.
 
-    x' = x[0], x[2], ..., x[1], x[3], ...      y = bf16(x' * cos + rotate_half(x') * sin)
+    x' = x[0], x[2], ..., x[1], x[3], ...      y = x' * cos + rotate_half(x') * sin
 
-Two products and one add in float32, never fused. cos and sin rows are float32 (widened from bf16), both halves read.
+| array    | shape | dtype   | notes                                      |
+|----------|-------|---------|--------------------------------------------|
+| x        | (R,)  | float32 | values of bf16, interleaved                |
+| cos, sin | (R,)  | uint16  | bf16 bits; both halves are read            |
+| y        | (R,)  | float32 | halves; whoever stores it rounds it to bf16 |
+
+Two products and one add, never fused.
 """
 
 from __future__ import annotations
@@ -12,12 +18,15 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from .simd import round_bf16
+from .scalars import widen, window
 
 
 @register_jitable
-def rope_value(j: Any, half: Any, even: Any, odd: Any, cos: Any, sin: Any) -> Any:
-    """Element j of a rotated row, from the interleaved pair (even, odd) that it depends on."""
-    if j < half:
-        return round_bf16(even * cos + (odd * np.float32(-1)) * sin)
-    return round_bf16(odd * cos + (even + np.float32(0)) * sin)
+def rotate_row(x: Any, cos: Any, sin: Any, y: Any) -> None:
+    """One row."""
+    half = len(x) // 2
+    cos_far, sin_far, y_far = window(cos, half, half), window(sin, half, half), window(y, half, half)
+    for j in range(half):
+        even, odd = x[2 * j], x[2 * j + 1]
+        y[j] = even * widen(cos[j]) + (odd * np.float32(-1)) * widen(sin[j])
+        y_far[j] = odd * widen(cos_far[j]) + (even + np.float32(0)) * widen(sin_far[j])

@@ -10,7 +10,7 @@
 | cache_index | (T,)           | int64           | all tokens of the call: the last to name a slot writes it |
 | q_norm      | (T, Rq)        | int8 or uint16  | rows t0..t0+t are written                                 |
 | kv, kr, k_scale | flat       | see `scatter`   | caches                                                    |
-| scratch     | (n_workers, max(Rq, C) + 16) | float32 |                                                     |
+| scratch     | (n_workers, >= max(Rq, C, 2 * R) + 16) | float32 |                                            |
 
 A task is a block of tokens of the query or of the key; tokens never meet.
 """
@@ -26,26 +26,47 @@ from numba.extending import register_jitable
 from ._jit import kernel
 from .gemm import block_start, ceil_div
 from .packing import packed_row
-from .rmsnorm_quant import dequant_scale, pack_codes, quant_code, quant_scale, rmsnorm_row, smooth_row
-from .rope import rope_value
-from .scatter import is_last, slot_base
-from .simd import fetch_add, round_bf16, widen
+from .rmsnorm_quant import dequant_scale, pack_codes, quant_row, quant_scale, rmsnorm_row, smooth_row
+from .rope import rotate_row
+from .scalars import fetch_add, round_bf16, widen, window
+from .scatter import chunk_at, is_last, slot_base
 
 N_GROUPS = 4  # quantisation groups of the latent
 
 
 @register_jitable
-def _write_key_rope(
-    kv_a: Any, row: Any, latent: Any, cos: Any, sin: Any, token: Any, slot: Any, kr: Any, kr_layout: Any
-) -> None:
-    half = cos.shape[1] // 2
-    base = slot_base(kr_layout, slot)
-    c0, chunk = kr_layout[2], kr_layout[3]
-    for j in range(2 * half):
-        pair = latent + 2 * (j % half)
-        even, odd = widen(kv_a[row, pair]), widen(kv_a[row, pair + 1])
-        value = rope_value(j, half, even, odd, widen(cos[token, j]), widen(sin[token, j]))
-        kr[base + j // c0 * chunk + j % c0] = value
+def _write_codes(y: Any, first: Any, s: Any, cache: Any, layout: Any, base: Any) -> None:
+    """Quant_knope: the codes of a group, elements first.. of the slot at `base`."""
+    done = 0
+    while done < len(y):
+        at, room = chunk_at(layout, base, first + done)
+        n = min(room, len(y) - done)
+        quant_row(window(y, done, n), s, window(cache, at, n))
+        done += n
+
+
+@register_jitable
+def _write_bf16(y: Any, cache: Any, layout: Any, base: Any) -> None:
+    """A float32 row, rounded to bf16, to the slot at `base`."""
+    done = 0
+    while done < len(y):
+        at, room = chunk_at(layout, base, done)
+        n = min(room, len(y) - done)
+        values, out = window(y, done, n), window(cache, at, n)
+        for j in range(n):
+            out[j] = round_bf16(values[j])
+        done += n
+
+
+@register_jitable
+def _write_key_rope(pairs: Any, cos: Any, sin: Any, y: Any, kr: Any, layout: Any, slot: Any) -> None:
+    """RotaryPosEmb: a key's rope part (R,) uint16, rotated into its slot. y (2 * R,) is scratch."""
+    n = len(pairs)
+    values, rotated = window(y, 0, n), window(y, n, n)
+    for j in range(n):
+        values[j] = widen(pairs[j])
+    rotate_row(values, cos, sin, rotated)
+    _write_bf16(rotated, kr, layout, slot_base(layout, slot))
 
 
 @kernel
@@ -85,36 +106,35 @@ def rows_int8(
     n_tasks_q = ceil_div(t, rows_q)
     n_tasks_k = ceil_div(t, rows_k)
     n_tasks = n_tasks_q + n_tasks_k
-    codes_here = q_norm[t0 : t0 + t]
     for worker in prange(n_workers):
         y = scratch[worker]
         task = fetch_add(counter, 1)
         while task < n_tasks:
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
-                    rmsnorm_row(q_a, row, 0, gamma_cq, epsilon_cq, y, 0)
-                    smooth_row(y, 0, smooth)
-                    s = quant_scale(y, 0, len(gamma_cq))
+                    rmsnorm_row(q_a[row], gamma_cq, epsilon_cq, y)
+                    smooth_row(y, smooth)
+                    values, codes = window(y, 0, len(gamma_cq)), q_norm[t0 + row]
+                    s = quant_scale(values)
                     q_norm_scale[t0 + row] = dequant_scale(s)
-                    for j in range(len(gamma_cq)):
-                        codes_here[row, j] = quant_code(y[j], s)
-                    pack_codes(codes_here, row, kp, t, mc, packed)
+                    quant_row(values, s, codes)
+                    pack_codes(codes, row, kp, t, mc, packed)
             else:
                 block = task - n_tasks_q
                 for row in range(block_start(t, n_tasks_k, block), block_start(t, n_tasks_k, block + 1)):
                     token = t0 + row
                     slot = cache_index[token]
                     if slot >= 0 and is_last(cache_index, token):
-                        rmsnorm_row(kv_a, row, 0, gamma_ckv, epsilon_ckv, y, 0)
+                        rmsnorm_row(window(kv_a[row], 0, latent), gamma_ckv, epsilon_ckv, y)
                         base = slot_base(kv_layout, slot)
-                        c0, chunk = kv_layout[2], kv_layout[3]
                         scale_at = slot_base(k_scale_layout, slot)
                         for g in range(N_GROUPS):
-                            s = quant_scale(y, g * group, group)
+                            values = window(y, g * group, group)
+                            s = quant_scale(values)
                             k_scale[scale_at + g] = dequant_scale(s)
-                            for j in range(g * group, (g + 1) * group):
-                                kv[base + j // c0 * chunk + j % c0] = quant_code(y[j], s)
-                        _write_key_rope(kv_a, row, latent, cos, sin, token, slot, kr, kr_layout)
+                            _write_codes(values, g * group, s, kv, kv_layout, base)
+                        pairs = window(kv_a[row], latent, cos.shape[1])
+                        _write_key_rope(pairs, cos[token], sin[token], y, kr, kr_layout, slot)
             task = fetch_add(counter, 1)
 
 
@@ -157,25 +177,24 @@ def rows_bf16(
         while task < n_tasks:
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
-                    rmsnorm_row(q_a, row, 0, gamma_cq, epsilon_cq, y, 0)
+                    rmsnorm_row(q_a[row], gamma_cq, epsilon_cq, y)
                     first, mr, place = packed_row(t, mc, row)
-                    base = first * kp + place
+                    column = window(packed, first * kp + place, kp * mr - place)
+                    norm = q_norm[t0 + row]
                     for j in range(n):
-                        q_norm[t0 + row, j] = round_bf16(y[j])
+                        norm[j] = round_bf16(y[j])
                     for j in range(n):
-                        packed[base + j * mr] = y[j]
+                        column[j * mr] = y[j]
                     for j in range(n, kp):
-                        packed[base + j * mr] = np.float32(0)
+                        column[j * mr] = np.float32(0)
             else:
                 block = task - n_tasks_q
                 for row in range(block_start(t, n_tasks_k, block), block_start(t, n_tasks_k, block + 1)):
                     token = t0 + row
                     slot = cache_index[token]
                     if slot >= 0 and is_last(cache_index, token):
-                        rmsnorm_row(kv_a, row, 0, gamma_ckv, epsilon_ckv, y, 0)
-                        base = slot_base(kv_layout, slot)
-                        c0, chunk = kv_layout[2], kv_layout[3]
-                        for j in range(latent):
-                            kv[base + j // c0 * chunk + j % c0] = round_bf16(y[j])
-                        _write_key_rope(kv_a, row, latent, cos, sin, token, slot, kr, kr_layout)
+                        rmsnorm_row(window(kv_a[row], 0, latent), gamma_ckv, epsilon_ckv, y)
+                        _write_bf16(window(y, 0, latent), kv, kv_layout, slot_base(kv_layout, slot))
+                        pairs = window(kv_a[row], latent, cos.shape[1])
+                        _write_key_rope(pairs, cos[token], sin[token], y, kr, kr_layout, slot)
             task = fetch_add(counter, 1)

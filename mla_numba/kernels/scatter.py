@@ -16,6 +16,8 @@ from typing import Any
 
 from numba.extending import register_jitable
 
+from .scalars import window
+
 
 @register_jitable
 def slot_base(layout: Any, slot: Any) -> Any:
@@ -30,7 +32,16 @@ def is_last(cache_index: Any, token: Any) -> Any:
     A count over all later tokens, without an early way out, so that it is a loop of vector compares.
     """
     slot = cache_index[token]
+    later = window(cache_index, token + 1, len(cache_index) - token - 1)
     n_later = 0
-    for later in range(token + 1, len(cache_index)):
-        n_later += cache_index[later] == slot
+    for i in range(len(later)):
+        n_later += later[i] == slot
     return n_later == 0
+
+
+@register_jitable
+def chunk_at(layout: Any, base: Any, element: Any) -> Any:
+    """Where elements element, element + 1, ... of the slot at `base` lie, and how many of them side by side."""
+    c0 = layout[2]
+    within = element % c0
+    return base + element // c0 * layout[3] + within, c0 - within

@@ -1,4 +1,4 @@
-"""The microkernels: vector code emitted as LLVM IR, each beside a Python function that says what it computes.
+"""The microkernels: vector code emitted as LLVM IR, beside a Python function that says what it computes.
 
     C[mr, NR] = (carry ? C : 0) + A[mr, k] @ B[k, NR]
 
@@ -10,8 +10,8 @@
 | c     | [mr][NR]            | float32 or int32             | may be uninitialised where carry is false         |
 
 Every element of C is one accumulator that takes its products in ascending k, so tile, thread and instruction set never
-change a bit; int32 wraps, hence exact. Each function here takes flat arrays and an offset into each. Called from
-Python it runs its own body, which is the oracle of the vector code and, compiled, the portable kernel.
+change a bit; int32 wraps, hence exact. `ukernel` takes flat arrays and an offset into each. Called from Python it runs
+its own body, which is the oracle of the compiled ones.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import numpy as np
 from llvmlite import binding as llvm
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic, overload
 
 from .isa import ISA
+from .portable import ukernel_bf16_portable, ukernel_int8_portable
 
 MR, NR, LANES = ISA.mr, ISA.nr, ISA.lanes
 KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
@@ -38,139 +39,28 @@ _F32 = ir.FloatType()
 _NV = NR // LANES
 
 
-# ---- bits ---------------------------------------------------------------------------------------------------------
-
-
-def f32_of_bits(bits: Any) -> Any:
-    """The float32 whose bits are the uint32 `bits`."""
-    return np.uint32(bits).view(np.float32)
-
-
-def bits_of_f32(value: Any) -> Any:
-    """The bits of a float32 as uint32."""
-    return np.float32(value).view(np.uint32)
-
-
-def _bitcast(result: Any) -> Any:
-    @intrinsic
-    def cast(_typingctx: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
-            return builder.bitcast(args[0], context.get_value_type(result))
-
-        return result(value), codegen
-
-    return cast
-
-
-_to_f32 = _bitcast(types.float32)
-_to_u32 = _bitcast(types.uint32)
-
-
-@overload(f32_of_bits)
-def _f32_of_bits(bits: Any) -> Any:
-    def cast(bits: Any) -> Any:
-        return _to_f32(np.uint32(bits))
-
-    return cast
-
-
-@overload(bits_of_f32)
-def _bits_of_f32(value: Any) -> Any:
-    def cast(value: Any) -> Any:
-        return _to_u32(np.float32(value))
-
-    return cast
-
-
-@register_jitable
-def widen(bits: Any) -> Any:
-    """The float32 of a bf16 given as uint16 bits."""
-    return f32_of_bits(np.uint32(bits) << np.uint32(16))
-
-
-@register_jitable
-def round_bf16(value: Any) -> Any:
-    """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
-    bits = bits_of_f32(value)
-    if value != value:
-        return np.uint16(np.uint32(bits >> np.uint32(16)) | np.uint32(0x40))
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
-
-
-# ---- atomics ------------------------------------------------------------------------------------------------------
-
-
-def fetch_add(counter: Any, step: Any) -> Any:
-    """Adds `step` to counter[0] (int64) atomically and returns what it held: how workers draw their next task."""
-    before = counter[0]
-    counter[0] = before + step
-    return before
-
-
-@intrinsic
-def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
-
-    return types.int64(counter, types.int64), codegen
-
-
-@overload(fetch_add)
-def _fetch_add(counter: Any, step: Any) -> Any:
-    def draw(counter: Any, step: Any) -> Any:
-        return _fetch_add_intrinsic(counter, np.int64(step))
-
-    return draw
-
-
-# ---- microkernels -------------------------------------------------------------------------------------------------
-
-
-@register_jitable
-def _ukernel_bf16_loops(
-    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
-) -> None:
-    if not carry:
-        for i in range(mr * NR):
-            c[c_off + i] = np.float32(0)
-    for p in range(k):
-        for i in range(mr):
-            value = a[a_off + p * mr + i]
-            row = c_off + i * NR
-            col = b_off + p // KR_BF16 * NR * KR_BF16 + p % KR_BF16
-            for j in range(NR):
-                c[row + j] += value * widen(b[col + j * KR_BF16])
-
-
-@register_jitable
-def _ukernel_int8_loops(
-    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
-) -> None:
-    if not carry:
-        for i in range(mr * NR):
-            c[c_off + i] = np.int32(0)
-    for p in range(k):
-        for i in range(mr):
-            value = np.int32(a[a_off + (p // KR_INT8 * mr + i) * KR_INT8 + p % KR_INT8])
-            row = c_off + i * NR
-            col = b_off + p // KR_INT8 * NR * KR_INT8 + p % KR_INT8
-            for j in range(NR):
-                c[row + j] = np.int32(c[row + j] + np.int32(value * np.int32(b[col + j * KR_INT8])))
-
-
 def ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
     """One register tile; `b`'s dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
-    loops = _ukernel_int8_loops if b.dtype == np.int8 else _ukernel_bf16_loops
-    loops(mr, k, a, a_off, b, b_off, c, c_off, carry)
+    is_int8 = b.dtype == np.int8
+    kr = KR_INT8 if is_int8 else KR_BF16
+    tile = c[c_off : c_off + mr * NR].reshape(mr, NR)
+    if not carry:
+        tile[...] = 0
+    for p in range(k):
+        start = b_off + p // kr * NR * kr + p % kr
+        column = b[start : start + NR * kr : kr]
+        if is_int8:
+            values = a[a_off + p // kr * mr * kr + p % kr :][: mr * kr : kr].astype(np.int32)
+            tile += values[:, None] * column.astype(np.int32)
+        else:
+            tile += a[a_off + p * mr :][:mr, None] * (column.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 @overload(ukernel)
 def _ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> Any:
     is_int8 = b.dtype == types.int8
     if ISA.name == "portable":
-        loops = _ukernel_int8_loops if is_int8 else _ukernel_bf16_loops
+        loops = ukernel_int8_portable if is_int8 else ukernel_bf16_portable
 
         def portable(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
             loops(mr, k, a, a_off, b, b_off, c, c_off, carry)

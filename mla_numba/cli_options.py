@@ -1,0 +1,103 @@
+"""Options that several commands share, and how their values are checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
+
+from .dims import MlaDims
+from .kernels import max_threads
+from .weights import QUANT_MODES
+
+__all__ = ["blame", "json_option", "threads_option", "tile_settings", "tokens_type", "what_to_plan"]
+
+NPU_ARCHS = ("DAV_3510", "950", "DAV_2201", "910")
+MAX_TOKENS = 2**20
+DIMS_FORM = ", ".join(field.name for field in fields(MlaDims))
+
+Command = Callable[..., Any]
+
+
+def _parse_dims(text: str) -> MlaDims:
+    """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
+    numbers = text.split(",")
+    try:
+        if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
+            return MlaDims(*map(int, numbers))
+        if Path(text).is_file():
+            return MlaDims.from_hf(json.loads(Path(text).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise click.BadParameter(f"{text!r}: {error}") from None
+    raise click.BadParameter(f"expected six integers with commas or the path of a config.json, got {text!r}")
+
+
+@contextmanager
+def blame(option: str) -> Iterator[None]:
+    """Turns the library's complaint about a value into one about the option that it came from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
+    """Checks a number of threads against what Numba has; None is all of them."""
+    if value is not None and value > max_threads():
+        raise click.BadParameter(f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got {value}")
+    return max_threads() if value is None else value
+
+
+def _options(*decorators: Command) -> Command:
+    """Several options as one decorator, shown in this order."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+what_to_plan = _options(
+    click.option(
+        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+        help="Phase: with --preset it decides the scheduling settings.",
+    ),
+    click.option(
+        "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
+        help="What is int8: a the down projections, b the up projection and the cache.",
+    ),
+    click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
+    click.option(
+        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation whose preset is meant.  [default: DAV_3510]"
+    ),
+    click.option(
+        "--dims", type=_parse_dims, metavar="H,N,Rq,C,D,R|PATH",
+        help=f"{DIMS_FORM}; or the path of a model's config.json.  [default: those of DeepSeek-V3.2]",
+    ),
+)  # fmt: skip
+tokens_type = click.IntRange(1, MAX_TOKENS)
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
+)
+
+
+def tile_settings(
+    preset_name: str | None, npuarch: str | None, phase: str, t: int
+) -> tuple[MlaTileConfig | None, PassOptions | None]:
+    """Tile config and scheduling settings of a preset; two Nones where the planner is to choose."""
+    if preset_name is None:
+        if npuarch is not None:
+            raise click.UsageError(f"--npuarch: expected together with --preset, got {npuarch} alone")
+        return None, None
+    arch = npuarch or NPU_ARCHS[0]
+    return preset(preset_name, arch), pass_options(phase, t, arch)

@@ -1,0 +1,127 @@
+"""What the loops need and Numba lacks: bf16 as bits, a view without checks, an atomic counter.
+
+Each is a plain Python function, whose overload gives compiled code an intrinsic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic, overload, register_jitable
+from numba.np.arrayobj import make_array, populate_array
+
+
+def window(array: Any, start: Any, n: Any) -> Any:
+    """array[start:start+n] of a flat C array, for 0 <= start and start + n <= len.
+
+    A loop `for j in range(n)` over windows vectorises: an index `start + j` into the array itself does not, since Numba
+    has to allow for a negative one; and a slice clamps its bounds.
+    """
+    return array[start : start + n]
+
+
+@intrinsic
+def _window_intrinsic(_typingctx: Any, array: Any, start: Any, n: Any) -> Any:
+    result = types.Array(array.dtype, 1, "C")
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source = make_array(sig.args[0])(context, builder, args[0])
+        view = make_array(result)(context, builder)
+        data = builder.gep(source.data, [args[1]])
+        populate_array(
+            view, data=data, shape=[args[2]], strides=[source.itemsize], itemsize=source.itemsize, meminfo=None
+        )
+        return view._getvalue()
+
+    return result(array, types.int64, types.int64), codegen
+
+
+@overload(window)
+def _window(array: Any, start: Any, n: Any) -> Any:
+    def view(array: Any, start: Any, n: Any) -> Any:
+        return _window_intrinsic(array, np.int64(start), np.int64(n))
+
+    return view
+
+
+def f32_of_bits(bits: Any) -> Any:
+    """The float32 whose bits are the uint32 `bits`."""
+    return np.uint32(bits).view(np.float32)
+
+
+def bits_of_f32(value: Any) -> Any:
+    """The bits of a float32 as uint32."""
+    return np.float32(value).view(np.uint32)
+
+
+def _bitcast(result: Any) -> Any:
+    @intrinsic
+    def cast(_typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], context.get_value_type(result))
+
+        return result(value), codegen
+
+    return cast
+
+
+_to_f32 = _bitcast(types.float32)
+_to_u32 = _bitcast(types.uint32)
+
+
+@overload(f32_of_bits)
+def _f32_of_bits(bits: Any) -> Any:
+    def cast(bits: Any) -> Any:
+        return _to_f32(np.uint32(bits))
+
+    return cast
+
+
+@overload(bits_of_f32)
+def _bits_of_f32(value: Any) -> Any:
+    def cast(value: Any) -> Any:
+        return _to_u32(np.float32(value))
+
+    return cast
+
+
+@register_jitable
+def widen(bits: Any) -> Any:
+    """The float32 of a bf16 given as uint16 bits."""
+    return f32_of_bits(np.uint32(bits) << np.uint32(16))
+
+
+@register_jitable
+def round_bf16(value: Any) -> Any:
+    """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
+    bits = bits_of_f32(value)
+    if value != value:
+        return np.uint16(np.uint32(bits >> np.uint32(16)) | np.uint32(0x40))
+    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
+
+
+def fetch_add(counter: Any, step: Any) -> Any:
+    """Adds `step` to counter[0] (int64) atomically and returns what it held: how workers draw their next task."""
+    before = counter[0]
+    counter[0] = before + step
+    return before
+
+
+@intrinsic
+def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        pointer = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return types.int64(counter, types.int64), codegen
+
+
+@overload(fetch_add)
+def _fetch_add(counter: Any, step: Any) -> Any:
+    def draw(counter: Any, step: Any) -> Any:
+        return _fetch_add_intrinsic(counter, np.int64(step))
+
+    return draw
