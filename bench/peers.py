@@ -102,7 +102,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     cos, sin = cos.float(), sin.float()
     first = x1 * cos[..., :half] - x2 * sin[..., :half]
     second = x2 * cos[..., half:] + x1 * sin[..., half:]
-    return torch.cat([first, second], dim=-1).bfloat16()
+    return torch.cat([first.bfloat16(), second.bfloat16()], dim=-1)
 
 
 def prolog(
@@ -336,6 +336,7 @@ class _Composed(Peer):
     """A peer over one operator a product."""
 
     operators: Operators | None = None
+    heads_contiguous = False  # hand the operator of heads a contiguous operand
 
     def choose(self, w: TorchWeights) -> Operators:
         """The operators, settled at the first prepare."""
@@ -374,7 +375,10 @@ class _Composed(Peer):
             return dequant(product_up(_codes_for(codes, op_up)), scale, scale_left)
 
         def heads(q: Tensor) -> Tensor:
-            return product_heads(q.to(op_heads.takes).transpose(0, 1)).bfloat16().transpose(0, 1)
+            operand = q.to(op_heads.takes).transpose(0, 1)
+            if self.heads_contiguous:
+                operand = operand.contiguous()
+            return product_heads(operand).bfloat16().transpose(0, 1)
 
         return down, up, heads
 
@@ -508,6 +512,7 @@ def _fake_product(a: Tensor, key: Tensor, shape: list[int], dtype: torch.dtype) 
 class P3w(P2p):
     name = "P3w"
     what = "one torch.compile graph over the fastest prepacked operators"
+    heads_contiguous = True  # the graph writes the order that bmm would otherwise copy into
 
     def __init__(self, n_tokens: int) -> None:
         super().__init__(n_tokens)
@@ -516,7 +521,7 @@ class P3w(P2p):
     def compose(self, w: TorchWeights, products: Sequence[Product]) -> Callable[..., PeerOutput]:
         if self._compiled is None:
             self._compiled = self._compile(w)
-        compiled, owned = self._compiled, tuple(products)
+        compiled, owned, n_tokens = self._compiled, tuple(products), self.n_tokens
         keys = []
         for product in owned:
             keys.append(torch.tensor(next(_next_key)))
@@ -525,6 +530,8 @@ class P3w(P2p):
 
         @torch.inference_mode()
         def call(x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor, caches: Caches) -> PeerOutput:
+            if x.shape[0] != n_tokens:
+                raise ValueError(f"x: expected the {n_tokens} tokens that the graph was compiled for, got {x.shape[0]}")
             return compiled(x, cos, sin, cache_index, *caches, gamma_cq, gamma_ckv, up_scale, *keys)
 
         call.products = owned  # type: ignore[attr-defined]  # keeps them alive as long as the call
@@ -553,7 +560,12 @@ class P3w(P2p):
             stages = self.stages(w, products, up_scale)
             return prolog(x, cos, sin, cache_index, (kv, kr, k_scale), weights, *stages)
 
-        return torch.compile(graph, fullgraph=True, dynamic=False, options={"emulate_precision_casts": True})
+        options = {
+            "emulate_precision_casts": True,
+            # Nothing but the shapes could change, and the number of tokens is checked: spare every call the guards.
+            "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
+        }
+        return torch.compile(graph, fullgraph=True, dynamic=False, options=options)
 
 
 PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (P1, P1t, P2, P2p, P3w)}

@@ -181,12 +181,17 @@ def info(as_json: bool) -> None:
 @threads_option
 def warmup(threads: int) -> None:
     """Compile the kernels of every mode ahead and keep them; with --threads 1 only those of one thread."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(f"kernel cache: expected a folder that can be written, got {error}") from None
     begin = time.perf_counter()
     with Steps() as steps:
         compile_all(threads, steps)
-    n_bytes, n_files = folder_size(cache_folder())
+    n_bytes, n_files = folder_size(folder)
     click.echo(
-        f"ready after {time.perf_counter() - begin:.1f} s; kernels are kept in {cache_folder()} "
+        f"ready after {time.perf_counter() - begin:.1f} s; kernels are kept in {folder} "
         f"({megabytes(n_bytes)} in {n_files} files)"
     )
 

@@ -278,6 +278,13 @@ def test_warmup_leaves_nothing_to_compile(tmp_path):
     assert folder_size(tmp_path)[1] == n_files
 
 
+def test_warmup_needs_a_folder_that_can_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    status, out, err = run_cli("warmup", env={"NUMBA_CACHE_DIR": str(tmp_path / "file")})
+    assert (status, out) == (1, "")
+    assert err.startswith("Error: kernel cache: expected a folder that can be written, got ")
+
+
 @pytest.mark.parametrize("quant", ["none", "a", "b", "ab"])
 def test_warmup_calls_are_large_enough_for_every_thread(quant):
     dims, t = cli_warmup._DIMS, cli_warmup._TOKENS

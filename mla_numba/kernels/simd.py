@@ -32,7 +32,7 @@ MR, NR, LANES = ISA.mr, ISA.nr, ISA.lanes
 KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
 A_OFFSET = np.int32(ISA.a_offset)
 A_INT8_DTYPE = np.uint8 if ISA.a_int8_bytes == 1 else np.int16
-PREFETCH_BYTES = 3072  # how far ahead of the loads a panel is prefetched
+PREFETCH_BYTES = 8192  # how far ahead of the loads a panel is prefetched; see docs/performance.md
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _F32 = ir.FloatType()

@@ -1,0 +1,84 @@
+"""How far an independent implementation may be from the reference: the reference system's own test tolerances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["TOLERANCES", "Agreement", "Tolerance", "check_agreement", "compare_within"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """An element is an outlier where ``|got - want| > abs + rel * |want|``; `share` of all elements may be."""
+
+    abs: float
+    rel: float
+    share: float
+
+
+TOLERANCES = {
+    "query_nope": Tolerance(0.005, 0.0078125, 0.005),
+    "query_rope": Tolerance(0.005, 0.0078125, 0.005),
+    "q_norm": Tolerance(1, 0, 0.005),
+    "q_norm_scale": Tolerance(2.5e-5, 0.005, 0.005),
+    "kv_cache": Tolerance(1, 0, 0),
+    "kr_cache": Tolerance(1e-4, 0.0078125, 0),
+    "k_scale_cache": Tolerance(2.5e-5, 0.005, 0),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many of an array's elements are outliers, how many are not finite, and the farthest one."""
+
+    name: str
+    n_outliers: int
+    n_not_finite: int
+    n_total: int
+    max_difference: float
+    first: tuple[int, ...] | None
+    tolerance: Tolerance
+
+    @property
+    def holds(self) -> bool:
+        """Whether the array is within its tolerance."""
+        return not self.n_not_finite and self.n_outliers <= round(self.tolerance.share * self.n_total)
+
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.n_outliers} of {self.n_total} elements beyond abs {self.tolerance.abs:g} + rel "
+        text += f"{self.tolerance.rel:g}, largest difference {self.max_difference:.3g}"
+        if self.first is not None:
+            text += f", first at {list(self.first)}"
+        return text + (f", {self.n_not_finite} NaN or Inf" if self.n_not_finite else "")
+
+
+def compare_within(name: str, got: Array, want: Array, tolerance: Tolerance) -> Agreement:
+    """Compare two arrays of one shape, in fp64."""
+    if got.shape != want.shape:
+        raise ValueError(f"{name}: expected shape {want.shape}, got {got.shape}")
+    got_fp64, want_fp64 = got.astype(np.float64), want.astype(np.float64)
+    finite = np.isfinite(got_fp64)
+    difference = np.abs(np.where(finite, got_fp64, 0) - want_fp64)
+    outlier = (difference > tolerance.abs + tolerance.rel * np.abs(want_fp64)) | ~finite
+    first = np.unravel_index(int(outlier.argmax()), outlier.shape) if outlier.any() else None
+    return Agreement(
+        name=name,
+        n_outliers=int(np.count_nonzero(outlier)),
+        n_not_finite=int(np.count_nonzero(~finite)),
+        n_total=got.size,
+        max_difference=float(difference.max(initial=0)),
+        first=None if first is None else tuple(int(i) for i in first),
+        tolerance=tolerance,
+    )
+
+
+def check_agreement(got: Mapping[str, Array], want: Mapping[str, Array]) -> list[Agreement]:
+    """The arrays of `got` that are beyond their tolerance; both hold all names of TOLERANCES."""
+    compared = [compare_within(name, got[name], want[name], tolerance) for name, tolerance in TOLERANCES.items()]
+    return [agreement for agreement in compared if not agreement.holds]

@@ -1,0 +1,124 @@
+"""Time `MlaProlog` against the PyTorch compositions of `peers.py`.
+
+    python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from round_robin import Comparison
+
+PEER_NAMES = ("P1", "P1t", "P2", "P2p", "P3w")
+DIMS = "hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim"
+MANY = ("--tokens", "--peers")
+TUNABLES = {
+    "hugetlb": 1,  # huge pages for weights
+    "mmap_max": 0,  # keep freed outputs: page faults would otherwise dominate at many tokens
+    "trim_threshold": 1 << 40,
+}
+
+
+class _ManyValues(click.Command):
+    """Reads `--tokens 1 8` as `--tokens 1 --tokens 8`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        for before, arg in zip(["", *args], args, strict=False):
+            if not arg.startswith("-") and before and not before.startswith("-"):
+                name = next((a for a in reversed(spread) if a.startswith("-")), "")
+                spread += [name] if name in MANY else []
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+def ensure_environment(n_threads: int) -> None:
+    """Start this command anew where the environment is not the one that libraries have to find when they load."""
+    wanted = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(n_threads),
+        "MKL_NUM_THREADS": str(n_threads),
+        "NUMBA_NUM_THREADS": str(n_threads),
+        "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items()),
+    }
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
+
+
+@click.command(cls=_ManyValues)
+@click.option("--tokens", type=click.IntRange(1), multiple=True, default=(1, 8, 32, 128, 512), help="Tokens a call.")
+@click.option("--peers", type=click.Choice(PEER_NAMES), multiple=True, default=PEER_NAMES, help="Which to compare with.")
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls of each implementation.")
+@click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True)
+@click.option("--weight-sets", type=click.IntRange(1), default=1, show_default=True, help="Layers to take in turns.")
+@click.option("--dims", type=click.IntRange(1), nargs=6, help=f"{DIMS}; by default DeepSeek-V3.2's.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON with the times of all rounds.")
+def main(
+    tokens: tuple[int, ...],
+    peers: tuple[str, ...],
+    rounds: int,
+    threads: int,
+    weight_sets: int,
+    dims: tuple[int, ...] | None,
+    as_json: bool,
+) -> None:
+    """Check every implementation against the reference, then time all of them in turns, in one process."""
+    ensure_environment(threads)
+    import torch  # not before: OpenMP and malloc read the environment when they load
+    from round_robin import Disagreement, compare, describe_machine
+
+    import mla_numba as mla
+
+    torch.set_num_threads(threads)
+    console, progress = Console(), Console(stderr=True)
+    sizes = mla.MlaDims(*dims) if dims else mla.MlaDims.deepseek_v32()
+    progress.print(f"packing {weight_sets} weight sets")
+    sets = [mla.MlaWeights.random(sizes, seed=seed, quant="b") for seed in range(weight_sets)]
+    prologs = [mla.MlaProlog(weights, n_threads=threads) for weights in sets]
+    results = []
+    for n_tokens in tokens:
+        progress.print(f"{n_tokens} tokens: preparing, checking and timing")
+        try:
+            results.append(compare(sizes, sets, prologs, n_tokens, peers, rounds))
+        except Disagreement as error:
+            raise click.ClickException(str(error)) from error
+        if not as_json:
+            show(console, results[-1])
+    settings = {"dims": str(sizes), "rounds": rounds, "weight_sets": weight_sets}
+    machine = describe_machine(prologs[0])
+    if as_json:
+        click.echo(json.dumps({**settings, **machine, "results": [result.to_dict() for result in results]}))
+        return
+    for name, value in {**settings, **machine}.items():
+        console.print(f"{name}: {value}", markup=False, highlight=False)
+
+
+def show(console: Console, result: Comparison) -> None:
+    """Print one number of tokens: a row an implementation, and what each was made of."""
+    load = f"load {result.load_before:.1f} to {result.load_after:.1f}"
+    table = Table(title=f"{result.n_tokens} tokens ({load})", title_justify="left")
+    table.add_column("implementation")
+    for heading in ("min ms", "median ms", "time / ours,\nmedian of rounds", "time / ours,\nof minima"):
+        table.add_column(heading, justify="right")
+    for timed in result.timed:
+        figures: list[Any] = [timed.min_ms, timed.median_ms, *result.ratio(timed.name)]
+        table.add_row(timed.name, *(f"{figure:.3f}" for figure in figures))
+    for name in result.left_out:
+        table.add_row(name, *["-"] * 4)
+    console.print(table)
+    for timed in result.timed:
+        console.print(f"  {timed.name}: {timed.chosen}", markup=False, highlight=False)
+    for name, reason in result.left_out.items():
+        console.print(f"  {name} left out: {reason}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,434 @@
+"""The edges of a call: empty batches, zeros, NaN, paddings, duplicates and strided caches."""
+
+import numpy as np
+import pytest
+from helpers import (
+    BF16,
+    MODES,
+    QUANTS,
+    THREADS,
+    assert_exact,
+    assert_none,
+    assert_same_bits,
+    make_cache,
+    make_call,
+    make_inputs,
+    make_output,
+    make_weights,
+    random_bytes,
+    spread,
+)
+
+from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PagedCache
+from mla_numba.kernels import ISA
+from mla_numba.verify import check_output, compare_bits, reference_run
+
+SMALL = MlaDims(130, 3, 50, 68, 33, 34)
+SHARED = MlaDims(514, 5, 101, 132, 33, 34)
+FRACTAL = MlaDims(130, 3, 50, 64, 33, 32)
+T = ISA.mr + 3
+
+
+def run(weights, inputs, t, *, dims=SMALL, threads=1, n_blocks=3, block_size=16, seed=0, **settings):
+    """A call on poisoned outputs and a random cache, with the reference on the same; both unchecked."""
+    call = make_call(dims, "b" in weights.quant, t, n_blocks, block_size, seed=seed)
+    want = reference_run(weights, *inputs, call.cache)
+    MlaProlog(weights, n_threads=threads, **settings)(*inputs, call.cache, call.out)
+    for fenced in call.fenced:
+        fenced.assert_intact()
+    return call, want
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_tokens(mode):
+    weights = make_weights(SMALL, mode)
+    quantized = "b" in weights.quant
+    cache = make_cache(SMALL, quantized, 3, 16)
+    before = cache.copy()
+    prolog = MlaProlog(weights, check_finite=True)
+    out = prolog(*make_inputs(SMALL, 0, 48), cache)
+    assert out.query_nope.shape == (0, 3, 68)
+    assert out.query_rope.shape == (0, 3, 34)
+    assert out.q_norm.shape == (0, 50)
+    assert out.q_norm_scale.shape == (0, 1) if quantized else out.q_norm_scale is None
+    for name, array in before.arrays().items():
+        assert_same_bits(name, cache.arrays()[name], array)
+    assert prolog(*make_inputs(SMALL, 0, 48), cache, out) is out
+    assert prolog.plan(0).tiles == ()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_zero_tokens_among_others(mode):
+    weights = make_weights(SMALL, mode)
+    inputs = make_inputs(SMALL, T, 48)._replace(cache_index=np.arange(T))
+    inputs.x[[0, 4, T - 1]] = 0
+    call, want = run(weights, inputs, T)
+    call.assert_equals(want)
+    for array in call.out:
+        if array is not None:
+            assert not array[4].astype(np.float32).any()
+    for array in call.cache.arrays().values():
+        assert not array.reshape(-1, array.shape[3])[4].astype(np.float32).any()
+
+
+@pytest.mark.parametrize("mode", ["b", "ab", "b smooth"])
+@pytest.mark.parametrize("groups", [[0], [3], [0, 2], [0, 1, 2, 3]])
+def test_zero_groups_of_the_key(mode, groups):
+    gamma = spread(np.random.default_rng(0), 68)
+    for g in groups:
+        gamma[17 * g : 17 * (g + 1)] = 0
+    call, want = run(make_weights(SMALL, mode, gamma_ckv=gamma), make_inputs(SMALL, T, 48), T)
+    call.assert_equals(want)
+    written = call.cache.k_scale.reshape(48, 4)[make_inputs(SMALL, T, 48).cache_index.max()]
+    assert (written[groups] == 0).all()
+    assert np.isfinite(written).all()
+
+
+def tiny(exponent, n):
+    return np.full(n, 2.0**exponent, np.float32).astype(BF16)
+
+
+@pytest.mark.parametrize("mode", ["b", "ab", "b smooth", "ab smooth"])
+@pytest.mark.parametrize("exponent", [-133, -130, -128, -126, -125, -124, -123, -122, -121, -120, -118, -110])
+def test_a_norm_so_small_that_its_scale_overflows(mode, exponent):
+    """127 / amax is Inf below about 2**-121: codes and scale are then 0, and between it and 2**-126 they are not."""
+    weights = make_weights(SMALL, mode, gamma_cq=tiny(exponent, 50), gamma_ckv=tiny(exponent, 68))
+    call, want = run(weights, make_inputs(SMALL, T, 48), T)
+    call.assert_equals(want)
+    assert np.isfinite(call.out.q_norm_scale).all()
+    if exponent <= -126:
+        assert not call.out.q_norm_scale.any()
+        assert not call.out.q_norm.any()
+        assert not call.out.query_nope.astype(np.float32).any()
+
+
+@pytest.mark.parametrize("exponent", [-133, -130, -126, -122, -120, -110])
+def test_hidden_states_so_small_that_their_scale_overflows(exponent):
+    weights = make_weights(SMALL, "ab")
+    inputs = make_inputs(SMALL, T, 48)
+    inputs.x[2] = tiny(exponent, 130)
+    inputs.x[3] = -tiny(exponent, 130)
+    call, want = run(weights, inputs, T)
+    call.assert_equals(want)
+    assert np.isfinite(call.out.q_norm_scale).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("power", [-100, -60, 60, 100])
+def test_hidden_states_of_extreme_size(mode, power):
+    """The squares of the norm underflow or overflow, and bits still agree where nothing becomes NaN."""
+    weights = make_weights(SMALL, mode)
+    inputs = make_inputs(SMALL, T, 48)
+    inputs.x[:] = (inputs.x.astype(np.float32) * np.float32(2.0) ** power).astype(BF16)
+    call, want = run(weights, inputs, T)
+    assert not np.isnan(want.query_nope.astype(np.float32)).any()
+    call.assert_equals(want)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_zero_gamma_and_zero_weights(mode):
+    zero = make_weights(SMALL, mode, gamma_cq=np.zeros(50, BF16), gamma_ckv=np.zeros(68, BF16))
+    call, want = run(zero, make_inputs(SMALL, T, 48), T)
+    call.assert_equals(want)
+    zero = make_weights(SMALL, mode)
+    for array in (zero.w_dq, zero.w_dkv_kr, zero.w_uk):
+        array[...] = 0
+    call, want = run(zero, make_inputs(SMALL, T, 48), T)
+    call.assert_equals(want)
+
+
+def test_smooth_scales_of_zero_and_of_either_sign():
+    smooth = np.random.default_rng(0).standard_normal((1, 50)).astype(np.float32)
+    smooth[0, ::7] = 0
+    for scales in (smooth, smooth * 0):
+        call, want = run(make_weights(SMALL, "b", smooth_scales_cq=scales), make_inputs(SMALL, T, 48), T)
+        call.assert_equals(want)
+
+
+def test_the_longest_k_whose_int8_sums_fit():
+    """132104 products of 127 and -128 are 2**31 - 1024: one more row and the sum would wrap."""
+    k = (2**31 - 1) // (127 * 128)
+    for code in (-128, 127):
+        dims = MlaDims(k, 1, 1, 4, 1, 2)
+        weights = make_weights(dims, "ab")
+        weights.w_dq[...] = code
+        weights.w_dkv_kr[...] = code
+        inputs = make_inputs(dims, 3, 16)
+        inputs.x[0] = 1
+        inputs.x[1] = -1
+        call, want = run(weights, inputs, 3, dims=dims)
+        call.assert_equals(want)
+        dims = MlaDims(2, 1, k, 4, 1, 2)
+        ones = np.ones(k, BF16)
+        weights = make_weights(dims, "b", w_dq=np.ones((2, k), BF16), gamma_cq=ones)
+        weights.w_uq_qr[...] = code
+        inputs = make_inputs(dims, 3, 16)
+        call, want = run(weights, inputs, 3, dims=dims)
+        assert (np.abs(call.out.q_norm) == 127).all()
+        call.assert_equals(want)
+
+
+def other_tokens(call, want, bad, slots):
+    """Mismatches outside the bad tokens' rows and slots."""
+    keep = np.setdiff1d(np.arange(len(slots)), bad)
+    found = [
+        compare_bits(name, got[keep], getattr(want, name)[keep])
+        for name, got in call.out._asdict().items()
+        if got is not None
+    ]
+    for name, array in call.cache.arrays().items():
+        rows = np.setdiff1d(np.arange(call.cache.capacity), slots[bad])
+        flat = (a.reshape(-1, array.shape[3])[rows] for a in (array, getattr(want, name)))
+        found.append(compare_bits(name, *flat))
+    return [mismatch for mismatch in found if mismatch is not None]
+
+
+NOT_FINITE = {"nan": 0x7FC0, "inf": 0x7F80, "-inf": 0xFF80, "all ones": 0xFFFF, "signalling": 0x7F81}
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("where", ["x", "x row", "cos", "sin"])
+@pytest.mark.parametrize("bits", NOT_FINITE.values(), ids=NOT_FINITE)
+@pytest.mark.parametrize("mode", MODES)
+def test_nan_and_inf_stay_in_their_token(mode, bits, where, threads):
+    weights = make_weights(SMALL, mode)
+    inputs = make_inputs(SMALL, T, 48)._replace(cache_index=np.random.default_rng(0).permutation(48)[:T])
+    clean = reference_run(weights, *inputs, make_cache(SMALL, "b" in weights.quant, 3, 16))
+    bad = [1, 5, T - 1]
+    array = getattr(inputs, where.split()[0])
+    array.view(np.uint16)[bad, slice(None) if "row" in where else 7] = bits
+    call, _ = run(weights, inputs, T, threads=threads)
+    assert_none(other_tokens(call, clean, bad, inputs.cache_index))
+    if where.startswith("x") and "a" not in weights.quant and mode == "none":
+        for name in ("query_nope", "query_rope", "q_norm"):
+            got = getattr(call.out, name)[bad].astype(np.float32)
+            assert not np.isfinite(got).all(axis=-1).any(), f"{name} of a token that is not finite"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_nan_token_has_no_finite_query(mode):
+    weights = make_weights(SMALL, mode)
+    inputs = make_inputs(SMALL, T, 48)._replace(cache_index=np.arange(T))
+    for bits in (0x7FC0, 0xFFFF, 0x7FFF, 0x7F81):
+        inputs.x.view(np.uint16)[3] = bits
+        call, _ = run(weights, inputs, T)
+        assert np.isnan(call.out.query_nope[3].astype(np.float32)).all()
+        assert np.isnan(call.out.query_rope[3].astype(np.float32)).all()
+        assert np.isnan(call.cache.kr.reshape(48, -1)[3].astype(np.float32)).all()
+
+
+def test_not_finite_weights_of_one_head_stay_in_it():
+    weights = make_weights(SMALL, "b")
+    inputs = make_inputs(SMALL, T, 48)
+    _, clean = run(weights, inputs, T)
+    weights.w_uk[1, 4, 9] = np.nan
+    call, _ = run(weights, inputs, T)
+    keep = np.ones(68, bool)
+    keep[9] = False
+    got = call.out.query_nope
+    assert_same_bits("other heads", got[:, [0, 2]], clean.query_nope[:, [0, 2]])
+    assert_same_bits("other columns", got[:, 1, keep], clean.query_nope[:, 1, keep])
+    assert np.isnan(got[:, 1, 9].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("mode", ["none", "b"])
+def test_paddings_write_no_row(mode, threads):
+    weights = make_weights(SMALL, mode)
+    inputs = make_inputs(SMALL, T, 48)
+    inputs.cache_index[...] = -1
+    call, want = run(weights, inputs, T, threads=threads)
+    call.assert_equals(want)
+    for name, array in make_cache(SMALL, "b" in mode, 3, 16).arrays().items():
+        assert_same_bits(name, call.cache.arrays()[name], array)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+@pytest.mark.parametrize("mode", ["none", "b", "ab smooth"])
+@pytest.mark.parametrize("n_slots", [1, 2, 3, 7])
+@pytest.mark.parametrize("config", [None, MlaTileConfig(unroll_list=[2]), MlaTileConfig(unroll_list=[64, 3], k_vec_tile0=1)])
+def test_of_tokens_with_one_slot_the_last_wins(config, n_slots, mode, threads):
+    t = 203
+    weights = make_weights(SHARED, mode)
+    rng = np.random.default_rng(n_slots)
+    inputs = make_inputs(SHARED, t, 48)._replace(cache_index=rng.choice([-1, *range(n_slots)], t))
+    call, want = run(weights, inputs, t, dims=SHARED, threads=threads, tile_config=config)
+    call.assert_equals(want)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_the_last_token_wins_every_time(threads):
+    """The same race again and again: a row of a loser that is written late would show sooner or later."""
+    t = 64
+    weights = make_weights(SHARED, "b")
+    inputs = make_inputs(SHARED, t, 48)._replace(cache_index=np.tile([5, 6], t // 2))
+    prolog = MlaProlog(weights, n_threads=threads, tile_config=MlaTileConfig(unroll_list=[64], k_vec_tile0=1))
+    cache = make_cache(SHARED, True, 3, 16)
+    want = reference_run(weights, *inputs, cache)
+    out = make_output(SHARED, True, t)
+    for _ in range(100):
+        random_bytes(np.random.default_rng(1), cache.kv[:1])
+        prolog(*inputs, cache, out)
+        assert_same_bits("kv_cache", cache.kv.reshape(48, -1)[5:7], want.kv_cache.reshape(48, -1)[5:7])
+        assert_same_bits("kr_cache", cache.kr.reshape(48, -1)[5:7], want.kr_cache.reshape(48, -1)[5:7])
+        assert_same_bits("k_scale_cache", cache.k_scale.reshape(48, -1)[5:7], want.k_scale_cache.reshape(48, -1)[5:7])
+
+
+def test_int32_slots():
+    weights = make_weights(SMALL, "b")
+    inputs = make_inputs(SMALL, T, 48)
+    call, want = run(weights, inputs._replace(cache_index=inputs.cache_index.astype(np.int32)), T)
+    assert_none(check_output(call.out, call.cache, reference_run(weights, *inputs, make_cache(SMALL, True, 3, 16))))
+    call.assert_equals(want)
+
+
+def test_the_first_and_the_last_slot():
+    weights = make_weights(SMALL, "b")
+    inputs = make_inputs(SMALL, 2, 48)._replace(cache_index=np.array([47, 0]))
+    call, want = run(weights, inputs, 2)
+    call.assert_equals(want)
+
+
+def test_read_only_inputs():
+    weights = make_weights(SMALL, "b")
+    inputs = make_inputs(SMALL, T, 48)
+    for array in inputs:
+        array.setflags(write=False)
+    for name in ("w_dq", "w_uq_qr", "w_uk", "w_dkv_kr", "gamma_cq", "gamma_ckv", "dequant_scale_w_uq_qr"):
+        getattr(weights, name).setflags(write=False)
+    call, want = run(weights, inputs, T)
+    call.assert_equals(want)
+
+
+def test_inputs_and_weights_are_not_written():
+    weights = make_weights(SMALL, "ab smooth")
+    inputs = make_inputs(SMALL, T, 48)
+    before = [a.copy() for a in inputs]
+    run(weights, inputs, T)
+    for name, array, old in zip(inputs._fields, inputs, before, strict=True):
+        assert_same_bits(name, array, old)
+    again = make_weights(SMALL, "ab smooth")
+    for name in ("w_dq", "w_uq_qr", "w_uk", "w_dkv_kr", "gamma_cq", "gamma_ckv", "smooth_scales_cq"):
+        assert_same_bits(name, getattr(weights, name), getattr(again, name))
+
+
+def test_inputs_may_share_memory():
+    weights = make_weights(SMALL, "b")
+    inputs = make_inputs(SMALL, T, 48)
+    inputs = inputs._replace(sin=inputs.cos)
+    call, want = run(weights, inputs, T)
+    call.assert_equals(want)
+
+
+def test_slices_of_larger_inputs():
+    weights = make_weights(SMALL, "b")
+    whole = make_inputs(SMALL, 3 * T, 48)
+    for start in (0, 1, T):
+        part = type(whole)(*(a[start : start + T] for a in whole))
+        call, want = run(weights, part, T)
+        call.assert_equals(want)
+
+
+def interleaved(dims, quantized, n_blocks, block_size, cache_mode, gap=0):
+    """A cache whose arrays lie block by block in one buffer of random bytes, and that buffer."""
+    widths = {"kv": dims.kv_lora_rank * (1 if quantized else 2), "kr": dims.qk_rope_head_dim * 2}
+    if quantized:
+        widths["k_scale"] = 16
+    sizes = {name: -(-block_size * width // 4) * 4 for name, width in widths.items()}
+    buffer = random_bytes(np.random.default_rng(3), np.empty((n_blocks, sum(sizes.values()) + gap), np.uint8))
+    dtypes = {"kv": np.int8 if quantized else BF16, "kr": BF16, "k_scale": np.float32}
+    arrays, at = {}, 0
+    for name, size in sizes.items():
+        part = buffer[:, at : at + block_size * widths[name]].view(dtypes[name])
+        arrays[name] = part.reshape(n_blocks, block_size, 1, -1)
+        assert np.shares_memory(arrays[name], buffer)
+        at += size
+    return PagedCache(**arrays, cache_mode=cache_mode), buffer
+
+
+@pytest.mark.parametrize("cache_mode", ["PA_BSND", "PA_NZ"])
+@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("gap", [0, 4, 100])
+@pytest.mark.parametrize("block_size", [1, 7, 16])
+def test_caches_interleaved_in_one_buffer(block_size, gap, quant, cache_mode):
+    weights = make_weights(FRACTAL, quant)
+    quantized = "b" in quant
+    cache, buffer = interleaved(FRACTAL, quantized, 5, block_size, cache_mode, gap)
+    inputs = make_inputs(FRACTAL, T, 5 * block_size)
+    twin, expected = interleaved(FRACTAL, quantized, 5, block_size, cache_mode, gap)
+    want = reference_run(weights, *inputs, cache)
+    for name, array in twin.arrays().items():
+        array[...] = getattr(want, name)
+    out = make_output(FRACTAL, quantized, T)
+    MlaProlog(weights)(*inputs, cache, out)
+    assert_none(check_output(out, cache, want))
+    assert_same_bits("the buffer", buffer, expected)
+
+
+@pytest.mark.parametrize("cache_mode", ["PA_BSND", "PA_NZ"])
+@pytest.mark.parametrize("quant", ["none", "b"])
+@pytest.mark.parametrize("part", [np.s_[::2], np.s_[1:4], np.s_[:, :16], np.s_[1::3, :16], np.s_[5:]], ids=str)
+def test_a_cache_that_is_a_slice_of_larger_arrays(part, quant, cache_mode):
+    weights = make_weights(FRACTAL, quant)
+    whole = make_cache(FRACTAL, "b" in quant, 6, 16 if not isinstance(part, tuple) else 19)
+    names = {"kv_cache": "kv", "kr_cache": "kr", "k_scale_cache": "k_scale"}
+    arrays = whole.arrays()
+    cache = PagedCache(**{names[n]: a[part] for n, a in arrays.items()}, cache_mode=cache_mode)
+    inputs = make_inputs(FRACTAL, T, cache.capacity)
+    want = reference_run(weights, *inputs, cache)
+    expected = {name: array.copy() for name, array in arrays.items()}
+    for name, array in expected.items():
+        array[part] = getattr(want, name)
+    MlaProlog(weights)(*inputs, cache)
+    for name, array in arrays.items():
+        assert_same_bits(name, array, expected[name])
+
+
+def test_outputs_that_are_rows_of_larger_arrays():
+    weights = make_weights(SMALL, "b")
+    inputs = make_inputs(SMALL, T, 48)
+    call = make_call(SMALL, True, 3 * T, 3, 16)
+    before = [a.copy() for a in call.out]
+    want = reference_run(weights, *inputs, call.cache)
+    part = type(call.out)(*(a[T : 2 * T] for a in call.out))
+    MlaProlog(weights)(*inputs, call.cache, part)
+    assert_none(check_output(part, call.cache, want))
+    for name, array, old in zip(part._fields, call.out, before, strict=True):
+        assert_same_bits(name, array[:T], old[:T])
+        assert_same_bits(name, array[2 * T :], old[2 * T :])
+
+
+def test_an_unquantised_cache_may_have_scales_which_are_left_alone():
+    weights = make_weights(SMALL, "none")
+    call = make_call(SMALL, False, T, 3, 16)
+    scales = random_bytes(np.random.default_rng(0), np.empty((3, 16, 1, 4), np.float32))
+    before = scales.copy()
+    cache = PagedCache(call.cache.kv, call.cache.kr, scales)
+    inputs = make_inputs(SMALL, T, 48)
+    want = reference_run(weights, *inputs, cache)
+    MlaProlog(weights)(*inputs, cache, call.out)
+    assert_none(check_output(call.out, cache, want))
+    assert_same_bits("k_scale_cache", scales, before)
+
+
+def test_a_call_may_be_run_again():
+    weights = make_weights(SMALL, "b")
+    prolog = MlaProlog(weights)
+    for seed in range(5):
+        call = make_call(SMALL, True, T, 3, 16, seed=seed)
+        inputs = make_inputs(SMALL, T, 48, seed)
+        want = reference_run(weights, *inputs, call.cache)
+        for _ in range(2):
+            prolog(*inputs, call.cache, call.out)
+            call.assert_equals(want)
+
+
+@pytest.mark.parametrize("t", [1, T, 45])
+def test_more_tokens_than_slots_is_fine(t):
+    assert_exact(make_weights(SMALL, "b"), t, n_blocks=2, block_size=3)
+
+
+def test_epsilon_is_read():
+    for changes in ({"epsilon_cq": 0.5}, {"epsilon_ckv": 0.5}, {"epsilon_cq": 0.0, "epsilon_ckv": 0.0}):
+        call, want = run(make_weights(SMALL, "b", **changes), make_inputs(SMALL, T, 48), T)
+        call.assert_equals(want)
