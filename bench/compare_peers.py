@@ -1,6 +1,6 @@
 """Time `MlaProlog` against the PyTorch compositions of `peers.py`.
 
-    python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4
+`python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4`
 """
 
 from __future__ import annotations
@@ -55,10 +55,13 @@ def ensure_environment(n_threads: int) -> None:
 
 @click.command(cls=_ManyValues)
 @click.option("--tokens", type=click.IntRange(1), multiple=True, default=(1, 8, 32, 128, 512), help="Tokens a call.")
-@click.option("--peers", type=click.Choice(PEER_NAMES), multiple=True, default=PEER_NAMES, help="Which to compare with.")
+@click.option(
+    "--peers", type=click.Choice(PEER_NAMES), multiple=True, default=PEER_NAMES, help="Which to compare with."
+)
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls of each implementation.")
 @click.option("--threads", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True)
 @click.option("--weight-sets", type=click.IntRange(1), default=1, show_default=True, help="Layers to take in turns.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
 @click.option("--dims", type=click.IntRange(1), nargs=6, help=f"{DIMS}; by default DeepSeek-V3.2's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the times of all rounds.")
 def main(
@@ -67,13 +70,14 @@ def main(
     rounds: int,
     threads: int,
     weight_sets: int,
+    seed: int,
     dims: tuple[int, ...] | None,
     as_json: bool,
 ) -> None:
     """Check every implementation against the reference, then time all of them in turns, in one process."""
     ensure_environment(threads)
     import torch  # not before: OpenMP and malloc read the environment when they load
-    from round_robin import Disagreement, compare, describe_machine
+    from round_robin import DisagreementError, compare, describe_machine
 
     import mla_numba as mla
 
@@ -87,8 +91,8 @@ def main(
     for n_tokens in tokens:
         progress.print(f"{n_tokens} tokens: preparing, checking and timing")
         try:
-            results.append(compare(sizes, sets, prologs, n_tokens, peers, rounds))
-        except Disagreement as error:
+            results.append(compare(sizes, sets, prologs, n_tokens, peers, rounds, seed))
+        except DisagreementError as error:
             raise click.ClickException(str(error)) from error
         if not as_json:
             show(console, results[-1])

@@ -1,4 +1,4 @@
-"""The prolog as PyTorch users build it today, five ways, each doing all that `MlaProlog` does in its main mode (quant_b).
+"""The prolog as PyTorch users build it today, five ways, each doing all that `MlaProlog` does in quant mode "b".
 
 | peer | products                                                                                              |
 |------|-------------------------------------------------------------------------------------------------------|
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from mla_numba import MlaWeights
 
-__all__ = ["PEERS", "P1", "P2", "Caches", "P1t", "P2p", "P3w", "PeerOutput", "as_torch"]
+__all__ = ["P1", "P2", "PEERS", "Caches", "P1t", "P2p", "P3w", "PeerOutput", "as_torch"]
 
 Product = Callable[[Tensor], Tensor]
 Caches = tuple[Tensor, Tensor, Tensor]
@@ -560,6 +560,8 @@ class P3w(P2p):
             stages = self.stages(w, products, up_scale)
             return prolog(x, cos, sin, cache_index, (kv, kr, k_scale), weights, *stages)
 
+        # The compiler keeps graphs by code object: without one of its own this peer would be given another's graph.
+        graph.__code__ = graph.__code__.replace(co_name=f"prolog_{t}_tokens")
         options = {
             "emulate_precision_casts": True,
             # Nothing but the shapes could change, and the number of tokens is checked: spare every call the guards.

@@ -25,7 +25,7 @@ def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape
         raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
     allowed = tuple(dtypes)
     if value.dtype not in allowed:
-        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, allowed))}, got {_dtype_text(value.dtype)}")
+        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, allowed))}, got {dtype_text(value.dtype)}")
     if value.ndim != len(shape) or any(w is not None and w != n for w, n in zip(shape, value.shape, strict=True)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name}: expected shape ({wanted}), got {value.shape}")
@@ -34,7 +34,7 @@ def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape
     return value
 
 
-def _dtype_text(dtype: np.dtype[Any]) -> str:
+def dtype_text(dtype: np.dtype[Any]) -> str:
     return f"{dtype} in byte order '{dtype.byteorder}'" if not dtype.isnative else str(dtype)
 
 
@@ -88,7 +88,7 @@ def check_slots(cache_index: object, t: int, capacity: int) -> Array:
     if not isinstance(cache_index, np.ndarray):
         raise TypeError(f"cache_index: expected a NumPy array, got {type(cache_index).__name__}")
     if cache_index.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
-        raise TypeError(f"cache_index: expected dtype int64 or int32, got {_dtype_text(cache_index.dtype)}")
+        raise TypeError(f"cache_index: expected dtype int64 or int32, got {dtype_text(cache_index.dtype)}")
     if cache_index.shape != (t,):
         raise ValueError(f"cache_index: expected shape ({t},), got {cache_index.shape}")
     slots: Array = np.ascontiguousarray(cache_index, dtype=np.int64)

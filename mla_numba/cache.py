@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
-from ._checks import BF16, FP32, INT8, Array, check_choice, check_int
+from ._checks import BF16, FP16, FP32, INT8, Array, check_choice, check_int, dtype_text
 from .dims import MlaDims
 
 __all__ = ["PagedCache"]
@@ -29,7 +29,7 @@ class CacheView:
     @classmethod
     def of(cls, array: Array, cache_mode: str) -> Self:
         blocks, block_size, _, d = array.shape
-        flat = array.view(np.uint16) if array.dtype == BF16 else array
+        flat = array.view(np.uint16) if array.dtype in (BF16, FP16) else array
         if array.flags.c_contiguous:
             block_stride = block_size * d
             flat = flat.reshape(-1)
@@ -53,7 +53,7 @@ class PagedCache:
     |---------|--------------------------------|-------------------------------------------------------------|
     | kv      | (n_blocks, block_size, 1, C)   | int8 codes of the normalised latent, or bf16 when unquantised |
     | kr      | (n_blocks, block_size, 1, R)   | bf16 rotated key                                            |
-    | k_scale | (n_blocks, block_size, 1, 4)   | float32, one a group of C / 4; None when unquantised        |
+    | k_scale | (n_blocks, block_size, 1, 4)   | float32 (or fp16, rounded into), one a group of C / 4; None when unquantised |
 
     Blocks may be strided along axis 0 (a slice of a larger buffer); within a block the arrays are contiguous. With
     `cache_mode="PA_NZ"` a block of kv and of kr is ordered [d / c0][block_size][c0], c0 = 32 bytes, under the same
@@ -68,16 +68,14 @@ class PagedCache:
 
     def __post_init__(self) -> None:
         check_choice("cache_mode", self.cache_mode, CACHE_MODES)
-        _check_blocks("kv_cache", self.kv, None, None)
+        _check_blocks("kv_cache", self.kv, None, INT8, BF16)
         quantised = self.kv.dtype == INT8
-        if not quantised and self.kv.dtype != BF16:
-            raise TypeError(f"kv_cache: expected dtype int8 or bfloat16, got {self.kv.dtype}")
         _check_blocks("kr_cache", self.kr, self.kv, BF16)
         if self.k_scale is None:
             if quantised:
                 raise ValueError("k_scale_cache: expected an array beside an int8 kv_cache, got None")
         else:
-            _check_blocks("k_scale_cache", self.k_scale, self.kv, FP32)
+            _check_blocks("k_scale_cache", self.k_scale, self.kv, FP32, FP16)
             if self.k_scale.shape[3] != N_SCALES:
                 raise ValueError(f"k_scale_cache: expected {N_SCALES} scales a slot, got {self.k_scale.shape[3]}")
         if self.cache_mode == "PA_NZ":
@@ -135,12 +133,12 @@ class PagedCache:
         return type(self)(self.kv.copy(), self.kr.copy(), k_scale, self.cache_mode)
 
 
-def _check_blocks(name: str, array: object, like: Array | None, dtype: np.dtype[np.generic] | None) -> None:
-    """A (blocks, block_size, 1, d) array, contiguous within a block, with `like`'s blocks and of `dtype`."""
+def _check_blocks(name: str, array: object, like: Array | None, *dtypes: np.dtype[Any]) -> None:
+    """A (blocks, block_size, 1, d) array, contiguous within a block, with `like`'s blocks and of one of `dtypes`."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
-    if dtype is not None and array.dtype != dtype:
-        raise TypeError(f"{name}: expected dtype {dtype}, got {array.dtype}")
+    if array.dtype not in dtypes:
+        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {dtype_text(array.dtype)}")
     if array.ndim != 4 or array.shape[2] != 1 or 0 in array.shape:
         raise ValueError(f"{name}: expected shape (blocks, block_size, 1, d), got {array.shape}")
     if like is not None and array.shape[:2] != like.shape[:2]:

@@ -52,7 +52,7 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array) ->
             tile.n_workers, buffers.a_up, weights.up.kp, weights.up.panels, weights.up.offset,
             io.q_norm_scale[t0 : t0 + factor] if quantised else buffers.ones, weights.up.col_scale, weights.up.n_parts,
             q_b_proj.view(np.uint16)[t0 : t0 + factor], np.empty((factor, 0), np.uint16),
-            buffers.c_i32 if quantised else buffers.c_f32, np.zeros(1, np.int64), qb.mc, qb.kc, qb.walk, 1,
+            buffers.c_i32 if quantised else buffers.c_f32, buffers.zeroed_counters(), qb.mc, qb.kc, qb.walk, 1,
             tile.heads.grain, tile.n_workers,
         )  # fmt: skip
     results = [q_b_proj, compressed_kv, q_norm]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from tiling import TilePlan
 
 from ._checks import Array
@@ -67,7 +65,7 @@ def down_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io:
         row_scale, c = buffers.ones, buffers.c_f32
     gemm.matmul_pair(
         n, buffers.x_pack, down.kp, down.panels, down.offset, row_scale, down.col_scale, down.n_parts, buffers.q_a,
-        buffers.kv_a, c, np.zeros(1, np.int64), qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, n,
+        buffers.kv_a, c, buffers.zeroed_counters(), qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, n,
     )  # fmt: skip
 
 
@@ -76,20 +74,20 @@ def rows_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io:
     n = plan.n_workers
     kv, kr = io.caches["kv_cache"], io.caches["kr_cache"]
     mc, kp = plan.heads.qb.mc, weights.up.kp
-    counter = np.zeros(1, np.int64)
+    counters = buffers.zeroed_counters()
     if plan.rows.quantised:
         k_scale = io.caches["k_scale_cache"]
         rows.rows_int8(
             n, buffers.q_a, buffers.kv_a, weights.gamma_cq, weights.gamma_ckv, weights.epsilon_cq, weights.epsilon_ckv,
             weights.smooth_scales_cq, io.cos, io.sin, io.cache_index, t0, io.q_norm, io.q_norm_scale, buffers.a_up, kp,
-            mc, kv.flat, kv.layout, kr.flat, kr.layout, k_scale.flat, k_scale.layout, buffers.y, counter,
+            mc, kv.flat, kv.layout, kr.flat, kr.layout, k_scale.flat, k_scale.layout, buffers.y, counters,
             plan.rows.rows_q, plan.rows.rows_k, n,
         )  # fmt: skip
     else:
         rows.rows_bf16(
             n, buffers.q_a, buffers.kv_a, weights.gamma_cq, weights.gamma_ckv, weights.epsilon_cq, weights.epsilon_ckv,
             io.cos, io.sin, io.cache_index, t0, io.q_norm, buffers.a_up, kp, mc, kv.flat, kv.layout, kr.flat, kr.layout,
-            buffers.y, counter, plan.rows.rows_q, plan.rows.rows_k, n,
+            buffers.y, counters, plan.rows.rows_q, plan.rows.rows_k, n,
         )  # fmt: skip
 
 
@@ -103,6 +101,6 @@ def heads_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io
         n, buffers.a_up, up.kp, up.panels, up.offset, io.q_norm_scale[t0 : t0 + plan.t] if quantised else buffers.ones,
         up.col_scale, weights.uk.panels, io.cos, io.sin, t0, plan.t, weights.dims.qk_nope_head_dim, io.query_nope,
         io.query_rope, buffers.c_i32 if quantised else buffers.c_f32, buffers.c_f32, buffers.q_head, buffers.a_nope,
-        buffers.y, np.zeros(1, np.int64), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc, heads.wuk.kc,
-        heads.wuk.walk, heads.grain, n,
+        buffers.y, buffers.zeroed_counters(), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc,
+        heads.wuk.kc, heads.wuk.walk, heads.grain, n,
     )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 from tiling import PrologPlan, TilePlan
 
 from ._checks import Array
-from .kernels import simd
+from .kernels import simd, tasks
 from .memory import aligned_empty
 
 __all__ = ["Memory", "TileBuffers"]
@@ -39,6 +39,7 @@ class TileBuffers:
     a_nope: Array
     y: Array
     ones: Array
+    counters: Array
 
     @classmethod
     def carve(cls, plan: TilePlan, memory: Array, ones: Array) -> Self:
@@ -74,7 +75,13 @@ class TileBuffers:
             a_nope=by_worker("a_nope"),
             y=by_worker("y"),
             ones=ones,
+            counters=np.zeros(n * tasks.COUNTER_STRIDE, np.int64),
         )
+
+    def zeroed_counters(self) -> Array:
+        """The workers' task counters, set back for a parallel region."""
+        self.counters.fill(0)
+        return self.counters
 
 
 class Memory:

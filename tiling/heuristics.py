@@ -16,7 +16,8 @@ __all__ = ["TILE_CAP", "own_tile", "own_unroll_list"]
 TILE_CAP = 256
 ROW_BLOCK_CAP = 128
 ROWS_PER_TASK_CAP = 16
-TASKS_PER_THREAD = 4
+ROW_TASKS_PER_THREAD = 4
+DOWN_TASKS_PER_THREAD = 12  # so that a worker that finishes first waits for a twelfth of another's work at most
 
 _WEIGHT_BYTES = {"bf16": 2, "int8": 1}
 
@@ -39,7 +40,7 @@ def own_tile(context: TileContext, machine: Machine, t: int) -> tuple[TilePlan, 
     qa, kva, reasons = down_blocks(context, machine, t, n_workers)
     qb, wuk, heads_reasons = heads_blocks(context, machine, t)
     rows = rows_per_task(t, n_workers)
-    rows_reason = f"{TASKS_PER_THREAD} tasks a thread for {n_workers}, at most {ROWS_PER_TASK_CAP} rows a task"
+    rows_reason = f"{ROW_TASKS_PER_THREAD} tasks a thread for {n_workers}, at most {ROWS_PER_TASK_CAP} rows a task"
     tile = assemble_tile(context, t, blocks=(qa, qb, kva, wuk), rows_q=rows, rows_k=rows, q_rows=context.micro_of(1).mr)
     if (tile.rows.rows_q, tile.rows.rows_k) != (rows, rows):
         rows_reason = "vec_nbuffer_setting"
@@ -81,7 +82,7 @@ def down_blocks(context: TileContext, machine: Machine, t: int, n_workers: int) 
             (
                 f"down: nc = {nc}",
                 f"walks of {walk} panels of {panel_bytes} bytes: at most a quarter of L2's {machine.l2_bytes}, and "
-                f"{TASKS_PER_THREAD} tasks for each of {n_workers} threads if the panels suffice",
+                f"{DOWN_TASKS_PER_THREAD} tasks for each of {n_workers} threads if the panels suffice",
             ),
         ],
     )
@@ -105,7 +106,7 @@ def down_walk(context: TileContext, machine: Machine, t: int, n_workers: int, *,
     nr = context.micro_of(0).nr
     fit = machine.l2_bytes // 4 // (kc * nr * _WEIGHT_BYTES[qa.dtype])
     n_panels = ceil_div(qa.n, nr) + ceil_div(kva.n, nr)
-    share = n_panels * ceil_div(t, mc) // (TASKS_PER_THREAD * n_workers)
+    share = n_panels * ceil_div(t, mc) // (DOWN_TASKS_PER_THREAD * n_workers)
     return max(1, min(fit, share))
 
 
@@ -152,4 +153,4 @@ def nope_rows(mc: int, micro: MicroTile, kp: int, machine: Machine) -> int:
 
 def rows_per_task(t: int, n_workers: int) -> int:
     """Token rows of an elementwise task: several tasks a thread, at most ``ROWS_PER_TASK_CAP`` rows each."""
-    return max(1, min(ROWS_PER_TASK_CAP, ceil_div(t, TASKS_PER_THREAD * n_workers)))
+    return max(1, min(ROWS_PER_TASK_CAP, ceil_div(t, ROW_TASKS_PER_THREAD * n_workers)))

@@ -25,26 +25,9 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 
 from ._jit import kernel
-from .scalars import fetch_add, round_bf16, window
+from .scalars import round_bf16, window
 from .simd import MR, NR, ukernel
-
-
-@register_jitable
-def ceil_div(a: Any, b: Any) -> Any:
-    """The least n with n * b >= a, for a >= 0 and b > 0."""
-    return (a + b - 1) // b
-
-
-@register_jitable
-def block_start(rows: Any, n_blocks: Any, block: Any) -> Any:
-    """First row of a block when `rows` are cut into `n_blocks` nearly even ones; block n_blocks starts at `rows`."""
-    return rows * block // n_blocks
-
-
-@register_jitable
-def block_of(rows: Any, n_blocks: Any, row: Any) -> Any:
-    """The block that holds `row`: the inverse of `block_start`."""
-    return ((row + 1) * n_blocks - 1) // rows
+from .tasks import block_start, ceil_div, draw
 
 
 @register_jitable
@@ -165,7 +148,7 @@ def matmul_pair(
     y0: Any,
     y1: Any,
     c: Any,
-    counter: Any,
+    counters: Any,
     mc: Any,
     kc: Any,
     walk0: Any,
@@ -176,7 +159,7 @@ def matmul_pair(
     """Two products of the same A in one parallel region: y0 from the first panels of B, y1 from the others.
 
     y0 (t, n0), y1 (t, n1): uint16 bits of bf16. With n_parts = 2, y0 is the sum of two sums, over the halves of k; y1
-    is always one sum. `counter` holds the next task (0 at entry); `grain` tasks are drawn at a time.
+    is always one sum. `counters`: see `tasks.draw`; `grain` tasks are drawn at a time.
     """
     t = y0.shape[0]
     n_panels0 = ceil_div(y0.shape[1], NR)
@@ -189,9 +172,9 @@ def matmul_pair(
     # Loops 5 and 4, as one line of tasks: walks of B outside, token blocks of A inside, so that B is read once.
     for worker in prange(n_workers):
         scratch = c[worker]
-        task = fetch_add(counter, grain)
-        while task < n_tasks:
-            for now in range(task, min(task + grain, n_tasks)):
+        task, end = draw(counters, worker, n_workers, n_tasks, grain)
+        while task < end:
+            for now in range(task, end):
                 walk_index = now // n_blocks
                 row0 = block_start(t, n_blocks, now % n_blocks)
                 rows = block_start(t, n_blocks, now % n_blocks + 1) - row0
@@ -221,4 +204,4 @@ def matmul_pair(
                     _store_scaled(
                         scratch, 0, row0, rows, rows, walk, panel0, panel1 * NR, offset, row_scale, col_scale, y1
                     )  # fmt: skip
-            task = fetch_add(counter, grain)
+            task, end = draw(counters, worker, n_workers, n_tasks, grain)

@@ -17,9 +17,9 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ._jit import kernel
-from .gemm import block_of, block_start, ceil_div
 from .scalars import widen, window
 from .simd import A_OFFSET, KR_BF16, KR_INT8, MR, NR
+from .tasks import block_of, block_start, ceil_div
 
 _K_CHUNK = 256  # k steps of a row block that are packed together, so that they are written within L1
 

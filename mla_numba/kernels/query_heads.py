@@ -29,10 +29,11 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ._jit import kernel
-from .gemm import block_start, ceil_div, multiply_block, scale_acc
+from .gemm import multiply_block, scale_acc
 from .rope import rotate_row
-from .scalars import fetch_add, round_bf16, widen, window
+from .scalars import round_bf16, widen, window
 from .simd import KR_BF16, MR, NR
+from .tasks import block_start, ceil_div, draw
 
 
 @register_jitable
@@ -128,7 +129,7 @@ def query_heads(
     q_head: Any,
     a_nope: Any,
     scratch: Any,
-    counter: Any,
+    counters: Any,
     mc: Any,
     kc_up: Any,
     walk_up: Any,
@@ -152,9 +153,9 @@ def query_heads(
     for worker in prange(n_workers):
         acc_up, acc_uk, q, a_uk = c_up[worker], c_uk[worker], q_head[worker], a_nope[worker]
         rotated = scratch[worker]
-        task = fetch_add(counter, grain)
-        while task < n_tasks:
-            for now in range(task, min(task + grain, n_tasks)):
+        task, end = draw(counters, worker, n_workers, n_tasks, grain)
+        while task < end:
+            for now in range(task, end):
                 head = now // n_blocks
                 row0 = block_start(t, n_blocks, now % n_blocks)
                 rows = block_start(t, n_blocks, now % n_blocks + 1) - row0
@@ -187,4 +188,4 @@ def query_heads(
                         _store_nope(
                             acc_uk, rows_uk, rows_uk, walk, panel * NR, t0 + row0 + first, head, query_nope
                         )  # fmt: skip
-            task = fetch_add(counter, grain)
+            task, end = draw(counters, worker, n_workers, n_tasks, grain)

@@ -24,12 +24,12 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ._jit import kernel
-from .gemm import block_start, ceil_div
 from .packing import packed_row
 from .rmsnorm_quant import dequant_scale, pack_codes, quant_row, quant_scale, rmsnorm_row, smooth_row
 from .rope import rotate_row
-from .scalars import fetch_add, round_bf16, widen, window
+from .scalars import round_bf16, store_scale, widen, window
 from .scatter import chunk_at, is_last, slot_base
+from .tasks import block_start, ceil_div, draw
 
 N_GROUPS = 4  # quantisation groups of the latent
 
@@ -94,7 +94,7 @@ def rows_int8(
     k_scale: Any,
     k_scale_layout: Any,
     scratch: Any,
-    counter: Any,
+    counters: Any,
     rows_q: Any,
     rows_k: Any,
     n_workers: Any,
@@ -108,8 +108,8 @@ def rows_int8(
     n_tasks = n_tasks_q + n_tasks_k
     for worker in prange(n_workers):
         y = scratch[worker]
-        task = fetch_add(counter, 1)
-        while task < n_tasks:
+        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        while task < end:
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
                     rmsnorm_row(q_a[row], gamma_cq, epsilon_cq, y)
@@ -131,11 +131,11 @@ def rows_int8(
                         for g in range(N_GROUPS):
                             values = window(y, g * group, group)
                             s = quant_scale(values)
-                            k_scale[scale_at + g] = dequant_scale(s)
+                            store_scale(k_scale, scale_at + g, dequant_scale(s))
                             _write_codes(values, g * group, s, kv, kv_layout, base)
                         pairs = window(kv_a[row], latent, cos.shape[1])
                         _write_key_rope(pairs, cos[token], sin[token], y, kr, kr_layout, slot)
-            task = fetch_add(counter, 1)
+            task, end = draw(counters, worker, n_workers, n_tasks, 1)
 
 
 @kernel
@@ -159,7 +159,7 @@ def rows_bf16(
     kr: Any,
     kr_layout: Any,
     scratch: Any,
-    counter: Any,
+    counters: Any,
     rows_q: Any,
     rows_k: Any,
     n_workers: Any,
@@ -173,8 +173,8 @@ def rows_bf16(
     n_tasks = n_tasks_q + n_tasks_k
     for worker in prange(n_workers):
         y = scratch[worker]
-        task = fetch_add(counter, 1)
-        while task < n_tasks:
+        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        while task < end:
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
                     rmsnorm_row(q_a[row], gamma_cq, epsilon_cq, y)
@@ -197,4 +197,4 @@ def rows_bf16(
                         _write_bf16(window(y, 0, latent), kv, kv_layout, slot_base(kv_layout, slot))
                         pairs = window(kv_a[row], latent, cos.shape[1])
                         _write_key_rope(pairs, cos[token], sin[token], y, kr, kr_layout, slot)
-            task = fetch_add(counter, 1)
+            task, end = draw(counters, worker, n_workers, n_tasks, 1)

@@ -103,6 +103,43 @@ def round_bf16(value: Any) -> Any:
     return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
 
 
+@register_jitable
+def round_f16(value: Any) -> Any:
+    """The uint16 bits of the fp16 nearest to a float32, ties to even; Inf from 65520 on."""
+    bits = bits_of_f32(value)
+    sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
+    size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    if size > np.uint32(0x7F800000):
+        return np.uint16(sign | np.uint32(0x7E00))
+    if size >= np.uint32(0x477FF000):
+        return np.uint16(sign | np.uint32(0x7C00))
+    if size < np.uint32(0x38800000):  # subnormal: beside 0.5, a float32's last bit is fp16's smallest number
+        aligned = bits_of_f32(np.float32(f32_of_bits(size) + np.float32(0.5)))
+        return np.uint16(sign | np.uint32(aligned - np.uint32(0x3F000000)))
+    odd = np.uint32(np.uint32(size >> np.uint32(13)) & np.uint32(1))
+    rounded = np.uint32(size + np.uint32(odd + np.uint32(0xFFF)))
+    return np.uint16(sign | np.uint32(np.uint32(rounded - np.uint32(0x38000000)) >> np.uint32(13)))
+
+
+def store_scale(scales: Any, at: Any, value: Any) -> None:
+    """scales[at] = value, for float32 scales or for the uint16 bits of fp16 ones."""
+    scales[at] = round_f16(value) if scales.dtype == np.uint16 else value
+
+
+@overload(store_scale)
+def _store_scale(scales: Any, at: Any, value: Any) -> Any:
+    if scales.dtype == types.uint16:
+
+        def store(scales: Any, at: Any, value: Any) -> None:
+            scales[at] = round_f16(value)
+    else:
+
+        def store(scales: Any, at: Any, value: Any) -> None:
+            scales[at] = value
+
+    return store
+
+
 def fetch_add(counter: Any, step: Any) -> Any:
     """Adds `step` to counter[0] (int64) atomically and returns what it held: how workers draw their next task."""
     before = counter[0]
