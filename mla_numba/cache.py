@@ -49,11 +49,11 @@ class CacheView:
 class PagedCache:
     """Slot s is row `s % block_size` of block `s // block_size`.
 
-    | array   | shape                          | dtype                                                       |
-    |---------|--------------------------------|-------------------------------------------------------------|
-    | kv      | (n_blocks, block_size, 1, C)   | int8 codes of the normalised latent, or bf16 when unquantised |
-    | kr      | (n_blocks, block_size, 1, R)   | bf16 rotated key                                            |
-    | k_scale | (n_blocks, block_size, 1, 4)   | float32 (or fp16, rounded into), one a group of C / 4; None when unquantised |
+    | array   | shape                        | dtype                                                           |
+    |---------|------------------------------|-----------------------------------------------------------------|
+    | kv      | (n_blocks, block_size, 1, C) | int8 codes of the normalised latent, or bf16 when unquantised   |
+    | kr      | (n_blocks, block_size, 1, R) | bf16 rotated key                                                |
+    | k_scale | (n_blocks, block_size, 1, 4) | float32 or fp16, one a group of C / 4; or None when unquantised |
 
     Blocks may be strided along axis 0 (a slice of a larger buffer); within a block the arrays are contiguous. With
     `cache_mode="PA_NZ"` a block of kv and of kr is ordered [d / c0][block_size][c0], c0 = 32 bytes, under the same

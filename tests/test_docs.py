@@ -1,4 +1,4 @@
-"""Every Python block of README and docs runs, and every `mla-numba` line of their shell blocks is a command that works."""
+"""Every Python block of README and docs runs, and every `mla-numba` line of their shell blocks works."""
 
 import re
 import shlex

@@ -158,12 +158,9 @@ class TestEntryPoints:
         """Its docstrings say FP16 here and there: such a cache is accepted, and scales are rounded into it."""
         case = Case("b")
         half = np.random.default_rng(0).standard_normal((BLOCKS, BLOCK_SIZE, 1, 4)).astype(np.float16)
-        want = half.copy()
-        rows = reference.scatter(  # the fp32 scales that the reference put into its cache, by their slots
-            want, *scales_by_slot(case), "PA_BSND"
-        )
+        want = reference.scatter(half, *scales_by_slot(case), "PA_BSND")
         ENTRIES[name](**(case.arguments | {"k_scale_cache": half, "k_scale_cache_out": half}))
-        assert_same_bits("k_scale_cache", half, rows)
+        assert_same_bits("k_scale_cache", half, want)
         assert_same_bits("kv_cache", case.target.kv, case.want.kv_cache)
 
     def test_wrong_arguments(self, name):
@@ -188,6 +185,20 @@ class TestEntryPoints:
             case.refuses(entry, ValueError, "^dequant_scale.*: expected shape", dequant_scale=scale[1:])
             case.refuses(entry, TypeError, "^w_uq_qr: expected .*bfloat16.*got int8", dequant_scale=NO_SCALE)
             case.refuses(entry, TypeError, "w_uq_qr: expected .*int8", w_uq_qr=case.weights.w_uq_qr.astype(BF16))
+
+    @pytest.mark.parametrize(
+        "argument",
+        "token_x dequant_scale kv_cache_out kr_cache_out k_scale_cache_out q_norm_out q_norm_scale_out query_nope_out "
+        "query_rope_out".split(),
+    )
+    def test_errors_name_the_argument_as_it_is_here(self, name, argument):
+        for in_place in (True, False):
+            case = Case("b", in_place=in_place)
+            array = case.arguments[argument]
+            wrong = np.zeros(array.shape, np.float64)
+            case.refuses(ENTRIES[name], TypeError, f"^{argument}: expected .*got float64", **{argument: wrong})
+            wrong = np.concatenate([array, array], axis=-1)
+            case.refuses(ENTRIES[name], ValueError, f"^{argument}: expected ", **{argument: wrong})
 
     def test_weights_beside_packed_ones(self, name):
         case = Case("b", packed=True)

@@ -1,0 +1,284 @@
+"""Probes of the machine: how fast memory is read and how fast the cores multiply, in the microkernels' own vector code.
+
+    read_stream:  out[w] = sum of worker w's share of `words`, modulo 2**32
+    fma_peak:     acc = acc * x + y, `steps` times, in registers
+    dot_peak:     acc = acc + dot(acc's own pieces, x), `steps` times, in registers; on the portable set as fma_peak
+
+| array    | shape                    | dtype            | notes                                                       |
+|----------|--------------------------|------------------|-------------------------------------------------------------|
+| words    | [n]                      | uint32           | n a multiple of READ_WORDS; never written by `read_stream`  |
+| out      | [n_workers]              | uint32           | may be uninitialised                                        |
+| acc      | [n_workers][CHAINS * LANES] | float32, or DOT_DTYPE | each worker's accumulators; read and written         |
+| operands | [2 * LANES]              | acc's            | x, then y                                                   |
+
+`dot` takes each 32-bit lane apart as the int8 microkernel's instruction does: four u8 x s8 products on AVX-512 VNNI, two
+int16 x int16 on AVX2; int32 wraps. The portable microkernels multiply int8 codes as float32, without a fused multiply-add.
+Every accumulator is a chain of its own, started from memory and stored at the end, and each step needs the one before:
+a compiler can neither drop nor hoist one. Called from Python the functions run their own bodies, the oracle of the
+compiled ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange
+from numba.core import config, types
+from numba.extending import intrinsic, overload
+
+from ._jit import kernel
+from .isa import ISA
+from .scalars import window
+from .simd import (
+    _F32,
+    _I8,
+    _I16,
+    _I32,
+    _I64,
+    LANES,
+    PREFETCH_BYTES,
+    _declare,
+    _dot_operand_type,
+    _internal_function,
+    _load,
+    _prefetch,
+)
+from .tasks import block_start
+
+# Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
+CHAINS = 24 if ISA.name == "avx512vnni" else 12
+DOT_DTYPE = np.float32 if ISA.name == "portable" else np.int32
+FMA_OPS = 2 * CHAINS * LANES  # a worker's operations in one step; a multiply-add is two
+DOT_OPS = FMA_OPS * ISA.kr_int8  # a lane takes as many products as the packed weights interleave steps of k
+STEPS = 4 if config.DISABLE_JIT else 1 << 20  # some milliseconds
+
+READ_CHAINS = 8  # independent sums, a vector each, so that additions never wait for each other
+READ_WORDS = READ_CHAINS * LANES  # what one step reads
+
+Step = Callable[[ir.IRBuilder, Any, list[Any]], list[Any]]
+
+
+def sum_words(words: Any, start: Any, n: Any) -> Any:
+    """The sum of words[start:start+n] modulo 2**32. `n` is a multiple of READ_WORDS."""
+    return np.sum(words[start : start + n], dtype=np.uint32)
+
+
+@overload(sum_words)
+def _sum_words(words: Any, start: Any, n: Any) -> Any:
+    def emitted(words: Any, start: Any, n: Any) -> Any:
+        return _sum_words_simd(window(words, start, n), np.int64(n // READ_WORDS))
+
+    return emitted
+
+
+def fma_chain(acc: Any, operands: Any, steps: Any) -> None:
+    """acc = acc * x + y, `steps` times; one rounding where the instruction set has a fused multiply-add."""
+    x, y = operands.reshape(2, LANES)
+    chains = acc.reshape(CHAINS, LANES)
+    for _ in range(steps):
+        chains[...] = chains * x + y
+
+
+@overload(fma_chain)
+def _fma_chain(acc: Any, operands: Any, steps: Any) -> Any:
+    def emitted(acc: Any, operands: Any, steps: Any) -> None:
+        _fma_chain_simd(acc, operands, np.int64(steps))
+
+    return emitted
+
+
+def dot_chain(acc: Any, operands: Any, steps: Any) -> None:
+    """acc = acc + dot(acc's pieces, x's pieces), `steps` times, in the pieces of the instruction set."""
+    if ISA.name == "portable":
+        fma_chain(acc, operands, steps)
+        return
+    of_acc, of_x = (np.uint8, np.int8) if ISA.a_int8_bytes == 1 else (np.int16, np.int16)
+    x = operands[:LANES].view(of_x).reshape(LANES, ISA.kr_int8).astype(np.int32)
+    chains = acc.reshape(CHAINS, LANES)
+    for _ in range(steps):
+        pieces = chains.view(of_acc).reshape(CHAINS, LANES, ISA.kr_int8).astype(np.int32)
+        chains += np.sum(pieces * x, axis=2, dtype=np.int32)
+
+
+@overload(dot_chain)
+def _dot_chain(acc: Any, operands: Any, steps: Any) -> Any:
+    if ISA.name == "portable":
+
+        def portable(acc: Any, operands: Any, steps: Any) -> None:
+            _fma_chain_simd(acc, operands, np.int64(steps))
+
+        return portable
+
+    def emitted(acc: Any, operands: Any, steps: Any) -> None:
+        _dot_chain_simd(acc, operands, np.int64(steps))
+
+    return emitted
+
+
+def _loop(
+    function: ir.Function, steps: Any, start: Callable[[ir.IRBuilder], list[Any]], body: Step
+) -> tuple[ir.IRBuilder, list[Any]]:
+    """`steps` times `body` on vectors that stay in registers; gives the builder behind the loop and the vectors there.
+
+    `start` makes the first vectors, and in a step `body` makes the next of its number and the vectors before it.
+    """
+    entry, head, step, done = (function.append_basic_block(s) for s in ("entry", "head", "step", "done"))
+    builder = ir.IRBuilder(entry)
+    first = start(builder)
+    builder.branch(head)
+    builder.position_at_end(head)
+    number = builder.phi(_I64)
+    number.add_incoming(ir.Constant(_I64, 0), entry)
+    held = []
+    for value in first:
+        held.append(builder.phi(value.type))
+        held[-1].add_incoming(value, entry)
+    builder.cbranch(builder.icmp_unsigned("<", number, steps), step, done)
+    builder.position_at_end(step)
+    following = body(builder, number, list(held))
+    number.add_incoming(builder.add(number, ir.Constant(_I64, 1)), step)
+    for phi, value in zip(held, following, strict=True):
+        phi.add_incoming(value, step)
+    builder.branch(head)
+    builder.position_at_end(done)
+    return builder, held
+
+
+def _read_function(module: ir.Module) -> ir.Function:
+    """The sum of `steps` * READ_WORDS words from an address on."""
+    name = f"mla_numba_sum_words_{ISA.name}"
+    existing = module.globals.get(name)
+    if existing is not None:
+        return existing
+    vector = ir.VectorType(_I32, LANES)
+    function = _internal_function(module, ir.FunctionType(_I32, [_I8.as_pointer(), _I64]), name)
+    address, steps = function.args
+
+    def start(_builder: ir.IRBuilder) -> list[Any]:
+        return [ir.Constant(vector, None)] * READ_CHAINS
+
+    def body(builder: ir.IRBuilder, number: Any, sums: list[Any]) -> list[Any]:
+        here = builder.gep(address, [builder.mul(number, ir.Constant(_I64, READ_WORDS * 4))])
+        for line in range(0, READ_WORDS * 4, 64):
+            _prefetch(builder, builder.gep(here, [ir.Constant(_I64, PREFETCH_BYTES + line)]))
+        return [builder.add(s, _load(builder, here, i * LANES * 4, vector, 4)) for i, s in enumerate(sums)]
+
+    builder, sums = _loop(function, steps, start, body)
+    total = sums[0]
+    for value in sums[1:]:
+        total = builder.add(total, value)
+    builder.ret(builder.call(_declare(builder, f"llvm.vector.reduce.add.v{LANES}i32", _I32, [vector]), [total]))
+    return function
+
+
+@intrinsic
+def _sum_words_simd(_typingctx: Any, words: Any, steps: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        function = _read_function(builder.module)
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        return builder.call(function, [builder.bitcast(data, _I8.as_pointer()), args[1]])
+
+    return types.uint32(words, steps), codegen
+
+
+def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: Callable[..., Any]) -> ir.Function:
+    """CHAINS vectors loaded from `acc`, taken through `steps` steps and stored again."""
+    name = f"mla_numba_{name}_{ISA.name}"
+    existing = module.globals.get(name)
+    if existing is not None:
+        return existing
+    vector = ir.VectorType(element, LANES)
+    pointer = _I8.as_pointer()
+    function = _internal_function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, _I64]), name)
+    acc, operands, steps = function.args
+    x_and_y = []
+
+    def start(builder: ir.IRBuilder) -> list[Any]:
+        x_and_y.extend(_load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
+        return [_load(builder, acc, i * LANES * 4, vector, 4) for i in range(CHAINS)]
+
+    def body(builder: ir.IRBuilder, _number: Any, chains: list[Any]) -> list[Any]:
+        return [emit_step(builder, chain, *x_and_y) for chain in chains]
+
+    builder, chains = _loop(function, steps, start, body)
+    stored = builder.bitcast(acc, vector.as_pointer())
+    for i, chain in enumerate(chains):
+        builder.store(chain, builder.gep(stored, [ir.Constant(_I64, i)]), align=4)
+    builder.ret_void()
+    return function
+
+
+def _define_chain(name: str, element: ir.Type, emit_step: Callable[..., Any]) -> Any:
+    @intrinsic
+    def call(_typingctx: Any, acc: Any, operands: Any, steps: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            function = _chain_function(builder.module, name, element, emit_step)
+            arrays = [context.make_array(sig.args[p])(context, builder, args[p]).data for p in range(2)]
+            builder.call(function, [*(builder.bitcast(data, _I8.as_pointer()) for data in arrays), args[2]])
+            return context.get_dummy_value()
+
+        return types.void(acc, operands, steps), codegen
+
+    return call
+
+
+def _step_fma(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
+    if ISA.name == "portable":
+        return builder.fadd(builder.fmul(acc, x), y)
+    return builder.call(_declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
+
+
+def _step_dot_avx512(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
+    operand = _dot_operand_type()
+    dot = _declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, operand, operand])
+    return builder.call(dot, [acc, builder.bitcast(acc, operand), builder.bitcast(x, operand)])
+
+
+def _step_dot_avx2(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
+    """The multiplication is of `acc`: one of x and y would be the same in each step and leave the loop."""
+    halves = ir.VectorType(_I16, 2 * LANES)
+    madd = _declare(builder, "llvm.x86.avx2.pmadd.wd", acc.type, [halves, halves])
+    return builder.add(acc, builder.call(madd, [builder.bitcast(acc, halves), builder.bitcast(x, halves)]))
+
+
+_fma_chain_simd = _define_chain("fma_chain", _F32, _step_fma)
+_dot_chain_simd = _define_chain(
+    "dot_chain", _I32, _step_dot_avx512 if ISA.name == "avx512vnni" else _step_dot_avx2
+)
+
+
+@kernel
+def fill_words(words: Any, n_workers: Any) -> None:
+    """Writes words[i] = i, each worker the share that it will read: memory is placed near who touches it first."""
+    n_steps = words.size // READ_WORDS
+    for worker in prange(n_workers):
+        first = block_start(n_steps, n_workers, worker) * READ_WORDS
+        share = window(words, first, block_start(n_steps, n_workers, worker + 1) * READ_WORDS - first)
+        for i in range(share.size):
+            share[i] = np.uint32(first + i)
+
+
+@kernel
+def read_stream(words: Any, out: Any, n_workers: Any) -> None:
+    """Each worker reads its even share front to back and writes its sum."""
+    n_steps = words.size // READ_WORDS
+    for worker in prange(n_workers):
+        first = block_start(n_steps, n_workers, worker) * READ_WORDS
+        out[worker] = sum_words(words, first, block_start(n_steps, n_workers, worker + 1) * READ_WORDS - first)
+
+
+@kernel
+def fma_peak(acc: Any, operands: Any, steps: Any, n_workers: Any) -> None:
+    """FMA_OPS operations a step and worker."""
+    for worker in prange(n_workers):
+        fma_chain(acc[worker], operands, steps)
+
+
+@kernel
+def dot_peak(acc: Any, operands: Any, steps: Any, n_workers: Any) -> None:
+    """DOT_OPS operations a step and worker."""
+    for worker in prange(n_workers):
+        dot_chain(acc[worker], operands, steps)

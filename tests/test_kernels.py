@@ -1,0 +1,166 @@
+"""The building blocks under the sweeps: microkernels against their oracle, packing, task drawing, roundings."""
+
+import ml_dtypes
+import numba
+import numpy as np
+import pytest
+
+from mla_numba.kernels import packing, scalars, simd, tasks
+
+MR, NR = simd.MR, simd.NR
+GUARD = 64
+
+
+@numba.njit
+def call_ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry):
+    simd.ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry)
+
+
+def operands(rng, kind, mr, k):
+    if kind == "bf16":
+        a = rng.standard_normal(k * mr).astype(ml_dtypes.bfloat16).astype(np.float32)
+        b = rng.standard_normal(k * NR).astype(ml_dtypes.bfloat16).view(np.uint16)
+        return a, b, rng.standard_normal(mr * NR).astype(np.float32)
+    codes = rng.integers(-128, 128, k * mr)
+    codes[:4] = -128
+    a = (codes + int(simd.A_OFFSET)).astype(simd.A_INT8_DTYPE)
+    b = rng.integers(-128, 128, k * NR).astype(np.int8)
+    b[: NR * simd.KR_INT8] = -128
+    return a, b, rng.integers(-(2**20), 2**20, mr * NR).astype(np.int32)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("mr", range(1, MR + 1))
+def test_ukernel_equals_its_oracle(kind, mr):
+    rng = np.random.default_rng(mr)
+    kr = simd.KR_BF16 if kind == "bf16" else simd.KR_INT8
+    for k in (kr, 2 * kr, 3 * kr, 17 * kr, 1040):  # 1040: past where the portable int8 kernel starts a new sum
+        for carry in (False, True):
+            a, b, c = operands(rng, kind, mr, k)
+            guard = np.full(GUARD, 77, c.dtype)
+            got = np.concatenate([guard, c, guard])
+            want = got.copy()
+            shifted_a, shifted_b = np.pad(a, (3, 0)), np.pad(b, (5, 0))
+            call_ukernel(mr, k, shifted_a, 3, shifted_b, 5, got, GUARD, carry)
+            simd.ukernel(mr, k, a, 0, b, 0, want, GUARD, carry)
+            assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry)
+            assert (got[:GUARD] == 77).all()
+            assert (got[-GUARD:] == 77).all()
+
+
+def test_oracle_ukernel_by_hand():
+    """One row, two steps of k: 1*3 + 2*4 in the first column, 1*5 + 2*6 in the second."""
+    kr = simd.KR_BF16
+    k = max(2, kr)
+    b = np.zeros((k // kr, NR, kr), np.float32)
+    for p, values in enumerate(((3, 5), (4, 6))):
+        b[p // kr, :2, p % kr] = values
+    a = np.zeros(k, np.float32)
+    a[:2] = 1, 2
+    c = np.full(NR, np.nan, np.float32)
+    simd.ukernel(1, k, a, 0, b.astype(ml_dtypes.bfloat16).view(np.uint16).reshape(-1), 0, c, 0, False)
+    assert c[:3].tolist() == [11, 17, 0]
+
+
+@numba.njit
+def round_all(x, bf16, f16, back):
+    for i in range(len(x)):
+        bf16[i] = scalars.round_bf16(x[i])
+        f16[i] = scalars.round_f16(x[i])
+        back[i] = scalars.widen(bf16[i])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_roundings_are_those_of_the_dtypes(compiled):
+    rng = np.random.default_rng(0)
+    n = 200_000 if compiled else 500
+    bits = rng.integers(0, 2**32, n, dtype=np.uint64).astype(np.uint32)
+    bits[: n // 2] = (bits[: n // 2] & np.uint32(0x87FFFFFF)) | np.uint32(0x38000000)  # fp16's range
+    bits[n // 4 : n // 3] &= np.uint32(0xFFFFE000)
+    bits[n // 4 : n // 3] |= np.uint32(0x1000)  # ties of fp16
+    bits[n // 3 : n // 2] &= np.uint32(0xFFFF0000)
+    bits[n // 3 : n // 2] |= np.uint32(0x8000)  # ties of bf16
+    bits[:8] = (0, 0x80000000, 0x7F800000, 0xFF800000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F7FFFFF, 0x00000001)
+    x = bits.view(np.float32)
+    bf16, f16, back = np.empty(n, np.uint16), np.empty(n, np.uint16), np.empty(n, np.float32)
+    (round_all if compiled else round_all.py_func)(x, bf16, f16, back)
+    with np.errstate(all="ignore"):
+        want_bf16, want_f16 = x.astype(ml_dtypes.bfloat16), x.astype(np.float16)
+    number = ~np.isnan(x)
+    assert (bf16[number] == want_bf16.view(np.uint16)[number]).all()
+    assert (f16[number] == want_f16.view(np.uint16)[number]).all()
+    assert np.isnan(back[~number]).all()
+    assert np.isnan(f16.view(np.float16)[~number]).all()
+    assert (back[number] == want_bf16.astype(np.float32)[number]).all()
+
+
+@pytest.mark.parametrize("n_workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("grain", [1, 2, 5])
+def test_tasks_are_drawn_once_each_whoever_asks(n_workers, grain):
+    rng = np.random.default_rng(grain)
+    for n_tasks in (0, 1, 2, 6, 7, 8, 40):
+        counters = np.zeros(n_workers * tasks.COUNTER_STRIDE, np.int64)
+        seen = []
+        asking = list(range(n_workers))
+        while asking:
+            worker = int(rng.choice(asking))
+            first, end = tasks.draw(counters, worker, n_workers, n_tasks, grain)
+            assert end - first <= grain
+            seen += range(first, end)
+            if first == end:
+                asking.remove(worker)
+        assert sorted(seen) == list(range(n_tasks))
+
+
+def test_a_worker_begins_with_its_own_range():
+    counters = np.zeros(2 * tasks.COUNTER_STRIDE, np.int64)
+    assert [tasks.draw(counters, w, 2, 10, 1)[0] for w in (1, 1, 0)] == [5, 6, 0]
+
+
+def test_block_of_is_the_inverse_of_block_start():
+    for rows in range(1, 40):
+        for n_blocks in range(1, rows + 1):
+            starts = [tasks.block_start(rows, n_blocks, b) for b in range(n_blocks + 1)]
+            assert starts[0] == 0
+            assert starts[-1] == rows
+            for row in range(rows):
+                block = tasks.block_of(rows, n_blocks, row)
+                assert starts[block] <= row < starts[block + 1]
+
+
+def packed_by_formula(w, kr, n_parts):
+    """[batch][panel][part][part_kp / kr][NR][kr] of w (batch, k, n), padded by zeros."""
+    batch, k, n = w.shape
+    part_k = k // n_parts
+    steps, n_panels = -(-part_k // kr), -(-n // NR)
+    out = np.zeros((batch, n_panels, n_parts, steps, NR, kr), w.dtype)
+    for i, p, j in np.ndindex(w.shape):
+        part, q = divmod(p, part_k)
+        out[i, j // NR, part, q // kr, j % NR, q % kr] = w[i, p, j]
+    return out.reshape(-1)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16])
+@pytest.mark.parametrize(("batch", "k", "n", "n_parts"), [(1, 6, NR, 2), (3, 5, NR + 1, 1), (2, 10, 2 * NR - 1, 2)])
+def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
+    w = np.random.default_rng(0).integers(0, 100, (batch, k, n)).astype(dtype)
+    for kr in (1, 2, 4):
+        want = packed_by_formula(w, kr, n_parts)
+        for n_threads in (1, 2):
+            got = np.full(len(want), 111, dtype)
+            packing.pack_panels(n_threads, w.reshape(-1), batch, k, n, k * n, n, kr, n_parts, got)
+            assert (got == want).all()
+
+
+def test_a_row_is_packed_where_packed_row_says():
+    k = 6
+    for t, mc in ((1, 1), (5, 5), (MR + 1, MR + 1), (3 * MR + 1, 2 * MR), (7, 3)):
+        kp = -(-k // simd.KR_BF16) * simd.KR_BF16
+        x = np.arange(t * k, dtype=np.float32).reshape(t, k).astype(ml_dtypes.bfloat16)
+        out = np.full(t * kp, np.nan, np.float32)
+        packing.pack_rows_bf16(1, x.view(np.uint16), 1, mc, out)
+        for row in range(t):
+            first, mr, place = packing.packed_row(t, mc, row)
+            assert 1 <= mr <= MR
+            got = out[first * kp + place : (first + mr) * kp : mr][:kp]
+            assert got.tolist() == x[row].astype(np.float32).tolist() + [0] * (kp - k)
