@@ -564,6 +564,8 @@ class P3w(P2p):
         graph.__code__ = graph.__code__.replace(co_name=f"prolog_{t}_tokens")
         options = {
             "emulate_precision_casts": True,
+            # Waking a sleeping worker costs more than a small loop: by default 1536 elements make a parallel region.
+            "cpp.min_chunk_size": 16384,
             # Nothing but the shapes could change, and the number of tokens is checked: spare every call the guards.
             "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
         }

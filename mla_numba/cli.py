@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from tiling import plan_prolog
@@ -24,9 +25,12 @@ from .cli_warmup import compile_all
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
 from .kernels import ISA, cache_folder, max_threads
+from .measure import least_ms, measure_all, rates_as_dict, show_rates
 from .weights import MlaWeights
 
 __all__ = ["main"]
+
+_LEAST_TOKENS = (1, 8, 32, 128, 512)
 
 
 class Commands(click.Group):
@@ -143,17 +147,30 @@ def plan(
 
 
 @main.command()
+@click.option("--measure", is_flag=True, help="Measure what 1 to --threads threads reach: some seconds a thread.")
+@threads_option
 @json_option
-def info(as_json: bool) -> None:
-    """Show versions, this machine, its register tiles and where compiled kernels are kept."""
+@click.pass_context
+def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None:
+    """Show versions, this machine, its register tiles and where compiled kernels are kept.
+
+    With --measure also the rates that threads reach together (bytes read from memory, fp32 multiply-adds, int8 dot
+    products) and the least time that they allow a decode call at DeepSeek-V3.2's dimensions, --quant b.
+    """
+    if not measure and ctx.get_parameter_source("threads") is not ParameterSource.DEFAULT:
+        raise click.UsageError(f"--threads: expected together with --measure, got {threads} alone")
     folder = cache_folder()
     n_bytes, n_files = folder_size(folder)
     layer = os.environ.get("NUMBA_THREADING_LAYER", "default")
     versions = {name: version(name) for name in ("numba", "llvmlite", "numpy", "ml_dtypes")}
     versions = {"mla_numba": __version__, "python": platform.python_version()} | versions
     machine = this_machine()
+    if measure:
+        with Steps() as steps, steps.step("measuring", threads) as advance:
+            rates = measure_all(threads, finished=advance)
+        least = least_ms(MlaDims.deepseek_v32(), _LEAST_TOKENS, threads, rates[threads])
     if as_json:
-        facts = {
+        facts: dict[str, Any] = {
             "versions": versions,
             "machine": asdict(machine),
             "isa": asdict(ISA),
@@ -162,6 +179,9 @@ def info(as_json: bool) -> None:
             "n_threads": max_threads(),
             "kernel_cache": {"folder": str(folder), "bytes": n_bytes, "n_files": n_files},
         }
+        if measure:
+            facts["rates"] = [{"threads": n} | rates_as_dict(of_n) for n, of_n in rates.items()]
+            facts["least_ms"] = least
         click.echo(json.dumps(facts, indent=2))
         return
     lines = {
@@ -175,6 +195,8 @@ def info(as_json: bool) -> None:
     }
     for name, text in lines.items():
         click.echo(f"{name:<16} {text}")
+    if measure:
+        Console().print(show_rates(rates, least))
 
 
 @main.command()

@@ -72,11 +72,13 @@ def pack_gemm(
     *,
     n_parts: int = 1,
     head_dim: int | None = None,
+    rope_dims: Sequence[int] = (0, 0),
 ) -> PackedGemm:
     """Packs weights of one k side by side. Each is (k, n), or (batch, k, n).
 
     Each has its scale, float32 (n,), if it is int8, else None. With `head_dim`, the columns of a (k, n) weight are cut
-    in heads, and each head's are padded to whole panels.
+    in heads, and each head's are padded to whole panels. The last `rope_dims[i]` columns of weight i, of each of its
+    heads, hold interleaved pairs; they are packed as halves, the order in which rope works.
     """
     quantised = weights[0].dtype == np.int8
     kr = simd.KR_INT8 if quantised else simd.KR_BF16
@@ -89,18 +91,28 @@ def pack_gemm(
     col_scale = np.ones(sum(n_panels) * simd.NR, np.float32)
     at = 0
     for i, (weight, cut, count) in enumerate(zip(weights, cuts, n_panels, strict=True)):
-        flat = weight.view(dtype).reshape(-1)
+        columns = _rope_halves(cut.n, rope_dims[i])
         here = panels[at * kp * simd.NR : (at + count) * kp * simd.NR]
-        packing.pack_panels(n_threads, flat, cut.batch, k, cut.n, cut.batch_stride, cut.row_stride, kr, n_parts, here)
+        packing.pack_panels(
+            n_threads, weight.view(dtype).reshape(-1), cut.batch, k, columns, cut.batch_stride, cut.row_stride, kr,
+            n_parts, here,
+        )  # fmt: skip
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * simd.NR : (at + count) * simd.NR].reshape(cut.batch, -1)
-            by_panel[:, : cut.n] = scale.reshape(cut.batch, cut.n)
+            by_panel[:, : cut.n] = scale.reshape(cut.batch, cut.n)[:, columns]
         at += count
     offset = np.zeros(at * simd.NR, np.int32 if quantised else np.float32)
     if quantised and simd.A_OFFSET:
         packing.column_offsets(n_threads, panels, at, kp, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts)
+
+
+def _rope_halves(n: int, rope_dim: int) -> Array:
+    """The order in which n columns are packed: the last `rope_dim` as x[0], x[2], ..., x[1], x[3], ..."""
+    columns = np.arange(n)
+    rope = columns[n - rope_dim :]
+    return np.concatenate([columns[: n - rope_dim], rope[0::2], rope[1::2]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +149,15 @@ def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
             n_threads,
             # w_dq is summed over the two halves of k; int8 sums are exact, so there one part does.
             n_parts=2 if weights.dequant_scale_w_dq is None else 1,
+            rope_dims=(0, dims.qk_rope_head_dim),
         ),
-        up=pack_gemm([weights.w_uq_qr], [weights.dequant_scale_w_uq_qr], n_threads, head_dim=dims.q_head_dim),
+        up=pack_gemm(
+            [weights.w_uq_qr],
+            [weights.dequant_scale_w_uq_qr],
+            n_threads,
+            head_dim=dims.q_head_dim,
+            rope_dims=(dims.qk_rope_head_dim,),
+        ),
         uk=pack_gemm([weights.w_uk], [None], n_threads),
         gamma_cq=widened(weights.gamma_cq),
         gamma_ckv=widened(weights.gamma_ckv),

@@ -4,7 +4,7 @@ import functools
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +76,11 @@ def make_weights(dims, mode, seed=0, **changes):
     rng = np.random.default_rng((seed, 11))
     quant = mode.split()[0]
     hidden, heads, q_rank, latent, nope, rope = vars_of(dims)
-    columns = {"w_dq": (hidden, q_rank), "w_uq_qr": (q_rank, heads * (nope + rope)), "w_dkv_kr": (hidden, latent + rope)}
+    columns = {
+        "w_dq": (hidden, q_rank),
+        "w_uq_qr": (q_rank, heads * (nope + rope)),
+        "w_dkv_kr": (hidden, latent + rope),
+    }
     arrays = {"w_uk": spread(rng, heads, nope, latent)}
     for name, shape in columns.items():
         if ("b" if name == "w_uq_qr" else "a") in quant:
@@ -92,8 +96,8 @@ def make_weights(dims, mode, seed=0, **changes):
 
 
 def vars_of(dims):
-    names = ("hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-    return tuple(getattr(dims, name) for name in names)
+    """hidden_size, num_attention_heads, q_lora_rank, kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim."""
+    return astuple(dims)
 
 
 def make_inputs(dims, t, capacity, seed=0):
@@ -174,7 +178,7 @@ def most_workers(prolog, t):
 
 
 class FullSize(NamedTuple):
-    """DeepSeek's dimensions: weights, 128 tokens, and the reference's rows for them (row t of the caches is token t)."""
+    """DeepSeek's dimensions: weights, 128 tokens and the reference's rows for them; row t of its caches is token t."""
 
     weights: MlaWeights
     inputs: Inputs

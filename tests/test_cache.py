@@ -55,9 +55,9 @@ def test_allocate_errors():
         for wrong in (2.0, None, True):
             with pytest.raises(TypeError, match=f"^{name}: expected int, got {type(wrong).__name__}"):
                 PagedCache.allocate(DIMS, **(sizes | {name: wrong}))
-    with pytest.raises(ValueError, match="^cache_mode: expected one of PA_BSND, PA_NZ, got 'PA'"):
+    with pytest.raises(ValueError, match=r"^cache_mode: expected one of PA_BSND, PA_NZ, got 'PA'"):
         PagedCache.allocate(DIMS, 2, cache_mode="PA")
-    with pytest.raises(TypeError, match="^cache_mode: expected str, got NoneType"):
+    with pytest.raises(TypeError, match=r"^cache_mode: expected str, got NoneType"):
         PagedCache.allocate(DIMS, 2, cache_mode=None)
 
 
@@ -108,7 +108,9 @@ class TestArrays:
             "blocks backwards": np.zeros((n, m, 1, d), dtype)[::-1],
             "one block": np.broadcast_to(np.zeros((1, m, 1, d), dtype), (n, m, 1, d)),
             "blocks that overlap": np.lib.stride_tricks.as_strided(
-                np.zeros(n * m * d, dtype), (n, m, 1, d), ((m * d - 1) * dtype.itemsize, d * dtype.itemsize, 1, dtype.itemsize)
+                np.zeros(n * m * d, dtype),
+                (n, m, 1, d),
+                ((m * d - 1) * dtype.itemsize, d * dtype.itemsize, 1, dtype.itemsize),
             ),
             "blocks inside": np.zeros((m, n, 1, d), dtype).swapaxes(0, 1),
             "Fortran": np.zeros((n, m, 1, d), dtype, order="F"),
@@ -137,7 +139,9 @@ class TestArrays:
             return
         raw = np.zeros((n, m * d * dtype.itemsize + 1), np.uint8)
         given = arrays()
-        given[i] = np.ndarray((n, m, 1, d), dtype, raw, 0, (raw.strides[0], d * dtype.itemsize, d * dtype.itemsize, dtype.itemsize))
+        given[i] = np.ndarray(
+            (n, m, 1, d), dtype, raw, 0, (raw.strides[0], d * dtype.itemsize, d * dtype.itemsize, dtype.itemsize)
+        )
         refuses(ValueError, f"^{NAMES[i]}: expected .*strides", given)
 
 

@@ -23,16 +23,22 @@ from mla_numba.verify import check_output, reference_run
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 FRACTAL = MlaDims(130, 3, 50, 64, 33, 32)
 T, BLOCKS, BLOCK_SIZE = 19, 3, 16
+
+
+def words(text):
+    return text.split()
+
+
 ENTRIES = {
     "compute": mla.mla_prolog_quant_compute,
     "p": mla.mla_prolog_quant_p,
     "d": mla.mla_prolog_quant_d,
 }
-ARGUMENTS = """
+ARGUMENTS = words("""
     token_x w_dq w_uq_qr dequant_scale w_uk w_dkv_kr gamma_cq gamma_ckv cos sin cache_index kv_cache kr_cache
     k_scale_cache q_norm_out q_norm_scale_out query_nope_out query_rope_out kv_cache_out kr_cache_out k_scale_cache_out
     epsilon_cq epsilon_ckv cache_mode tile_config rope_cfg
-""".split()
+""")
 NO_SCALE = np.zeros((0, 1), np.float32)
 ROPE_TILES = RopeTileShapeConfig([32, 64], [32, 32, 128], [16, 128, 128, 128])
 
@@ -71,7 +77,10 @@ class Case:
             "kv_cache": self.source.kv,
             "kr_cache": self.source.kr,
             "k_scale_cache": self.source.k_scale,
-            **{f"{name}_out": getattr(self.out, name) for name in ("q_norm", "q_norm_scale", "query_nope", "query_rope")},
+            **{
+                f"{name}_out": getattr(self.out, name)
+                for name in ("q_norm", "q_norm_scale", "query_nope", "query_rope")
+            },
             "kv_cache_out": self.target.kv,
             "kr_cache_out": self.target.kr,
             "k_scale_cache_out": self.target.k_scale,
@@ -178,18 +187,22 @@ class TestEntryPoints:
             case.refuses(entry, TypeError, "^tile_config: expected MlaTileConfig or None, got dict", tile_config={})
             case.refuses(entry, ValueError, "^cache_mode: expected one of PA_BSND, PA_NZ", cache_mode="BNSD")
             case.refuses(entry, ValueError, "^cache_index", cache_index=np.full(T, -2))
-            case.refuses(entry, ValueError, "^(token_x|x): expected shape", token_x=case.arguments["token_x"][:, :-2].copy())
+            case.refuses(
+                entry, ValueError, "^(token_x|x): expected shape", token_x=case.arguments["token_x"][:, :-2].copy()
+            )
             case.refuses(entry, TypeError, "^(token_x|x): expected .*bfloat16", token_x=np.zeros((T, 130), np.float32))
             scale = case.arguments["dequant_scale"]
-            case.refuses(entry, TypeError, "^dequant_scale.*: expected .*float32", dequant_scale=scale.astype(np.float64))
+            case.refuses(
+                entry, TypeError, "^dequant_scale.*: expected .*float32", dequant_scale=scale.astype(np.float64)
+            )
             case.refuses(entry, ValueError, "^dequant_scale.*: expected shape", dequant_scale=scale[1:])
             case.refuses(entry, TypeError, "^w_uq_qr: expected .*bfloat16.*got int8", dequant_scale=NO_SCALE)
             case.refuses(entry, TypeError, "w_uq_qr: expected .*int8", w_uq_qr=case.weights.w_uq_qr.astype(BF16))
 
     @pytest.mark.parametrize(
         "argument",
-        "token_x dequant_scale kv_cache_out kr_cache_out k_scale_cache_out q_norm_out q_norm_scale_out query_nope_out "
-        "query_rope_out".split(),
+        words("token_x dequant_scale q_norm_out q_norm_scale_out query_nope_out query_rope_out")
+        + words("kv_cache_out kr_cache_out k_scale_cache_out"),
     )
     def test_errors_name_the_argument_as_it_is_here(self, name, argument):
         for in_place in (True, False):
@@ -206,7 +219,9 @@ class TestEntryPoints:
             case.refuses(
                 ENTRIES[name], ValueError, f"^{argument}: expected None", **{argument: getattr(case.weights, argument)}
             )
-        case.refuses(ENTRIES[name], ValueError, "^dequant_scale: expected None", dequant_scale=np.ones((5, 1), np.float32))
+        case.refuses(
+            ENTRIES[name], ValueError, "^dequant_scale: expected None", dequant_scale=np.ones((5, 1), np.float32)
+        )
 
     def test_a_source_that_overlaps_the_target(self, name):
         case = Case("b", in_place=False)
@@ -220,7 +235,9 @@ class TestEntryPoints:
             array = case.arguments[argument]
             case.refuses(ENTRIES[name], ValueError, f"^{argument}: expected shape", **{argument: array[1:]})
             wrong = np.zeros(array.shape, np.float64)
-            case.refuses(ENTRIES[name], TypeError, f"^{argument}: expected .*{array.dtype}.*got float64", **{argument: wrong})
+            case.refuses(
+                ENTRIES[name], TypeError, f"^{argument}: expected .*{array.dtype}.*got float64", **{argument: wrong}
+            )
 
     def test_a_read_only_source(self, name):
         case = Case("b", in_place=False)
@@ -272,7 +289,7 @@ class TestPreCompute2d:
         return [x, weights.w_dq, weights.w_uq_qr, weights.w_dkv_kr, weights.gamma_cq, 1e-3], given
 
     def test_order_of_arguments(self):
-        names = "token_x w_dq w_uq_qr w_dkv_kr gamma_cq epsilon_cq quant_inputs tile_config".split()
+        names = words("token_x w_dq w_uq_qr w_dkv_kr gamma_cq epsilon_cq quant_inputs tile_config")
         assert list(inspect.signature(mla.pre_compute_2d).parameters) == names
 
     @pytest.mark.parametrize("t", [0, 1, 13, 37])
@@ -287,7 +304,7 @@ class TestPreCompute2d:
                 assert_same_bits(name, g, w)
 
     def test_a_lone_scale_of_the_down_projections_switches_nothing(self):
-        arguments, scales = self.arguments("none")
+        arguments, _ = self.arguments("none")
         want = mla.pre_compute_2d(*arguments, MlaQuantInputs(), None)
         for name, n in (("dequant_scale_w_dq", 50), ("dequant_scale_w_dkv_kr", 102)):
             got = mla.pre_compute_2d(*arguments, MlaQuantInputs(**{name: np.ones(n, np.float32)}), MlaTileConfig())
@@ -309,15 +326,18 @@ class TestPreCompute2d:
                     mla.pre_compute_2d(*arguments[:i], wrong, *arguments[i + 1 :], MlaQuantInputs(**scales))
             with pytest.raises(ValueError, match=f"^{name}: expected shape"):
                 mla.pre_compute_2d(*arguments[:i], arguments[i][None], *arguments[i + 1 :], MlaQuantInputs(**scales))
-        with pytest.raises(TypeError, match="^quant_inputs: expected MlaQuantInputs, got dict"):
+        with pytest.raises(TypeError, match=r"^quant_inputs: expected MlaQuantInputs, got dict"):
             mla.pre_compute_2d(*arguments, {})
-        with pytest.raises(TypeError, match="^tile_config: expected MlaTileConfig"):
+        with pytest.raises(TypeError, match=r"^tile_config: expected MlaTileConfig"):
             mla.pre_compute_2d(*arguments, MlaQuantInputs(**scales), {})
 
     def test_scales_of_another_length(self):
         arguments, scales = self.arguments("ab smooth")
         for name in scales:
-            for wrong, error in ((scales[name].reshape(-1)[1:], ValueError), (scales[name].astype(np.float64), TypeError)):
+            for wrong, error in (
+                (scales[name].reshape(-1)[1:], ValueError),
+                (scales[name].astype(np.float64), TypeError),
+            ):
                 with pytest.raises(error, match=f"^quant_inputs.{name}: expected "):
                     mla.pre_compute_2d(*arguments, MlaQuantInputs(**(scales | {name: wrong})))
 
@@ -334,7 +354,7 @@ class TestPreCompute2d:
             assert_same_bits("array", g, w)
         x, _, *others = arguments
         w_dq, w_dkv_kr = np.zeros((131, 50), BF16), np.zeros((131, 102), BF16)
-        with pytest.raises(ValueError, match="even hidden_size.*131"):
+        with pytest.raises(ValueError, match=r"even hidden_size.*131"):
             mla.pre_compute_2d(x, w_dq, others[0], w_dkv_kr, *others[2:], MlaQuantInputs())
 
     def test_a_k_too_long_for_int32(self):
@@ -386,7 +406,7 @@ class TestOperations:
         codes, scale = mla.quant(np.ones((1, 4), BF16), True, True, np.array([[1, 2, 127, -64]], np.float32))
         assert codes.tolist() == [[1, 2, 127, -64]]
         assert scale.tolist() == [[1.0]]
-        with pytest.raises(TypeError, match="^smooth_factor: expected an array"):
+        with pytest.raises(TypeError, match=r"^smooth_factor: expected an array"):
             mla.quant(np.ones((1, 4), BF16), True, True)
 
     def test_asymmetric_quant(self):
@@ -448,10 +468,10 @@ class TestOperations:
 
 class TestSettings:
     def test_quant_inputs(self):
-        names = (
+        names = words(
             "dequant_scale_x dequant_scale_w_dq dequant_scale_w_uq_qr dequant_scale_w_dkv_kr quant_scale_ckv "
             "quant_scale_ckr smooth_scales_cq"
-        ).split()
+        )
         assert list(inspect.signature(MlaQuantInputs).parameters) == names
         inputs = MlaQuantInputs()
         assert all(getattr(inputs, name) is None for name in names)
@@ -482,10 +502,10 @@ class TestSettings:
         assert mla.options_list("910") == {"runtime_options": {"device_sched_mode": 2, "stitch_function_max_num": 128}}
 
     def test_public_names(self):
-        seeds = """
+        seeds = words("""
             scalar_div k_nope_quant rms_norm quant dequant rotate_half rope_v2 rope_3d_v2 pre_compute_2d
             mla_prolog_quant_compute mla_prolog_quant_p mla_prolog_quant_d options_list MlaTileConfig MlaQuantInputs
             RopeTileShapeConfig
-        """.split()
+        """)
         assert set(seeds) <= set(mla.__all__)
         assert all(hasattr(mla, name) for name in mla.__all__)

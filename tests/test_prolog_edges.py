@@ -248,7 +248,9 @@ def test_paddings_write_no_row(mode, threads):
 @pytest.mark.parametrize("threads", THREADS)
 @pytest.mark.parametrize("mode", ["none", "b", "ab smooth"])
 @pytest.mark.parametrize("n_slots", [1, 2, 3, 7])
-@pytest.mark.parametrize("config", [None, MlaTileConfig(unroll_list=[2]), MlaTileConfig(unroll_list=[64, 3], k_vec_tile0=1)])
+@pytest.mark.parametrize(
+    "config", [None, MlaTileConfig(unroll_list=[2]), MlaTileConfig(unroll_list=[64, 3], k_vec_tile0=1)]
+)
 def test_of_tokens_with_one_slot_the_last_wins(config, n_slots, mode, threads):
     t = 203
     weights = make_weights(SHARED, mode)

@@ -191,7 +191,9 @@ class TestOut:
         if not case.prolog.quantized:
             pytest.skip("an unquantised call has no float32 output")
         wrong = np.zeros((T, 1), ">f4")
-        assert "byte order" in case.refuses_out(TypeError, r"^out\.q_norm_scale: expected .*float32", "q_norm_scale", wrong)
+        assert "byte order" in case.refuses_out(
+            TypeError, r"^out\.q_norm_scale: expected .*float32", "q_norm_scale", wrong
+        )
 
     def test_of_another_mode(self):
         b, none = Case("b"), Case("none")
@@ -346,23 +348,25 @@ class TestConstructor:
 
     def test_weights(self):
         for wrong in (None, {}, self.weights.w_dq):
-            with pytest.raises(TypeError, match=f"^weights: expected MlaWeights or PackedWeights, got {type(wrong).__name__}"):
+            with pytest.raises(
+                TypeError, match=f"^weights: expected MlaWeights or PackedWeights, got {type(wrong).__name__}"
+            ):
                 MlaProlog(wrong)
 
     def test_phase(self):
-        with pytest.raises(ValueError, match="^phase: expected one of decode, prefill, got 'both'"):
+        with pytest.raises(ValueError, match=r"^phase: expected one of decode, prefill, got 'both'"):
             MlaProlog(self.weights, "both")
-        with pytest.raises(TypeError, match="^phase: expected str, got int"):
+        with pytest.raises(TypeError, match=r"^phase: expected str, got int"):
             MlaProlog(self.weights, 3)
 
     def test_tile_config(self):
         for wrong in ({}, "default", MlaTileConfig):
-            with pytest.raises(TypeError, match="^tile_config: expected MlaTileConfig or None, got "):
+            with pytest.raises(TypeError, match=r"^tile_config: expected MlaTileConfig or None, got "):
                 MlaProlog(self.weights, tile_config=wrong)
 
     def test_options(self):
         for wrong in ({}, "decode", 3):
-            with pytest.raises(TypeError, match="^options: expected PassOptions or None, got "):
+            with pytest.raises(TypeError, match=r"^options: expected PassOptions or None, got "):
                 MlaProlog(self.weights, options=wrong).plan(8)
 
     def test_n_threads(self):
@@ -377,9 +381,9 @@ class TestConstructor:
 
     def test_plan(self):
         prolog = MlaProlog(self.weights)
-        with pytest.raises(ValueError, match="^t: expected at least 0, got -1"):
+        with pytest.raises(ValueError, match=r"^t: expected at least 0, got -1"):
             prolog.plan(-1)
-        with pytest.raises(TypeError, match="^t: expected int, got float"):
+        with pytest.raises(TypeError, match=r"^t: expected int, got float"):
             prolog.plan(8.0)
 
 

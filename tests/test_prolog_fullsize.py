@@ -1,8 +1,11 @@
-"""DeepSeek's dimensions against the reference, bit for bit. It is computed once; a token's bits don't depend on its batch."""
+"""DeepSeek's dimensions against the reference, bit for bit.
+
+It is computed once, for 128 tokens: a token's bits don't depend on its batch.
+"""
 
 import numpy as np
 import pytest
-from helpers import THREADS, expect_rows, fullsize, make_call, make_cache
+from helpers import THREADS, expect_rows, fullsize, make_cache, make_call
 
 from mla_numba import MlaDims, MlaProlog
 

@@ -35,7 +35,9 @@ def test_presets_on_work_that_is_shared_among_threads(name, arch):
     assert [most_workers(p, 45) for p in prologs] == list(THREADS)
 
 
-@pytest.mark.parametrize("options", [pass_options(p, t, a) for p in ("decode", "prefill") for t in (8, 65) for a in ARCHS])
+@pytest.mark.parametrize(
+    "options", [pass_options(p, t, a) for p in ("decode", "prefill") for t in (8, 65) for a in ARCHS]
+)
 def test_pass_options(options):
     weights = make_weights(SHARED, "b")
     for config in (None, MlaTileConfig()):

@@ -76,7 +76,9 @@ class TestFields:
         refuses(TypeError, "^w_dq: expected .*int8, got bfloat16", a, w_dq=none.w_dq)
         refuses(TypeError, "^w_dkv_kr: expected .*int8, got bfloat16", a, w_dkv_kr=none.w_dkv_kr)
         refuses(ValueError, "dequant_scale_w_dq.*dequant_scale_w_dkv_kr.*both or neither", a, dequant_scale_w_dq=None)
-        refuses(ValueError, "dequant_scale_w_dq.*dequant_scale_w_dkv_kr.*both or neither", a, dequant_scale_w_dkv_kr=None)
+        refuses(
+            ValueError, "dequant_scale_w_dq.*dequant_scale_w_dkv_kr.*both or neither", a, dequant_scale_w_dkv_kr=None
+        )
         refuses(ValueError, "^smooth_scales_cq: expected None", none, smooth_scales_cq=np.ones((1, 50), np.float32))
 
     @pytest.mark.parametrize("name", SHAPES)
@@ -84,7 +86,7 @@ class TestFields:
         weights = make_weights(DIMS, "none")
         array = getattr(weights, name)
         refuses(ValueError, f"^{name}: expected shape .*got ", weights, **{name: array[None]})
-        refuses(ValueError, f"^{name}: expected shape .*got ", weights, **{name: array[0]})
+        refuses(ValueError, f"^{name}: expected shape .*got ", weights, **{name: array.reshape(-1)[:1].reshape(())})
         wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), BF16)[..., ::2]
         refuses(ValueError, f"^{name}: expected .*contiguous.*strides", weights, **{name: wide})
         if array.ndim > 1:
@@ -193,11 +195,11 @@ class TestRandom:
             assert 0.9 < deviation < 1.1
 
     def test_quant(self):
-        with pytest.raises(ValueError, match="^quant: expected one of none, a, b, ab, got 'c'"):
+        with pytest.raises(ValueError, match=r"^quant: expected one of none, a, b, ab, got 'c'"):
             MlaWeights.random(DIMS, 0, "c")
 
     def test_smooth_without_int8_is_an_error(self):
-        with pytest.raises(ValueError, match="^smooth"):
+        with pytest.raises(ValueError, match=r"^smooth"):
             MlaWeights.random(DIMS, 0, "none", smooth=True)
 
 
@@ -243,18 +245,18 @@ class TestQuantize:
 
     def test_errors(self):
         base = self.weights()
-        with pytest.raises(ValueError, match="^quantize: expected bf16 weights, got mode 'b'"):
+        with pytest.raises(ValueError, match=r"^quantize: expected bf16 weights, got mode 'b'"):
             base.quantize("b").quantize("b")
-        with pytest.raises(ValueError, match="^quant: expected one of"):
+        with pytest.raises(ValueError, match=r"^quant: expected one of"):
             base.quantize("x")
-        with pytest.raises(TypeError, match="^quant: expected str"):
+        with pytest.raises(TypeError, match=r"^quant: expected str"):
             base.quantize(None)
         for bad in (0, np.nan, np.inf):
-            with pytest.raises(ValueError, match="^smooth_scales_cq: expected finite values other than 0"):
+            with pytest.raises(ValueError, match=r"^smooth_scales_cq: expected finite values other than 0"):
                 base.quantize("b", np.array([[1, bad]], np.float32))
-        with pytest.raises(ValueError, match="^smooth_scales_cq: expected shape"):
+        with pytest.raises(ValueError, match=r"^smooth_scales_cq: expected shape"):
             base.quantize("b", np.ones((1, 3), np.float32))
-        with pytest.raises(ValueError, match="^smooth_scales_cq: expected None"):
+        with pytest.raises(ValueError, match=r"^smooth_scales_cq: expected None"):
             base.quantize("a", np.ones((1, 2), np.float32))
 
 
@@ -312,7 +314,7 @@ class TestDims:
                 MlaDims(**(FIELDS | {name: wrong}))
 
     def test_odd_rope(self):
-        with pytest.raises(ValueError, match="^qk_rope_head_dim: expected an even number, got 63"):
+        with pytest.raises(ValueError, match=r"^qk_rope_head_dim: expected an even number, got 63"):
             MlaDims(**(FIELDS | {"qk_rope_head_dim": 63}))
 
     def test_is_a_value(self):

@@ -25,7 +25,7 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 
 from ._jit import kernel
-from .scalars import round_bf16, window
+from .scalars import round_bf16, row_of, window
 from .simd import MR, NR, ukernel
 from .tasks import block_start, ceil_div, draw
 
@@ -103,7 +103,7 @@ def _store_split(c: Any, c0: Any, c1: Any, row0: Any, rows: Any, ldc: Any, walk:
         for i in range(rows):
             at = (p * ldc + i) * NR
             first, second = window(c, c0 + at, n_cols), window(c, c1 + at, n_cols)
-            out = window(y[row0 + i], col, n_cols)
+            out = window(y, (row0 + i) * y.shape[1] + col, n_cols)
             for j in range(n_cols):
                 out[j] = round_bf16(first[j] + second[j])
 
@@ -130,7 +130,7 @@ def _store_scaled(
         offsets, scales = window(offset, packed, n_cols), window(col_scale, packed, n_cols)
         for i in range(rows):
             sums = window(c, c0 + (p * ldc + i) * NR, n_cols)
-            out = window(y[row0 + i], col, n_cols)
+            out = window(y, (row0 + i) * y.shape[1] + col, n_cols)
             scale = row_scale[row0 + i]
             for j in range(n_cols):
                 out[j] = scale_acc(sums[j], offsets[j], scale, scales[j])
@@ -171,7 +171,7 @@ def matmul_pair(
     part = kp // n_parts
     # Loops 5 and 4, as one line of tasks: walks of B outside, token blocks of A inside, so that B is read once.
     for worker in prange(n_workers):
-        scratch = c[worker]
+        scratch = row_of(c, worker)
         task, end = draw(counters, worker, n_workers, n_tasks, grain)
         while task < end:
             for now in range(task, end):

@@ -26,19 +26,22 @@ _K_CHUNK = 256  # k steps of a row block that are packed together, so that they 
 
 @kernel
 def pack_panels(
-    w: Any, batch: Any, k: Any, n: Any, batch_stride: Any, row_stride: Any, kr: Any, n_parts: Any, out: Any
+    w: Any, batch: Any, k: Any, columns: Any, batch_stride: Any, row_stride: Any, kr: Any, n_parts: Any, out: Any
 ) -> None:
-    """Packs `batch` matrices (k, n), element (i, p, j) at w[i*batch_stride + p*row_stride + j]; k % n_parts == 0.
+    """Packs `batch` matrices (k, n), element (i, p, j) at w[i*batch_stride + p*row_stride + columns[j]].
 
-    w and out are flat and of one dtype, uint16 (bf16 bits) or int8; `out` may be uninitialised.
+    columns (n,) int64; k % n_parts == 0. w and out are flat and of one dtype, uint16 (bf16 bits) or int8; `out` may be
+    uninitialised.
     """
+    n = len(columns)
     n_panels = ceil_div(n, NR)
     part_k = k // n_parts
     steps = ceil_div(part_k, kr)
     for task in prange(batch * n_panels):
         panel = task % n_panels
         n_cols = min(np.int64(NR), n - panel * NR)
-        source = task // n_panels * batch_stride + panel * NR
+        source = task // n_panels * batch_stride
+        taken = window(columns, panel * NR, n_cols)
         at = np.int64(task) * n_parts * steps * kr * NR
         for part in range(n_parts):
             for step in range(steps):
@@ -47,9 +50,9 @@ def pack_panels(
                     for j in range(NR * kr):
                         packed[j] = 0
                 for r in range(min(kr, part_k - step * kr)):
-                    row = window(w, source + (part * part_k + step * kr + r) * row_stride, n_cols)
+                    row = window(w, source + (part * part_k + step * kr + r) * row_stride, n)
                     for j in range(n_cols):
-                        packed[j * kr + r] = row[j]
+                        packed[j * kr + r] = row[taken[j]]
                 at += NR * kr
 
 
@@ -106,7 +109,7 @@ def _pack_row(x: Any, row: Any, col0: Any, part_k: Any, k0: Any, part_kp: Any, b
     """One chunk of one row of one part: element k goes to out[base + k * mr]."""
     n = min(part_k, k0 + _K_CHUNK) - k0
     if n > 0:
-        values = window(x[row], col0 + k0, n)
+        values = window(x, row * x.shape[1] + col0 + k0, n)
         column = window(out, base + k0 * mr, (n - 1) * mr + 1)
         for k in range(n):
             column[k * mr] = widen(values[k])

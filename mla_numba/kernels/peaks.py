@@ -1,21 +1,23 @@
 """Probes of the machine: how fast memory is read and how fast the cores multiply, in the microkernels' own vector code.
 
-    read_stream:  out[w] = sum of worker w's share of `words`, modulo 2**32
-    fma_peak:     acc = acc * x + y, `steps` times, in registers
-    dot_peak:     acc = acc + dot(acc's own pieces, x), `steps` times, in registers; on the portable set as fma_peak
+    read_stream:  sums[w] = sum of the words that worker w read
+    fma_peak:     acc = acc * x + y, again and again, in registers
+    dot_peak:     acc = acc + dot(acc's pieces, x's pieces), likewise; on the portable instruction set as fma_peak
 
-| array    | shape                    | dtype            | notes                                                       |
-|----------|--------------------------|------------------|-------------------------------------------------------------|
-| words    | [n]                      | uint32           | n a multiple of READ_WORDS; never written by `read_stream`  |
-| out      | [n_workers]              | uint32           | may be uninitialised                                        |
-| acc      | [n_workers][CHAINS * LANES] | float32, or DOT_DTYPE | each worker's accumulators; read and written         |
-| operands | [2 * LANES]              | acc's            | x, then y                                                   |
+| array    | shape                       | dtype                | notes                                               |
+|----------|-----------------------------|----------------------|-----------------------------------------------------|
+| words    | [n]                         | uint32               | n a multiple of READ_WORDS                          |
+| sums     | [n_workers]                 | int64                | each piece modulo 2**32; may be uninitialised       |
+| acc      | [n_workers][CHAINS * LANES] | float32 or DOT_DTYPE | each worker's accumulators, read and written        |
+| operands | [2 * LANES]                 | acc's                | x, then y                                           |
+| counters | see `tasks.draw`            | int64                | zeros                                               |
 
-`dot` takes each 32-bit lane apart as the int8 microkernel's instruction does: four u8 x s8 products on AVX-512 VNNI, two
-int16 x int16 on AVX2; int32 wraps. The portable microkernels multiply int8 codes as float32, without a fused multiply-add.
-Every accumulator is a chain of its own, started from memory and stored at the end, and each step needs the one before:
-a compiler can neither drop nor hoist one. Called from Python the functions run their own bodies, the oracle of the
-compiled ones.
+`dot` takes a 32-bit lane apart as the int8 microkernel's instruction does: four u8 x s8 products on AVX-512 VNNI, two
+int16 x int16 on AVX2; int32 wraps. The portable microkernel multiplies int8 codes as float32, and has no fused
+multiply-add.
+
+Every accumulator is a chain of its own, loaded at the begin and stored at the end, whose steps need the one before: no
+compiler can drop or hoist any. Workers share tasks as those of the prolog do, so cores of unlike speed all count.
 """
 
 from __future__ import annotations
@@ -46,17 +48,18 @@ from .simd import (
     _load,
     _prefetch,
 )
-from .tasks import block_start
+from .tasks import block_start, ceil_div, draw
 
 # Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
 CHAINS = 24 if ISA.name == "avx512vnni" else 12
 DOT_DTYPE = np.float32 if ISA.name == "portable" else np.int32
-FMA_OPS = 2 * CHAINS * LANES  # a worker's operations in one step; a multiply-add is two
+FMA_OPS = 2 * CHAINS * LANES  # operations of a step; a multiply-add is two
 DOT_OPS = FMA_OPS * ISA.kr_int8  # a lane takes as many products as the packed weights interleave steps of k
-STEPS = 4 if config.DISABLE_JIT else 1 << 20  # some milliseconds
 
 READ_CHAINS = 8  # independent sums, a vector each, so that additions never wait for each other
 READ_WORDS = READ_CHAINS * LANES  # what one step reads
+PIECE_WORDS = 2**16  # a reader's task: 256 KiB, a multiple of READ_WORDS
+COMPILED = not config.DISABLE_JIT
 
 Step = Callable[[ir.IRBuilder, Any, list[Any]], list[Any]]
 
@@ -194,7 +197,7 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
     pointer = _I8.as_pointer()
     function = _internal_function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, _I64]), name)
     acc, operands, steps = function.args
-    x_and_y = []
+    x_and_y: list[Any] = []
 
     def start(builder: ir.IRBuilder) -> list[Any]:
         x_and_y.extend(_load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
@@ -238,47 +241,57 @@ def _step_dot_avx512(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
 
 
 def _step_dot_avx2(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
-    """The multiplication is of `acc`: one of x and y would be the same in each step and leave the loop."""
+    """`acc` is multiplied too: a product of x and y would be the same in each step, and leave the loop."""
     halves = ir.VectorType(_I16, 2 * LANES)
     madd = _declare(builder, "llvm.x86.avx2.pmadd.wd", acc.type, [halves, halves])
     return builder.add(acc, builder.call(madd, [builder.bitcast(acc, halves), builder.bitcast(x, halves)]))
 
 
 _fma_chain_simd = _define_chain("fma_chain", _F32, _step_fma)
-_dot_chain_simd = _define_chain(
-    "dot_chain", _I32, _step_dot_avx512 if ISA.name == "avx512vnni" else _step_dot_avx2
-)
+_dot_chain_simd = _define_chain("dot_chain", _I32, _step_dot_avx512 if ISA.name == "avx512vnni" else _step_dot_avx2)
 
 
 @kernel
 def fill_words(words: Any, n_workers: Any) -> None:
-    """Writes words[i] = i, each worker the share that it will read: memory is placed near who touches it first."""
-    n_steps = words.size // READ_WORDS
+    """Writes words[i] = i, each worker what it begins to read with: memory is placed near who touches it first."""
+    n_pieces = ceil_div(words.size, PIECE_WORDS)
     for worker in prange(n_workers):
-        first = block_start(n_steps, n_workers, worker) * READ_WORDS
-        share = window(words, first, block_start(n_steps, n_workers, worker + 1) * READ_WORDS - first)
-        for i in range(share.size):
+        first = block_start(n_pieces, n_workers, worker) * PIECE_WORDS
+        end = min(block_start(n_pieces, n_workers, worker + 1) * PIECE_WORDS, words.size)
+        share = window(words, first, end - first)
+        for i in range(end - first):
             share[i] = np.uint32(first + i)
 
 
 @kernel
-def read_stream(words: Any, out: Any, n_workers: Any) -> None:
-    """Each worker reads its even share front to back and writes its sum."""
-    n_steps = words.size // READ_WORDS
+def read_stream(words: Any, sums: Any, counters: Any, n_workers: Any) -> None:
+    """Each worker reads its even share front to back, and then what others have left."""
+    n_pieces = ceil_div(words.size, PIECE_WORDS)
     for worker in prange(n_workers):
-        first = block_start(n_steps, n_workers, worker) * READ_WORDS
-        out[worker] = sum_words(words, first, block_start(n_steps, n_workers, worker + 1) * READ_WORDS - first)
+        total = np.int64(0)
+        piece, end = draw(counters, worker, n_workers, n_pieces, 1)
+        while piece < end:
+            first = piece * PIECE_WORDS
+            total += np.int64(sum_words(words, first, min(np.int64(PIECE_WORDS), words.size - first)))
+            piece, end = draw(counters, worker, n_workers, n_pieces, 1)
+        sums[worker] = total
 
 
 @kernel
-def fma_peak(acc: Any, operands: Any, steps: Any, n_workers: Any) -> None:
-    """FMA_OPS operations a step and worker."""
+def fma_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
+    """`n_tasks` times FMA_OPS * steps operations."""
     for worker in prange(n_workers):
-        fma_chain(acc[worker], operands, steps)
+        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        while task < end:
+            fma_chain(acc[worker], operands, steps)
+            task, end = draw(counters, worker, n_workers, n_tasks, 1)
 
 
 @kernel
-def dot_peak(acc: Any, operands: Any, steps: Any, n_workers: Any) -> None:
-    """DOT_OPS operations a step and worker."""
+def dot_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
+    """`n_tasks` times DOT_OPS * steps operations."""
     for worker in prange(n_workers):
-        dot_chain(acc[worker], operands, steps)
+        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        while task < end:
+            dot_chain(acc[worker], operands, steps)
+            task, end = draw(counters, worker, n_workers, n_tasks, 1)

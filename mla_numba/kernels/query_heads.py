@@ -31,7 +31,7 @@ from numba.extending import register_jitable
 from ._jit import kernel
 from .gemm import multiply_block, scale_acc
 from .rope import rotate_row
-from .scalars import round_bf16, widen, window
+from .scalars import round_bf16, row_of, widen, window
 from .simd import KR_BF16, MR, NR
 from .tasks import block_start, ceil_div, draw
 
@@ -72,8 +72,8 @@ def _rope_head(
     n = y.shape[2]
     for i in range(rows):
         token = token0 + i
-        rotate_row(window(q_head, i * ldq + d, n), cos[token], sin[token], rotated)
-        out = y[token, head]
+        rotate_row(window(q_head, i * ldq + d, n), row_of(cos, token), row_of(sin, token), rotated)
+        out = row_of(y, token * y.shape[1] + head)
         for j in range(n):
             out[j] = round_bf16(rotated[j])
 
@@ -99,7 +99,7 @@ def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_
 def _store_nope(c: Any, rows: Any, ldc: Any, walk: Any, col0: Any, token0: Any, head: Any, y: Any) -> None:
     """Assemble_queryOut: a walk's accumulators to query_nope."""
     for i in range(rows):
-        query = y[token0 + i, head]
+        query = row_of(y, (token0 + i) * y.shape[1] + head)
         for p in range(walk):
             col = col0 + p * NR
             n_cols = min(np.int64(NR), len(query) - col)
@@ -151,8 +151,8 @@ def query_heads(
     n_tasks = n_heads * n_blocks
     # Loop 5: heads outside, token blocks inside, so that a head's weights are read from memory once.
     for worker in prange(n_workers):
-        acc_up, acc_uk, q, a_uk = c_up[worker], c_uk[worker], q_head[worker], a_nope[worker]
-        rotated = scratch[worker]
+        acc_up, acc_uk = row_of(c_up, worker), row_of(c_uk, worker)
+        q, a_uk, rotated = row_of(q_head, worker), row_of(a_nope, worker), row_of(scratch, worker)
         task, end = draw(counters, worker, n_workers, n_tasks, grain)
         while task < end:
             for now in range(task, end):

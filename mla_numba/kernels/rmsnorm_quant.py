@@ -23,7 +23,7 @@ from numba.extending import register_jitable
 
 from ._jit import kernel
 from .packing import packed_row
-from .scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
+from .scalars import bits_of_f32, f32_of_bits, round_bf16, row_of, widen, window
 from .simd import A_OFFSET, KR_INT8
 
 N_LANES = 16
@@ -124,12 +124,12 @@ def quant_x(x: Any, mc: Any, kp: Any, y: Any, codes: Any, scale: Any, packed: An
     """Quant_x: rows of x (t, k) uint16 to int8 codes (t, k), scale (t,) and packed activations. y: (n_workers, k)."""
     t, k = x.shape
     for worker in prange(n_workers):
-        values = window(y[worker], 0, k)
+        values = window(row_of(y, worker), 0, k)
         for row in range(t * worker // n_workers, t * (worker + 1) // n_workers):
-            hidden = x[row]
+            hidden = row_of(x, row)
             for j in range(k):
                 values[j] = widen(hidden[j])
             s = quant_scale(values)
             scale[row] = dequant_scale(s)
-            quant_row(values, s, codes[row])
-            pack_codes(codes[row], row, kp, t, mc, packed)
+            quant_row(values, s, row_of(codes, row))
+            pack_codes(row_of(codes, row), row, kp, t, mc, packed)

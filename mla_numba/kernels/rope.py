@@ -1,14 +1,15 @@
-"""Rotary position embedding, interleaved in and halves out: RotaryPosEmb, Rope_qRope.
+"""Rotary position embedding: RotaryPosEmb, Rope_qRope.
 
-    x' = x[0], x[2], ..., x[1], x[3], ...      y = x' * cos + rotate_half(x') * sin
+    y = x * cos + rotate_half(x) * sin
 
-| array    | shape | dtype   | notes                                      |
-|----------|-------|---------|--------------------------------------------|
-| x        | (R,)  | float32 | values of bf16, interleaved                |
-| cos, sin | (R,)  | uint16  | bf16 bits; both halves are read            |
-| y        | (R,)  | float32 | halves; whoever stores it rounds it to bf16 |
+| array    | shape | dtype   | notes                                                               |
+|----------|-------|---------|---------------------------------------------------------------------|
+| x        | (R,)  | float32 | values of bf16 as halves: the weights' rope columns are packed so   |
+| cos, sin | (R,)  | uint16  | bf16 bits; both halves are read                                     |
+| y        | (R,)  | float32 | whoever stores it rounds it to bf16                                 |
 
-Two products and one add, never fused.
+Two products and one add, never fused. Interleaved pairs, which the operator is fed with, are put apart when the weights
+are packed: that costs nothing in a call.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from .scalars import widen, window
 def rotate_row(x: Any, cos: Any, sin: Any, y: Any) -> None:
     """One row."""
     half = len(x) // 2
-    cos_far, sin_far, y_far = window(cos, half, half), window(sin, half, half), window(y, half, half)
+    x_far, y_far = window(x, half, half), window(y, half, half)
+    cos_far, sin_far = window(cos, half, half), window(sin, half, half)
     for j in range(half):
-        even, odd = x[2 * j], x[2 * j + 1]
-        y[j] = even * widen(cos[j]) + (odd * np.float32(-1)) * widen(sin[j])
-        y_far[j] = odd * widen(cos_far[j]) + (even + np.float32(0)) * widen(sin_far[j])
+        y[j] = x[j] * widen(cos[j]) + (x_far[j] * np.float32(-1)) * widen(sin[j])
+    for j in range(half):
+        y_far[j] = x_far[j] * widen(cos_far[j]) + (x[j] + np.float32(0)) * widen(sin_far[j])

@@ -27,7 +27,7 @@ from ._jit import kernel
 from .packing import packed_row
 from .rmsnorm_quant import dequant_scale, pack_codes, quant_row, quant_scale, rmsnorm_row, smooth_row
 from .rope import rotate_row
-from .scalars import round_bf16, store_scale, widen, window
+from .scalars import round_bf16, row_of, store_scale, widen, window
 from .scatter import chunk_at, is_last, slot_base
 from .tasks import block_start, ceil_div, draw
 
@@ -107,14 +107,14 @@ def rows_int8(
     n_tasks_k = ceil_div(t, rows_k)
     n_tasks = n_tasks_q + n_tasks_k
     for worker in prange(n_workers):
-        y = scratch[worker]
+        y = row_of(scratch, worker)
         task, end = draw(counters, worker, n_workers, n_tasks, 1)
         while task < end:
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
-                    rmsnorm_row(q_a[row], gamma_cq, epsilon_cq, y)
+                    rmsnorm_row(row_of(q_a, row), gamma_cq, epsilon_cq, y)
                     smooth_row(y, smooth)
-                    values, codes = window(y, 0, len(gamma_cq)), q_norm[t0 + row]
+                    values, codes = window(y, 0, len(gamma_cq)), row_of(q_norm, t0 + row)
                     s = quant_scale(values)
                     q_norm_scale[t0 + row] = dequant_scale(s)
                     quant_row(values, s, codes)
@@ -125,7 +125,7 @@ def rows_int8(
                     token = t0 + row
                     slot = cache_index[token]
                     if slot >= 0 and is_last(cache_index, token):
-                        rmsnorm_row(window(kv_a[row], 0, latent), gamma_ckv, epsilon_ckv, y)
+                        rmsnorm_row(window(row_of(kv_a, row), 0, latent), gamma_ckv, epsilon_ckv, y)
                         base = slot_base(kv_layout, slot)
                         scale_at = slot_base(k_scale_layout, slot)
                         for g in range(N_GROUPS):
@@ -133,8 +133,8 @@ def rows_int8(
                             s = quant_scale(values)
                             store_scale(k_scale, scale_at + g, dequant_scale(s))
                             _write_codes(values, g * group, s, kv, kv_layout, base)
-                        pairs = window(kv_a[row], latent, cos.shape[1])
-                        _write_key_rope(pairs, cos[token], sin[token], y, kr, kr_layout, slot)
+                        pairs = window(row_of(kv_a, row), latent, cos.shape[1])
+                        _write_key_rope(pairs, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
             task, end = draw(counters, worker, n_workers, n_tasks, 1)
 
 
@@ -172,15 +172,15 @@ def rows_bf16(
     n_tasks_k = ceil_div(t, rows_k)
     n_tasks = n_tasks_q + n_tasks_k
     for worker in prange(n_workers):
-        y = scratch[worker]
+        y = row_of(scratch, worker)
         task, end = draw(counters, worker, n_workers, n_tasks, 1)
         while task < end:
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
-                    rmsnorm_row(q_a[row], gamma_cq, epsilon_cq, y)
+                    rmsnorm_row(row_of(q_a, row), gamma_cq, epsilon_cq, y)
                     first, mr, place = packed_row(t, mc, row)
                     column = window(packed, first * kp + place, kp * mr - place)
-                    norm = q_norm[t0 + row]
+                    norm = row_of(q_norm, t0 + row)
                     for j in range(n):
                         norm[j] = round_bf16(y[j])
                     for j in range(n):
@@ -193,8 +193,8 @@ def rows_bf16(
                     token = t0 + row
                     slot = cache_index[token]
                     if slot >= 0 and is_last(cache_index, token):
-                        rmsnorm_row(window(kv_a[row], 0, latent), gamma_ckv, epsilon_ckv, y)
+                        rmsnorm_row(window(row_of(kv_a, row), 0, latent), gamma_ckv, epsilon_ckv, y)
                         _write_bf16(window(y, 0, latent), kv, kv_layout, slot_base(kv_layout, slot))
-                        pairs = window(kv_a[row], latent, cos.shape[1])
-                        _write_key_rope(pairs, cos[token], sin[token], y, kr, kr_layout, slot)
+                        pairs = window(row_of(kv_a, row), latent, cos.shape[1])
+                        _write_key_rope(pairs, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
             task, end = draw(counters, worker, n_workers, n_tasks, 1)

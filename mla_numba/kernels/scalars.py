@@ -14,12 +14,13 @@ from numba.np.arrayobj import make_array, populate_array
 
 
 def window(array: Any, start: Any, n: Any) -> Any:
-    """array[start:start+n] of a flat C array, for 0 <= start and start + n <= len.
+    """Elements start..start+n of a C-contiguous array, taken as flat, for 0 <= start and start + n <= size.
 
     A loop `for j in range(n)` over windows vectorises: an index `start + j` into the array itself does not, since Numba
-    has to allow for a negative one; and a slice clamps its bounds.
+    has to allow for a negative one. And unlike a slice or a row `array[i]` it clamps nothing and counts no reference,
+    which would be an atomic operation on a line that all threads share. The array has to outlive its windows.
     """
-    return array[start : start + n]
+    return array.reshape(-1)[start : start + n]
 
 
 @intrinsic
@@ -44,6 +45,13 @@ def _window(array: Any, start: Any, n: Any) -> Any:
         return _window_intrinsic(array, np.int64(start), np.int64(n))
 
     return view
+
+
+@register_jitable
+def row_of(array: Any, i: Any) -> Any:
+    """Row i of a C-contiguous array of rows, all leading axes taken as one."""
+    n = array.shape[array.ndim - 1]
+    return window(array, i * n, n)
 
 
 def f32_of_bits(bits: Any) -> Any:

@@ -1,0 +1,88 @@
+"""Every instruction set gives the reference's bits, and Numba's target settings choose it."""
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers import TESTS, run_python
+
+from mla_numba.kernels import ISA, ISAS
+from mla_numba.kernels.isa import choose_isa
+
+SCRIPT = str(TESTS / "isa_script.py")
+HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
+RUNS = {
+    "haswell": ("avx2", {"NUMBA_CPU_NAME": "haswell"}),
+    "generic": ("portable", {"NUMBA_CPU_NAME": "generic"}),
+    "haswell with features": ("avx2", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
+    "plain Python": (ISA.name, {"NUMBA_DISABLE_JIT": "1"}),
+    "plain Python, generic": ("portable", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
+    "plain Python, haswell": ("avx2", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
+}
+AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
+AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """All runs, two at a time: most of their time they compile, on one core each."""
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            name: pool.submit(run_python, "-W", "error", SCRIPT, isa, **environment)
+            for name, (isa, environment) in RUNS.items()
+        }
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
+@pytest.mark.parametrize("name", RUNS)
+def test_other_instruction_sets_are_exact(runs, name):
+    if RUNS[name][0] == "avx2" and ISA.name == "portable":
+        pytest.skip("this CPU has no AVX2")
+    runs[name].result()
+
+
+@pytest.mark.parametrize(
+    ("cpu_name", "features", "host", "expected"),
+    [
+        (None, None, AVX512, "avx512vnni"),
+        ("host", None, AVX512, "avx512vnni"),
+        (None, None, AVX2, "avx2"),
+        (None, None, frozenset({"sse2"}), "portable"),
+        (None, None, frozenset(), "portable"),
+        (None, None, AVX512 - {"avx512vnni"}, "avx2"),
+        (None, None, AVX512 - {"avx512vl"}, "avx2"),
+        (None, None, AVX2 - {"fma"}, "portable"),
+        ("generic", None, AVX512, "portable"),
+        ("haswell", None, AVX512, "avx2"),
+        ("x86-64-v3", None, AVX512, "avx2"),
+        ("skylake-avx512", None, AVX512, "avx2"),  # it has AVX-512 without VNNI
+        ("cascadelake", None, AVX512, "avx512vnni"),
+        ("znver4", None, AVX512, "avx512vnni"),
+        ("x86-64", None, AVX512, "portable"),
+        ("a name of tomorrow", None, AVX512, "portable"),
+        # what the host lacks is never used, whatever the settings pretend
+        ("cascadelake", None, AVX2, "avx2"),
+        ("haswell", None, frozenset({"sse2"}), "portable"),
+        (None, "+avx2,+fma,+avx512f,+avx512bw,+avx512vl,+avx512vnni", AVX2, "avx2"),
+        # features alone are the whole list, beside a name they add to it and take from it
+        (None, "+avx2,+fma", AVX512, "avx2"),
+        (None, "", AVX512, "portable"),
+        (None, "+sse2", AVX512, "portable"),
+        ("host", "+avx2, +fma", AVX512, "avx2"),
+        ("haswell", HASWELL_FEATURES, AVX512, "avx2"),
+        ("haswell", "-fma", AVX512, "portable"),
+        ("haswell", "+avx512f,+avx512bw,+avx512vl,+avx512vnni", AVX512, "avx512vnni"),
+        ("cascadelake", "-avx512vnni", AVX512, "avx2"),
+        ("generic", "+avx2,+fma", AVX512, "avx2"),
+        (None, "+avx2,+fma,-fma", AVX512, "portable"),
+    ],
+)
+def test_choice(cpu_name, features, host, expected):
+    assert choose_isa(cpu_name, features, host) is ISAS[expected]
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_register_tiles(isa):
+    assert ISAS[isa.name] is isa
+    assert isa.nr % isa.lanes == 0
+    assert min(isa.mr, isa.kr_bf16, isa.kr_int8) > 0

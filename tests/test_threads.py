@@ -1,0 +1,85 @@
+"""Threads, forks and Numba's thread count. What could end a process runs in one of its own."""
+
+import sys
+
+import numba
+import pytest
+import threads_script
+from helpers import TESTS, THREADS, run_python
+
+from mla_numba import MlaProlog
+from mla_numba.kernels import max_threads
+
+SCRIPT = str(TESTS / "threads_script.py")
+LAYERS = ("omp", "workqueue")
+
+
+@pytest.fixture(scope="module")
+def case():
+    return threads_script.Case()
+
+
+def run_script(scenario, **environment):
+    run_python(SCRIPT, scenario, timeout=120, **environment)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("scenario", ["one_prolog", "one_prolog_and_its_memory", "many_prologs"])
+def test_python_threads(scenario, layer):
+    run_script(scenario, NUMBA_THREADING_LAYER=layer)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(
+    "scenario",
+    ["fork_after_a_call", "fork_before_any_call", "fork_during_a_call", "threads_in_a_child", "pool_of_forks"],
+)
+def test_forked_children(scenario, layer):
+    run_script(scenario, NUMBA_THREADING_LAYER=layer)
+
+
+def test_python_threads_of_this_process(case):
+    prolog = MlaProlog(case.weights)
+    threads_script.in_threads([lambda: case.check(prolog, 5)] * 3)
+
+
+def test_one_thread():
+    run_script("one_thread", NUMBA_NUM_THREADS="1")
+
+
+def test_more_threads_than_cores():
+    run_script("more_threads_than_cores", NUMBA_NUM_THREADS="5")
+
+
+@pytest.mark.parametrize("n_threads", [*THREADS, None])
+def test_numbas_thread_count_is_restored(case, n_threads):
+    before = numba.get_num_threads()
+    prolog = MlaProlog(case.weights, n_threads=n_threads)
+    assert numba.get_num_threads() == before
+    case.check(prolog)
+    assert numba.get_num_threads() == before
+    with pytest.raises(ValueError, match="cache_index"):
+        prolog(
+            *case.inputs._replace(cache_index=case.inputs.cache_index + 99),
+            threads_script.make_call(threads_script.DIMS, True, threads_script.T, 3, 16).cache,
+        )
+    assert numba.get_num_threads() == before
+
+
+@pytest.mark.parametrize("mine", range(1, max_threads() + 1))
+def test_a_users_own_thread_count_stays(case, mine):
+    before = numba.get_num_threads()
+    numba.set_num_threads(mine)
+    try:
+        for n in THREADS:
+            case.check(MlaProlog(case.weights, n_threads=n))
+            assert numba.get_num_threads() == mine
+    finally:
+        numba.set_num_threads(before)
+
+
+def test_more_threads_than_numbas_is_an_error(case):
+    n = max_threads() + 1
+    with pytest.raises(ValueError, match=f"^n_threads: expected at most Numba's {n - 1} .*got {n}"):
+        MlaProlog(case.weights, n_threads=n)
