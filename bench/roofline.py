@@ -7,6 +7,10 @@ of rounds, a whole call each, checked against the reference first. What the mach
 minute, so the limit of a block follows from rates measured right before and right after it: from their mean. Calls back
 to back may find part of the weights in the last-level cache and so pass the limit of a read from memory; with several
 weight sets each call takes the next one, as the layers of a model do.
+
+Other programs that compute at the same time take more from several threads that wait for each other than from one: where
+the rates of all threads are below those of one, or differ much before and after, measure again. With Numba's OpenMP layer
+`OMP_WAIT_POLICY=PASSIVE` in the environment lets threads sleep, not spin, while they wait.
 """
 
 from __future__ import annotations
@@ -16,14 +20,14 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from statistics import mean, median
 from typing import Any
 
 import click
 from compare_peers import DIMS, _ManyValues
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Column, Table
 
 import mla_numba as mla
@@ -51,10 +55,8 @@ class Block:
     @property
     def rates(self) -> Rates:
         """The mean of both measurements."""
-        a, b = self.before, self.after
-        return Rates(
-            mean((a.bandwidth_bytes_s, b.bandwidth_bytes_s)), mean((a.flops_s, b.flops_s)), mean((a.ops_s, b.ops_s))
-        )
+        pairs = zip(astuple(self.before), astuple(self.after), strict=True)
+        return Rates(*(None if None in pair else mean(pair) for pair in pairs))
 
     @property
     def least_ms(self) -> float:
@@ -122,13 +124,14 @@ def main(
             "threads": threads,
             "rounds": rounds,
             "weight_sets": weight_sets,
+            "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),
             "rates": [{"threads": n} | rates_as_dict(of_n) for n, of_n in rates.items()],
             "least_ms": least,
             "results": [block.to_dict() for block in blocks],
         }
         click.echo(json.dumps(report))
     elif blocks:
-        console.print(blocks_table(blocks, threads, rounds, weight_sets))
+        console.print(show_blocks(blocks, threads, rounds, weight_sets))
 
 
 def time_block(
@@ -176,27 +179,21 @@ def check(
         raise click.ClickException(f"{len(inputs.x)} tokens: " + "; ".join(map(str, mismatches)))
 
 
-def blocks_table(blocks: Sequence[Block], n_threads: int, n_rounds: int, n_sets: int) -> Table:
-    """A row for each number of tokens."""
-    headings = ("tokens", "min\nms", "median\nms", "least\nms", "share\nat min", "share at\nmedian")
-    rates = ("read\nGB/s", "FMA\nGFLOP/s", "dot\nGOP/s")
-    table = Table(
-        *(Column(heading, justify="right") for heading in (*headings, *rates)),
-        box=box.SIMPLE,
-        title=f"{n_rounds} rounds, {n_threads} threads, {n_sets} weight sets",
-        caption="rates: means of those before and after the rounds; share: of the limit that they set",
-        title_justify="left",
-        caption_justify="left",
-    )
+def show_blocks(blocks: Sequence[Block], n_threads: int, n_rounds: int, n_sets: int) -> Group:
+    """Times and shares, and the rates that the limits follow from; a row each for each number of tokens."""
+    headings = ("tokens", "min ms", "median ms", "least ms", "share at min", "at median")
+    times = Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
+    names = ("read GB/s", "FMA GFLOP/s", "int8 GOP/s", "bf16 GFLOP/s")[: len(rates_as_dict(blocks[0].before))]
+    rates = Table(*(Column(heading, justify="right") for heading in ("tokens", *names, "load")), box=box.SIMPLE)
     for block in blocks:
         low, middle = min(block.ms), median(block.ms)
-        table.add_row(
-            str(block.plan.t),
-            *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)),
-            *(f"{block.least_ms / time_ms:.1%}" for time_ms in (low, middle)),
-            *(f"{rate:.1f}" for rate in rates_as_dict(block.rates).values()),
-        )
-    return table
+        shares = (f"{block.least_ms / time_ms:.1%}" for time_ms in (low, middle))
+        times.add_row(str(block.plan.t), *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)), *shares)
+        pairs = zip(rates_as_dict(block.before).values(), rates_as_dict(block.after).values(), strict=True)
+        measured = (f"{before:.0f}, {after:.0f}" for before, after in pairs)
+        rates.add_row(str(block.plan.t), *measured, "{:.1f}, {:.1f}".format(*block.load))
+    heading = f"{n_rounds} rounds, {n_threads} threads, {n_sets} weight sets; least: at the mean of the rates below"
+    return Group(heading, times, "before the rounds, after them", rates)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from .workspace import Memory
 __all__ = ["MICRO_TILES", "BoundCall", "MlaProlog", "PrologOutput", "this_machine"]
 
 MICRO_TILES = {
-    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=4),
+    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
     "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
 }
 _PLANS_KEPT = 64

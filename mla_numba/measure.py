@@ -4,12 +4,13 @@
   one buffer front to back, with the loads and the prefetch of the microkernels. The buffer is several times as large as
   the last-level cache, and a run reads the quarter that was read longest ago. Nothing is written; a byte written costs
   at least as much as one read, so a least time that counts both at this rate stays one.
-- FMA and dot peaks: the operations a second of the microkernels' multiply-adds, fp32 and int8, on registers alone. A
-  multiply-add is two operations. A CPU without vector code of its own multiplies int8 codes as fp32.
+- FMA and dot peaks: the operations a second of the microkernels' multiply-adds, fp32, int8 and, where there is such an
+  instruction, pairs of bf16, on registers alone. A multiply-add is two operations. A CPU without vector code of its own
+  multiplies int8 codes as fp32.
 
-Each rate is the best of many short runs, in turns with those of the other two: one that the machine was seen to reach.
+Each rate is the best of many short runs, in turns with those of the others: one that the machine was seen to reach.
 Other programs and other tenants change it from minute to minute, so a share of the limit needs rates measured right
-before and after what is timed, as `bench/roofline.py` does.
+before and after what is timed, as `bench/roofline.py` does. Rates of many threads below those of few mean a busy machine.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class Probes:
         # x = 1/2, y = 1: every float32 chain goes to 2, through no denormal number.
         self._fma = self._dot = aligned_empty(shape, np.float32)
         self._fma[...] = np.linspace(0, 4, self._fma.size, dtype=np.float32).reshape(shape)
+        self._bf16_operands = np.repeat(np.array([0x3F803F80, 0xBF803F80], np.uint32), ISA.lanes)  # (1, 1), (1, -1)
         self._fma_operands = self._dot_operands = np.repeat(np.array([0.5, 1], np.float32), ISA.lanes)
         if peaks.DOT_DTYPE is np.int32:
             rng = np.random.default_rng(0)
@@ -77,16 +79,21 @@ class Probes:
             self._dot_operands = rng.integers(0, 256, 8 * ISA.lanes, np.uint8).view(np.int32)
 
     def rates(self, n_threads: int | None = None, seconds: float = 0.3) -> Rates:
-        """What `n_threads` threads reach, all of them by default; each of the three rates is measured for `seconds`."""
+        """What `n_threads` threads reach, all of them by default; each rate is measured for `seconds`."""
         n = self.n_threads if n_threads is None else check_int("n_threads", n_threads, 1)
         if n > self.n_threads:
             raise ValueError(f"n_threads: expected at most the {self.n_threads} of these probes, got {n}")
-        times = _time_in_turns(
-            [partial(run, n) for run in (self._read, self._multiply_fp32, self._multiply_int8)], seconds
-        )
-        read, fma, dot = map(min, times)
+        runs = [self._read, self._multiply_fp32, self._multiply_int8]
+        if ISA.bf16_dot:
+            runs.append(self._multiply_bf16)
+        read, fma, dot, *bf16 = map(min, _time_in_turns([partial(run, n) for run in runs], seconds))
         n_steps = n * _TASKS * self._steps
-        return Rates(self._quarters[0].nbytes / read, n_steps * peaks.FMA_OPS / fma, n_steps * peaks.DOT_OPS / dot)
+        return Rates(
+            bandwidth_bytes_s=self._quarters[0].nbytes / read,
+            flops_s=n_steps * peaks.FMA_OPS / fma,
+            ops_s=n_steps * peaks.DOT_OPS / dot,
+            bf16_flops_s=n_steps * peaks.BF16_OPS / bf16[0] if bf16 else None,
+        )
 
     def _read(self, n: int) -> None:
         self._quarters.rotate()  # to the one that was read longest ago
@@ -96,6 +103,10 @@ class Probes:
     def _multiply_fp32(self, n: int) -> None:
         self._counters.fill(0)
         peaks.fma_peak(n, self._fma, self._fma_operands, self._steps, self._counters, n * _TASKS, n)
+
+    def _multiply_bf16(self, n: int) -> None:
+        self._counters.fill(0)
+        peaks.bf16_peak(n, self._fma, self._bf16_operands, self._steps, self._counters, n * _TASKS, n)
 
     def _multiply_int8(self, n: int) -> None:
         self._counters.fill(0)
@@ -133,19 +144,23 @@ def rates_as_dict(rates: Rates) -> dict[str, float]:
         "read_gb_s": rates.bandwidth_bytes_s / 1e9,
         "fma_gflop_s": rates.flops_s / 1e9,
         "dot_gop_s": rates.ops_s / 1e9,
-    }
+    } | ({} if rates.bf16_flops_s is None else {"bf16_gflop_s": rates.bf16_flops_s / 1e9})
 
 
 def show_rates(by_threads: Mapping[int, Rates], least: Mapping[int, float]) -> Group:
     """Rates by number of threads, and the least milliseconds that the last of them allow, by number of tokens."""
-    rates_table = _table("threads", "read GB/s", "FMA GFLOP/s", "int8 dot GOP/s")
+    has_bf16 = any(rates.bf16_flops_s is not None for rates in by_threads.values())
+    bf16 = ["bf16 dot GFLOP/s"] if has_bf16 else []
+    rates_table = _table("threads", "read GB/s", "FMA GFLOP/s", "int8 dot GOP/s", *bf16)
     for n, rates in by_threads.items():
         rates_table.add_row(str(n), *(f"{rate:.1f}" for rate in rates_as_dict(rates).values()))
     least_table = _table("tokens", "least possible ms")
     for t, milliseconds in least.items():
         least_table.add_row(str(t), f"{milliseconds:.3f}")
-    formula = "max(bytes / read, flops / FMA + ops / dot)"
-    return Group(rates_table, f"a decode call, quant b, {max(by_threads)} threads: {formula}", least_table)
+    fastest = "max(FMA, bf16 dot)" if has_bf16 else "FMA"
+    formula = f"max(bytes / read, flops / {fastest} + ops / int8 dot)"
+    heading = f"a decode call, quant b, {max(by_threads)} threads:\n{formula}"
+    return Group(rates_table, heading, least_table)
 
 
 def _table(*headings: str) -> Table:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from ._checks import Array
+from ._checks import BF16, Array
 from .dims import MlaDims
-from .kernels import packing, simd
+from .kernels import ISA, packing, simd
 from .memory import aligned_empty
 
 if TYPE_CHECKING:
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedGemm", "PackedWeights"]
 
+_LEAST_CHUNK = 1 << 18
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedGemm:
     """One weight, or several side by side, as [batch][panel][part][part_kp / KR][NR][KR].
 
     `panels` is flat, uint16 (bf16 bits) or int8; `offset` (int32 or float32) and `col_scale` (float32) have an element
-    for each packed column; `kp` is the packed length of k and `n_parts` its number of parts.
+    for each packed column; `kp` is the packed length of k and `n_parts` its number of parts. `least` is the
+    `least_magnitude` of bf16 weights; 0, never read, for int8 ones.
     """
 
     panels: Array
@@ -32,6 +36,7 @@ class PackedGemm:
     col_scale: Array
     kp: int
     n_parts: int
+    least: int
 
     @property
     def nbytes(self) -> int:
@@ -41,7 +46,7 @@ class PackedGemm:
     @classmethod
     def nothing(cls) -> Self:
         """A product that is not there."""
-        return cls(np.zeros(0, np.uint16), np.zeros(0, np.float32), np.zeros(0, np.float32), kp=0, n_parts=1)
+        return cls(np.zeros(0, np.uint16), np.zeros(0, np.float32), np.zeros(0, np.float32), kp=0, n_parts=1, least=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +100,7 @@ def pack_gemm(
         here = panels[at * kp * simd.NR : (at + count) * kp * simd.NR]
         packing.pack_panels(
             n_threads, weight.view(dtype).reshape(-1), cut.batch, k, columns, cut.batch_stride, cut.row_stride, kr,
-            n_parts, here,
+            n_parts, not quantised, here,
         )  # fmt: skip
         scale = scales[i]
         if scale is not None:
@@ -105,7 +110,35 @@ def pack_gemm(
     offset = np.zeros(at * simd.NR, np.int32 if quantised else np.float32)
     if quantised and simd.A_OFFSET:
         packing.column_offsets(n_threads, panels, at, kp, offset)
-    return PackedGemm(panels, offset, col_scale, kp, n_parts)
+    return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
+
+
+@lru_cache(maxsize=1)
+def pairs_are_exact() -> bool:
+    """Whether this CPU's products of bf16 pairs round as two multiply-adds do.
+
+    Intel documents it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
+    """
+    if not ISA.bf16_dot:
+        return True
+    rng = np.random.default_rng(0)
+    k = 256
+
+    def values(n: int) -> Array:
+        spread = rng.standard_normal(n, dtype=np.float32) * np.exp2(rng.integers(-20, 20, n)).astype(np.float32)
+        return spread.astype(BF16).view(np.uint16)
+
+    by_pairs, by_steps = (np.empty(ISA.mr * ISA.nr, np.float32) for _ in range(2))
+    packing.multiply_both_ways(1, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
+    return bool((by_pairs == by_steps).all())
+
+
+def _least(panels: Array, n_threads: int) -> int:
+    if not pairs_are_exact():
+        return 0  # an operand so small that its sums never count as normal
+    out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
+    packing.least_magnitudes(n_threads, panels, _LEAST_CHUNK, out)
+    return int(out.min(initial=0x7FFF))
 
 
 def _rope_halves(n: int, rope_dim: int) -> Array:

@@ -51,6 +51,7 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array) ->
         gemm.matmul_pair(
             tile.n_workers, buffers.a_up, weights.up.kp, weights.up.panels, weights.up.offset,
             io.q_norm_scale[t0 : t0 + factor] if quantised else buffers.ones, weights.up.col_scale, weights.up.n_parts,
+            buffers.least, weights.up.least,
             q_b_proj.view(np.uint16)[t0 : t0 + factor], np.empty((factor, 0), np.uint16),
             buffers.c_i32 if quantised else buffers.c_f32, buffers.zeroed_counters(), qb.mc, qb.kc, qb.walk, 1,
             tile.heads.grain, tile.n_workers,

@@ -61,11 +61,12 @@ def down_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io:
         rmsnorm_quant.quant_x(n, x, qa.mc, down.kp, buffers.y, buffers.x_codes, buffers.x_scale, buffers.x_pack, n)
         row_scale, c = buffers.x_scale, buffers.c_i32
     else:
-        packing.pack_rows_bf16(n, x, down.n_parts, qa.mc, buffers.x_pack)
+        packing.pack_rows_bf16(n, x, down.n_parts, qa.mc, buffers.x_pack, buffers.least)
         row_scale, c = buffers.ones, buffers.c_f32
     gemm.matmul_pair(
-        n, buffers.x_pack, down.kp, down.panels, down.offset, row_scale, down.col_scale, down.n_parts, buffers.q_a,
-        buffers.kv_a, c, buffers.zeroed_counters(), qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, n,
+        n, buffers.x_pack, down.kp, down.panels, down.offset, row_scale, down.col_scale, down.n_parts, buffers.least,
+        down.least, buffers.q_a, buffers.kv_a, c, buffers.zeroed_counters(), qa.mc, qa.kc, qa.walk, kva.walk,
+        plan.down.grain, n,
     )  # fmt: skip
 
 
@@ -86,8 +87,8 @@ def rows_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io:
     else:
         rows.rows_bf16(
             n, buffers.q_a, buffers.kv_a, weights.gamma_cq, weights.gamma_ckv, weights.epsilon_cq, weights.epsilon_ckv,
-            io.cos, io.sin, io.cache_index, t0, io.q_norm, buffers.a_up, kp, mc, kv.flat, kv.layout, kr.flat, kr.layout,
-            buffers.y, counters, plan.rows.rows_q, plan.rows.rows_k, n,
+            io.cos, io.sin, io.cache_index, t0, io.q_norm, buffers.a_up, buffers.least, kp, mc, kv.flat, kv.layout,
+            kr.flat, kr.layout, buffers.y, counters, plan.rows.rows_q, plan.rows.rows_k, n,
         )  # fmt: skip
 
 
@@ -99,8 +100,9 @@ def heads_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io
     quantised = heads.qb.dtype == "int8"
     query_heads.query_heads(
         n, buffers.a_up, up.kp, up.panels, up.offset, io.q_norm_scale[t0 : t0 + plan.t] if quantised else buffers.ones,
-        up.col_scale, weights.uk.panels, io.cos, io.sin, t0, plan.t, weights.dims.qk_nope_head_dim, io.query_nope,
-        io.query_rope, buffers.c_i32 if quantised else buffers.c_f32, buffers.c_f32, buffers.q_head, buffers.a_nope,
+        up.col_scale, weights.uk.panels, io.cos, io.sin, t0, plan.t, weights.dims.qk_nope_head_dim,
+        buffers.least, up.least, weights.uk.least, io.query_nope, io.query_rope,
+        buffers.c_i32 if quantised else buffers.c_f32, buffers.c_f32, buffers.q_head, buffers.a_nope,
         buffers.y, buffers.zeroed_counters(), heads.qb.mc, heads.qb.kc, heads.qb.walk, heads.q_rows, heads.wuk.mc,
         heads.wuk.kc, heads.wuk.walk, heads.grain, n,
     )  # fmt: skip

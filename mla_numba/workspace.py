@@ -40,6 +40,7 @@ class TileBuffers:
     y: Array
     ones: Array
     counters: Array
+    least: Array
 
     @classmethod
     def carve(cls, plan: TilePlan, memory: Array, ones: Array) -> Self:
@@ -60,7 +61,7 @@ class TileBuffers:
         def by_worker(name: str, dtype: type[np.generic] = np.float32) -> Array:
             return views[name].view(dtype).reshape(n, -1)
 
-        down_type, up_type = (simd.A_INT8_DTYPE if g.dtype == "int8" else np.float32 for g in (qa, qb))
+        down_type, up_type = (simd.A_INT8_DTYPE if g.dtype == "int8" else simd.A_BF16_DTYPE for g in (qa, qb))
         quantised_x = qa.dtype == "int8"
         return cls(
             x_pack=of("x_pack", down_type),
@@ -71,11 +72,12 @@ class TileBuffers:
             a_up=of("a_up", up_type),
             c_f32=by_worker("c"),
             c_i32=by_worker("c", np.int32),
-            q_head=by_worker("q_head"),
-            a_nope=by_worker("a_nope"),
+            q_head=by_worker("q_head", np.uint16),
+            a_nope=by_worker("a_nope", simd.A_BF16_DTYPE),
             y=by_worker("y"),
             ones=ones,
             counters=np.zeros(n * tasks.COUNTER_STRIDE, np.int64),
+            least=np.zeros(t, np.int32),
         )
 
     def zeroed_counters(self) -> Array:

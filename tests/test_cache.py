@@ -196,3 +196,13 @@ def test_is_frozen():
     cache = PagedCache.allocate(DIMS, 2)
     with pytest.raises(AttributeError):
         cache.kv = cache.kv.copy()
+
+
+def test_fp16_scales():
+    given = arrays()
+    given[2] = np.zeros((*LEAD, 4), np.float16)
+    cache = PagedCache(*given)
+    assert cache.k_scale is given[2]
+    assert cache.copy().k_scale.dtype == np.float16
+    given[2] = np.zeros((*LEAD, 4), ">f2")
+    refuses(TypeError, "^k_scale_cache: expected .*float16.*byte order", given)

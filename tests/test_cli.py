@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from mla_numba import MlaDims, __version__, cli_run, cli_warmup, verify
+from mla_numba import MlaDims, __version__, cli_run, cli_warmup, measure, verify
 from mla_numba._report import SweepTimes, folder_size, sweep_table, sweep_work
 from mla_numba.cli import main
 from mla_numba.engine import MICRO_TILES, this_machine
@@ -261,6 +261,48 @@ def test_info_json(tmp_path):
     assert (facts["threading_layer"], facts["n_threads"]) == ("workqueue", 1)
     assert facts["kernel_cache"]["folder"].startswith(str(tmp_path))
     assert facts["kernel_cache"]["bytes"] == 0
+
+
+@pytest.fixture
+def quick_measurement(monkeypatch):
+    monkeypatch.setattr(measure, "_MIN_BUFFER_BYTES", 2**20)
+    monkeypatch.setattr(measure, "_MAX_BUFFER_BYTES", 2**20)
+
+
+@pytest.mark.usefixtures("quick_measurement")
+def test_info_measures_on_demand():
+    result = invoke("info", "--measure", "--threads", "1")
+    assert result.exit_code == 0, result.output
+    for text in (
+        "read GB/s",
+        "FMA GFLOP/s",
+        "int8 dot GOP/s",
+        "a decode call, quant b, 1 threads",
+        "least possible ms",
+    ):
+        assert text in result.output
+    assert "read GB/s" not in invoke("info").output
+
+
+def test_info_json_holds_the_rates():
+    status, out, err = run_cli("info", "--measure", "--json", "--threads", "1", env={"NUMBA_NUM_THREADS": "2"})
+    assert status == 0, err
+    assert "measuring" in err
+    facts = json.loads(out)
+    (rates,) = facts["rates"]
+    assert rates.pop("threads") == 1
+    assert {"read_gb_s", "fma_gflop_s", "dot_gop_s"} <= set(rates)
+    assert min(rates.values()) > 0
+    assert list(facts["least_ms"]) == ["1", "8", "32", "128", "512"]
+    plan = plan_prolog(MlaDims.deepseek_v32(), 512, None, this_machine(), micro=MICRO_TILES, n_threads=1)
+    fastest = max(rates["fma_gflop_s"], rates.get("bf16_gflop_s", 0))
+    computing = plan.flops / fastest + plan.int8_ops / rates["dot_gop_s"]
+    assert facts["least_ms"]["512"] == pytest.approx(max(plan.total_bytes / rates["read_gb_s"], computing) / 1e6)
+    assert {"rates", "least_ms"}.isdisjoint(json.loads(run_cli("info", "--json")[1]))
+
+
+def test_info_refuses_threads_that_nothing_reads():
+    assert "--threads: expected together with --measure, got 1 alone" in one_line_error("info", "--threads", "1")
 
 
 def test_warmup_leaves_nothing_to_compile(tmp_path):

@@ -12,12 +12,12 @@ from mla_numba.kernels.isa import choose_isa
 SCRIPT = str(TESTS / "isa_script.py")
 HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
 RUNS = {
-    "haswell": ("avx2", {"NUMBA_CPU_NAME": "haswell"}),
-    "generic": ("portable", {"NUMBA_CPU_NAME": "generic"}),
-    "haswell with features": ("avx2", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
-    "plain Python": (ISA.name, {"NUMBA_DISABLE_JIT": "1"}),
-    "plain Python, generic": ("portable", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
-    "plain Python, haswell": ("avx2", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
+    "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
+    "generic": ("portable", "all modes", {"NUMBA_CPU_NAME": "generic"}),
+    "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
+    "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
+    "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
+    "python generic": ("portable", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
 }
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
@@ -28,8 +28,8 @@ def runs():
     """All runs, two at a time: most of their time they compile, on one core each."""
     with ThreadPoolExecutor(2) as pool:
         yield {
-            name: pool.submit(run_python, "-W", "error", SCRIPT, isa, **environment)
-            for name, (isa, environment) in RUNS.items()
+            name: pool.submit(run_python, "-W", "error", SCRIPT, isa, scope, **environment)
+            for name, (isa, scope, environment) in RUNS.items()
         }
 
 

@@ -5,6 +5,7 @@ import numba
 import numpy as np
 import pytest
 
+from mla_numba import packed
 from mla_numba.kernels import packing, scalars, simd, tasks
 
 MR, NR = simd.MR, simd.NR
@@ -12,13 +13,14 @@ GUARD = 64
 
 
 @numba.njit
-def call_ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry):
-    simd.ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry)
+def call_ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry, normal):
+    simd.ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry, normal)
 
 
 def operands(rng, kind, mr, k):
     if kind == "bf16":
-        a = rng.standard_normal(k * mr).astype(ml_dtypes.bfloat16).astype(np.float32)
+        a = rng.standard_normal(k * mr).astype(ml_dtypes.bfloat16)
+        a = a.view(np.uint16) if np.uint16 == simd.A_BF16_DTYPE else a.astype(np.float32)
         b = rng.standard_normal(k * NR).astype(ml_dtypes.bfloat16).view(np.uint16)
         return a, b, rng.standard_normal(mr * NR).astype(np.float32)
     codes = rng.integers(-128, 128, k * mr)
@@ -35,31 +37,78 @@ def test_ukernel_equals_its_oracle(kind, mr):
     rng = np.random.default_rng(mr)
     kr = simd.KR_BF16 if kind == "bf16" else simd.KR_INT8
     for k in (kr, 2 * kr, 3 * kr, 17 * kr, 1040):  # 1040: past where the portable int8 kernel starts a new sum
-        for carry in (False, True):
+        for carry, normal in ((False, True), (True, True), (True, False)):
             a, b, c = operands(rng, kind, mr, k)
             guard = np.full(GUARD, 77, c.dtype)
             got = np.concatenate([guard, c, guard])
             want = got.copy()
             shifted_a, shifted_b = np.pad(a, (3, 0)), np.pad(b, (5, 0))
-            call_ukernel(mr, k, shifted_a, 3, shifted_b, 5, got, GUARD, carry)
-            simd.ukernel(mr, k, a, 0, b, 0, want, GUARD, carry)
-            assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry)
+            call_ukernel(mr, k, shifted_a, 3, shifted_b, 5, got, GUARD, carry, normal)
+            simd.ukernel(mr, k, a, 0, b, 0, want, GUARD, carry, normal)
+            assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry, normal)
             assert (got[:GUARD] == 77).all()
             assert (got[-GUARD:] == 77).all()
 
 
+def pack_a(x):
+    """x (mr, k) bf16 as the activations of one register tile."""
+    out = np.empty(x.size, simd.A_BF16_DTYPE)
+    for i, row in enumerate(x.view(np.uint16)):
+        packing.pack_row_bf16(row, i, len(x), out)
+    return out
+
+
+def pack_b(w):
+    """w (k, NR) bf16 as one panel."""
+    out = np.empty(w.size, np.uint16)
+    bits = w.view(np.uint16).reshape(-1)
+    kr = simd.KR_BF16
+    packing.pack_panels(1, bits, 1, len(w), np.arange(NR), w.size, NR, kr, 1, True, out)
+    return out
+
+
 def test_oracle_ukernel_by_hand():
     """One row, two steps of k: 1*3 + 2*4 in the first column, 1*5 + 2*6 in the second."""
-    kr = simd.KR_BF16
-    k = max(2, kr)
-    b = np.zeros((k // kr, NR, kr), np.float32)
-    for p, values in enumerate(((3, 5), (4, 6))):
-        b[p // kr, :2, p % kr] = values
-    a = np.zeros(k, np.float32)
-    a[:2] = 1, 2
+    w = np.zeros((2, NR), ml_dtypes.bfloat16)
+    w[:, :2] = ((3, 5), (4, 6))
+    x = np.array([[1, 2]], ml_dtypes.bfloat16)
     c = np.full(NR, np.nan, np.float32)
-    simd.ukernel(1, k, a, 0, b.astype(ml_dtypes.bfloat16).view(np.uint16).reshape(-1), 0, c, 0, False)
+    simd.ukernel(1, 2, pack_a(x), 0, pack_b(w), 0, c, 0, False, True)
     assert c[:3].tolist() == [11, 17, 0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-62, 2.0**-66])
+def test_sums_that_may_be_subnormal_are_exact_too(scale):
+    """Operands from 1 down to where products leave the normal numbers; an instruction that flushes would lose them."""
+    rng = np.random.default_rng(0)
+    x = (rng.uniform(1, 2, (MR, 64)) * scale).astype(ml_dtypes.bfloat16)
+    w = (rng.uniform(1, 2, (64, NR)) * scale * rng.choice([-1, 1], (64, NR))).astype(ml_dtypes.bfloat16)
+    least = [int(scalars.least_magnitude(v.view(np.uint16).reshape(-1))) for v in (x, w)]
+    normal = bool(scalars.sums_stay_normal(*least))
+    assert normal == (scale == 1.0)
+    got, want = (np.empty(MR * NR, np.float32) for _ in range(2))
+    call_ukernel(MR, 64, pack_a(x), 0, pack_b(w), 0, got, 0, False, normal)
+    simd.ukernel(MR, 64, pack_a(x), 0, pack_b(w), 0, want, 0, False, normal)
+    assert (got.view(np.int32) == want.view(np.int32)).all()
+
+
+@pytest.mark.parametrize(
+    ("least_a", "least_b", "normal"),
+    [(0x3F80, 0x3F80, True), (0, 0x3F80, False), (0x3F80, 0x007F, False), (71 << 7, 71 << 7, True),
+     (71 << 7, 70 << 7, False), (0x7FFF, 0x3F80, True), (0x7F80, 0x0001, False)],
+)  # fmt: skip
+def test_when_sums_stay_normal(least_a, least_b, normal):
+    assert bool(scalars.sums_stay_normal(np.int32(least_a), np.int32(least_b))) is normal
+
+
+def test_least_magnitude_passes_over_zeros():
+    values = np.array([0, -0.0, 4, -2, 8], ml_dtypes.bfloat16)
+    assert scalars.least_magnitude(values.view(np.uint16)) == np.float32(2).astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert scalars.least_magnitude(np.zeros(3, np.uint16)) == scalars.NONE_NONZERO
+
+
+def test_products_of_pairs_are_taken_as_exact_where_they_are():
+    assert packed.pairs_are_exact()
 
 
 @numba.njit
@@ -128,7 +177,7 @@ def test_block_of_is_the_inverse_of_block_start():
                 assert starts[block] <= row < starts[block + 1]
 
 
-def packed_by_formula(w, kr, n_parts):
+def packed_by_formula(w, kr, n_parts, odd_first):
     """[batch][panel][part][part_kp / kr][NR][kr] of w (batch, k, n), padded by zeros."""
     batch, k, n = w.shape
     part_k = k // n_parts
@@ -136,7 +185,8 @@ def packed_by_formula(w, kr, n_parts):
     out = np.zeros((batch, n_panels, n_parts, steps, NR, kr), w.dtype)
     for i, p, j in np.ndindex(w.shape):
         part, q = divmod(p, part_k)
-        out[i, j // NR, part, q // kr, j % NR, q % kr] = w[i, p, j]
+        r = kr - 1 - q % kr if odd_first else q % kr
+        out[i, j // NR, part, q // kr, j % NR, r] = w[i, p, j]
     return out.reshape(-1)
 
 
@@ -146,11 +196,12 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
     rng = np.random.default_rng(0)
     w = rng.integers(0, 100, (batch, k, n)).astype(dtype)
     columns = rng.permutation(n)
-    for kr in (1, 2, 4):
-        want = packed_by_formula(w[:, :, columns], kr, n_parts)
+    for kr, odd_first in ((1, False), (2, False), (2, True), (4, False)):
+        want = packed_by_formula(w[:, :, columns], kr, n_parts, odd_first)
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
-            packing.pack_panels(n_threads, w.reshape(-1), batch, k, columns, k * n, n, kr, n_parts, got)
+            flat = w.reshape(-1)
+            packing.pack_panels(n_threads, flat, batch, k, columns, k * n, n, kr, n_parts, odd_first, got)
             assert (got == want).all()
 
 
@@ -158,11 +209,17 @@ def test_a_row_is_packed_where_packed_row_says():
     k = 6
     for t, mc in ((1, 1), (5, 5), (MR + 1, MR + 1), (3 * MR + 1, 2 * MR), (7, 3)):
         kp = -(-k // simd.KR_BF16) * simd.KR_BF16
-        x = np.arange(t * k, dtype=np.float32).reshape(t, k).astype(ml_dtypes.bfloat16)
-        out = np.full(t * kp, np.nan, np.float32)
-        packing.pack_rows_bf16(1, x.view(np.uint16), 1, mc, out)
+        x = np.arange(1, t * k + 1, dtype=np.float32).reshape(t, k).astype(ml_dtypes.bfloat16)
+        out = np.full(t * kp, 99, simd.A_BF16_DTYPE)
+        least = np.empty(t, np.int32)
+        packing.pack_rows_bf16(1, x.view(np.uint16), 1, mc, out, least)
         for row in range(t):
             first, mr, place = packing.packed_row(t, mc, row)
             assert 1 <= mr <= MR
-            got = out[first * kp + place : (first + mr) * kp : mr][:kp]
-            assert got.tolist() == x[row].astype(np.float32).tolist() + [0] * (kp - k)
+            block = out[first * kp : (first + mr) * kp]
+            if np.float32 == simd.A_BF16_DTYPE:
+                got = block.reshape(kp, mr)[:, place]
+            else:
+                got = block.view(ml_dtypes.bfloat16).reshape(kp // 2, mr, 2)[:, place, ::-1].reshape(-1)
+            assert got.astype(np.float32).tolist() == x[row].astype(np.float32).tolist() + [0] * (kp - k)
+            assert least[row] == x[row, :1].view(np.uint16)[0]

@@ -450,3 +450,44 @@ def test_a_call_with_outputs_allocates_no_arrays():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < inputs.x.nbytes / 8
+
+
+@pytest.mark.parametrize("power", [0, -14, -20, -26, 12, 18])
+@pytest.mark.parametrize("strided", [False, True])
+def test_fp16_scale_caches(strided, power):
+    """Scales are rounded into it, once: to subnormals, to zero and to Inf as well."""
+    weights = make_weights(SMALL, "b", gamma_ckv=spread(np.random.default_rng(1), 68) * BF16.type(2.0**power))
+    call = make_call(SMALL, True, T, 3, 16)
+    whole = random_bytes(np.random.default_rng(2), np.empty((6, 17, 1, 4), np.float16))
+    halves = whole[::2, :16] if strided else whole.reshape(-1)[: 3 * 16 * 4].reshape(3, 16, 1, 4)
+    cache = PagedCache(call.cache.kv, call.cache.kr, halves)
+    inputs = make_inputs(SMALL, T, 48)
+    want = reference_run(weights, *inputs, cache)
+    assert want.k_scale_cache.dtype == np.float16
+    expected = whole.copy()
+    if strided:
+        expected[::2, :16] = want.k_scale_cache
+    else:
+        expected.reshape(-1)[: want.k_scale_cache.size] = want.k_scale_cache.reshape(-1)
+    MlaProlog(weights)(*inputs, cache, call.out)
+    assert_none(check_output(call.out, cache, want))
+    assert_same_bits("k_scale_cache", whole, expected)
+    for fenced in call.fenced[:2]:
+        fenced.assert_intact()
+
+
+@pytest.mark.parametrize("first", range(0, 1 << 16, 1 << 14))
+def test_every_fp16_that_a_scale_can_round_to(first):
+    """bf16 norms of one element give scales x / 127 of every exponent; each rounds as NumPy rounds it."""
+    bits = np.arange(first, first + (1 << 14), 7, dtype=np.uint16)
+    gammas = bits.view(BF16)
+    gammas = gammas[np.isfinite(gammas.astype(np.float32))][: 4 * 500]
+    dims = MlaDims(2, 1, 1, 4, 1, 2)
+    for start in range(0, len(gammas) - 3, 4):
+        weights = make_weights(dims, "b", gamma_ckv=gammas[start : start + 4].copy())
+        cache = make_cache(dims, True, 1, 2)
+        cache = PagedCache(cache.kv, cache.kr, np.zeros((1, 2, 1, 4), np.float16))
+        inputs = make_inputs(dims, 2, 2)._replace(cache_index=np.arange(2))
+        want = reference_run(weights, *inputs, cache)
+        out = MlaProlog(weights, n_threads=1)(*inputs, cache)
+        assert_none(check_output(out, cache, want))

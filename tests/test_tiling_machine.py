@@ -87,6 +87,7 @@ def test_linux_without_any_file(tmp_path):
     ("flags", "isa"),
     [
         (ZEN5, "avx512vnni"),
+        (ZEN5 + " avx512_bf16", "avx512bf16"),
         (ZEN5.replace("avx512vl", ""), "avx2"),
         ("avx2 fma avx512f avx512bw avx512vl", "avx2"),
         ("avx2", "portable"),
@@ -134,7 +135,7 @@ def test_json_and_str():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"isa": "sse"}, "isa: expected one of avx512vnni, avx2, portable, got 'sse'"),
+        ({"isa": "sse"}, "isa: expected one of avx512bf16, avx512vnni, avx2, portable, got 'sse'"),
         ({"l2_bytes": 0}, "l2_bytes: expected an int >= 1, got 0"),
         ({"n_usable_cores": 9}, "n_physical_cores: expected an int >= 9, got 8"),
     ],

@@ -15,7 +15,7 @@ from tiling._json import from_json, to_json
 
 __all__ = ["ISAS", "Machine"]
 
-ISAS = ("avx512vnni", "avx2", "portable")
+ISAS = ("avx512bf16", "avx512vnni", "avx2", "portable")
 
 # What nearly every core since 2010 has at least; used where the system does not say.
 _FALLBACK_L1D_BYTES = 32 * 1024
@@ -80,7 +80,7 @@ def isa_of(flags: Iterable[str]) -> str:
     """The best instruction set of ``ISAS`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
     flags = set(flags)
     if flags >= {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}:
-        return "avx512vnni"
+        return "avx512bf16" if "avx512_bf16" in flags else "avx512vnni"
     if flags >= {"avx2", "fma"}:
         return "avx2"
     return "portable"

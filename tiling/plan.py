@@ -211,15 +211,15 @@ class TilePlan:
     def worker_workspace(self) -> dict[str, int]:
         """Bytes of each buffer of one worker, rounded up to cache lines.
 
-        ``c`` accumulators of a task, ``q_head`` 4-byte columns of one head, ``a_nope`` packed operand of the product
+        ``c`` accumulators of a task, ``q_head`` bf16 columns of one head, ``a_nope`` packed operand of the product
         with w_uk, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
         """
         qa, qb, _, wuk = self.gemms
         hidden = qa.k if qa.dtype == "int8" else 0
-        row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, 2 * self.rows.qk_rope_head_dim, hidden)
+        row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": qb.mc * qb.np_ * 4,
+            "q_head": qb.mc * qb.np_ * 2,
             "a_nope": wuk.mc * wuk.kp * wuk.micro.a_bytes,
             "y": (row + 16) * 4,
         }

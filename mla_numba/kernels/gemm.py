@@ -25,7 +25,7 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 
 from ._jit import kernel
-from .scalars import round_bf16, row_of, window
+from .scalars import least_of, round_bf16, row_of, sums_stay_normal, window
 from .simd import MR, NR, ukernel
 from .tasks import block_start, ceil_div, draw
 
@@ -46,6 +46,7 @@ def multiply_block(
     c_off: Any,
     ldc: Any,
     carry: Any,
+    normal: Any,
 ) -> None:
     """C[panel][row][NR] = (carry ? C : 0) + A[row0:row0+rows, k0:k1] @ B[panel0+panel, k0:k1].
 
@@ -64,7 +65,7 @@ def multiply_block(
             for p in range(n_panels):
                 ukernel(
                     mr_cur, k_cur, a, a_off, b, ((panel0 + p) * kp + ks) * NR,
-                    c, c_off + (p * ldc + first) * NR, carry or ks > k0,
+                    c, c_off + (p * ldc + first) * NR, carry or ks > k0, normal,
                 )  # fmt: skip
 
 
@@ -145,6 +146,8 @@ def matmul_pair(
     row_scale: Any,
     col_scale: Any,
     n_parts: Any,
+    least_a: Any,
+    least_b: Any,
     y0: Any,
     y1: Any,
     c: Any,
@@ -159,7 +162,8 @@ def matmul_pair(
     """Two products of the same A in one parallel region: y0 from the first panels of B, y1 from the others.
 
     y0 (t, n0), y1 (t, n1): uint16 bits of bf16. With n_parts = 2, y0 is the sum of two sums, over the halves of k; y1
-    is always one sum. `counters`: see `tasks.draw`; `grain` tasks are drawn at a time.
+    is always one sum. For bf16, `least_a` (t,) int32 and `least_b` are the operands' `least_magnitude`, by row and of
+    all; else they are not read. `counters`: see `tasks.draw`; `grain` tasks are drawn at a time.
     """
     t = y0.shape[0]
     n_panels0 = ceil_div(y0.shape[1], NR)
@@ -178,6 +182,7 @@ def matmul_pair(
                 walk_index = now // n_blocks
                 row0 = block_start(t, n_blocks, now % n_blocks)
                 rows = block_start(t, n_blocks, now % n_blocks + 1) - row0
+                normal = sums_stay_normal(least_of(window(least_a, row0, rows)), least_b)
                 if walk_index < n_walks0:
                     panel0 = block_start(n_panels0, n_walks0, walk_index)
                     walk = block_start(n_panels0, n_walks0, walk_index + 1) - panel0
@@ -185,7 +190,7 @@ def matmul_pair(
                     for s in range(n_parts):
                         multiply_block(
                             a, row0, rows, kp, s * part, (s + 1) * part, kc, b, panel0, walk, scratch, s * size, rows,
-                            False,
+                            False, normal,
                         )  # fmt: skip
                     if n_parts == 2:
                         _store_split(scratch, 0, size, row0, rows, rows, walk, panel0 * NR, y0)
@@ -199,7 +204,8 @@ def matmul_pair(
                     panel0 = n_panels0 + panel1
                     for s in range(n_parts):
                         multiply_block(
-                            a, row0, rows, kp, s * part, (s + 1) * part, kc, b, panel0, walk, scratch, 0, rows, s > 0
+                            a, row0, rows, kp, s * part, (s + 1) * part, kc, b, panel0, walk, scratch, 0, rows, s > 0,
+                            normal,
                         )  # fmt: skip
                     _store_scaled(
                         scratch, 0, row0, rows, rows, walk, panel0, panel1 * NR, offset, row_scale, col_scale, y1

@@ -13,17 +13,16 @@ from llvmlite import binding as llvm
 from numba.core import config
 
 _AVX2 = frozenset({"avx2", "fma"})
-_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}) | _AVX2
+_VNNI = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}) | _AVX2
+_BF16 = frozenset({"avx512bf16"}) | _VNNI
 
 # LLVM does not tell which features a CPU name implies, so the names that users pretend with are listed.
 _CPUS_AVX2 = {
     "haswell", "broadwell", "skylake", "skylake-avx512", "alderlake", "raptorlake", "znver1", "znver2", "znver3",
     "x86-64-v3", "x86-64-v4",
 }  # fmt: skip
-_CPUS_AVX512 = {
-    "cascadelake", "cooperlake", "icelake-client", "icelake-server", "tigerlake", "rocketlake", "sapphirerapids",
-    "emeraldrapids", "graniterapids", "znver4", "znver5",
-}  # fmt: skip
+_CPUS_VNNI = {"cascadelake", "icelake-client", "icelake-server", "tigerlake", "rocketlake"}
+_CPUS_BF16 = {"cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +30,8 @@ class Isa:
     """An instruction set and its register tile.
 
     A tile holds `mr` rows of `nr` columns; a packed weight interleaves `kr_bf16` or `kr_int8` steps of k. An int8
-    activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes.
+    activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes, a bf16 one as float32 or, with
+    `bf16_dot`, as it is, in pairs like the weight.
     """
 
     name: str
@@ -42,9 +42,19 @@ class Isa:
     kr_int8: int
     a_offset: int
     a_int8_bytes: int
+    bf16_dot: bool = False
+
+    @property
+    def a_bf16_bytes(self) -> int:
+        """Bytes of a packed bf16 activation."""
+        return 2 if self.bf16_dot else 4
 
 
 ISAS = {
+    # As below, and vdpbf16ps takes pairs of bf16: twice the products of a float32 multiply-add.
+    "avx512bf16": Isa(
+        "avx512bf16", 16, mr=12, nr=32, kr_bf16=2, kr_int8=4, a_offset=128, a_int8_bytes=1, bf16_dot=True
+    ),
     # 24 accumulators, 4 halves of B and a broadcast fill 29 of 32 registers; vpdpbusd wants u8 x s8, hence the offset.
     "avx512vnni": Isa("avx512vnni", lanes=16, mr=12, nr=32, kr_bf16=2, kr_int8=4, a_offset=128, a_int8_bytes=1),
     # 12 accumulators, 2 of B and a broadcast fill 15 of 16 registers; vpmaddwd takes pairs of int16.
@@ -55,8 +65,10 @@ ISAS = {
 
 
 def _features_of_name(cpu_name: str) -> frozenset[str]:
-    if cpu_name in _CPUS_AVX512:
-        return _AVX512
+    if cpu_name in _CPUS_BF16:
+        return _BF16
+    if cpu_name in _CPUS_VNNI:
+        return _VNNI
     return _AVX2 if cpu_name in _CPUS_AVX2 else frozenset()
 
 
@@ -74,7 +86,9 @@ def choose_isa(cpu_name: str | None, cpu_features: str | None, host_features: fr
         named = features if cpu_name not in (None, "host") else frozenset()
         features = (named | {w[1:] for w in words if w[0] == "+"}) - {w[1:] for w in words if w[0] == "-"}
     features &= host_features
-    if features >= _AVX512:
+    if features >= _BF16:
+        return ISAS["avx512bf16"]
+    if features >= _VNNI:
         return ISAS["avx512vnni"]
     return ISAS["avx2"] if features >= _AVX2 else ISAS["portable"]
 

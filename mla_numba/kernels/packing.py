@@ -3,9 +3,10 @@
 | operand     | packed as                                    | by                                           |
 |-------------|----------------------------------------------|----------------------------------------------|
 | weight      | [batch][panel][part][part_kp / KR][NR][KR]   | `pack_panels`, once                          |
-| activations | [mc block][row block][kp / KR][mr][KR]       | `pack_rows_bf16` here; int8 codes where they arise |
+| activations | [mc block][row block][kp / KR][mr][KR]       | `pack_row_bf16`; int8 codes in `rmsnorm_quant` |
 
-A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros.
+A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros. bf16 pairs are stored odd k
+first (see `simd`). bf16 activations are float32 with KR = 1 where the instruction set has no products of bf16 pairs.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ from numba import prange
 from numba.extending import register_jitable
 
 from ._jit import kernel
-from .scalars import widen, window
-from .simd import A_OFFSET, KR_BF16, KR_INT8, MR, NR
+from .isa import ISA
+from .scalars import least_magnitude, row_of, widen, window
+from .simd import A_OFFSET, KR_BF16, KR_INT8, MR, NR, ukernel
 from .tasks import block_of, block_start, ceil_div
 
+BF16_PAIRS = ISA.bf16_dot
 _K_CHUNK = 256  # k steps of a row block that are packed together, so that they are written within L1
 
 
 @kernel
 def pack_panels(
-    w: Any, batch: Any, k: Any, columns: Any, batch_stride: Any, row_stride: Any, kr: Any, n_parts: Any, out: Any
-) -> None:
+    w: Any, batch: Any, k: Any, columns: Any, batch_stride: Any, row_stride: Any, kr: Any, n_parts: Any, odd_first: Any,
+    out: Any,
+) -> None:  # fmt: skip
     """Packs `batch` matrices (k, n), element (i, p, j) at w[i*batch_stride + p*row_stride + columns[j]].
 
     columns (n,) int64; k % n_parts == 0. w and out are flat and of one dtype, uint16 (bf16 bits) or int8; `out` may be
-    uninitialised.
+    uninitialised. With `odd_first`, the kr steps of k lie in reverse.
     """
     n = len(columns)
     n_panels = ceil_div(n, NR)
@@ -50,9 +54,10 @@ def pack_panels(
                     for j in range(NR * kr):
                         packed[j] = 0
                 for r in range(min(kr, part_k - step * kr)):
+                    place = kr - 1 - r if odd_first else r
                     row = window(w, source + (part * part_k + step * kr + r) * row_stride, n)
                     for j in range(n_cols):
-                        packed[j * kr + r] = row[taken[j]]
+                        packed[j * kr + place] = row[taken[j]]
                 at += NR * kr
 
 
@@ -82,10 +87,28 @@ def packed_row(t: Any, mc: Any, row: Any) -> Any:
 
 
 @kernel
-def pack_rows_bf16(x: Any, n_parts: Any, mc: Any, out: Any) -> None:
-    """Packs x (t, k) uint16 as float32 [mc block][row block][kp][mr], each part of k padded to KR by zeros."""
-    t = x.shape[0]
-    part_k = x.shape[1] // n_parts
+def least_magnitudes(panels: Any, chunk: Any, out: Any) -> None:
+    """out[i] (int32): `least_magnitude` of elements i*chunk.. of packed bf16 panels."""
+    for i in prange(len(out)):
+        at = np.int64(i) * chunk
+        out[i] = least_magnitude(window(panels, at, min(chunk, len(panels) - at)))
+
+
+@kernel
+def multiply_both_ways(a: Any, b: Any, k: Any, by_pairs: Any, by_steps: Any) -> None:
+    """One register tile by the instruction for bf16 pairs and by plain multiply-adds, to be compared."""
+    for way in prange(2):
+        if way == 0:
+            ukernel(np.int64(MR), k, a, np.int64(0), b, np.int64(0), by_pairs, np.int64(0), False, True)
+        else:
+            ukernel(np.int64(MR), k, a, np.int64(0), b, np.int64(0), by_steps, np.int64(0), False, False)
+
+
+@kernel
+def pack_rows_bf16(x: Any, n_parts: Any, mc: Any, out: Any, least: Any) -> None:
+    """Packs x (t, k) uint16 for a product with n_parts; least (t,) int32 receives each row's `least_magnitude`."""
+    t, k = x.shape
+    part_k = k // n_parts
     part_kp = ceil_div(part_k, KR_BF16) * KR_BF16
     n_mc = ceil_div(t, mc)
     blocks_each = ceil_div(mc, MR)
@@ -98,20 +121,33 @@ def pack_rows_bf16(x: Any, n_parts: Any, mc: Any, out: Any) -> None:
             first = row0 + block_start(rows, n_blocks, block)
             mr = row0 + block_start(rows, n_blocks, block + 1) - first
             for part in range(n_parts):
-                base = (first * n_parts + part * mr) * part_kp
+                packed = window(out, (first * n_parts + part * mr) * part_kp, mr * part_kp)
                 for k0 in range(0, part_kp, _K_CHUNK):
+                    k_cur = min(_K_CHUNK, part_kp - k0)
                     for i in range(mr):
-                        _pack_row(x, first + i, part * part_k, part_k, k0, part_kp, base + i, mr, out)
+                        values = window(x, (first + i) * k + part * part_k + k0, min(k_cur, part_k - k0))
+                        pack_row_bf16(values, i, mr, window(packed, k0 * mr, k_cur * mr))
+            for i in range(mr):
+                least[first + i] = least_magnitude(row_of(x, first + i))
 
 
 @register_jitable
-def _pack_row(x: Any, row: Any, col0: Any, part_k: Any, k0: Any, part_kp: Any, base: Any, mr: Any, out: Any) -> None:
-    """One chunk of one row of one part: element k goes to out[base + k * mr]."""
-    n = min(part_k, k0 + _K_CHUNK) - k0
-    if n > 0:
-        values = window(x, row * x.shape[1] + col0 + k0, n)
-        column = window(out, base + k0 * mr, (n - 1) * mr + 1)
-        for k in range(n):
-            column[k * mr] = widen(values[k])
-    for k in range(max(part_k, k0), min(part_kp, k0 + _K_CHUNK)):
-        out[base + k * mr] = np.float32(0)
+def pack_row_bf16(values: Any, place: Any, mr: Any, out: Any) -> None:
+    """Writes one of mr rows of a block, given as bf16 bits (uint16), zeros after it.
+
+    out: [k][mr] float32, or [k/2][mr][2] uint16 with the odd k first.
+    """
+    n = len(values)
+    if BF16_PAIRS:
+        row = window(out, 2 * place, len(out) - 2 * place)
+        for pair in range(n // 2):
+            row[pair * 2 * mr] = values[2 * pair + 1]
+            row[pair * 2 * mr + 1] = values[2 * pair]
+        for p in range(n // 2 * 2, len(out) // mr):
+            row[p // 2 * 2 * mr + 1 - p % 2] = values[p] if p < n else np.uint16(0)
+    else:
+        row = window(out, place, len(out) - place)
+        for p in range(n):
+            row[p * mr] = widen(values[p])
+        for p in range(n, len(out) // mr):
+            row[p * mr] = np.float32(0)

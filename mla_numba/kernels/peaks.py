@@ -2,6 +2,7 @@
 
     read_stream:  sums[w] = sum of the words that worker w read
     fma_peak:     acc = acc * x + y, again and again, in registers
+    bf16_peak:    acc = acc + dot(x's pairs, y's pairs), likewise, with the instruction for pairs of bf16
     dot_peak:     acc = acc + dot(acc's pieces, x's pieces), likewise; on the portable instruction set as fma_peak
 
 | array    | shape                       | dtype                | notes                                               |
@@ -9,7 +10,7 @@
 | words    | [n]                         | uint32               | n a multiple of READ_WORDS                          |
 | sums     | [n_workers]                 | int64                | each piece modulo 2**32; may be uninitialised       |
 | acc      | [n_workers][CHAINS * LANES] | float32 or DOT_DTYPE | each worker's accumulators, read and written        |
-| operands | [2 * LANES]                 | acc's                | x, then y                                           |
+| operands | [2 * LANES]                 | acc's                | x, then y; of bf16_peak uint32, a pair of bf16 each |
 | counters | see `tasks.draw`            | int64                | zeros                                               |
 
 `dot` takes a 32-bit lane apart as the int8 microkernel's instruction does: four u8 x s8 products on AVX-512 VNNI, two
@@ -42,6 +43,7 @@ from .simd import (
     _I64,
     LANES,
     PREFETCH_BYTES,
+    _BFloat,
     _declare,
     _dot_operand_type,
     _internal_function,
@@ -51,9 +53,10 @@ from .simd import (
 from .tasks import block_start, ceil_div, draw
 
 # Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
-CHAINS = 24 if ISA.name == "avx512vnni" else 12
+CHAINS = 24 if LANES == 16 else 12
 DOT_DTYPE = np.float32 if ISA.name == "portable" else np.int32
 FMA_OPS = 2 * CHAINS * LANES  # operations of a step; a multiply-add is two
+BF16_OPS = 2 * FMA_OPS  # a lane takes a pair of products
 DOT_OPS = FMA_OPS * ISA.kr_int8  # a lane takes as many products as the packed weights interleave steps of k
 
 READ_CHAINS = 8  # independent sums, a vector each, so that additions never wait for each other
@@ -89,6 +92,23 @@ def fma_chain(acc: Any, operands: Any, steps: Any) -> None:
 def _fma_chain(acc: Any, operands: Any, steps: Any) -> Any:
     def emitted(acc: Any, operands: Any, steps: Any) -> None:
         _fma_chain_simd(acc, operands, np.int64(steps))
+
+    return emitted
+
+
+def bf16_chain(acc: Any, operands: Any, steps: Any) -> None:
+    """acc = (acc + x1 * y1) + x0 * y0, `steps` times, of pairs (0 low, 1 high) whose products float32 holds exactly."""
+    high = (operands & np.uint32(0xFFFF0000)).view(np.float32).reshape(2, LANES)
+    low = (operands << np.uint32(16)).view(np.float32).reshape(2, LANES)
+    chains = acc.reshape(CHAINS, LANES)
+    for _ in range(steps):
+        chains[...] = (chains + high[0] * high[1]) + low[0] * low[1]
+
+
+@overload(bf16_chain)
+def _bf16_chain(acc: Any, operands: Any, steps: Any) -> Any:
+    def emitted(acc: Any, operands: Any, steps: Any) -> None:
+        _bf16_chain_simd(acc, operands, np.int64(steps))
 
     return emitted
 
@@ -234,6 +254,12 @@ def _step_fma(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
     return builder.call(_declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
 
 
+def _step_bf16(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
+    pairs = ir.VectorType(_BFloat(), 2 * LANES)
+    dot = _declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", acc.type, [acc.type, pairs, pairs])
+    return builder.call(dot, [acc, builder.bitcast(x, pairs), builder.bitcast(y, pairs)])
+
+
 def _step_dot_avx512(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
     operand = _dot_operand_type()
     dot = _declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, operand, operand])
@@ -248,7 +274,8 @@ def _step_dot_avx2(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
 
 
 _fma_chain_simd = _define_chain("fma_chain", _F32, _step_fma)
-_dot_chain_simd = _define_chain("dot_chain", _I32, _step_dot_avx512 if ISA.name == "avx512vnni" else _step_dot_avx2)
+_bf16_chain_simd = _define_chain("bf16_chain", _F32, _step_bf16)
+_dot_chain_simd = _define_chain("dot_chain", _I32, _step_dot_avx512 if ISA.a_int8_bytes == 1 else _step_dot_avx2)
 
 
 @kernel
@@ -284,6 +311,16 @@ def fma_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n
         task, end = draw(counters, worker, n_workers, n_tasks, 1)
         while task < end:
             fma_chain(acc[worker], operands, steps)
+            task, end = draw(counters, worker, n_workers, n_tasks, 1)
+
+
+@kernel
+def bf16_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
+    """`n_tasks` times BF16_OPS * steps operations; only where `ISA.bf16_dot`."""
+    for worker in prange(n_workers):
+        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        while task < end:
+            bf16_chain(acc[worker], operands, steps)
             task, end = draw(counters, worker, n_workers, n_tasks, 1)
 
 

@@ -15,8 +15,8 @@ A task is a token block and a head. The head's slice of q exists only in the wor
 | cos, sin    | (T, R)                         | uint16           | bf16 bits; token t0 + row                    |
 | query_nope, query_rope | (T, heads, C), (T, heads, R) | uint16 | rows t0..t0+t are written                 |
 | c_up, c_uk  | (n_workers, walk * mc * NR)    | int32 or float32, float32 | scratch                             |
-| q_head      | (n_workers, mc * ldq)          | float32          | scratch: the head's q, values of bf16        |
-| a_nope      | (n_workers, mc * kp_uk)        | float32          | scratch: q_nope packed                       |
+| q_head      | (n_workers, mc * ldq)          | uint16           | scratch: the head's q, bf16 bits             |
+| a_nope      | (n_workers, mc * kp_uk)        | see `simd`       | scratch: q_nope packed                       |
 | scratch     | (n_workers, >= R)              | float32          |                                              |
 """
 
@@ -30,8 +30,9 @@ from numba.extending import register_jitable
 
 from ._jit import kernel
 from .gemm import multiply_block, scale_acc
+from .packing import pack_row_bf16
 from .rope import rotate_row
-from .scalars import round_bf16, row_of, widen, window
+from .scalars import NONE_NONZERO, least_magnitude, least_of, round_bf16, row_of, sums_stay_normal, window
 from .simd import KR_BF16, MR, NR
 from .tasks import block_start, ceil_div, draw
 
@@ -61,7 +62,7 @@ def _dequantise(
             scales = window(col_scale, (panel0 + panel + p) * NR, NR)
             out = window(q_head, i * ldq + (panel + p) * NR, NR)
             for j in range(NR):
-                out[j] = widen(scale_acc(sums[j], offsets[j], scale, scales[j]))
+                out[j] = scale_acc(sums[j], offsets[j], scale, scales[j])
 
 
 @register_jitable
@@ -79,8 +80,12 @@ def _rope_head(
 
 
 @register_jitable
-def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_nope: Any) -> None:
-    """Packs the first D columns of q_head rows first..first+rows as activations of the product with w_uk."""
+def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_nope: Any) -> Any:
+    """Packs the first D columns of q_head rows first..first+rows as activations of the product with w_uk.
+
+    Returns their `least_magnitude`.
+    """
+    least = NONE_NONZERO
     n_blocks = ceil_div(rows, MR)
     for ib in range(n_blocks):
         start = block_start(rows, n_blocks, ib)
@@ -88,11 +93,9 @@ def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_
         block = window(a_nope, start * kp, kp * mr)
         for i in range(mr):
             row = window(q_head, (first + start + i) * ldq, d)
-            column = window(block, i, kp * mr - i)
-            for k in range(d):
-                column[k * mr] = row[k]
-            for k in range(d, kp):
-                column[k * mr] = np.float32(0)
+            pack_row_bf16(row, i, mr, block)
+            least = min(least, least_magnitude(row))
+    return np.int32(least)
 
 
 @register_jitable
@@ -122,6 +125,9 @@ def query_heads(
     t0: Any,
     t: Any,
     d: Any,
+    least_a: Any,
+    least_up: Any,
+    least_uk: Any,
     query_nope: Any,
     query_rope: Any,
     c_up: Any,
@@ -140,7 +146,11 @@ def query_heads(
     grain: Any,
     n_workers: Any,
 ) -> None:
-    """The heads sweep of one token tile. row_scale (t,) float32 is by row of the tile; ones for bf16 weights."""
+    """The heads sweep of one token tile.
+
+    row_scale (t,) float32 is by row of the tile; ones for bf16 weights. `least_magnitude`s: least_a (t,) int32 of a's
+    rows and least_up of w_uq_qr, read for bf16 ones only; least_uk of w_uk.
+    """
     n_heads = query_nope.shape[1]
     n_up = ceil_div(d + query_rope.shape[2], NR)
     n_uk = ceil_div(query_nope.shape[2], NR)
@@ -159,12 +169,14 @@ def query_heads(
                 head = now // n_blocks
                 row0 = block_start(t, n_blocks, now % n_blocks)
                 rows = block_start(t, n_blocks, now % n_blocks + 1) - row0
+                normal_up = sums_stay_normal(least_of(window(least_a, row0, rows)), least_up)
                 # Loop 4: the head's columns, a walk of panels at a time
                 for iw in range(n_walks_up):
                     panel = block_start(n_up, n_walks_up, iw)
                     walk = block_start(n_up, n_walks_up, iw + 1) - panel
                     multiply_block(
-                        a, row0, rows, kp, 0, kp, kc_up, w_uq_qr, head * n_up + panel, walk, acc_up, 0, rows, False
+                        a, row0, rows, kp, 0, kp, kc_up, w_uq_qr, head * n_up + panel, walk, acc_up, 0, rows, False,
+                        normal_up,
                     )  # fmt: skip
                     for first in range(0, rows, q_rows):
                         _dequantise(
@@ -177,13 +189,14 @@ def query_heads(
                 for ib in range(n_uk_blocks):
                     first = block_start(rows, n_uk_blocks, ib)
                     rows_uk = block_start(rows, n_uk_blocks, ib + 1) - first
-                    _pack_nope(q, first, rows_uk, ldq, d, kp_uk, a_uk)
+                    least = _pack_nope(q, first, rows_uk, ldq, d, kp_uk, a_uk)
+                    normal_uk = sums_stay_normal(least, least_uk)
                     for iw in range(n_walks_uk):
                         panel = block_start(n_uk, n_walks_uk, iw)
                         walk = block_start(n_uk, n_walks_uk, iw + 1) - panel
                         multiply_block(
                             a_uk, 0, rows_uk, kp_uk, 0, kp_uk, kc_uk, w_uk, head * n_uk + panel, walk, acc_uk, 0,
-                            rows_uk, False,
+                            rows_uk, False, normal_uk,
                         )  # fmt: skip
                         _store_nope(
                             acc_uk, rows_uk, rows_uk, walk, panel * NR, t0 + row0 + first, head, query_nope

@@ -10,7 +10,7 @@
 | cache_index | (T,)           | int64           | all tokens of the call: the last to name a slot writes it |
 | q_norm      | (T, Rq)        | int8 or uint16  | rows t0..t0+t are written                                 |
 | kv, kr, k_scale | flat       | see `scatter`   | caches                                                    |
-| scratch     | (n_workers, >= max(Rq, C, 2 * R) + 16) | float32 |                                            |
+| scratch     | (n_workers, >= max(Rq, C, R) + 16)     | float32 |                                            |
 
 A task is a block of tokens of the query or of the key; tokens never meet.
 """
@@ -19,15 +19,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numba import prange
 from numba.extending import register_jitable
 
 from ._jit import kernel
-from .packing import packed_row
+from .packing import pack_row_bf16, packed_row
 from .rmsnorm_quant import dequant_scale, pack_codes, quant_row, quant_scale, rmsnorm_row, smooth_row
 from .rope import rotate_row
-from .scalars import round_bf16, row_of, store_scale, widen, window
+from .scalars import least_magnitude, round_bf16, row_of, store_scale, window
 from .scatter import chunk_at, is_last, slot_base
 from .tasks import block_start, ceil_div, draw
 
@@ -59,13 +58,10 @@ def _write_bf16(y: Any, cache: Any, layout: Any, base: Any) -> None:
 
 
 @register_jitable
-def _write_key_rope(pairs: Any, cos: Any, sin: Any, y: Any, kr: Any, layout: Any, slot: Any) -> None:
-    """RotaryPosEmb: a key's rope part (R,) uint16, rotated into its slot. y (2 * R,) is scratch."""
-    n = len(pairs)
-    values, rotated = window(y, 0, n), window(y, n, n)
-    for j in range(n):
-        values[j] = widen(pairs[j])
-    rotate_row(values, cos, sin, rotated)
+def _write_key_rope(key: Any, cos: Any, sin: Any, y: Any, kr: Any, layout: Any, slot: Any) -> None:
+    """RotaryPosEmb: a key's rope part (R,) uint16, rotated into its slot. y (>= R,) is scratch."""
+    rotated = window(y, 0, len(key))
+    rotate_row(key, cos, sin, rotated)
     _write_bf16(rotated, kr, layout, slot_base(layout, slot))
 
 
@@ -133,8 +129,8 @@ def rows_int8(
                             s = quant_scale(values)
                             store_scale(k_scale, scale_at + g, dequant_scale(s))
                             _write_codes(values, g * group, s, kv, kv_layout, base)
-                        pairs = window(row_of(kv_a, row), latent, cos.shape[1])
-                        _write_key_rope(pairs, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
+                        key = window(row_of(kv_a, row), latent, cos.shape[1])
+                        _write_key_rope(key, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
             task, end = draw(counters, worker, n_workers, n_tasks, 1)
 
 
@@ -152,6 +148,7 @@ def rows_bf16(
     t0: Any,
     q_norm: Any,
     packed: Any,
+    least: Any,
     kp: Any,
     mc: Any,
     kv: Any,
@@ -164,7 +161,10 @@ def rows_bf16(
     rows_k: Any,
     n_workers: Any,
 ) -> None:
-    """The unquantised rows sweep of one token tile: q_norm and the cache stay bf16."""
+    """The unquantised rows sweep of one token tile: q_norm and the cache stay bf16.
+
+    least (t,) int32 receives the `least_magnitude` of each packed row.
+    """
     t = q_a.shape[0]
     latent = len(gamma_ckv)
     n = len(gamma_cq)
@@ -178,15 +178,12 @@ def rows_bf16(
             if task < n_tasks_q:
                 for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
                     rmsnorm_row(row_of(q_a, row), gamma_cq, epsilon_cq, y)
-                    first, mr, place = packed_row(t, mc, row)
-                    column = window(packed, first * kp + place, kp * mr - place)
                     norm = row_of(q_norm, t0 + row)
                     for j in range(n):
                         norm[j] = round_bf16(y[j])
-                    for j in range(n):
-                        column[j * mr] = y[j]
-                    for j in range(n, kp):
-                        column[j * mr] = np.float32(0)
+                    first, mr, place = packed_row(t, mc, row)
+                    pack_row_bf16(norm, place, mr, window(packed, first * kp, mr * kp))
+                    least[row] = least_magnitude(norm)
             else:
                 block = task - n_tasks_q
                 for row in range(block_start(t, n_tasks_k, block), block_start(t, n_tasks_k, block + 1)):
@@ -195,6 +192,6 @@ def rows_bf16(
                     if slot >= 0 and is_last(cache_index, token):
                         rmsnorm_row(window(row_of(kv_a, row), 0, latent), gamma_ckv, epsilon_ckv, y)
                         _write_bf16(window(y, 0, latent), kv, kv_layout, slot_base(kv_layout, slot))
-                        pairs = window(row_of(kv_a, row), latent, cos.shape[1])
-                        _write_key_rope(pairs, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
+                        key = window(row_of(kv_a, row), latent, cos.shape[1])
+                        _write_key_rope(key, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
             task, end = draw(counters, worker, n_workers, n_tasks, 1)

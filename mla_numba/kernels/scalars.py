@@ -111,6 +111,39 @@ def round_bf16(value: Any) -> Any:
     return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
 
 
+NONE_NONZERO = np.int32(0x7FFF)  # what `least_magnitude` gives for zeros alone
+
+
+@register_jitable
+def least_magnitude(bits: Any) -> Any:
+    """The bits of the least |value| other than 0 among bf16 bits (uint16)."""
+    least = NONE_NONZERO
+    for j in range(len(bits)):
+        size = np.int32(np.int32(bits[j]) & np.int32(0x7FFF))
+        least = min(least, NONE_NONZERO if size == np.int32(0) else size)
+    return np.int32(least)
+
+
+@register_jitable
+def least_of(values: Any) -> Any:
+    """The least of some rows' `least_magnitude` (int32)."""
+    least = NONE_NONZERO
+    for i in range(len(values)):
+        least = min(least, values[i])
+    return np.int32(least)
+
+
+@register_jitable
+def sums_stay_normal(least_a: Any, least_b: Any) -> Any:
+    """Whether no operand, product or sum of products is subnormal, given both operands' `least_magnitude`.
+
+    With exponents ea and eb (biased by 127) of the least operands, each product is a multiple of
+    g = 2**(ea - 127 - 7 + eb - 127 - 7), each sum of products, rounded or not, is one too, and so is 0 or at least g.
+    """
+    ea, eb = least_a >> 7, least_b >> 7
+    return ea > 0 and eb > 0 and ea + eb >= 2 * 127 + 2 * 7 - 126
+
+
 @register_jitable
 def round_f16(value: Any) -> Any:
     """The uint16 bits of the fp16 nearest to a float32, ties to even; Inf from 65520 on."""

@@ -2,16 +2,21 @@
 
     C[mr, NR] = (carry ? C : 0) + A[mr, k] @ B[k, NR]
 
-| array | shape, as packed    | dtype                        | notes                                             |
-|-------|---------------------|------------------------------|---------------------------------------------------|
-| a     | [k][mr]             | float32 (values of bf16)     | for bf16 weights                                  |
-| a     | [k/KR][mr][KR]      | uint8 (code+128) or int16    | for int8 weights; the type is the instruction set's |
-| b     | [k/KR][NR][KR]      | uint16 (bf16 bits) or int8   |                                                   |
-| c     | [mr][NR]            | float32 or int32             | may be uninitialised where carry is false         |
+| array | shape, as packed  | dtype                   | notes                                                     |
+|-------|-------------------|-------------------------|-----------------------------------------------------------|
+| a     | [k][mr]           | float32 (values of bf16) | for bf16 weights                                         |
+| a     | [k/2][mr][2]      | uint16 (bf16 bits)      | for bf16 weights, where bf16 pairs have an instruction    |
+| a     | [k/KR][mr][KR]    | uint8 (code+128) or int16 | for int8 weights; the type is the instruction set's     |
+| b     | [k/KR][NR][KR]    | uint16 (bf16 bits) or int8 |                                                        |
+| c     | [mr][NR]          | float32 or int32        | may be uninitialised where carry is false                 |
 
 Every element of C is one accumulator that takes its products in ascending k, so tile, thread and instruction set never
-change a bit; int32 wraps, hence exact. `ukernel` takes flat arrays and an offset into each. Called from Python it runs
-its own body, which is the oracle of the compiled ones.
+change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the second of the two, since vdpbf16ps takes
+that one first: it is two multiply-adds, each rounded (Intel SDM), save that it takes subnormal numbers for 0. `normal`
+says that there can be none (`scalars.sums_stay_normal`); where there can be, plain multiply-adds do the work.
+
+`ukernel` takes flat arrays and an offset into each. Called from Python it runs its own body, which is the oracle of the
+compiled ones.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ MR, NR, LANES = ISA.mr, ISA.nr, ISA.lanes
 KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
 A_OFFSET = np.int32(ISA.a_offset)
 A_INT8_DTYPE = np.uint8 if ISA.a_int8_bytes == 1 else np.int16
+A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
 PREFETCH_BYTES = 8192  # how far ahead of the loads a panel is prefetched; see docs/performance.md
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
@@ -39,7 +45,9 @@ _F32 = ir.FloatType()
 _NV = NR // LANES
 
 
-def ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
+def ukernel(
+    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
+) -> None:
     """One register tile; `b`'s dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
     is_int8 = b.dtype == np.int8
     kr = KR_INT8 if is_int8 else KR_BF16
@@ -47,52 +55,87 @@ def ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_o
     if not carry:
         tile[...] = 0
     for p in range(k):
-        start = b_off + p // kr * NR * kr + p % kr
+        r = p % kr if is_int8 else kr - 1 - p % kr
+        start = b_off + p // kr * NR * kr + r
         column = b[start : start + NR * kr : kr]
         if is_int8:
-            values = a[a_off + p // kr * mr * kr + p % kr :][: mr * kr : kr].astype(np.int32)
+            values = a[a_off + p // kr * mr * kr + r :][: mr * kr : kr].astype(np.int32)
             tile += values[:, None] * column.astype(np.int32)
         else:
-            tile += a[a_off + p * mr :][:mr, None] * (column.astype(np.uint32) << np.uint32(16)).view(np.float32)
+            if a.dtype == np.uint16:
+                values = _widened(a[a_off + p // 2 * mr * 2 + 1 - p % 2 :][: mr * 2 : 2])
+            else:
+                values = a[a_off + p * mr :][:mr]
+            tile += values[:, None] * _widened(column)
+
+
+def _widened(bits: Any) -> Any:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 @overload(ukernel)
-def _ukernel(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> Any:
+def _ukernel(
+    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
+) -> Any:
     is_int8 = b.dtype == types.int8
     if ISA.name == "portable":
         loops = ukernel_int8_portable if is_int8 else ukernel_bf16_portable
 
-        def portable(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
+        def portable(
+            mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
+        ) -> None:
             loops(mr, k, a, a_off, b, b_off, c, c_off, carry)
 
         return portable
     emitted = _ukernel_int8_simd if is_int8 else _ukernel_bf16_simd
 
-    def simd(mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any) -> None:
-        emitted(np.int64(mr), np.int64(k), a, np.int64(a_off), b, np.int64(b_off), c, np.int64(c_off), carry)
+    def simd(
+        mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
+    ) -> None:
+        emitted(np.int64(mr), np.int64(k), a, np.int64(a_off), b, np.int64(b_off), c, np.int64(c_off), carry, normal)
 
     return simd
 
 
-def _define_ukernel(emit_step: Callable[..., Any], kr: int, name: str) -> Any:
-    """An intrinsic that calls a function with one loop nest for each row count 1..MR."""
+def _define_ukernel(
+    emit_step: Callable[..., Any], kr: int, name: str, emit_subnormal: Callable[..., Any] | None
+) -> Any:
+    """An intrinsic that calls a function with one loop nest for each row count 1..MR.
+
+    `emit_subnormal` is the step to take where sums may be subnormal, None where `emit_step` is right for them too.
+    """
 
     @intrinsic
     def call(
-        _typingctx: Any, mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
+        _typingctx: Any,
+        mr: Any,
+        k: Any,
+        a: Any,
+        a_off: Any,
+        b: Any,
+        b_off: Any,
+        c: Any,
+        c_off: Any,
+        carry: Any,
+        normal: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def pointer(position: int) -> Any:
                 array = context.make_array(sig.args[position])(context, builder, args[position])
                 return builder.gep(array.data, [args[position + 1]])
 
-            function = _tile_function(builder.module, emit_step, kr, name, is_int8=name.endswith("int8"))
             steps = builder.udiv(args[1], ir.Constant(_I64, kr))
-            operands = [builder.bitcast(pointer(p), _I8.as_pointer()) for p in (2, 4, 6)]
-            builder.call(function, [args[0], steps, *operands, args[8]])
+            operands = [args[0], steps, *(builder.bitcast(pointer(p), _I8.as_pointer()) for p in (2, 4, 6)), args[8]]
+            is_int8 = name.endswith("int8")
+            function = _tile_function(builder.module, emit_step, kr, name, is_int8)
+            if emit_subnormal is None:
+                builder.call(function, operands)
+            else:
+                other = _tile_function(builder.module, emit_subnormal, kr, f"{name}_subnormal", is_int8)
+                builder.call(builder.select(args[9], function, other), operands)
             return context.get_dummy_value()
 
-        return types.void(mr, k, a, a_off, b, b_off, c, c_off, carry), codegen
+        return types.void(mr, k, a, a_off, b, b_off, c, c_off, carry, normal), codegen
 
     return call
 
@@ -135,7 +178,7 @@ def _rows_function(
     """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step."""
     element = _I32 if is_int8 else _F32
     vector = ir.VectorType(element, LANES)
-    a_bytes = mr * kr * (ISA.a_int8_bytes if is_int8 else 4)
+    a_bytes = mr * kr * (ISA.a_int8_bytes if is_int8 else ISA.a_bf16_bytes)
     b_bytes = NR * kr * (1 if is_int8 else 2)
     function = _internal_function(module, fnty, name)
     _, steps, a, b, c, carry = function.args
@@ -199,20 +242,51 @@ def _splat(builder: ir.IRBuilder, scalar: Any) -> Any:
 
 
 def _step_bf16(builder: ir.IRBuilder, mr: int, a: Any, b: Any, acc: list[Any]) -> list[Any]:
-    """Two k: the pair of bf16 in each 32-bit lane gives the even k by a shift and the odd k by a mask."""
+    """Two k by multiply-adds: of the pair in each 32-bit lane a mask gives the even k and a shift the odd one."""
     words = ir.VectorType(_I32, LANES)
     floats = ir.VectorType(_F32, LANES)
     fma = _declare(builder, f"llvm.fma.v{LANES}f32", floats, [floats] * 3)
-    pairs = [_load(builder, b, v * LANES * 4, words, 4) for v in range(_NV)]
-    shift = ir.Constant(words, [16] * LANES)
-    mask = ir.Constant(words, [0xFFFF0000] * LANES)
-    for k, half in enumerate(("even", "odd")):
-        columns = [builder.shl(p, shift) if half == "even" else builder.and_(p, mask) for p in pairs]
-        columns = [builder.bitcast(p, floats) for p in columns]
+    shift, mask = ir.Constant(words, [16] * LANES), ir.Constant(words, [0xFFFF0000] * LANES)
+
+    def half(pairs: Any, k: int) -> Any:
+        return builder.bitcast(builder.shl(pairs, shift) if k else builder.and_(pairs, mask), floats)
+
+    loaded = [_load(builder, b, v * LANES * 4, words, 4) for v in range(_NV)]
+    for k in range(2):
+        columns = [half(pairs, k) for pairs in loaded]
         for i in range(mr):
-            value = _splat(builder, _load(builder, a, (k * mr + i) * 4, _F32, 4))
+            if ISA.bf16_dot:
+                value = half(_splat(builder, _load(builder, a, i * 4, _I32, 4)), k)
+            else:
+                value = _splat(builder, _load(builder, a, (k * mr + i) * 4, _F32, 4))
             for v in range(_NV):
                 acc[i * _NV + v] = builder.call(fma, [value, columns[v], acc[i * _NV + v]])
+    return acc
+
+
+class _BFloat(ir.Type):
+    """LLVM's bfloat, which llvmlite.ir lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+def _step_bf16_dot(builder: ir.IRBuilder, mr: int, a: Any, b: Any, acc: list[Any]) -> list[Any]:
+    """Two k: vdpbf16ps adds the second pair's product to each float32 lane, rounds, then the first's, and rounds."""
+    floats = ir.VectorType(_F32, LANES)
+    pairs = ir.VectorType(_BFloat(), 2 * LANES)
+    dot = _declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", floats, [floats, pairs, pairs])
+    columns = [_load(builder, b, v * LANES * 4, pairs, 4) for v in range(_NV)]
+    for i in range(mr):
+        value = builder.bitcast(_splat(builder, _load(builder, a, i * 4, _I32, 4)), pairs)
+        for v in range(_NV):
+            acc[i * _NV + v] = builder.call(dot, [acc[i * _NV + v], value, columns[v]])
     return acc
 
 
@@ -256,7 +330,10 @@ def _dot_operand_type() -> ir.VectorType:
     raise RuntimeError(f"LLVM {version}: expected llvm.x86.avx512.vpdpbusd.512 on vectors of i8 or i32, got neither")
 
 
-_ukernel_bf16_simd = _define_ukernel(_step_bf16, KR_BF16, "ukernel_bf16")
+if ISA.bf16_dot:
+    _ukernel_bf16_simd = _define_ukernel(_step_bf16_dot, KR_BF16, "ukernel_bf16", _step_bf16)
+else:
+    _ukernel_bf16_simd = _define_ukernel(_step_bf16, KR_BF16, "ukernel_bf16", None)
 _ukernel_int8_simd = _define_ukernel(
-    _step_int8_avx512 if ISA.name == "avx512vnni" else _step_int8_avx2, KR_INT8, "ukernel_int8"
+    _step_int8_avx2 if ISA.name == "avx2" else _step_int8_avx512, KR_INT8, "ukernel_int8", None
 )

@@ -1,0 +1,215 @@
+import json
+import time
+from itertools import product
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+from helpers import ROOT, THREADS, run_python
+
+from mla_numba import MlaDims, measure
+from mla_numba.engine import MICRO_TILES, this_machine
+from mla_numba.kernels import ISA, max_threads, peaks, simd, tasks
+from mla_numba.measure import Probes, least_ms, measure_all, measure_rates, rates_as_dict
+from tiling import Rates, least_seconds, plan_prolog
+
+DIMS = MlaDims(64, 2, 32, 32, 16, 16)
+
+
+def counters(n):
+    return np.zeros(n * tasks.COUNTER_STRIDE, np.int64)
+
+
+def check_reads(n):
+    """Every word is read once, by whoever it is, and the last piece is a short one."""
+    words = np.empty(3 * peaks.PIECE_WORDS + 5 * peaks.READ_WORDS if peaks.COMPILED else peaks.READ_WORDS, np.uint32)
+    peaks.fill_words(n, words, n)
+    assert (words == np.arange(words.size)).all()
+    words += np.uint32(2**31)
+    sums = np.full(n, -1, np.int64)
+    peaks.read_stream(n, words, sums, counters(n), n)
+    assert int(sums.sum()) % 2**32 == int(words.sum(dtype=np.uint64)) % 2**32
+    assert sums.min() >= 0
+
+
+def check_chains(n):
+    """Each probe computes what its Python body does, to the bit, so none of its steps was left out."""
+    rng = np.random.default_rng(0)
+    size, steps = peaks.CHAINS * ISA.lanes, 5
+    f32 = rng.uniform(-4, 4, (n, size)).astype(np.float32)
+    words = rng.integers(0, 256, (n, 4 * size), np.uint8).view(np.int32)
+    halves = np.repeat(np.array([0.5, 1], np.float32), ISA.lanes)
+    pairs = rng.uniform(-2, 2, 4 * ISA.lanes).astype(np.float32).view(np.uint32) >> np.uint32(16)
+    pairs = pairs[0::2] << np.uint32(16) | pairs[1::2]
+    dot = (words, words[0, : 2 * ISA.lanes]) if peaks.DOT_DTYPE is np.int32 else (f32, halves)
+    probes = [(peaks.fma_peak, peaks.fma_chain, f32, halves), (peaks.dot_peak, peaks.dot_chain, *dot)]
+    if ISA.bf16_dot:
+        probes.append((peaks.bf16_peak, peaks.bf16_chain, f32, pairs))
+    n_tasks = 4
+    for probe, body, start, operands in probes:
+        operands, got = operands.copy(), start.copy()
+        probe(n, got, operands, steps, counters(n), n_tasks, n)
+        n_drawn = []
+        for before, row in zip(start, got, strict=True):  # how many of the tasks a worker draws is a matter of luck
+            want = [before.copy()]
+            for _ in range(n_tasks):
+                want.append(want[-1].copy())
+                body(want[-1], operands, steps)
+            n_drawn.append([i for i, state in enumerate(want) if (row == state).all()])
+        assert any(sum(drawn) == n_tasks for drawn in product(*n_drawn)), f"{probe.__name__}: {n_drawn}"
+
+
+def check_probes(isa):
+    assert isa in (ISA.name, "any")
+    threads = THREADS if peaks.COMPILED else (1,)
+    for n in threads:
+        check_reads(n)
+        check_chains(n)
+        rates = Probes(n, buffer_bytes=2**20 if peaks.COMPILED else 1, steps=2).rates(seconds=0)
+        assert min(rates_as_dict(rates).values()) > 0
+        assert (rates.bf16_flops_s is not None) == ISA.bf16_dot
+
+
+def test_probes_do_all_their_work():
+    check_probes(ISA.name)
+
+
+@pytest.mark.parametrize(("cpu", "isa"), [("haswell", "avx2"), ("generic", "portable")])
+def test_probes_of_other_instruction_sets(cpu, isa):
+    if isa == "avx2" and ISA.name == "portable":
+        pytest.skip("this CPU has no AVX2")
+    run_python("-W", "error", "-c", f"import test_measure; test_measure.check_probes({isa!r})", NUMBA_CPU_NAME=cpu)
+
+
+def test_probes_without_compiling():
+    code = "import test_measure as t; t.check_probes('any'); print(t.measure_rates(1, seconds=0))"
+    out = run_python("-W", "error", "-c", code, NUMBA_DISABLE_JIT="1")
+    assert out.startswith("Rates(bandwidth_bytes_s=")
+
+
+@numba.njit(nogil=True)
+def multiply_tiles(repeats, k, a, b, c):
+    for _ in range(repeats):
+        simd.ukernel(simd.MR, k, a, 0, b, 0, c, 0, True, True)
+
+
+def test_no_microkernel_beats_the_peaks():
+    k, repeats = 128, 2000
+    n_ops = 2 * simd.MR * simd.NR * k * repeats
+    operands = {
+        "bf16": (np.zeros(simd.MR * k, simd.A_BF16_DTYPE), np.zeros(simd.NR * k, np.uint16), np.float32),
+        "int8": (np.zeros(simd.MR * k, simd.A_INT8_DTYPE), np.zeros(simd.NR * k, np.int8), np.int32),
+    }
+    probes = Probes(1, buffer_bytes=2**20)
+    best = dict.fromkeys((*operands, "peak bf16", "peak int8"), 0.0)
+    for _ in range(6):  # in turns, for the clock may change
+        rates = probes.rates(seconds=0.03)
+        best["peak bf16"] = max(best["peak bf16"], rates.flops_s, rates.bf16_flops_s or 0)
+        best["peak int8"] = max(best["peak int8"], rates.ops_s)
+        for dtype, (a, b, c_type) in operands.items():
+            c = np.zeros(simd.MR * simd.NR, c_type)
+            multiply_tiles(1, k, a, b, c)
+            for _ in range(3):
+                begin = time.perf_counter()
+                multiply_tiles(repeats, k, a, b, c)
+                best[dtype] = max(best[dtype], n_ops / (time.perf_counter() - begin))
+    for dtype in operands:
+        assert best[f"peak {dtype}"] >= 0.9 * best[dtype] > 0, best
+
+
+def test_runs_take_turns_and_the_first_does_not_count():
+    order = []
+    times = measure._time_in_turns([lambda: order.append("a"), lambda: order.append("b")], seconds=0)
+    assert order == ["a", "b"] * (1 + measure._MIN_RUNS)
+    assert [len(spent) for spent in times] == [measure._MIN_RUNS] * 2
+    times = measure._time_in_turns([lambda: time.sleep(0.01), lambda: time.sleep(0.001)], seconds=0.05)
+    assert all(sum(spent) >= 0.05 for spent in times)
+    assert len(times[1]) > len(times[0])
+
+
+def test_every_number_of_threads_is_measured(monkeypatch):
+    monkeypatch.setattr(measure, "_MIN_BUFFER_BYTES", 2**20)
+    monkeypatch.setattr(measure, "_MAX_BUFFER_BYTES", 2**20)
+    finished = []
+    rates = measure_all(seconds=0, finished=lambda: finished.append(1))
+    assert list(rates) == list(range(1, max_threads() + 1))
+    assert len(finished) == max_threads()
+    assert list(measure_all(1, seconds=0)) == [1]
+    assert measure_rates(1, seconds=0).flops_s > 0
+
+
+def test_buffers_are_larger_than_the_caches():
+    probes = Probes(1)
+    n_bytes = sum(quarter.nbytes for quarter in probes._quarters)
+    assert min(max(2**28, 4 * this_machine().l3_bytes), 2**30) <= n_bytes <= 2**30
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (0, ValueError, "n_threads: expected at least 1, got 0"),
+        (True, TypeError, "n_threads: expected int, got bool"),
+        (4096, ValueError, r"n_threads: expected at most Numba's \d+ \(NUMBA_NUM_THREADS\), got 4096"),
+    ],
+)
+def test_wrong_threads_are_refused(value, error, said):
+    with pytest.raises(error, match=said):
+        Probes(value)
+
+
+def test_probes_measure_no_more_threads_than_they_were_made_for():
+    probes = Probes(1, buffer_bytes=1)
+    with pytest.raises(ValueError, match="n_threads: expected at most the 1 of these probes, got 2"):
+        probes.rates(2)
+
+
+def test_least_time_by_hand():
+    t, d = 3, DIMS
+    plan = plan_prolog(d, t, None, this_machine(), micro=MICRO_TILES, n_threads=1)
+    heads = d.num_attention_heads
+    bf16 = d.hidden_size * (d.q_lora_rank + d.kv_lora_rank + d.qk_rope_head_dim)
+    bf16 += heads * d.qk_nope_head_dim * d.kv_lora_rank
+    int8 = d.q_lora_rank * heads * (d.qk_nope_head_dim + d.qk_rope_head_dim)
+    assert (plan.flops, plan.int8_ops) == (2 * t * bf16, 2 * t * int8)
+    computing = Rates(bandwidth_bytes_s=1e30, flops_s=2e3, ops_s=5e3)
+    assert least_seconds(plan, computing) == pytest.approx(plan.flops / 2e3 + plan.int8_ops / 5e3)
+    pairs = Rates(1e30, 2e3, 5e3, bf16_flops_s=4e3)
+    assert least_seconds(plan, pairs) == pytest.approx(plan.flops / 4e3 + plan.int8_ops / 5e3)
+    slow_pairs = Rates(1e30, 2e3, 5e3, bf16_flops_s=1e3)
+    assert least_seconds(plan, slow_pairs) == least_seconds(plan, computing)
+    moving = Rates(bandwidth_bytes_s=7.0, flops_s=1e30, ops_s=1e30)
+    assert least_seconds(plan, moving) == pytest.approx(plan.total_bytes / 7)
+    assert plan.total_bytes > 2 * bf16 + int8
+    assert least_ms(d, (3,), 1, moving) == {3: pytest.approx(plan.total_bytes / 7 * 1e3)}
+
+
+def test_rates_are_shown_in_units_of_a_thousand_million():
+    assert rates_as_dict(Rates(1e9, 2e9, 3e9)) == {"read_gb_s": 1, "fma_gflop_s": 2, "dot_gop_s": 3}
+    assert rates_as_dict(Rates(1e9, 2e9, 3e9, 4e9))["bf16_gflop_s"] == 4
+    with pytest.raises(ValueError, match="bf16_flops_s: expected a float > 0, got 0"):
+        Rates(1.0, 1.0, 1.0, 0.0)
+
+
+def bench(*args):
+    sizes = ["--dims", "256", "4", "128", "128", "64", "64"]
+    return run_python(str(Path(ROOT, "bench/roofline.py")), *args, *sizes, "--seconds", "0", "--threads", "1")
+
+
+def test_bench_times_calls_against_the_limit():
+    report = json.loads(bench("--tokens", "1", "5", "--rounds", "3", "--weight-sets", "2", "--json"))
+    assert [row["threads"] for row in report["rates"]] == [1]
+    assert list(report["least_ms"]) == ["1", "8", "32", "128", "512"]
+    assert [result["tokens"] for result in report["results"]] == [1, 5]
+    for result in report["results"]:
+        assert len(result["ms"]) == 3
+        assert min(result["ms"]) == result["min_ms"] <= result["median_ms"]
+        assert result["share_of_min"] == pytest.approx(result["least_ms"] / result["min_ms"])
+        assert result["share_of_median"] == pytest.approx(result["least_ms"] / result["median_ms"])
+        assert set(result["rates_before"]) == set(result["rates_after"]) == set(report["rates"][0]) - {"threads"}
+
+
+def test_bench_prints_tables():
+    out = bench("--tokens", "2", "--rounds", "2")
+    assert "least possible ms" in out
+    assert "2 rounds, 1 threads, 1 weight sets" in out
