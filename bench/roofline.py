@@ -8,9 +8,9 @@ minute, so the limit of a block follows from rates measured right before and rig
 to back may find part of the weights in the last-level cache and so pass the limit of a read from memory; with several
 weight sets each call takes the next one, as the layers of a model do.
 
-Other programs that compute at the same time take more from several threads that wait for each other than from one: where
-the rates of all threads are below those of one, or differ much before and after, measure again. With Numba's OpenMP layer
-`OMP_WAIT_POLICY=PASSIVE` in the environment lets threads sleep, not spin, while they wait.
+Other programs that compute at the same time take more from threads that wait for each other than from one alone: where
+all threads together are slower than one, or the rates before and after differ much, measure again. With Numba's OpenMP
+layer, `OMP_WAIT_POLICY=PASSIVE` in the environment lets threads sleep, not spin, while they wait.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def main(
     rates = {n: probes.rates(n, seconds) for n in range(1, threads + 1)}
     least = least_ms(sizes, LEAST_TOKENS, threads, rates[threads])
     if not as_json:
-        console.print(str(this_machine()), markup=False, highlight=False)
+        console.print(str(this_machine()), markup=False, highlight=False, soft_wrap=True)
         console.print(show_rates(rates, least))
     blocks = []
     if tokens:

@@ -10,7 +10,8 @@
 
 Each rate is the best of many short runs, in turns with those of the others: one that the machine was seen to reach.
 Other programs and other tenants change it from minute to minute, so a share of the limit needs rates measured right
-before and after what is timed, as `bench/roofline.py` does. Rates of many threads below those of few mean a busy machine.
+before and after what is timed, as `bench/roofline.py` does. Peaks of many threads below those of few tell of a busy
+machine.
 """
 
 from __future__ import annotations

@@ -477,8 +477,8 @@ def test_fp16_scale_caches(strided, power):
 
 
 @pytest.mark.parametrize("first", range(0, 1 << 16, 1 << 14))
-def test_every_fp16_that_a_scale_can_round_to(first):
-    """bf16 norms of one element give scales x / 127 of every exponent; each rounds as NumPy rounds it."""
+def test_scales_of_every_exponent_round_into_fp16(first):
+    """Gammas of every exponent, subnormal ones too, give scales that round as NumPy rounds them."""
     bits = np.arange(first, first + (1 << 14), 7, dtype=np.uint16)
     gammas = bits.view(BF16)
     gammas = gammas[np.isfinite(gammas.astype(np.float32))][: 4 * 500]

@@ -120,15 +120,15 @@ def test_workspace_by_hand():
     }
     assert tile.worker_workspace == {
         "c": 960,  # 5 rows of one panel of 48 columns, the widest of the four
-        "q_head": 960,  # 5 * 48 * 4
+        "q_head": 512,  # 5 * 48 * 2 = 480
         "a_nope": 320,  # 5 * 16 * 4
         "y": 320,  # 64 hidden states and 16 lanes, 4 bytes each
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
-    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "a_nope": 640, "y": 640}
-    assert two.workspace_bytes == 1728 + 5120
+    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1024, "a_nope": 640, "y": 640}
+    assert two.workspace_bytes == 1728 + 4224
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 
