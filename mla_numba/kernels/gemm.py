@@ -184,30 +184,25 @@ def matmul_pair(
                 rows = block_start(t, n_blocks, now % n_blocks + 1) - row0
                 normal = sums_stay_normal(least_of(window(least_a, row0, rows)), least_b)
                 if walk_index < n_walks0:
-                    panel0 = block_start(n_panels0, n_walks0, walk_index)
-                    walk = block_start(n_panels0, n_walks0, walk_index + 1) - panel0
-                    size = np.int64(walk) * rows * NR
-                    for s in range(n_parts):
-                        multiply_block(
-                            a, row0, rows, kp, s * part, (s + 1) * part, kc, b, panel0, walk, scratch, s * size, rows,
-                            False, normal,
-                        )  # fmt: skip
-                    if n_parts == 2:
-                        _store_split(scratch, 0, size, row0, rows, rows, walk, panel0 * NR, y0)
-                    else:
-                        _store_scaled(
-                            scratch, 0, row0, rows, rows, walk, panel0, panel0 * NR, offset, row_scale, col_scale, y0
-                        )  # fmt: skip
+                    y = y0
+                    panel = block_start(n_panels0, n_walks0, walk_index)
+                    walk = block_start(n_panels0, n_walks0, walk_index + 1) - panel
+                    packed, split = panel, n_parts == 2
                 else:
-                    panel1 = block_start(n_panels1, n_walks1, walk_index - n_walks0)
-                    walk = block_start(n_panels1, n_walks1, walk_index - n_walks0 + 1) - panel1
-                    panel0 = n_panels0 + panel1
-                    for s in range(n_parts):
-                        multiply_block(
-                            a, row0, rows, kp, s * part, (s + 1) * part, kc, b, panel0, walk, scratch, 0, rows, s > 0,
-                            normal,
-                        )  # fmt: skip
+                    y = y1
+                    panel = block_start(n_panels1, n_walks1, walk_index - n_walks0)
+                    walk = block_start(n_panels1, n_walks1, walk_index - n_walks0 + 1) - panel
+                    packed, split = n_panels0 + panel, False
+                second = np.int64(walk) * rows * NR if split else np.int64(0)
+                for s in range(n_parts):
+                    multiply_block(
+                        a, row0, rows, kp, s * part, (s + 1) * part, kc, b, packed, walk, scratch, s * second, rows,
+                        s > 0 and not split, normal,
+                    )  # fmt: skip
+                if split:
+                    _store_split(scratch, 0, second, row0, rows, rows, walk, panel * NR, y)
+                else:
                     _store_scaled(
-                        scratch, 0, row0, rows, rows, walk, panel0, panel1 * NR, offset, row_scale, col_scale, y1
+                        scratch, 0, row0, rows, rows, walk, packed, panel * NR, offset, row_scale, col_scale, y
                     )  # fmt: skip
             task, end = draw(counters, worker, n_workers, n_tasks, grain)

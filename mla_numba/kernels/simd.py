@@ -131,7 +131,7 @@ def _define_ukernel(
             if emit_subnormal is None:
                 builder.call(function, operands)
             else:
-                other = _tile_function(builder.module, emit_subnormal, kr, f"{name}_subnormal", is_int8)
+                other = _row_by_row_function(builder.module, emit_subnormal, kr, f"{name}_subnormal", is_int8)
                 builder.call(builder.select(args[9], function, other), operands)
             return context.get_dummy_value()
 
@@ -141,7 +141,7 @@ def _define_ukernel(
 
 
 def _tile_function(module: ir.Module, emit_step: Callable[..., Any], kr: int, name: str, is_int8: bool) -> ir.Function:
-    """The switch over row counts, defined once in a module."""
+    """The switch over row counts, defined once in a module: `f(mr, steps, a, b, c, carry)`."""
     name = f"mla_numba_{name}_{ISA.name}"
     existing = module.globals.get(name)
     if existing is not None:
@@ -155,13 +155,50 @@ def _tile_function(module: ir.Module, emit_step: Callable[..., Any], kr: int, na
     for mr in range(1, MR + 1):
         block = function.append_basic_block(f"rows{mr}")
         switch.add_case(ir.Constant(_I64, mr), block)
-        body = _rows_function(module, fnty, f"{name}_{mr}x{NR}", mr, emit_step, kr, is_int8)
+        body = _rows_function(module, f"{name}_{mr}x{NR}", mr, emit_step, kr, is_int8)
         builder.position_at_end(block)
-        builder.call(body, function.args)
+        _, steps, a, b, c, carry = function.args
+        builder.call(body, [steps, a, b, c, carry, ir.Constant(_I64, mr * _a_row_bytes(kr, is_int8))])
         builder.branch(out)
     builder.position_at_end(out)
     builder.ret_void()
     return function
+
+
+def _row_by_row_function(
+    module: ir.Module, emit_step: Callable[..., Any], kr: int, name: str, is_int8: bool
+) -> ir.Function:
+    """The same for what is rare: each row by itself, so that there is one loop over k to compile, not MR."""
+    name = f"mla_numba_{name}_{ISA.name}"
+    existing = module.globals.get(name)
+    if existing is not None:
+        return existing
+    pointer = _I8.as_pointer()
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
+    function = _internal_function(module, fnty, name)
+    body = _rows_function(module, f"{name}_1x{NR}", 1, emit_step, kr, is_int8)
+    entry, loop, done = (function.append_basic_block(s) for s in ("entry", "loop", "done"))
+    builder = ir.IRBuilder(entry)
+    mr, steps, a, b, c, carry = function.args
+    a_row, c_row = ir.Constant(_I64, _a_row_bytes(kr, is_int8)), ir.Constant(_I64, NR * 4)
+    a_step = builder.mul(mr, a_row)
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    row = builder.phi(_I64)
+    row.add_incoming(ir.Constant(_I64, 0), entry)
+    a_here, c_here = (builder.gep(p, [builder.mul(row, size)]) for p, size in ((a, a_row), (c, c_row)))
+    builder.call(body, [steps, a_here, b, c_here, carry, a_step])
+    following = builder.add(row, ir.Constant(_I64, 1))
+    row.add_incoming(following, loop)
+    builder.cbranch(builder.icmp_unsigned("<", following, mr), loop, done)
+    builder.position_at_end(done)
+    builder.ret_void()
+    return function
+
+
+def _a_row_bytes(kr: int, is_int8: bool) -> int:
+    """Bytes of one row of A for one step of kr."""
+    return kr * (ISA.a_int8_bytes if is_int8 else ISA.a_bf16_bytes)
 
 
 def _internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> ir.Function:
@@ -173,15 +210,19 @@ def _internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> i
 
 
 def _rows_function(
-    module: ir.Module, fnty: ir.FunctionType, name: str, mr: int, emit_step: Callable[..., Any], kr: int, is_int8: bool
+    module: ir.Module, name: str, mr: int, emit_step: Callable[..., Any], kr: int, is_int8: bool
 ) -> ir.Function:
-    """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step."""
+    """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step.
+
+    `f(steps, a, b, c, carry, a_step)`: a_step is the distance in bytes between two steps of A.
+    """
     element = _I32 if is_int8 else _F32
     vector = ir.VectorType(element, LANES)
-    a_bytes = mr * kr * (ISA.a_int8_bytes if is_int8 else ISA.a_bf16_bytes)
     b_bytes = NR * kr * (1 if is_int8 else 2)
+    pointer = _I8.as_pointer()
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, pointer, pointer, pointer, _I1, _I64])
     function = _internal_function(module, fnty, name)
-    _, steps, a, b, c, carry = function.args
+    steps, a, b, c, carry, a_step = function.args
     entry, load, loop, done = (function.append_basic_block(s) for s in ("entry", "load", "loop", "done"))
     builder = ir.IRBuilder(entry)
     c_vectors = builder.bitcast(c, vector.as_pointer())
@@ -202,7 +243,7 @@ def _rows_function(
         phi.add_incoming(zero, entry)
         phi.add_incoming(value, load)
         acc.append(phi)
-    a_here = builder.gep(a, [builder.mul(step, ir.Constant(_I64, a_bytes))])
+    a_here = builder.gep(a, [builder.mul(step, a_step)])
     b_here = builder.gep(b, [builder.mul(step, ir.Constant(_I64, b_bytes))])
     for line in range(0, b_bytes, 64):
         _prefetch(builder, builder.gep(b_here, [ir.Constant(_I64, PREFETCH_BYTES + line)]))
