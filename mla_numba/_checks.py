@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ml_dtypes
@@ -69,7 +70,7 @@ def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:
             end, end_written = stop, is_written
     else:
         return
-    others = list((written | read).items())
+    others = [*written.items(), *read.items()]
     for i, (name, array) in enumerate(written.items()):
         for other_name, other in others[i + 1 :]:
             if np.shares_memory(array, other):
@@ -115,6 +116,34 @@ def check_int(name: str, value: object, least: int) -> int:
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
     return int(value)
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises `TypeError` unless `value` is a real number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+
+
+MAX_K_INT8 = (2**31 - 1) // (127 * 128)  # K * 127 * 128 has to fit an int32
+
+
+def check_k_int8(name: str, k: int) -> None:
+    """Raises `ValueError` where a sum of k products of int8 codes may leave int32."""
+    if k > MAX_K_INT8:
+        raise ValueError(f"{name}: expected at most {MAX_K_INT8} rows, whose int8 sums fit int32, got {k}")
+
+
+@contextmanager
+def renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors raised within speak of the caller's own arguments: `names` maps our names to theirs."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        name, colon, rest = str(error).partition(":")
+        head, overlap, other = rest.rpartition(" overlap with ")
+        if overlap:
+            rest = head + overlap + names.get(other, other)
+        raise type(error)(names.get(name, name) + colon + rest) from None
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:

@@ -87,22 +87,32 @@ def mla_prolog_quant_compute(
         "gamma_cq": gamma_cq,
         "gamma_ckv": gamma_ckv,
     }
-    weights = _weights(w_dq, given, _scale_or_none(dequant_scale), epsilon_cq, epsilon_ckv)
-    prolog = MlaProlog(weights, phase, tile_config=tile_config)
-    before = {"kv_cache": kv_cache, "kr_cache": kr_cache}
-    after = {"kv_cache": kv_cache_out, "kr_cache": kr_cache_out}
+    with check.renamed(_NAMES_HERE):
+        weights = _weights(w_dq, given, _scale_or_none(dequant_scale), epsilon_cq, epsilon_ckv)
+        prolog = MlaProlog(weights, phase, tile_config=tile_config)
+        k_scale_out = _present("k_scale_cache", k_scale_cache_out) if prolog.quantized else None
+        cache = PagedCache(kv_cache_out, kr_cache_out, k_scale_out, cache_mode)
+    before = {"kv_cache": _present("kv_cache", kv_cache), "kr_cache": _present("kr_cache", kr_cache)}
     if prolog.quantized:
         before["k_scale_cache"] = _present("k_scale_cache", k_scale_cache)
-        after["k_scale_cache"] = _present("k_scale_cache_out", k_scale_cache_out)
-    cache = PagedCache(after["kv_cache"], after["kr_cache"], after.get("k_scale_cache"), cache_mode)
-    out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
+    after = cache.arrays()
     moved = {name: array for name, array in before.items() if not _same_memory(array, after[name])}
+    out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
+    with check.renamed(_NAMES_HERE):
+        call = prolog.bind(token_x, cos, sin, cache_index, cache, out, also_read=moved)
     for name, array in moved.items():
         check.check_array(name, array, (after[name].dtype,), after[name].shape)
-    io = prolog.bind(token_x, cos, sin, cache_index, cache, out, also_read=moved)
     for name, array in moved.items():
         after[name][...] = array
-    prolog.run(io)
+    prolog.run(call)
+
+
+_NAMES_HERE = {
+    "x": "token_x",
+    "dequant_scale_w_uq_qr": "dequant_scale",
+    **{f"out.{name}": f"{name}_out" for name in PrologOutput._fields},
+    **{name: f"{name}_out" for name in ("kv_cache", "kr_cache", "k_scale_cache")},
+}
 
 
 def _for_phase(phase: str, name: str) -> Callable[..., None]:
@@ -180,6 +190,8 @@ def pre_compute_2d(
     if not isinstance(quant_inputs, MlaQuantInputs):
         raise TypeError(f"quant_inputs: expected MlaQuantInputs, got {type(quant_inputs).__name__}")
     quant_inputs.reject_unread()
+    if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
+        raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
     scale_dq, scale_dkv = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
     if scale_dq is None or scale_dkv is None:
         scale_dq = scale_dkv = None
@@ -201,6 +213,9 @@ def pre_compute_2d(
         raise ValueError(f"w_dkv_kr, w_uq_qr: expected at least 3 columns, got {n_kv} and {n_up}")
     if scale_dq is None and hidden % 2:
         raise ValueError(f"w_dq: expected an even hidden_size (its two halves are summed apart), got {hidden}")
+    for name, k, scale in (("w_dq", hidden, scale_dq), ("w_uq_qr", q_rank, scale_up)):
+        if scale is not None:
+            check.check_k_int8(name, k)
     n_threads = max_threads()
     weights = PackedWeights(
         # The planner knows a prolog, not a lone projection: one head as wide as the matrix stands for it.

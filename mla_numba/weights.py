@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from ._checks import BF16, FP32, INT8, Array, check_array, check_choice, check_vector
+from ._checks import BF16, FP32, INT8, Array, check_array, check_choice, check_k_int8, check_number, check_vector
 from .dims import MlaDims
 from .kernels import max_threads
 from .packed import PackedWeights, pack_weights
@@ -15,7 +15,6 @@ from .packed import PackedWeights, pack_weights
 __all__ = ["MlaWeights"]
 
 QUANT_MODES = ("none", "a", "b", "ab")
-_MAX_K_INT8 = (2**31 - 1) // (127 * 128)  # K * 127 * 128 has to fit an int32
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +53,8 @@ class MlaWeights:
     epsilon_ckv: float = 1e-5
 
     def __post_init__(self) -> None:
+        check_number("epsilon_cq", self.epsilon_cq)
+        check_number("epsilon_ckv", self.epsilon_ckv)
         a, b = self.dequant_scale_w_dq, self.dequant_scale_w_uq_qr
         if (a is None) != (self.dequant_scale_w_dkv_kr is None):
             raise ValueError(
@@ -79,8 +80,8 @@ class MlaWeights:
             self._take_vector(f"dequant_scale_{name}", n)
         self._take_vector("smooth_scales_cq", q_rank)
         for name, k, is_int8 in (("w_dq", hidden, a is not None), ("w_uq_qr", q_rank, b is not None)):
-            if is_int8 and k > _MAX_K_INT8:
-                raise ValueError(f"{name}: expected at most {_MAX_K_INT8} rows, whose int8 sums fit int32, got {k}")
+            if is_int8:
+                check_k_int8(name, k)
         if a is None and hidden % 2:
             raise ValueError(f"w_dq: expected an even hidden_size (its two halves are summed apart), got {hidden}")
         if b is not None and latent % 4:

@@ -42,6 +42,8 @@ if __name__ == "__main__":
         plain_python()
     elif scope == "one mode":
         small(["b"])
+    elif scope == "two modes":
+        small(["none", "ab smooth"])
     else:
         small(MODES)
-        larger(["none", "ab smooth"])
+        larger(["ab smooth"])

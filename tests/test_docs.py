@@ -34,7 +34,7 @@ def command_lines():
 
 
 @pytest.mark.fullsize
-@pytest.mark.parametrize("arguments", command_lines())
+@pytest.mark.parametrize("arguments", list(command_lines()))
 def test_command_lines_work(arguments, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "mla_numba", *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=300

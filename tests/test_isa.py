@@ -14,13 +14,16 @@ HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
 RUNS = {
     "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
     "generic": ("portable", "all modes", {"NUMBA_CPU_NAME": "generic"}),
+    "cascadelake": ("avx512vnni", "two modes", {"NUMBA_CPU_NAME": "cascadelake"}),
     "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
     "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
     "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
     "python generic": ("portable", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
+    "python cascadelake": ("avx512vnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "cascadelake"}),
 }
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
+BF16 = AVX512 | {"avx512bf16"}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +39,9 @@ def runs():
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
 @pytest.mark.parametrize("name", RUNS)
 def test_other_instruction_sets_are_exact(runs, name):
-    if RUNS[name][0] == "avx2" and ISA.name == "portable":
-        pytest.skip("this CPU has no AVX2")
+    best = list(ISAS)  # from the most capable on
+    if best.index(RUNS[name][0]) < best.index(ISA.name):
+        pytest.skip(f"this CPU has no {RUNS[name][0]}")
     runs[name].result()
 
 
@@ -46,6 +50,15 @@ def test_other_instruction_sets_are_exact(runs, name):
     [
         (None, None, AVX512, "avx512vnni"),
         ("host", None, AVX512, "avx512vnni"),
+        (None, None, BF16, "avx512bf16"),
+        (None, None, BF16 - {"avx512vnni"}, "avx2"),
+        ("znver5", None, BF16, "avx512bf16"),
+        ("sapphirerapids", None, AVX512, "avx512vnni"),
+        ("cascadelake", None, BF16, "avx512vnni"),
+        ("haswell", None, BF16, "avx2"),
+        ("host", "-avx512bf16", frozenset(), "portable"),
+        ("znver5", "-avx512bf16", BF16, "avx512vnni"),
+        ("cascadelake", "+avx512bf16", BF16, "avx512bf16"),
         (None, None, AVX2, "avx2"),
         (None, None, frozenset({"sse2"}), "portable"),
         (None, None, frozenset(), "portable"),

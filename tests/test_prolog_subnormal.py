@@ -115,6 +115,17 @@ def test_per_head_products(mode, exponent):
     assert_call(weights, make_inputs(DIMS, T, 48)._replace(x=at(rng, 0, T, 130)))
 
 
+def test_subnormal_weights_of_the_heads():
+    """Queries are large enough for exact products, and the weights are whole multiples of 2**-133."""
+    rng = np.random.default_rng(8)
+    inputs = make_inputs(DIMS, T, 48)._replace(x=at(rng, 0, T, 130))
+    scale = np.full(201, 2.0**20, np.float32)
+    weights = make_weights(DIMS, "b", w_uk=at(rng, SUBNORMAL, 3, 33, 68), dequant_scale_w_uq_qr=scale)
+    assert_call(weights, inputs)
+    gamma, w_uk = at(rng, 30, 50), at(rng, 100, 3, 33, 68)
+    assert_call(make_weights(DIMS, "none", gamma_cq=gamma, w_uq_qr=at(rng, SUBNORMAL, 50, 201), w_uk=w_uk), inputs)
+
+
 @pytest.mark.parametrize("exponent", [-104, -100, -90])
 def test_queries_of_tiny_channel_scales(exponent):
     """The other way round: the query is tiny or subnormal, and w_uk is not."""
