@@ -19,7 +19,7 @@ from numba.extending import register_jitable
 
 from ._jit import kernel
 from .isa import ISA
-from .scalars import least_magnitude, row_of, widen, window
+from .scalars import least_magnitude, pair_window, row_of, widen, window
 from .simd import A_OFFSET, KR_BF16, KR_INT8, MR, NR, ukernel
 from .tasks import block_of, block_start, ceil_div
 
@@ -139,12 +139,12 @@ def pack_row_bf16(values: Any, place: Any, mr: Any, out: Any) -> None:
     """
     n = len(values)
     if BF16_PAIRS:
-        row = window(out, 2 * place, len(out) - 2 * place)
-        for pair in range(n // 2):
-            row[pair * 2 * mr] = values[2 * pair + 1]
-            row[pair * 2 * mr + 1] = values[2 * pair]
-        for p in range(n // 2 * 2, len(out) // mr):
-            row[p // 2 * 2 * mr + 1 - p % 2] = values[p] if p < n else np.uint16(0)
+        row = window(pair_window(out, 0, len(out) // 2), place, len(out) // 2 - place)
+        pairs = pair_window(values, 0, n // 2)
+        for i in range(n // 2):
+            row[i * mr] = np.uint32(np.uint32(pairs[i] << np.uint32(16)) | np.uint32(pairs[i] >> np.uint32(16)))
+        for i in range(n // 2, len(out) // (2 * mr)):
+            row[i * mr] = np.uint32(np.uint32(values[n - 1]) << np.uint32(16)) if 2 * i < n else np.uint32(0)
     else:
         row = window(out, place, len(out) - place)
         for p in range(n):

@@ -23,26 +23,47 @@ def window(array: Any, start: Any, n: Any) -> Any:
     return array.reshape(-1)[start : start + n]
 
 
-@intrinsic
-def _window_intrinsic(_typingctx: Any, array: Any, start: Any, n: Any) -> Any:
-    result = types.Array(array.dtype, 1, "C")
+def pair_window(array: Any, start: Any, n: Any) -> Any:
+    """Elements start..start+2*n of a flat uint16 array as n uint32, the first of two in the lower half."""
+    return array[start : start + 2 * n].view(np.uint32)
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source = make_array(sig.args[0])(context, builder, args[0])
-        view = make_array(result)(context, builder)
-        data = builder.gep(source.data, [args[1]])
-        populate_array(
-            view, data=data, shape=[args[2]], strides=[source.itemsize], itemsize=source.itemsize, meminfo=None
-        )
-        return view._getvalue()
 
-    return result(array, types.int64, types.int64), codegen
+def _define_window(result_dtype: Any) -> Any:
+    """An intrinsic that lays an array of `result_dtype` (None: the source's) over part of another."""
+
+    @intrinsic
+    def view_of(_typingctx: Any, array: Any, start: Any, n: Any) -> Any:
+        result = types.Array(result_dtype or array.dtype, 1, "C")
+
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            source = make_array(sig.args[0])(context, builder, args[0])
+            view = make_array(result)(context, builder)
+            data = builder.bitcast(builder.gep(source.data, [args[1]]), view.data.type)
+            itemsize = context.get_constant(types.intp, result.dtype.bitwidth // 8)
+            populate_array(view, data=data, shape=[args[2]], strides=[itemsize], itemsize=itemsize, meminfo=None)
+            return view._getvalue()
+
+        return result(array, types.int64, types.int64), codegen
+
+    return view_of
+
+
+_window_intrinsic = _define_window(None)
+_pair_window_intrinsic = _define_window(types.uint32)
 
 
 @overload(window)
 def _window(array: Any, start: Any, n: Any) -> Any:
     def view(array: Any, start: Any, n: Any) -> Any:
         return _window_intrinsic(array, np.int64(start), np.int64(n))
+
+    return view
+
+
+@overload(pair_window)
+def _pair_window(array: Any, start: Any, n: Any) -> Any:
+    def view(array: Any, start: Any, n: Any) -> Any:
+        return _pair_window_intrinsic(array, np.int64(start), np.int64(n))
 
     return view
 
