@@ -92,6 +92,8 @@ def check_slots(cache_index: object, t: int, capacity: int) -> Array:
         raise TypeError(f"cache_index: expected dtype int64 or int32, got {dtype_text(cache_index.dtype)}")
     if cache_index.shape != (t,):
         raise ValueError(f"cache_index: expected shape ({t},), got {cache_index.shape}")
+    if not cache_index.flags.c_contiguous:
+        raise ValueError(f"cache_index: expected a contiguous array, got strides {cache_index.strides}")
     slots: Array = np.ascontiguousarray(cache_index, dtype=np.int64)
     if t and (slots.min() < -1 or slots.max() >= capacity):
         token = int(np.flatnonzero((slots < -1) | (slots >= capacity))[0])

@@ -91,6 +91,8 @@ class MlaProlog:
         self.phase = check.check_choice("phase", phase, ("decode", "prefill"))
         if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
             raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
+        if options is not None and not isinstance(options, PassOptions):
+            raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
         self.n_threads = max_threads() if n_threads is None else check.check_int("n_threads", n_threads, 1)
         if self.n_threads > max_threads():
             raise ValueError(

@@ -15,8 +15,8 @@ change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the seco
 that one first: it is two multiply-adds, each rounded (Intel SDM), save that it takes subnormal numbers for 0. `normal`
 says that there can be none (`scalars.sums_stay_normal`); where there can be, plain multiply-adds do the work.
 
-`ukernel` takes flat arrays and an offset into each, and how many bytes `ahead` of its loads it prefetches B. Called from
-Python it runs its own body, which is the oracle of the compiled ones.
+`ukernel` takes flat arrays and an offset into each, and how many bytes `ahead` of its loads it prefetches B. Called
+from Python it runs its own body, which is the oracle of the compiled ones.
 """
 
 from __future__ import annotations
