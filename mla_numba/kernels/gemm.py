@@ -26,7 +26,7 @@ from numba.extending import overload, register_jitable
 
 from ._jit import kernel
 from .scalars import least_of, round_bf16, row_of, sums_stay_normal, window
-from .simd import MR, NR, PREFETCH_BYTES, ukernel
+from .simd import MR, NR, ukernel
 from .tasks import block_start, ceil_div, draw
 
 
@@ -50,26 +50,22 @@ def multiply_block(
 ) -> None:
     """C[panel][row][NR] = (carry ? C : 0) + A[row0:row0+rows, k0:k1] @ B[panel0+panel, k0:k1].
 
-    `ldc` is the distance in rows between two panels of C. k0, k1 and kc are multiples of KR. The first register tile
-    that meets a block of B streams it from memory; the second, which finds it in cache, prefetches the block that
-    comes next: the same panel's next k, or after the last the panel as far on as the walk is long.
+    `ldc` is the distance in rows between two panels of C. k0, k1 and kc are multiples of KR.
     """
     n_blocks = ceil_div(rows, MR)
     # Loop 3: split k in kc (A, B); not parallel: the sums run on in C.
     for ks in range(k0, k1, kc):
         k_cur = min(kc, k1 - ks)
-        next_block = k_cur if ks + k_cur < k1 else n_panels * kp - (ks - k0)
         # Loop 2: split the token block in register tiles of mr_cur rows (A, C)
         for ib in range(n_blocks):
             first = block_start(rows, n_blocks, ib)
             mr_cur = block_start(rows, n_blocks, ib + 1) - first
             a_off = (row0 + first) * kp + ks * mr_cur
-            ahead = next_block * NR * b.itemsize if ib == 1 else PREFETCH_BYTES
             # Loop 1: the panels of the walk, while this block of A stays in L1 (B, C)
             for p in range(n_panels):
                 ukernel(
                     mr_cur, k_cur, a, a_off, b, ((panel0 + p) * kp + ks) * NR,
-                    c, c_off + (p * ldc + first) * NR, carry or ks > k0, normal, ahead,
+                    c, c_off + (p * ldc + first) * NR, carry or ks > k0, normal,
                 )  # fmt: skip
 
 

@@ -99,9 +99,9 @@ def multiply_both_ways(a: Any, b: Any, k: Any, by_pairs: Any, by_steps: Any) -> 
     """One register tile by the instruction for bf16 pairs and by plain multiply-adds, to be compared."""
     for way in prange(2):
         if way == 0:
-            ukernel(np.int64(MR), k, a, np.int64(0), b, np.int64(0), by_pairs, np.int64(0), False, True, 0)
+            ukernel(np.int64(MR), k, a, np.int64(0), b, np.int64(0), by_pairs, np.int64(0), False, True)
         else:
-            ukernel(np.int64(MR), k, a, np.int64(0), b, np.int64(0), by_steps, np.int64(0), False, False, 0)
+            ukernel(np.int64(MR), k, a, np.int64(0), b, np.int64(0), by_steps, np.int64(0), False, False)
 
 
 @kernel

@@ -15,8 +15,8 @@ change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the seco
 that one first: it is two multiply-adds, each rounded (Intel SDM), save that it takes subnormal numbers for 0. `normal`
 says that there can be none (`scalars.sums_stay_normal`); where there can be, plain multiply-adds do the work.
 
-`ukernel` takes flat arrays and an offset into each, and how many bytes `ahead` of its loads it prefetches B. Called
-from Python it runs its own body, which is the oracle of the compiled ones.
+`ukernel` takes flat arrays and an offset into each. Called from Python it runs its own body, which is the oracle of the
+compiled ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
 A_OFFSET = np.int32(ISA.a_offset)
 A_INT8_DTYPE = np.uint8 if ISA.a_int8_bytes == 1 else np.int16
 A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
-PREFETCH_BYTES = 8192  # how far ahead of the loads a panel that comes from memory is prefetched; docs/performance.md
+PREFETCH_BYTES = 8192  # how far ahead of the loads a panel is prefetched; see docs/performance.md
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _F32 = ir.FloatType()
@@ -46,7 +46,7 @@ _NV = NR // LANES
 
 
 def ukernel(
-    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any, ahead: Any
+    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
 ) -> None:
     """One register tile; `b`'s dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
     is_int8 = b.dtype == np.int8
@@ -75,24 +75,14 @@ def _widened(bits: Any) -> Any:
 
 @overload(ukernel)
 def _ukernel(
-    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any, ahead: Any
+    mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
 ) -> Any:
     is_int8 = b.dtype == types.int8
     if ISA.name == "portable":
         loops = ukernel_int8_portable if is_int8 else ukernel_bf16_portable
 
         def portable(
-            mr: Any,
-            k: Any,
-            a: Any,
-            a_off: Any,
-            b: Any,
-            b_off: Any,
-            c: Any,
-            c_off: Any,
-            carry: Any,
-            normal: Any,
-            ahead: Any,
+            mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
         ) -> None:
             loops(mr, k, a, a_off, b, b_off, c, c_off, carry)
 
@@ -100,21 +90,9 @@ def _ukernel(
     emitted = _ukernel_int8_simd if is_int8 else _ukernel_bf16_simd
 
     def simd(
-        mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any, ahead: Any
+        mr: Any, k: Any, a: Any, a_off: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any, normal: Any
     ) -> None:
-        emitted(
-            np.int64(mr),
-            np.int64(k),
-            a,
-            np.int64(a_off),
-            b,
-            np.int64(b_off),
-            c,
-            np.int64(c_off),
-            carry,
-            normal,
-            np.int64(ahead),
-        )
+        emitted(np.int64(mr), np.int64(k), a, np.int64(a_off), b, np.int64(b_off), c, np.int64(c_off), carry, normal)
 
     return simd
 
@@ -140,7 +118,6 @@ def _define_ukernel(
         c_off: Any,
         carry: Any,
         normal: Any,
-        ahead: Any,
     ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             def pointer(position: int) -> Any:
@@ -148,8 +125,7 @@ def _define_ukernel(
                 return builder.gep(array.data, [args[position + 1]])
 
             steps = builder.udiv(args[1], ir.Constant(_I64, kr))
-            pointers = [builder.bitcast(pointer(p), _I8.as_pointer()) for p in (2, 4, 6)]
-            operands = [args[0], steps, *pointers, args[8], args[10]]
+            operands = [args[0], steps, *(builder.bitcast(pointer(p), _I8.as_pointer()) for p in (2, 4, 6)), args[8]]
             is_int8 = name.endswith("int8")
             function = _tile_function(builder.module, emit_step, kr, name, is_int8)
             if emit_subnormal is None:
@@ -159,19 +135,19 @@ def _define_ukernel(
                 builder.call(builder.select(args[9], function, other), operands)
             return context.get_dummy_value()
 
-        return types.void(mr, k, a, a_off, b, b_off, c, c_off, carry, normal, ahead), codegen
+        return types.void(mr, k, a, a_off, b, b_off, c, c_off, carry, normal), codegen
 
     return call
 
 
 def _tile_function(module: ir.Module, emit_step: Callable[..., Any], kr: int, name: str, is_int8: bool) -> ir.Function:
-    """The switch over row counts, defined once in a module: `f(mr, steps, a, b, c, carry, ahead)`."""
+    """The switch over row counts, defined once in a module: `f(mr, steps, a, b, c, carry)`."""
     name = f"mla_numba_{name}_{ISA.name}"
     existing = module.globals.get(name)
     if existing is not None:
         return existing
     pointer = _I8.as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1, _I64])
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
     function = _internal_function(module, fnty, name)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     out = function.append_basic_block("out")
@@ -181,8 +157,8 @@ def _tile_function(module: ir.Module, emit_step: Callable[..., Any], kr: int, na
         switch.add_case(ir.Constant(_I64, mr), block)
         body = _rows_function(module, f"{name}_{mr}x{NR}", mr, emit_step, kr, is_int8)
         builder.position_at_end(block)
-        _, steps, a, b, c, carry, ahead = function.args
-        builder.call(body, [steps, a, b, c, carry, ahead, ir.Constant(_I64, mr * _a_row_bytes(kr, is_int8))])
+        _, steps, a, b, c, carry = function.args
+        builder.call(body, [steps, a, b, c, carry, ir.Constant(_I64, mr * _a_row_bytes(kr, is_int8))])
         builder.branch(out)
     builder.position_at_end(out)
     builder.ret_void()
@@ -198,12 +174,12 @@ def _row_by_row_function(
     if existing is not None:
         return existing
     pointer = _I8.as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1, _I64])
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
     function = _internal_function(module, fnty, name)
     body = _rows_function(module, f"{name}_1x{NR}", 1, emit_step, kr, is_int8)
     entry, loop, done = (function.append_basic_block(s) for s in ("entry", "loop", "done"))
     builder = ir.IRBuilder(entry)
-    mr, steps, a, b, c, carry, ahead = function.args
+    mr, steps, a, b, c, carry = function.args
     a_row, c_row = ir.Constant(_I64, _a_row_bytes(kr, is_int8)), ir.Constant(_I64, NR * 4)
     a_step = builder.mul(mr, a_row)
     builder.branch(loop)
@@ -211,7 +187,7 @@ def _row_by_row_function(
     row = builder.phi(_I64)
     row.add_incoming(ir.Constant(_I64, 0), entry)
     a_here, c_here = (builder.gep(p, [builder.mul(row, size)]) for p, size in ((a, a_row), (c, c_row)))
-    builder.call(body, [steps, a_here, b, c_here, carry, ahead, a_step])
+    builder.call(body, [steps, a_here, b, c_here, carry, a_step])
     following = builder.add(row, ir.Constant(_I64, 1))
     row.add_incoming(following, loop)
     builder.cbranch(builder.icmp_unsigned("<", following, mr), loop, done)
@@ -238,15 +214,15 @@ def _rows_function(
 ) -> ir.Function:
     """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step.
 
-    `f(steps, a, b, c, carry, ahead, a_step)`: a_step is the distance in bytes between two steps of A.
+    `f(steps, a, b, c, carry, a_step)`: a_step is the distance in bytes between two steps of A.
     """
     element = _I32 if is_int8 else _F32
     vector = ir.VectorType(element, LANES)
     b_bytes = NR * kr * (1 if is_int8 else 2)
     pointer = _I8.as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [_I64, pointer, pointer, pointer, _I1, _I64, _I64])
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, pointer, pointer, pointer, _I1, _I64])
     function = _internal_function(module, fnty, name)
-    steps, a, b, c, carry, ahead, a_step = function.args
+    steps, a, b, c, carry, a_step = function.args
     entry, load, loop, done = (function.append_basic_block(s) for s in ("entry", "load", "loop", "done"))
     builder = ir.IRBuilder(entry)
     c_vectors = builder.bitcast(c, vector.as_pointer())
@@ -269,9 +245,8 @@ def _rows_function(
         acc.append(phi)
     a_here = builder.gep(a, [builder.mul(step, a_step)])
     b_here = builder.gep(b, [builder.mul(step, ir.Constant(_I64, b_bytes))])
-    b_ahead = builder.gep(b_here, [ahead])
     for line in range(0, b_bytes, 64):
-        _prefetch(builder, builder.gep(b_ahead, [ir.Constant(_I64, line)]))
+        _prefetch(builder, builder.gep(b_here, [ir.Constant(_I64, PREFETCH_BYTES + line)]))
     new = emit_step(builder, mr, a_here, b_here, list(acc))
     following = builder.add(step, ir.Constant(_I64, 1))
     step.add_incoming(following, loop)
