@@ -53,15 +53,17 @@ def run_tile(
 
 def down_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
     """Sweep 1: x to q_a and kv_a."""
-    n = plan.n_workers
+    n, n_row = plan.n_workers, plan.n_row_workers
     qa, kva = plan.down.qa, plan.down.kva
     down = weights.down
     x = io.x[t0 : t0 + plan.t]
     if qa.dtype == "int8":
-        rmsnorm_quant.quant_x(n, x, qa.mc, down.kp, buffers.y, buffers.x_codes, buffers.x_scale, buffers.x_pack, n)
+        rmsnorm_quant.quant_x(
+            n_row, x, qa.mc, down.kp, buffers.y, buffers.x_codes, buffers.x_scale, buffers.x_pack, n_row
+        )  # fmt: skip
         row_scale, c = buffers.x_scale, buffers.c_i32
     else:
-        packing.pack_rows_bf16(n, x, down.n_parts, qa.mc, buffers.x_pack, buffers.least)
+        packing.pack_rows_bf16(n_row, x, down.n_parts, qa.mc, buffers.x_pack, buffers.least)
         row_scale, c = buffers.ones, buffers.c_f32
     gemm.matmul_pair(
         n, buffers.x_pack, down.kp, down.panels, down.offset, row_scale, down.col_scale, down.n_parts, buffers.least,
@@ -72,7 +74,7 @@ def down_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io:
 
 def rows_sweep(weights: PackedWeights, plan: TilePlan, buffers: TileBuffers, io: Bindings, t0: int) -> None:
     """Sweep 2: q_a to q_norm and the packed activations of sweep 3, kv_a to cache rows."""
-    n = plan.n_workers
+    n = plan.n_row_workers
     kv, kr = io.caches["kv_cache"], io.caches["kr_cache"]
     mc, kp = plan.heads.qb.mc, weights.up.kp
     counters = buffers.zeroed_counters()

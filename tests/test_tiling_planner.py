@@ -86,10 +86,10 @@ def test_own_choice_pinned(t, machine, expected):
     [
         (0, (1,), ()),
         (1, (1,), ((0, 1),)),
-        (256, (256,), ((0, 256),)),
-        (257, (129, 128), ((0, 129), (129, 128))),
-        (513, (171,), ((0, 171), (171, 171), (342, 171))),
-        (1021, (256, 253), ((0, 256), (256, 256), (512, 256), (768, 253))),
+        (512, (512,), ((0, 512),)),
+        (513, (257, 256), ((0, 257), (257, 256))),
+        (1026, (342,), ((0, 342), (342, 342), (684, 342))),
+        (2045, (512, 509), ((0, 512), (512, 512), (1024, 512), (1536, 509))),
     ],
 )
 def test_own_tiles_of_tokens(t, unroll_list, tiles):
@@ -99,10 +99,10 @@ def test_own_tiles_of_tokens(t, unroll_list, tiles):
 
 def test_own_tiles_are_even_for_every_t():
     tiny = PlanDims(2, 1, 1, 1, 1, 1)
-    for t in range(1, 1500):
+    for t in range(1, 2600):
         sizes = [factor for _, factor in plan_prolog(tiny, t, None, BIG_CACHES, micro=MICRO).tiles]
-        assert len(sizes) == -(-t // 256)
-        assert max(sizes) <= 256
+        assert len(sizes) == -(-t // 512)
+        assert max(sizes) <= 512
         assert max(sizes) - min(sizes) < len(sizes)
 
 
@@ -112,6 +112,13 @@ def test_own_tiles_are_even_for_every_t():
 def test_own_rows_per_task(t, n_threads, rows):
     tile = plan_of(t, n_threads=n_threads).tile_plan(t)
     assert (tile.rows.rows_q, tile.rows.rows_k) == (rows, rows)
+
+
+def test_few_rows_are_serial():
+    for t, n_row_workers in ((1, 1), (16, 1), (17, 32)):
+        tile = plan_of(t).tile_plan(t)
+        assert (tile.n_workers, tile.n_row_workers) == (32, n_row_workers)
+    assert plan_of(100, n_threads=1).tile_plan(100).n_row_workers == 1
 
 
 def test_small_work_is_serial():

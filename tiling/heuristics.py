@@ -13,7 +13,7 @@ from tiling.stages import StageShape
 
 __all__ = ["TILE_CAP", "own_tile", "own_unroll_list"]
 
-TILE_CAP = 256
+TILE_CAP = 512
 ROW_BLOCK_CAP = 128
 ROWS_PER_TASK_CAP = 16
 ROW_TASKS_PER_THREAD = 4

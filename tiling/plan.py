@@ -17,6 +17,7 @@ __all__ = ["PHASES", "DownPlan", "HeadsPlan", "PrologPlan", "RowPlan", "TilePlan
 
 PHASES = ("decode", "prefill")
 
+SERIAL_ROWS = 16
 _CACHE_LINE_BYTES = 64
 
 
@@ -183,6 +184,11 @@ class TilePlan:
         for name, t in (("down", self.down.qa.m), ("rows", self.rows.t), ("heads", self.heads.qb.m)):
             if t != self.t:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
+
+    @property
+    def n_row_workers(self) -> int:
+        """Threads for packing and the rows sweep: to wake them takes longer than a few rows do."""
+        return 1 if self.t <= SERIAL_ROWS else self.n_workers
 
     @property
     def gemms(self) -> tuple[GemmPlan, GemmPlan, GemmPlan, GemmPlan]:
