@@ -145,7 +145,7 @@ _launch_lock = threading.Lock()
 
 
 def _after_fork_in_child() -> None:
-    """GNU OpenMP ends a forked child at its first parallel launch, so a child stays serial (numba #8563's sibling)."""
+    """GNU OpenMP ends a forked child at its first parallel launch, so a child stays serial."""
     global _forked, _launch_lock
     _forked = True
     _launch_lock = threading.Lock()
@@ -184,9 +184,9 @@ class Kernel:
 
     def build(self, parallel: bool) -> Any:
         """The dispatcher of the parallel or the serial build."""
-        if parallel not in self._builds:
-            self._builds[parallel] = _compile(self.body, parallel)
-        return self._builds[parallel]
+        found = self._builds.get(parallel)
+        # setdefault: of two threads that are here at once, both get the same dispatcher.
+        return found or self._builds.setdefault(parallel, _compile(self.body, parallel))
 
     def __call__(self, n_threads: int, *args: Any) -> None:
         """Runs the body on `n_threads` threads. In a forked child, or for one thread, the serial build."""
