@@ -1,0 +1,40 @@
+"""Processes that start together on an empty kernel cache, and one that finds it filled."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+import mla_numba as mla
+from mla_numba.inputs import random_inputs
+from mla_numba.verify import check_output, reference_run
+
+dims = mla.MlaDims(256, 4, 64, 32, 16, 8)
+weights = mla.MlaWeights.random(dims)
+cache = mla.PagedCache.allocate(dims, 4, 16)
+inputs = random_inputs(dims, 40, seed=0, capacity=64)
+want = reference_run(weights, inputs.x, inputs.cos, inputs.sin, inputs.cache_index, cache)
+out = mla.MlaProlog(weights)(inputs.x, inputs.cos, inputs.sin, inputs.cache_index, cache)
+assert check_output(out, cache, want) == []
+"""
+
+
+def start(environment):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_that_start_at_once_on_an_empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    environment = dict(os.environ)
+    together = [start(environment) for _ in range(4)]
+    said = [process.communicate(timeout=300)[1] for process in together]
+    assert [process.returncode for process in together] == [0] * 4, said
+    assert any("compiling kernels" in text for text in said)
+    assert all(text.count("compiling kernels") <= 1 for text in said)
+    saved = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+    assert saved
+
+    later = start(environment)
+    assert later.communicate(timeout=300)[1] == ""
+    assert later.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == saved
