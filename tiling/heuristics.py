@@ -1,7 +1,7 @@
 """The planner's own choice of blocks: one small function a choice, each with its reason.
 
-Cache shares: in the down sweep the packed rows of A that one panel meets take half of L1d, a block of A half of L2, and
-the weight panels of a walk a quarter of L2. A heads task keeps a whole head's weights in half of L2.
+Cache shares: in the down sweep the packed rows of A that one panel meets take half of L1d and a block of A half of L2.
+A heads task keeps a whole head's weights in half of L2.
 """
 
 from tiling.arith import ceil_div, round_up
@@ -17,7 +17,6 @@ TILE_CAP = 512
 ROW_BLOCK_CAP = 128
 ROWS_PER_TASK_CAP = 16
 ROW_TASKS_PER_THREAD = 4
-DOWN_TASKS_PER_THREAD = 12  # so that a worker that finishes first waits for a twelfth of another's work at most
 
 _WEIGHT_BYTES = {"bf16": 2, "int8": 1}
 
@@ -37,7 +36,7 @@ def own_unroll_list(t: int) -> tuple[list[int], Reasons]:
 def own_tile(context: TileContext, machine: Machine, t: int) -> tuple[TilePlan, Reasons]:
     """Plan of one tile of ``t`` tokens for the caches of ``machine``."""
     n_workers = wanted_workers(context, t)
-    qa, kva, reasons = down_blocks(context, machine, t, n_workers)
+    qa, kva, reasons = down_blocks(context, machine, t)
     qb, wuk, heads_reasons = heads_blocks(context, machine, t)
     rows = rows_per_task(t, n_workers)
     rows_reason = f"{ROW_TASKS_PER_THREAD} tasks a thread for {n_workers}, at most {ROWS_PER_TASK_CAP} rows a task"
@@ -52,7 +51,7 @@ def own_tile(context: TileContext, machine: Machine, t: int) -> tuple[TilePlan, 
     return tile, reasons
 
 
-def down_blocks(context: TileContext, machine: Machine, t: int, n_workers: int) -> tuple[Blocks, Blocks, Reasons]:
+def down_blocks(context: TileContext, machine: Machine, t: int) -> tuple[Blocks, Blocks, Reasons]:
     """Blocks of the query's and the key's down projection."""
     qa, _, kva, _ = context.shapes
     micro = context.micro_of(0)
@@ -62,9 +61,7 @@ def down_blocks(context: TileContext, machine: Machine, t: int, n_workers: int) 
         return Blocks(t, kc, micro.nr), Blocks(t, kc, micro.nr), [("down: mc = t, whole k, one panel a task", reason)]
     kc = down_kc(qa, micro, machine)
     mc = even_rows(t, machine.l2_bytes // 2 // (kc * micro.a_bytes))
-    walk = down_walk(context, machine, t, n_workers, mc=mc, kc=kc)
-    panel_bytes = kc * micro.nr * _WEIGHT_BYTES[qa.dtype]
-    nc = walk * micro.nr
+    nc = micro.nr
     return (
         Blocks(mc, kc, nc),
         Blocks(mc, kc, nc),
@@ -81,8 +78,8 @@ def down_blocks(context: TileContext, machine: Machine, t: int, n_workers: int) 
             ),
             (
                 f"down: nc = {nc}",
-                f"walks of {walk} panels of {panel_bytes} bytes: at most a quarter of L2's {machine.l2_bytes}, and "
-                f"{DOWN_TASKS_PER_THREAD} tasks for each of {n_workers} threads if the panels suffice",
+                "one panel a task: more panels would share a block of A in L1d, but L2 keeps up without, and small "
+                "tasks end together",
             ),
         ],
     )
@@ -98,16 +95,6 @@ def down_kc(shape: StageShape, micro: MicroTile, machine: Machine) -> int:
 def even_rows(t: int, most: int, cap: int = ROW_BLOCK_CAP) -> int:
     """Rows of each of the fewest even row blocks of at most ``most`` and ``cap`` rows."""
     return ceil_div(t, ceil_div(t, max(1, min(most, cap))))
-
-
-def down_walk(context: TileContext, machine: Machine, t: int, n_workers: int, *, mc: int, kc: int) -> int:
-    """Panels of a walk: at most a quarter of L2, and enough tasks of both products for every thread."""
-    qa, _, kva, _ = context.shapes
-    nr = context.micro_of(0).nr
-    fit = machine.l2_bytes // 4 // (kc * nr * _WEIGHT_BYTES[qa.dtype])
-    n_panels = ceil_div(qa.n, nr) + ceil_div(kva.n, nr)
-    share = n_panels * ceil_div(t, mc) // (DOWN_TASKS_PER_THREAD * n_workers)
-    return max(1, min(fit, share))
 
 
 def heads_blocks(context: TileContext, machine: Machine, t: int) -> tuple[Blocks, Blocks, Reasons]:
