@@ -8,6 +8,7 @@ would end the process.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -29,6 +30,7 @@ log = logging.getLogger("mla_numba")
 _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LLVM_REFPRUNE_PASS")
 
 
+@functools.cache
 def _source_digest() -> str:
     """A digest of all that decides the machine code: our sources, the compilers' versions and their settings.
 

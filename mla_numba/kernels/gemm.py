@@ -44,13 +44,12 @@ def multiply_block(
     n_panels: Any,
     c: Any,
     c_off: Any,
-    ldc: Any,
     carry: Any,
     normal: Any,
 ) -> None:
     """C[panel][row][NR] = (carry ? C : 0) + A[row0:row0+rows, k0:k1] @ B[panel0+panel, k0:k1].
 
-    `ldc` is the distance in rows between two panels of C. k0, k1 and kc are multiples of KR.
+    C begins at c[c_off]. k0, k1 and kc are multiples of KR.
     """
     n_blocks = ceil_div(rows, MR)
     # Loop 3: split k in kc (A, B); not parallel: the sums run on in C.
@@ -65,7 +64,7 @@ def multiply_block(
             for p in range(n_panels):
                 ukernel(
                     mr_cur, k_cur, a, a_off, b, ((panel0 + p) * kp + ks) * NR,
-                    c, c_off + (p * ldc + first) * NR, carry or ks > k0, normal,
+                    c, c_off + (p * rows + first) * NR, carry or ks > k0, normal,
                 )  # fmt: skip
 
 
@@ -96,14 +95,14 @@ def scale_acc(acc: Any, offset: Any, row_scale: Any, col_scale: Any) -> Any:
 
 
 @register_jitable
-def _store_split(c: Any, c0: Any, c1: Any, row0: Any, rows: Any, ldc: Any, walk: Any, col0: Any, y: Any) -> None:
+def _store_split(c: Any, second_off: Any, row0: Any, rows: Any, walk: Any, col0: Any, y: Any) -> None:
     """Two sums, one add, one rounding."""
     for p in range(walk):
         col = col0 + p * NR
         n_cols = min(np.int64(NR), y.shape[1] - col)
         for i in range(rows):
-            at = (p * ldc + i) * NR
-            first, second = window(c, c0 + at, n_cols), window(c, c1 + at, n_cols)
+            at = (p * rows + i) * NR
+            first, second = window(c, at, n_cols), window(c, second_off + at, n_cols)
             out = window(y, (row0 + i) * y.shape[1] + col, n_cols)
             for j in range(n_cols):
                 out[j] = round_bf16(first[j] + second[j])
@@ -112,10 +111,8 @@ def _store_split(c: Any, c0: Any, c1: Any, row0: Any, rows: Any, ldc: Any, walk:
 @register_jitable
 def _store_scaled(
     c: Any,
-    c0: Any,
     row0: Any,
     rows: Any,
-    ldc: Any,
     walk: Any,
     panel0: Any,
     col0: Any,
@@ -124,13 +121,14 @@ def _store_scaled(
     col_scale: Any,
     y: Any,
 ) -> None:
+    """One sum, its scales, one rounding."""
     for p in range(walk):
         col = col0 + p * NR
         packed = (panel0 + p) * NR
         n_cols = min(np.int64(NR), y.shape[1] - col)
         offsets, scales = window(offset, packed, n_cols), window(col_scale, packed, n_cols)
         for i in range(rows):
-            sums = window(c, c0 + (p * ldc + i) * NR, n_cols)
+            sums = window(c, (p * rows + i) * NR, n_cols)
             out = window(y, (row0 + i) * y.shape[1] + col, n_cols)
             scale = row_scale[row0 + i]
             for j in range(n_cols):
@@ -163,7 +161,7 @@ def matmul_pair(
 
     y0 (t, n0), y1 (t, n1): uint16 bits of bf16. With n_parts = 2, y0 is the sum of two sums, over the halves of k; y1
     is always one sum. For bf16, `least_a` (t,) int32 and `least_b` are the operands' `least_magnitude`, by row and of
-    all; else they are not read. `counters`: see `tasks.draw`; `grain` tasks are drawn at a time.
+    all; else they change nothing. `counters`: see `tasks.draw`; `grain` tasks are drawn at a time.
     """
     t = y0.shape[0]
     n_panels0 = ceil_div(y0.shape[1], NR)
@@ -196,13 +194,13 @@ def matmul_pair(
                 second = np.int64(walk) * rows * NR if split else np.int64(0)
                 for s in range(n_parts):
                     multiply_block(
-                        a, row0, rows, kp, s * part, (s + 1) * part, kc, b, packed, walk, scratch, s * second, rows,
+                        a, row0, rows, kp, s * part, (s + 1) * part, kc, b, packed, walk, scratch, s * second,
                         s > 0 and not split, normal,
                     )  # fmt: skip
                 if split:
-                    _store_split(scratch, 0, second, row0, rows, rows, walk, panel * NR, y)
+                    _store_split(scratch, second, row0, rows, walk, panel * NR, y)
                 else:
                     _store_scaled(
-                        scratch, 0, row0, rows, rows, walk, packed, panel * NR, offset, row_scale, col_scale, y
+                        scratch, row0, rows, walk, packed, panel * NR, offset, row_scale, col_scale, y
                     )  # fmt: skip
             task, end = draw(counters, worker, n_workers, n_tasks, grain)

@@ -41,8 +41,8 @@ from .tasks import block_start, ceil_div, draw
 def _dequantise(
     c: Any,
     first: Any,
+    n: Any,
     rows: Any,
-    ldc: Any,
     row0: Any,
     panel0: Any,
     panel: Any,
@@ -53,11 +53,11 @@ def _dequantise(
     q_head: Any,
     ldq: Any,
 ) -> None:
-    """Dequant_qb: rows first..first+rows of a walk's accumulators to q_head, rounded to bf16."""
-    for i in range(first, first + rows):
+    """Dequant_qb: rows first..first+n of the `rows` of a walk's accumulators to q_head, rounded to bf16."""
+    for i in range(first, first + n):
         scale = row_scale[row0 + i]
         for p in range(walk):
-            sums = window(c, (p * ldc + i) * NR, NR)
+            sums = window(c, (p * rows + i) * NR, NR)
             offsets = window(offset, (panel0 + panel + p) * NR, NR)
             scales = window(col_scale, (panel0 + panel + p) * NR, NR)
             out = window(q_head, i * ldq + (panel + p) * NR, NR)
@@ -99,14 +99,14 @@ def _pack_nope(q_head: Any, first: Any, rows: Any, ldq: Any, d: Any, kp: Any, a_
 
 
 @register_jitable
-def _store_nope(c: Any, rows: Any, ldc: Any, walk: Any, col0: Any, token0: Any, head: Any, y: Any) -> None:
+def _store_nope(c: Any, rows: Any, walk: Any, col0: Any, token0: Any, head: Any, y: Any) -> None:
     """Assemble_queryOut: a walk's accumulators to query_nope."""
     for i in range(rows):
         query = row_of(y, (token0 + i) * y.shape[1] + head)
         for p in range(walk):
             col = col0 + p * NR
             n_cols = min(np.int64(NR), len(query) - col)
-            sums, out = window(c, (p * ldc + i) * NR, n_cols), window(query, col, n_cols)
+            sums, out = window(c, (p * rows + i) * NR, n_cols), window(query, col, n_cols)
             for j in range(n_cols):
                 out[j] = round_bf16(sums[j])
 
@@ -175,7 +175,7 @@ def query_heads(
                     panel = block_start(n_up, n_walks_up, iw)
                     walk = block_start(n_up, n_walks_up, iw + 1) - panel
                     multiply_block(
-                        a, row0, rows, kp, 0, kp, kc_up, w_uq_qr, head * n_up + panel, walk, acc_up, 0, rows, False,
+                        a, row0, rows, kp, 0, kp, kc_up, w_uq_qr, head * n_up + panel, walk, acc_up, 0, False,
                         normal_up,
                     )  # fmt: skip
                     for first in range(0, rows, q_rows):
@@ -196,9 +196,7 @@ def query_heads(
                         walk = block_start(n_uk, n_walks_uk, iw + 1) - panel
                         multiply_block(
                             a_uk, 0, rows_uk, kp_uk, 0, kp_uk, kc_uk, w_uk, head * n_uk + panel, walk, acc_uk, 0,
-                            rows_uk, False, normal_uk,
+                            False, normal_uk,
                         )  # fmt: skip
-                        _store_nope(
-                            acc_uk, rows_uk, rows_uk, walk, panel * NR, t0 + row0 + first, head, query_nope
-                        )  # fmt: skip
+                        _store_nope(acc_uk, rows_uk, walk, panel * NR, t0 + row0 + first, head, query_nope)
             task, end = draw(counters, worker, n_workers, n_tasks, grain)

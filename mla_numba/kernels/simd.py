@@ -141,21 +141,17 @@ def _define_ukernel(
 
 
 def _tile_function(module: ir.Module, emit_step: Callable[..., Any], kr: int, name: str, is_int8: bool) -> ir.Function:
-    """The switch over row counts, defined once in a module: `f(mr, steps, a, b, c, carry)`."""
-    name = f"mla_numba_{name}_{ISA.name}"
-    existing = module.globals.get(name)
-    if existing is not None:
-        return existing
-    pointer = _I8.as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
-    function = _internal_function(module, fnty, name)
+    """The switch over row counts, defined once in a module."""
+    function = _declare_tile_function(module, name)
+    if function.blocks:
+        return function
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     out = function.append_basic_block("out")
     switch = builder.switch(function.args[0], out)
     for mr in range(1, MR + 1):
         block = function.append_basic_block(f"rows{mr}")
         switch.add_case(ir.Constant(_I64, mr), block)
-        body = _rows_function(module, f"{name}_{mr}x{NR}", mr, emit_step, kr, is_int8)
+        body = _rows_function(module, f"{function.name}_{mr}x{NR}", mr, emit_step, kr, is_int8)
         builder.position_at_end(block)
         _, steps, a, b, c, carry = function.args
         builder.call(body, [steps, a, b, c, carry, ir.Constant(_I64, mr * _a_row_bytes(kr, is_int8))])
@@ -169,14 +165,10 @@ def _row_by_row_function(
     module: ir.Module, emit_step: Callable[..., Any], kr: int, name: str, is_int8: bool
 ) -> ir.Function:
     """The same for what is rare: each row by itself, so that there is one loop over k to compile, not MR."""
-    name = f"mla_numba_{name}_{ISA.name}"
-    existing = module.globals.get(name)
-    if existing is not None:
-        return existing
-    pointer = _I8.as_pointer()
-    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
-    function = _internal_function(module, fnty, name)
-    body = _rows_function(module, f"{name}_1x{NR}", 1, emit_step, kr, is_int8)
+    function = _declare_tile_function(module, name)
+    if function.blocks:
+        return function
+    body = _rows_function(module, f"{function.name}_1x{NR}", 1, emit_step, kr, is_int8)
     entry, loop, done = (function.append_basic_block(s) for s in ("entry", "loop", "done"))
     builder = ir.IRBuilder(entry)
     mr, steps, a, b, c, carry = function.args
@@ -194,6 +186,14 @@ def _row_by_row_function(
     builder.position_at_end(done)
     builder.ret_void()
     return function
+
+
+def _declare_tile_function(module: ir.Module, name: str) -> ir.Function:
+    """`f(mr, steps, a, b, c, carry)`, still without a body where the module sees it for the first time."""
+    name = f"mla_numba_{name}_{ISA.name}"
+    pointer = _I8.as_pointer()
+    fnty = ir.FunctionType(ir.VoidType(), [_I64, _I64, pointer, pointer, pointer, _I1])
+    return module.globals.get(name) or _internal_function(module, fnty, name)
 
 
 def _a_row_bytes(kr: int, is_int8: bool) -> int:
