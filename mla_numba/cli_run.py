@@ -16,7 +16,6 @@ from .cache import PagedCache
 from .dims import MlaDims
 from .engine import MlaProlog, PrologOutput
 from .inputs import Inputs, random_inputs
-from .sweeps import SWEEPS
 from .weights import MlaWeights
 
 __all__ = ["Job", "Report", "allocate_cache", "run_job", "time_sweeps"]
@@ -114,24 +113,10 @@ def time_sweeps(
     work = sweep_work(prolog.plan(inputs.x.shape[0]))
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
-        clock = _Clock()
-        prolog.profile(*inputs, cache, out, finished=clock.finished)
-        clock.spent["total"] = time.perf_counter() - clock.begin
-        for name, seconds in clock.spent.items():
+        begin = time.perf_counter()
+        _, trace = prolog.profile(*inputs, cache, out)
+        spent = trace.seconds | {"total": time.perf_counter() - begin}
+        for name, seconds in spent.items():
             times[name].append(seconds)
         advance()
     return [SweepTimes(name, *work[name], tuple(times[name])) for name in work]
-
-
-class _Clock:
-    """Seconds of each sweep of one call, tiles of tokens added up."""
-
-    def __init__(self) -> None:
-        self.spent = dict.fromkeys(SWEEPS, 0.0)
-        self.begin = self._last = time.perf_counter()
-
-    def finished(self, name: str) -> None:
-        """Ends a sweep; the next one begins here."""
-        now = time.perf_counter()
-        self.spent[name] += now - self._last
-        self._last = now

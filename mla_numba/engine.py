@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -16,10 +17,10 @@ from tiling import Machine, MicroTile, MlaTileConfig, PassOptions, PrologPlan, p
 from . import _checks as check
 from ._checks import BF16, FP32, INT8, Array
 from .cache import PagedCache
-from .kernels import ISA, max_threads
+from .kernels import ISA, max_threads, tile
 from .memory import aligned_empty, as_bits, unlocked
 from .packed import PackedWeights
-from .sweeps import Bindings, run_tile
+from .trace import Trace
 from .weights import MlaWeights
 from .workspace import Memory
 
@@ -31,6 +32,7 @@ MICRO_TILES = {
 }
 _PLANS_KEPT = 64
 _NO_SCALES = np.zeros(0, np.float32)
+_NO_LAYOUT = np.zeros(5, np.int64)
 
 
 def this_machine() -> Machine:
@@ -59,7 +61,8 @@ class BoundCall(NamedTuple):
     """A checked call: its outputs, and all its arrays as the kernels take them."""
 
     out: PrologOutput
-    arrays: Bindings
+    tokens: tile.Tokens
+    caches: tile.Caches
 
 
 class MlaProlog:
@@ -163,11 +166,11 @@ class MlaProlog:
         cache_index: Array,
         cache: PagedCache,
         out: PrologOutput | None = None,
-        *,
-        finished: Callable[[str], None],
-    ) -> PrologOutput:
-        """A call that reports each sweep's end: `finished("down")`, `("rows")`, `("heads")` for each tile of tokens."""
-        return self.run(self.bind(x, cos, sin, cache_index, cache, out), finished)
+    ) -> tuple[PrologOutput, Trace]:
+        """A call, and when each thread began and ended each phase of it."""
+        call = self.bind(x, cos, sin, cache_index, cache, out)
+        trace = Trace()
+        return self.run(call, trace), trace
 
     def bind(
         self,
@@ -191,9 +194,12 @@ class MlaProlog:
         else:
             written = self._check_output(out, t) | written
         check.check_disjoint(written, {"x": x, "cos": cos, "sin": sin, "cache_index": cache_index, **also_read})
+        views = cache.views
+        kv, kr = views["kv_cache"], views["kr_cache"]
+        k_scale = views["k_scale_cache"] if self.quantized else None
         return BoundCall(
             out,
-            Bindings(
+            tile.Tokens(
                 x=as_bits(x),
                 cos=as_bits(cos),
                 sin=as_bits(sin),
@@ -202,18 +208,30 @@ class MlaProlog:
                 query_rope=out.query_rope.view(np.uint16),
                 q_norm=out.q_norm if self.quantized else out.q_norm.view(np.uint16),
                 q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
-                caches=cache.views,
+            ),
+            tile.Caches(
+                kv.flat,
+                kv.layout,
+                kr.flat,
+                kr.layout,
+                *((k_scale.flat, k_scale.layout) if k_scale else (_NO_SCALES, _NO_LAYOUT)),
             ),
         )
 
-    def run(self, call: BoundCall, finished: Callable[[str], None] | None = None) -> PrologOutput:
+    def run(self, call: BoundCall, trace: Trace | None = None) -> PrologOutput:
         """Computes a bound call; the same one may be run again, on the values that its arrays hold then."""
-        plan = self._planned(call.arrays.x.shape[0])
+        plan = self._planned(call.tokens.x.shape[0])
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
-                tile = plan.tile_plan(factor)
-                run_tile(self.weights, tile, memory.buffers(tile), call.arrays, offset, finished)
+                blocks, buffers = memory.prepare(plan.tile_plan(factor))
+                begin = time.perf_counter_ns()
+                tile.prolog_tile(
+                    blocks.n_workers, call.tokens, call.caches, *self.weights.arguments, buffers, blocks, offset,
+                    factor, tile.HEADS, trace is not None,
+                )  # fmt: skip
+                if trace is not None:
+                    trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans)
         finally:
             self._memory.append(memory)
         return call.out

@@ -66,7 +66,7 @@ class Probes:
         for quarter in self._quarters:
             peaks.fill_words(self.n_threads, quarter, self.n_threads)
         self._sums = np.empty(self.n_threads, np.int64)
-        self._counters = np.zeros(self.n_threads * tasks.COUNTER_STRIDE, np.int64)
+        self._counters = np.zeros(tasks.n_counters(self.n_threads), np.int64)
         shape = (self.n_threads, peaks.CHAINS * ISA.lanes)
         # x = 1/2, y = 1: every float32 chain goes to 2, through no denormal number.
         self._fma = self._dot = aligned_empty(shape, np.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Self
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from ._checks import BF16, Array
 from .dims import MlaDims
-from .kernels import ISA, packing, simd
-from .memory import aligned_empty
+from .kernels import ISA, packing, simd, tile
+from .memory import aligned_empty, unlocked
 
 if TYPE_CHECKING:
     from .weights import MlaWeights
@@ -26,8 +26,8 @@ _LEAST_CHUNK = 1 << 18
 class PackedGemm:
     """One weight, or several side by side, as [batch][panel][part][part_kp / KR][NR][KR].
 
-    `panels` is flat, uint16 (bf16 bits) or int8; `offset` (int32 or float32) and `col_scale` (float32) have an element
-    for each packed column; `kp` is the packed length of k and `n_parts` its number of parts. `least` is the
+    `panels` is flat, uint16 (bf16 bits) or int8; `offset` (int32) and `col_scale` (float32) have an element for each
+    packed column of an int8 weight; `kp` is the packed length of k and `n_parts` its number of parts. `least` is the
     `least_magnitude` of bf16 weights; 0, never read, for int8 ones.
     """
 
@@ -46,7 +46,12 @@ class PackedGemm:
     @classmethod
     def nothing(cls) -> Self:
         """A product that is not there."""
-        return cls(np.zeros(0, np.uint16), np.zeros(0, np.float32), np.zeros(0, np.float32), kp=0, n_parts=1, least=0)
+        return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), np.zeros(0, np.float32), kp=0, n_parts=1, least=0)
+
+    def as_argument(self) -> tile.Product:
+        """As the kernels take it."""
+        panels, offset, col_scale = map(unlocked, (self.panels, self.offset, self.col_scale))
+        return tile.Product(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +68,15 @@ class PackedWeights:
     smooth_scales_cq: Array
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
+    arguments: tuple[tile.Product, tile.Product, tile.Product, tile.Vectors] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
+        vectors = tile.Vectors(
+            gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, self.dims.qk_nope_head_dim
+        )  # fmt: skip
+        down, up, uk = (product.as_argument() for product in (self.down, self.up, self.uk))
+        object.__setattr__(self, "arguments", (down, up, uk, vectors))
 
     @property
     def nbytes(self) -> int:
@@ -78,12 +92,14 @@ def pack_gemm(
     n_parts: int = 1,
     head_dim: int | None = None,
     rope_dims: Sequence[int] = (0, 0),
+    rope_first: bool = False,
 ) -> PackedGemm:
     """Packs weights of one k side by side. Each is (k, n), or (batch, k, n).
 
     Each has its scale, float32 (n,), if it is int8, else None. With `head_dim`, the columns of a (k, n) weight are cut
     in heads, and each head's are padded to whole panels. The last `rope_dims[i]` columns of weight i, of each of its
-    heads, hold interleaved pairs; they are packed as halves, the order in which rope works.
+    heads, hold interleaved pairs; they are packed as halves, the order in which rope works. With `rope_first` they come
+    first, and the others behind them as an operand of bf16 products (`_operand_order`).
     """
     quantised = weights[0].dtype == np.int8
     kr = simd.KR_INT8 if quantised else simd.KR_BF16
@@ -93,10 +109,14 @@ def pack_gemm(
     n_panels = [c.batch * -(-c.n // simd.NR) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
     panels = aligned_empty(sum(n_panels) * kp * simd.NR, dtype)
-    col_scale = np.ones(sum(n_panels) * simd.NR, np.float32)
+    n_columns = sum(n_panels) * simd.NR if quantised else 0
+    offset, col_scale = np.zeros(n_columns, np.int32), np.ones(n_columns, np.float32)
     at = 0
     for i, (weight, cut, count) in enumerate(zip(weights, cuts, n_panels, strict=True)):
         columns = _rope_halves(cut.n, rope_dims[i])
+        if rope_first:
+            nope = cut.n - rope_dims[i]
+            columns = np.concatenate([columns[nope:], _operand_order(nope)])
         here = panels[at * kp * simd.NR : (at + count) * kp * simd.NR]
         packing.pack_panels(
             n_threads, weight.view(dtype).reshape(-1), cut.batch, k, columns, cut.batch_stride, cut.row_stride, kr,
@@ -105,9 +125,9 @@ def pack_gemm(
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * simd.NR : (at + count) * simd.NR].reshape(cut.batch, -1)
-            by_panel[:, : cut.n] = scale.reshape(cut.batch, cut.n)[:, columns]
+            there = np.flatnonzero(columns >= 0)
+            by_panel[:, there] = scale.reshape(cut.batch, cut.n)[:, columns[there]]
         at += count
-    offset = np.zeros(at * simd.NR, np.int32 if quantised else np.float32)
     if quantised and simd.A_OFFSET:
         packing.column_offsets(n_threads, panels, at, kp, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
@@ -146,6 +166,12 @@ def _rope_halves(n: int, rope_dim: int) -> Array:
     columns = np.arange(n)
     rope = columns[n - rope_dim :]
     return np.concatenate([columns[: n - rope_dim], rope[0::2], rope[1::2]])
+
+
+def _operand_order(n: int) -> Array:
+    """The order of n columns that a bf16 product takes as its k: padded to KR by -1, in pairs the odd k first."""
+    columns = np.concatenate([np.arange(n), np.full(-n % simd.KR_BF16, -1)])
+    return columns.reshape(-1, simd.KR_BF16)[:, ::-1].reshape(-1) if ISA.bf16_dot else columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +216,7 @@ def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
             n_threads,
             head_dim=dims.q_head_dim,
             rope_dims=(dims.qk_rope_head_dim,),
+            rope_first=True,
         ),
         uk=pack_gemm([weights.w_uk], [None], n_threads),
         gamma_cq=widened(weights.gamma_cq),

@@ -7,11 +7,9 @@ import numpy as np
 from tiling import PrologPlan
 
 from ._checks import BF16, FP32, INT8, Array
-from .cache import CacheView
-from .kernels import gemm
+from .kernels import gemm, tile
 from .memory import aligned_empty, as_bits
 from .packed import PackedWeights
-from .sweeps import Bindings, down_sweep, rows_sweep
 from .workspace import Memory
 
 __all__ = ["run_projections"]
@@ -30,37 +28,40 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array) ->
     q_norm = aligned_empty((t, plan.dims.q_lora_rank), INT8 if quantised else BF16)
     q_norm_scale = aligned_empty((t, 1), FP32)
     memory = Memory(plan)
-    io = Bindings(
+    no_bits, no_queries = np.zeros((0, 2), np.uint16), np.zeros((0, 1, 1), np.uint16)
+    tokens = tile.Tokens(
         x=as_bits(token_x),
-        cos=np.zeros((t, 2), np.uint16),
-        sin=np.zeros((t, 2), np.uint16),
-        cache_index=np.full(t, -1, np.int64),  # no key is wanted, so no cache row is
-        query_nope=np.zeros((0, 1, 1), np.uint16),
-        query_rope=np.zeros((0, 1, 1), np.uint16),
+        cos=no_bits,
+        sin=no_bits,
+        cache_index=np.zeros(0, np.int64),
+        query_nope=no_queries,
+        query_rope=no_queries,
         q_norm=q_norm if quantised else q_norm.view(np.uint16),
         q_norm_scale=q_norm_scale.reshape(-1),
-        caches=_no_caches(quantised),
     )
+    caches = _no_caches(quantised)
+    _, up_weight, _, _ = weights.arguments
     for t0, factor in plan.tiles:
-        tile = plan.tile_plan(factor)
-        buffers = memory.buffers(tile)
-        down_sweep(weights, tile, buffers, io, t0)
+        tile_plan = plan.tile_plan(factor)
+        blocks, buffers = memory.prepare(tile_plan)
+        n = blocks.n_workers
+        tile.prolog_tile(n, tokens, caches, *weights.arguments, buffers, blocks, t0, factor, tile.QUERY, False)
         compressed_kv.view(np.uint16)[t0 : t0 + factor] = buffers.kv_a
-        rows_sweep(weights, tile, buffers, io, t0)
-        qb = tile.heads.qb
+        buffers.counters.fill(0)
         gemm.matmul_pair(
-            tile.n_workers, buffers.a_up, weights.up.kp, weights.up.panels, weights.up.offset,
-            io.q_norm_scale[t0 : t0 + factor] if quantised else buffers.ones, weights.up.col_scale, weights.up.n_parts,
-            buffers.least, weights.up.least,
-            q_b_proj.view(np.uint16)[t0 : t0 + factor], np.empty((factor, 0), np.uint16),
-            buffers.c_i32 if quantised else buffers.c_f32, buffers.zeroed_counters(), qb.mc, qb.kc, qb.walk, 1,
-            tile.heads.grain, tile.n_workers,
+            n, buffers.q_rows, buffers.q_rows.shape[1], up_weight.kp, up_weight.panels,
+            up_weight.offset,
+            tokens.q_norm_scale[t0 : t0 + factor], up_weight.col_scale, up_weight.n_parts,
+            buffers.least_q, up_weight.least,
+            q_b_proj.view(np.uint16)[t0 : t0 + factor], np.empty((factor, 0), np.uint16), buffers.c_up,
+            buffers.counters, blocks.mc_heads, blocks.kc_up, blocks.walk_up, 1, blocks.grain_heads, n,
         )  # fmt: skip
     results = [q_b_proj, compressed_kv, q_norm]
     return [*results, q_norm_scale] if quantised else results
 
 
-def _no_caches(quantised: bool) -> dict[str, CacheView]:
-    layout = np.ones(5, np.int64)
-    kinds = {"kv_cache": np.int8 if quantised else np.uint16, "kr_cache": np.uint16, "k_scale_cache": np.float32}
-    return {name: CacheView(np.zeros(1, kind), layout) for name, kind in kinds.items()}
+def _no_caches(quantised: bool) -> tile.Caches:
+    layout, bits = np.ones(5, np.int64), np.zeros(1, np.uint16)
+    return tile.Caches(
+        np.zeros(1, np.int8) if quantised else bits, layout, bits, layout, np.zeros(1, np.float32), layout
+    )

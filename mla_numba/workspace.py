@@ -1,111 +1,97 @@
-"""The buffers of a call: what lies between the three sweeps, and each worker's scratch."""
+"""Working memory of a call: the buffers between the sweeps, and each worker's scratch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tiling import PrologPlan, TilePlan
 
 from ._checks import Array
-from .kernels import simd, tasks
+from .kernels import simd, tasks, tile
 from .memory import aligned_empty
 
-__all__ = ["Memory", "TileBuffers"]
+__all__ = ["Memory", "Prepared"]
 
 _LAYOUTS_KEPT = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TileBuffers:
-    """Views of one block of memory for one tile of tokens, with the sizes that the tile's plan states.
+class Prepared(NamedTuple):
+    """What the kernel needs to know of a tile's plan, and the memory to work in."""
 
-    Shared: x_pack, x_codes and x_scale (int8 down projections only), q_a and kv_a (t, n) uint16, a_up. One row a
-    worker: c (float32 and int32 views of the same accumulators), q_head, a_nope, y. `ones` stands for the row
-    scales of bf16 activations.
-    """
+    blocks: tile.Blocks
+    buffers: tile.Buffers
 
-    x_pack: Array
-    x_codes: Array
-    x_scale: Array
-    q_a: Array
-    kv_a: Array
-    a_up: Array
-    c_f32: Array
-    c_i32: Array
-    q_head: Array
-    a_nope: Array
-    y: Array
-    ones: Array
-    counters: Array
-    least: Array
 
-    @classmethod
-    def carve(cls, plan: TilePlan, memory: Array, ones: Array) -> Self:
-        """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
-        views = {}
-        at = 0
-        for name, size in plan.workspace.items():
-            views[name] = memory[at : at + size]
-            at += size
-        n, t = plan.n_workers, plan.t
-        qa, qb, kva, _ = plan.gemms
-        nothing = memory[:0]
+def blocks_of(plan: TilePlan) -> tile.Blocks:
+    """A tile's plan as the kernel takes it."""
+    qa, qb, kva, wuk = plan.gemms
+    return tile.Blocks(
+        n_workers=plan.n_workers, rows_x=plan.rows.rows_q, rows_q=plan.rows.rows_q, rows_k=plan.rows.rows_k,
+        mc_down=qa.mc, kc_down=qa.kc, walk_qa=qa.walk, walk_kva=kva.walk, grain_down=plan.down.grain,
+        mc_heads=qb.mc, kc_up=qb.kc, walk_up=qb.walk, mc_uk=wuk.mc, kc_uk=wuk.kc, walk_uk=wuk.walk,
+        grain_heads=plan.heads.grain,
+    )  # fmt: skip
 
-        def of(name: str, dtype: type[np.generic], *shape: int) -> Array:
-            flat = views.get(name, nothing).view(dtype)
-            return flat[: int(np.prod(shape))].reshape(shape) if shape else flat
 
-        def by_worker(name: str, dtype: type[np.generic] = np.float32) -> Array:
-            return views[name].view(dtype).reshape(n, -1)
+def carve(plan: TilePlan, memory: Array) -> tile.Buffers:
+    """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
+    views = {}
+    at = 0
+    for name, size in plan.workspace.items():
+        views[name] = memory[at : at + size]
+        at += size
+    n, t = plan.n_workers, plan.t
+    qa, qb, kva, _ = plan.gemms
+    nothing = memory[:0]
 
-        down_type, up_type = (simd.A_INT8_DTYPE if g.dtype == "int8" else simd.A_BF16_DTYPE for g in (qa, qb))
-        quantised_x = qa.dtype == "int8"
-        return cls(
-            x_pack=of("x_pack", down_type),
-            x_codes=of("x_codes", np.int8, t if quantised_x else 0, qa.k),
-            x_scale=of("x_scale", np.float32, t if quantised_x else 0),
-            q_a=of("q_a", np.uint16, t, qa.n),
-            kv_a=of("kv_a", np.uint16, t, kva.n),
-            a_up=of("a_up", up_type),
-            c_f32=by_worker("c"),
-            c_i32=by_worker("c", np.int32),
-            q_head=by_worker("q_head", np.uint16),
-            a_nope=by_worker("a_nope", simd.A_BF16_DTYPE),
-            y=by_worker("y"),
-            ones=ones,
-            counters=np.zeros(n * tasks.COUNTER_STRIDE, np.int64),
-            least=np.zeros(t, np.int32),
-        )
+    def rows(name: str, dtype: Any, length: int) -> Array:
+        found: Array = views[name].view(dtype)[: t * length].reshape(t, length)
+        return found
 
-    def zeroed_counters(self) -> Array:
-        """The workers' task counters, set back for a parallel region."""
-        self.counters.fill(0)
-        return self.counters
+    def by_worker(name: str, dtype: Any = np.float32) -> Array:
+        found: Array = views[name].view(dtype).reshape(n, -1)
+        return found
+
+    operand = {"bf16": simd.A_BF16_DTYPE, "int8": simd.A_INT8_DTYPE}
+    sums = {"bf16": np.float32, "int8": np.int32}
+    return tile.Buffers(
+        x_rows=rows("x_rows", operand[qa.dtype], qa.lda),
+        x_scale=views.get("x_scale", nothing).view(np.float32),
+        least_x=np.zeros(t, np.int32),
+        q_a=rows("q_a", np.uint16, qa.n),
+        kv_a=rows("kv_a", np.uint16, kva.n),
+        q_rows=rows("q_rows", operand[qb.dtype], qb.lda),
+        least_q=np.zeros(t, np.int32),
+        c_down=by_worker("c", sums[qa.dtype]),
+        c_up=by_worker("c", sums[qb.dtype]),
+        c_uk=by_worker("c"),
+        q_head=by_worker("q_head", simd.A_BF16_DTYPE),
+        y=by_worker("y"),
+        counters=np.zeros(tasks.n_counters(n, len(tile.PHASES)), np.int64),
+        spans=np.zeros((n, len(tile.PHASES), 2), np.int64),
+    )
 
 
 class Memory:
     """The working memory of one call at a time, kept for the next."""
 
     def __init__(self, plan: PrologPlan) -> None:
-        longest = max((tile.t for tile in plan.tile_plans), default=0)
         self._block = aligned_empty(plan.workspace_bytes, np.uint8)
-        self._buffers: dict[int, tuple[TilePlan, TileBuffers]] = {}
-        self._ones = np.ones(longest, np.float32)
+        self._prepared: dict[int, tuple[TilePlan, Prepared]] = {}
 
     def holds(self, plan: PrologPlan) -> bool:
         """Whether each tile of the plan finds room here."""
-        longest = max((tile.t for tile in plan.tile_plans), default=0)
-        return self._block.nbytes >= plan.workspace_bytes and len(self._ones) >= longest
+        return self._block.nbytes >= plan.workspace_bytes
 
-    def buffers(self, tile: TilePlan) -> TileBuffers:
-        """The buffers of a tile's plan in this memory; laid out once a plan."""
-        held = self._buffers.get(id(tile))
+    def prepare(self, plan: TilePlan) -> Prepared:
+        """A tile's blocks, and its buffers in this memory, with counters at zero."""
+        held = self._prepared.get(id(plan))
         if held is None:
-            if len(self._buffers) >= _LAYOUTS_KEPT:
-                self._buffers.clear()
-            # The plan is kept beside its buffers, so that no other can take its id.
-            held = self._buffers[id(tile)] = (tile, TileBuffers.carve(tile, self._block, self._ones))
+            if len(self._prepared) >= _LAYOUTS_KEPT:
+                self._prepared.clear()
+            # The plan is kept beside what was made of it, so that no other can take its id.
+            held = self._prepared[id(plan)] = (plan, Prepared(blocks_of(plan), carve(plan, self._block)))
+        held[1].buffers.counters.fill(0)
         return held[1]

@@ -6,24 +6,33 @@ import numpy as np
 import pytest
 
 from mla_numba import packed
-from mla_numba.kernels import packing, scalars, simd, tasks
+from mla_numba.kernels import activations, packing, scalars, simd, tasks
 
 MR, NR = simd.MR, simd.NR
 GUARD = 64
 
 
 @numba.njit
-def call_ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry, normal):
-    simd.ukernel(mr, k, a, a_off, b, b_off, c, c_off, carry, normal)
+def call_ukernel(mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal):
+    simd.ukernel(mr, k, a, a_off, lda, b, b_off, 100, 7, c, c_off, carry, normal)
 
 
-def operands(rng, kind, mr, k):
+@numba.njit
+def call_ukernel_store(
+    mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal, y, y_off, ldy, row_scale, col_scale, offset
+):
+    simd.ukernel_store(
+        mr, k, a, a_off, lda, b, b_off, 0, 0, c, c_off, carry, normal, y, y_off, ldy, row_scale, 1, col_scale, offset, 2
+    )
+
+
+def operands(rng, kind, mr, lda, k):
     if kind == "bf16":
-        a = rng.standard_normal(k * mr).astype(ml_dtypes.bfloat16)
+        a = rng.standard_normal(lda * mr).astype(ml_dtypes.bfloat16)
         a = a.view(np.uint16) if np.uint16 == simd.A_BF16_DTYPE else a.astype(np.float32)
         b = rng.standard_normal(k * NR).astype(ml_dtypes.bfloat16).view(np.uint16)
         return a, b, rng.standard_normal(mr * NR).astype(np.float32)
-    codes = rng.integers(-128, 128, k * mr)
+    codes = rng.integers(-128, 128, lda * mr)
     codes[:4] = -128
     a = (codes + int(simd.A_OFFSET)).astype(simd.A_INT8_DTYPE)
     b = rng.integers(-128, 128, k * NR).astype(np.int8)
@@ -37,25 +46,74 @@ def test_ukernel_equals_its_oracle(kind, mr):
     rng = np.random.default_rng(mr)
     kr = simd.KR_BF16 if kind == "bf16" else simd.KR_INT8
     for k in (kr, 2 * kr, 3 * kr, 17 * kr, 1040):  # 1040: past where the portable int8 kernel starts a new sum
+        lda = k + 4 * (mr % 3)
         for carry, normal in ((False, True), (True, True), (True, False)):
-            a, b, c = operands(rng, kind, mr, k)
+            a, b, c = operands(rng, kind, mr, lda, k)
             guard = np.full(GUARD, 77, c.dtype)
             got = np.concatenate([guard, c, guard])
             want = got.copy()
             shifted_a, shifted_b = np.pad(a, (3, 0)), np.pad(b, (5, 0))
-            call_ukernel(mr, k, shifted_a, 3, shifted_b, 5, got, GUARD, carry, normal)
-            simd.ukernel(mr, k, a, 0, b, 0, want, GUARD, carry, normal)
+            call_ukernel(mr, k, shifted_a, 3, lda, shifted_b, 5, got, GUARD, carry, normal)
+            simd.ukernel(mr, k, a, 0, lda, b, 0, 0, 0, want, GUARD, carry, normal)
             assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry, normal)
             assert (got[:GUARD] == 77).all()
             assert (got[-GUARD:] == 77).all()
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize("dtype", sorted({np.uint16, simd.A_BF16_DTYPE}, key=str))
+@pytest.mark.parametrize("mr", range(1, MR + 1))
+def test_ukernel_store_equals_its_oracle(kind, dtype, mr):
+    """What is stored, with row and column scales that make some values subnormal, infinite or NaN."""
+    rng = np.random.default_rng(mr)
+    kr = simd.KR_BF16 if kind == "bf16" else simd.KR_INT8
+    row_scale = rng.uniform(0.001, 1, mr + 1).astype(np.float32)
+    row_scale[1] = np.nan if mr > 4 else 1e-38
+    col_scale = rng.uniform(0.001, 1, NR + 2).astype(np.float32)
+    col_scale[2:6] = (1e-30, 0, 1e38, -1)
+    offset = rng.integers(-(2**20), 2**20, NR + 2).astype(np.int32)
+    for k, ldy in ((kr, NR), (9 * kr, NR + 5)):
+        for carry, normal in ((False, True), (True, True), (True, False)):
+            a, b, c = operands(rng, kind, mr, k, k)
+            if kind == "bf16" and carry:
+                c[:3] = (np.nan, np.inf, -np.inf)
+            got = np.full(2 * GUARD + (mr - 1) * ldy + NR, 77, dtype)
+            want = got.copy()
+            rest = (row_scale, col_scale, offset)
+            call_ukernel_store(mr, k, a, 0, k, b, 0, c.copy(), 0, carry, normal, got, GUARD, ldy, *rest)
+            with np.errstate(all="ignore"):
+                simd.ukernel_store(
+                    mr,
+                    k,
+                    a,
+                    0,
+                    k,
+                    b,
+                    0,
+                    0,
+                    0,
+                    c,
+                    0,
+                    carry,
+                    normal,
+                    want,
+                    GUARD,
+                    ldy,
+                    row_scale,
+                    1,
+                    col_scale,
+                    offset,
+                    2,
+                )
+            assert got.tobytes() == want.tobytes(), (kind, mr, k, carry, normal)
+
+
 def pack_a(x):
     """x (mr, k) bf16 as the activations of one register tile."""
-    out = np.empty(x.size, simd.A_BF16_DTYPE)
-    for i, row in enumerate(x.view(np.uint16)):
-        packing.pack_row_bf16(row, i, len(x), out)
-    return out
+    out = np.empty(x.shape, simd.A_BF16_DTYPE)
+    for row, operand in zip(x.view(np.uint16), out, strict=True):
+        activations.bf16_operand_row(row, 1, operand)
+    return out.reshape(-1)
 
 
 def pack_b(w):
@@ -73,7 +131,7 @@ def test_oracle_ukernel_by_hand():
     w[:, :2] = ((3, 5), (4, 6))
     x = np.array([[1, 2]], ml_dtypes.bfloat16)
     c = np.full(NR, np.nan, np.float32)
-    simd.ukernel(1, 2, pack_a(x), 0, pack_b(w), 0, c, 0, False, True)
+    simd.ukernel(1, 2, pack_a(x), 0, 2, pack_b(w), 0, 0, 0, c, 0, False, True)
     assert c[:3].tolist() == [11, 17, 0]
 
 
@@ -87,8 +145,8 @@ def test_sums_that_may_be_subnormal_are_exact_too(scale):
     normal = bool(scalars.sums_stay_normal(*least))
     assert normal == (scale == 1.0)
     got, want = (np.empty(MR * NR, np.float32) for _ in range(2))
-    call_ukernel(MR, 64, pack_a(x), 0, pack_b(w), 0, got, 0, False, normal)
-    simd.ukernel(MR, 64, pack_a(x), 0, pack_b(w), 0, want, 0, False, normal)
+    call_ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, got, 0, False, normal)
+    simd.ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, 0, 0, want, 0, False, normal)
     assert (got.view(np.int32) == want.view(np.int32)).all()
 
 
@@ -148,12 +206,12 @@ def test_roundings_are_those_of_the_dtypes(compiled):
 def test_tasks_are_drawn_once_each_whoever_asks(n_workers, grain):
     rng = np.random.default_rng(grain)
     for n_tasks in (0, 1, 2, 6, 7, 8, 40):
-        counters = np.zeros(n_workers * tasks.COUNTER_STRIDE, np.int64)
+        counters = np.zeros(tasks.n_counters(n_workers, 2), np.int64)
         seen = []
         asking = list(range(n_workers))
         while asking:
             worker = int(rng.choice(asking))
-            first, end = tasks.draw(counters, worker, n_workers, n_tasks, grain)
+            first, end = tasks.draw(counters, 1, worker, n_workers, n_tasks, grain)
             assert end - first <= grain
             seen += range(first, end)
             if first == end:
@@ -162,19 +220,8 @@ def test_tasks_are_drawn_once_each_whoever_asks(n_workers, grain):
 
 
 def test_a_worker_begins_with_its_own_range():
-    counters = np.zeros(2 * tasks.COUNTER_STRIDE, np.int64)
-    assert [tasks.draw(counters, w, 2, 10, 1)[0] for w in (1, 1, 0)] == [5, 6, 0]
-
-
-def test_block_of_is_the_inverse_of_block_start():
-    for rows in range(1, 40):
-        for n_blocks in range(1, rows + 1):
-            starts = [tasks.block_start(rows, n_blocks, b) for b in range(n_blocks + 1)]
-            assert starts[0] == 0
-            assert starts[-1] == rows
-            for row in range(rows):
-                block = tasks.block_of(rows, n_blocks, row)
-                assert starts[block] <= row < starts[block + 1]
+    counters = np.zeros(tasks.n_counters(2), np.int64)
+    assert [tasks.draw(counters, 0, w, 2, 10, 1)[0] for w in (1, 1, 0)] == [5, 6, 0]
 
 
 def packed_by_formula(w, kr, n_parts, odd_first):
@@ -205,21 +252,32 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
             assert (got == want).all()
 
 
-def test_a_row_is_packed_where_packed_row_says():
-    k = 6
-    for t, mc in ((1, 1), (5, 5), (MR + 1, MR + 1), (3 * MR + 1, 2 * MR), (7, 3)):
-        kp = -(-k // simd.KR_BF16) * simd.KR_BF16
-        x = np.arange(1, t * k + 1, dtype=np.float32).reshape(t, k).astype(ml_dtypes.bfloat16)
-        out = np.full(t * kp, 99, simd.A_BF16_DTYPE)
-        least = np.empty(t, np.int32)
-        packing.pack_rows_bf16(1, x.view(np.uint16), 1, mc, out, least)
-        for row in range(t):
-            first, mr, place = packing.packed_row(t, mc, row)
-            assert 1 <= mr <= MR
-            block = out[first * kp : (first + mr) * kp]
-            if np.float32 == simd.A_BF16_DTYPE:
-                got = block.reshape(kp, mr)[:, place]
-            else:
-                got = block.view(ml_dtypes.bfloat16).reshape(kp // 2, mr, 2)[:, place, ::-1].reshape(-1)
-            assert got.astype(np.float32).tolist() == x[row].astype(np.float32).tolist() + [0] * (kp - k)
-            assert least[row] == x[row, :1].view(np.uint16)[0]
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("k", [1, 2, 5, 33, 64])
+def test_a_row_becomes_an_operand(k, n_parts):
+    """bf16: the parts of k padded to KR, in pairs odd k first where the microkernel takes pairs."""
+    x = np.arange(1, n_parts * k + 1, dtype=np.float32).astype(ml_dtypes.bfloat16)
+    part = -(-k // simd.KR_BF16) * simd.KR_BF16
+    out = np.full(n_parts * part, 99, simd.A_BF16_DTYPE)
+    activations.bf16_operand_row(x.view(np.uint16), n_parts, out)
+    got = out.view(ml_dtypes.bfloat16) if out.dtype == np.uint16 else out
+    if out.dtype == np.uint16:
+        got = got.reshape(-1, 2)[:, ::-1].reshape(-1)
+    want = np.zeros((n_parts, part), np.float32)
+    want[:, :k] = x.astype(np.float32).reshape(n_parts, k)
+    assert got.astype(np.float32).tolist() == want.reshape(-1).tolist()
+
+
+def test_codes_become_an_operand():
+    codes = np.array([-128, -1, 0, 127], np.int8)
+    out = np.full(6, 99, simd.A_INT8_DTYPE)
+    activations.int8_operand_row(codes, out)
+    assert (out.astype(np.int64) - int(simd.A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0]
+
+
+def test_who_waits_goes_on_when_all_tasks_are_done():
+    counters = np.zeros(tasks.n_counters(2, 3), np.int64)
+    tasks.finish(counters, 1, 2, 3)
+    tasks.finish(counters, 1, 2, 2)
+    tasks.wait_for(counters, 1, 2, 5)
+    tasks.wait_for(counters, 0, 2, 0)

@@ -91,7 +91,7 @@ def test_probes_without_compiling():
 @numba.njit(nogil=True)
 def multiply_tiles(repeats, k, a, b, c):
     for _ in range(repeats):
-        simd.ukernel(simd.MR, k, a, 0, b, 0, c, 0, True, True)
+        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, c, 0, True, True)
 
 
 def test_no_microkernel_beats_the_peaks():

@@ -111,24 +111,22 @@ def small_plan(**kwargs):
 def test_workspace_by_hand():
     tile = small_plan(quant="ab").tile_plan(5)
     assert tile.shared_workspace == {
-        "x_pack": 320,  # 5 * 64 codes
-        "x_codes": 320,  # 5 * 64
+        "x_rows": 640,  # 5 rows of 64 codes, and a cache line between them
         "x_scale": 64,  # 5 * 4, up to a cache line
         "q_a": 448,  # 5 * 40 * 2 = 400
         "kv_a": 320,  # 5 * 32 * 2
-        "a_up": 256,  # 5 * 40 codes = 200
+        "q_rows": 640,  # 5 rows of 40 codes, up to a cache line, and one more
     }
     assert tile.worker_workspace == {
         "c": 960,  # 5 rows of one panel of 48 columns, the widest of the four
-        "q_head": 512,  # 5 * 48 * 2 = 480
-        "a_nope": 320,  # 5 * 16 * 4
+        "q_head": 960,  # 5 * 48 * 4
         "y": 320,  # 64 hidden states and 16 lanes, 4 bytes each
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
-    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1024, "a_nope": 640, "y": 640}
-    assert two.workspace_bytes == 1728 + 4224
+    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "y": 640}
+    assert two.workspace_bytes == 2112 + 4480
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 

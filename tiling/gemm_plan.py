@@ -10,6 +10,7 @@ __all__ = ["DTYPES", "GemmPlan", "MicroTile"]
 
 DTYPES = ("bf16", "int8")
 
+_LINE_BYTES = 64
 _ITEM_BYTES = {"bf16": 2, "int8": 1}
 _COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
 
@@ -90,6 +91,11 @@ class GemmPlan:
     def kp(self) -> int:
         """Length of k with each part padded to kr."""
         return self.k_parts * self.part_kp
+
+    @property
+    def lda(self) -> int:
+        """Elements from one row of A to the next: whole cache lines, and one more so that rows fall on other sets."""
+        return (round_up(self.kp * self.micro.a_bytes, _LINE_BYTES) + _LINE_BYTES) // self.micro.a_bytes
 
     @property
     def n_panels(self) -> int:

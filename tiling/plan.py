@@ -17,7 +17,6 @@ __all__ = ["PHASES", "DownPlan", "HeadsPlan", "PrologPlan", "RowPlan", "TilePlan
 
 PHASES = ("decode", "prefill")
 
-SERIAL_ROWS = 16
 _CACHE_LINE_BYTES = 64
 
 
@@ -44,11 +43,6 @@ class DownPlan:
     def n_tasks(self) -> int:
         """Tasks of both products."""
         return self.qa.n_tasks + self.kva.n_tasks
-
-    @property
-    def x_row_bytes(self) -> int:
-        """Bytes of one packed row of hidden states, long enough for either padding of k."""
-        return max(self.qa.kp, self.kva.kp) * self.qa.micro.a_bytes
 
     def __str__(self) -> str:
         """One line."""
@@ -186,11 +180,6 @@ class TilePlan:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
 
     @property
-    def n_row_workers(self) -> int:
-        """Threads for packing and the rows sweep: to wake them takes longer than a few rows do."""
-        return 1 if self.t <= SERIAL_ROWS else self.n_workers
-
-    @property
     def gemms(self) -> tuple[GemmPlan, GemmPlan, GemmPlan, GemmPlan]:
         """The four products by ordinal."""
         return self.down.qa, self.heads.qb, self.down.kva, self.heads.wuk
@@ -199,17 +188,16 @@ class TilePlan:
     def shared_workspace(self) -> dict[str, int]:
         """Bytes of each buffer that all workers share, rounded up to cache lines.
 
-        ``x_pack`` packed hidden states, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
-        ``kv_a`` the bf16 down projections, ``a_up`` the packed operand of the up projection.
+        ``x_rows`` hidden states as operands, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
+        ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection.
         """
         qa, qb, kva, _ = self.gemms
         sizes = {
-            "x_pack": self.t * self.down.x_row_bytes,
-            "x_codes": self.t * qa.k if qa.dtype == "int8" else 0,
+            "x_rows": self.t * qa.lda * qa.micro.a_bytes,
             "x_scale": self.t * 4 if qa.dtype == "int8" else 0,
             "q_a": self.t * qa.n * 2,
             "kv_a": self.t * kva.n * 2,
-            "a_up": self.t * qb.kp * qb.micro.a_bytes,
+            "q_rows": self.t * qb.lda * qb.micro.a_bytes,
         }
         return {name: round_up(size, _CACHE_LINE_BYTES) for name, size in sizes.items() if size > 0}
 
@@ -217,16 +205,15 @@ class TilePlan:
     def worker_workspace(self) -> dict[str, int]:
         """Bytes of each buffer of one worker, rounded up to cache lines.
 
-        ``c`` accumulators of a task, ``q_head`` bf16 columns of one head, ``a_nope`` packed operand of the product
-        with w_uk, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
+        ``c`` accumulators of a task, ``q_head`` the columns of one head as operands of the product with w_uk, ``y`` one
+        fp32 row on its way to codes, with 16 lanes of sums behind it.
         """
         qa, qb, _, wuk = self.gemms
         hidden = qa.k if qa.dtype == "int8" else 0
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": qb.mc * qb.np_ * 2,
-            "a_nope": wuk.mc * wuk.kp * wuk.micro.a_bytes,
+            "q_head": qb.mc * qb.np_ * wuk.micro.a_bytes,
             "y": (row + 16) * 4,
         }
         return {name: round_up(size, _CACHE_LINE_BYTES) for name, size in sizes.items()}

@@ -34,22 +34,22 @@ from numba.extending import intrinsic, overload
 
 from ._jit import kernel
 from .isa import ISA
-from .scalars import window
-from .simd import (
-    _F32,
-    _I8,
-    _I16,
-    _I32,
-    _I64,
+from .llvm_ir import (
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
     LANES,
     PREFETCH_BYTES,
-    _BFloat,
-    _declare,
-    _dot_operand_type,
-    _internal_function,
-    _load,
-    _prefetch,
+    BFloat,
+    declare,
+    dot_operand_type,
+    internal_function,
+    load,
+    prefetch,
 )
+from .scalars import window
 from .tasks import block_start, ceil_div, draw
 
 # Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
@@ -153,8 +153,8 @@ def _loop(
     first = start(builder)
     builder.branch(head)
     builder.position_at_end(head)
-    number = builder.phi(_I64)
-    number.add_incoming(ir.Constant(_I64, 0), entry)
+    number = builder.phi(I64)
+    number.add_incoming(ir.Constant(I64, 0), entry)
     held = []
     for value in first:
         held.append(builder.phi(value.type))
@@ -162,7 +162,7 @@ def _loop(
     builder.cbranch(builder.icmp_unsigned("<", number, steps), step, done)
     builder.position_at_end(step)
     following = body(builder, number, list(held))
-    number.add_incoming(builder.add(number, ir.Constant(_I64, 1)), step)
+    number.add_incoming(builder.add(number, ir.Constant(I64, 1)), step)
     for phi, value in zip(held, following, strict=True):
         phi.add_incoming(value, step)
     builder.branch(head)
@@ -176,24 +176,24 @@ def _read_function(module: ir.Module) -> ir.Function:
     existing = module.globals.get(name)
     if existing is not None:
         return existing
-    vector = ir.VectorType(_I32, LANES)
-    function = _internal_function(module, ir.FunctionType(_I32, [_I8.as_pointer(), _I64]), name)
+    vector = ir.VectorType(I32, LANES)
+    function = internal_function(module, ir.FunctionType(I32, [I8.as_pointer(), I64]), name)
     address, steps = function.args
 
     def start(_builder: ir.IRBuilder) -> list[Any]:
         return [ir.Constant(vector, None)] * READ_CHAINS
 
     def body(builder: ir.IRBuilder, number: Any, sums: list[Any]) -> list[Any]:
-        here = builder.gep(address, [builder.mul(number, ir.Constant(_I64, READ_WORDS * 4))])
+        here = builder.gep(address, [builder.mul(number, ir.Constant(I64, READ_WORDS * 4))])
         for line in range(0, READ_WORDS * 4, 64):
-            _prefetch(builder, builder.gep(here, [ir.Constant(_I64, PREFETCH_BYTES + line)]))
-        return [builder.add(s, _load(builder, here, i * LANES * 4, vector, 4)) for i, s in enumerate(sums)]
+            prefetch(builder, builder.gep(here, [ir.Constant(I64, PREFETCH_BYTES + line)]))
+        return [builder.add(s, load(builder, here, i * LANES * 4, vector, 4)) for i, s in enumerate(sums)]
 
     builder, sums = _loop(function, steps, start, body)
     total = sums[0]
     for value in sums[1:]:
         total = builder.add(total, value)
-    builder.ret(builder.call(_declare(builder, f"llvm.vector.reduce.add.v{LANES}i32", _I32, [vector]), [total]))
+    builder.ret(builder.call(declare(builder, f"llvm.vector.reduce.add.v{LANES}i32", I32, [vector]), [total]))
     return function
 
 
@@ -202,7 +202,7 @@ def _sum_words_simd(_typingctx: Any, words: Any, steps: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         function = _read_function(builder.module)
         data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.call(function, [builder.bitcast(data, _I8.as_pointer()), args[1]])
+        return builder.call(function, [builder.bitcast(data, I8.as_pointer()), args[1]])
 
     return types.uint32(words, steps), codegen
 
@@ -214,14 +214,14 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
     if existing is not None:
         return existing
     vector = ir.VectorType(element, LANES)
-    pointer = _I8.as_pointer()
-    function = _internal_function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, _I64]), name)
+    pointer = I8.as_pointer()
+    function = internal_function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, I64]), name)
     acc, operands, steps = function.args
     x_and_y: list[Any] = []
 
     def start(builder: ir.IRBuilder) -> list[Any]:
-        x_and_y.extend(_load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
-        return [_load(builder, acc, i * LANES * 4, vector, 4) for i in range(CHAINS)]
+        x_and_y.extend(load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
+        return [load(builder, acc, i * LANES * 4, vector, 4) for i in range(CHAINS)]
 
     def body(builder: ir.IRBuilder, _number: Any, chains: list[Any]) -> list[Any]:
         return [emit_step(builder, chain, *x_and_y) for chain in chains]
@@ -229,7 +229,7 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
     builder, chains = _loop(function, steps, start, body)
     stored = builder.bitcast(acc, vector.as_pointer())
     for i, chain in enumerate(chains):
-        builder.store(chain, builder.gep(stored, [ir.Constant(_I64, i)]), align=4)
+        builder.store(chain, builder.gep(stored, [ir.Constant(I64, i)]), align=4)
     builder.ret_void()
     return function
 
@@ -240,7 +240,7 @@ def _define_chain(name: str, element: ir.Type, emit_step: Callable[..., Any]) ->
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             function = _chain_function(builder.module, name, element, emit_step)
             arrays = [context.make_array(sig.args[p])(context, builder, args[p]).data for p in range(2)]
-            builder.call(function, [*(builder.bitcast(data, _I8.as_pointer()) for data in arrays), args[2]])
+            builder.call(function, [*(builder.bitcast(data, I8.as_pointer()) for data in arrays), args[2]])
             return context.get_dummy_value()
 
         return types.void(acc, operands, steps), codegen
@@ -251,31 +251,31 @@ def _define_chain(name: str, element: ir.Type, emit_step: Callable[..., Any]) ->
 def _step_fma(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
     if ISA.name == "portable":
         return builder.fadd(builder.fmul(acc, x), y)
-    return builder.call(_declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
+    return builder.call(declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
 
 
 def _step_bf16(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
-    pairs = ir.VectorType(_BFloat(), 2 * LANES)
-    dot = _declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", acc.type, [acc.type, pairs, pairs])
+    pairs = ir.VectorType(BFloat(), 2 * LANES)
+    dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", acc.type, [acc.type, pairs, pairs])
     return builder.call(dot, [acc, builder.bitcast(x, pairs), builder.bitcast(y, pairs)])
 
 
 def _step_dot_avx512(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
-    operand = _dot_operand_type()
-    dot = _declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, operand, operand])
+    operand = dot_operand_type()
+    dot = declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, operand, operand])
     return builder.call(dot, [acc, builder.bitcast(acc, operand), builder.bitcast(x, operand)])
 
 
 def _step_dot_avx2(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
     """`acc` is multiplied too: a product of x and y would be the same in each step, and leave the loop."""
-    halves = ir.VectorType(_I16, 2 * LANES)
-    madd = _declare(builder, "llvm.x86.avx2.pmadd.wd", acc.type, [halves, halves])
+    halves = ir.VectorType(I16, 2 * LANES)
+    madd = declare(builder, "llvm.x86.avx2.pmadd.wd", acc.type, [halves, halves])
     return builder.add(acc, builder.call(madd, [builder.bitcast(acc, halves), builder.bitcast(x, halves)]))
 
 
-_fma_chain_simd = _define_chain("fma_chain", _F32, _step_fma)
-_bf16_chain_simd = _define_chain("bf16_chain", _F32, _step_bf16)
-_dot_chain_simd = _define_chain("dot_chain", _I32, _step_dot_avx512 if ISA.a_int8_bytes == 1 else _step_dot_avx2)
+_fma_chain_simd = _define_chain("fma_chain", F32, _step_fma)
+_bf16_chain_simd = _define_chain("bf16_chain", F32, _step_bf16)
+_dot_chain_simd = _define_chain("dot_chain", I32, _step_dot_avx512 if ISA.a_int8_bytes == 1 else _step_dot_avx2)
 
 
 @kernel
@@ -296,11 +296,11 @@ def read_stream(words: Any, sums: Any, counters: Any, n_workers: Any) -> None:
     n_pieces = ceil_div(words.size, PIECE_WORDS)
     for worker in prange(n_workers):
         total = np.int64(0)
-        piece, end = draw(counters, worker, n_workers, n_pieces, 1)
+        piece, end = draw(counters, 0, worker, n_workers, n_pieces, 1)
         while piece < end:
             first = piece * PIECE_WORDS
             total += np.int64(sum_words(words, first, min(np.int64(PIECE_WORDS), words.size - first)))
-            piece, end = draw(counters, worker, n_workers, n_pieces, 1)
+            piece, end = draw(counters, 0, worker, n_workers, n_pieces, 1)
         sums[worker] = total
 
 
@@ -308,27 +308,27 @@ def read_stream(words: Any, sums: Any, counters: Any, n_workers: Any) -> None:
 def fma_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
     """`n_tasks` times FMA_OPS * steps operations."""
     for worker in prange(n_workers):
-        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
         while task < end:
             fma_chain(acc[worker], operands, steps)
-            task, end = draw(counters, worker, n_workers, n_tasks, 1)
+            task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
 
 
 @kernel
 def bf16_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
     """`n_tasks` times BF16_OPS * steps operations; only where `ISA.bf16_dot`."""
     for worker in prange(n_workers):
-        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
         while task < end:
             bf16_chain(acc[worker], operands, steps)
-            task, end = draw(counters, worker, n_workers, n_tasks, 1)
+            task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
 
 
 @kernel
 def dot_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
     """`n_tasks` times DOT_OPS * steps operations."""
     for worker in prange(n_workers):
-        task, end = draw(counters, worker, n_workers, n_tasks, 1)
+        task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
         while task < end:
             dot_chain(acc[worker], operands, steps)
-            task, end = draw(counters, worker, n_workers, n_tasks, 1)
+            task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)

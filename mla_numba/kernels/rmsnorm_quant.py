@@ -18,13 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import prange
 from numba.extending import register_jitable
 
-from ._jit import kernel
-from .packing import packed_row
-from .scalars import bits_of_f32, f32_of_bits, round_bf16, row_of, widen, window
-from .simd import A_OFFSET, KR_INT8
+from .scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
 
 N_LANES = 16
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer, half to even
@@ -102,34 +98,3 @@ def smooth_row(y: Any, smooth: Any) -> None:
     """y *= smooth, in place; an empty `smooth` is none."""
     for j in range(len(smooth)):
         y[j] = y[j] * smooth[j]
-
-
-@register_jitable
-def pack_codes(codes: Any, row: Any, kp: Any, t: Any, mc: Any, out: Any) -> None:
-    """Writes the codes of row `row` of t to their place among an int8 product's packed activations, zeros up to kp."""
-    n = len(codes)
-    first, mr, place = packed_row(t, mc, row)
-    stride = mr * KR_INT8
-    block = window(out, first * kp + place * KR_INT8, kp * mr - place * KR_INT8)
-    for step in range(n // KR_INT8):
-        for r in range(KR_INT8):
-            block[step * stride + r] = np.int32(codes[step * KR_INT8 + r]) + A_OFFSET
-    for p in range(n // KR_INT8 * KR_INT8, kp):
-        code = np.int32(codes[p]) if p < n else np.int32(0)
-        block[p // KR_INT8 * stride + p % KR_INT8] = code + A_OFFSET
-
-
-@kernel
-def quant_x(x: Any, mc: Any, kp: Any, y: Any, codes: Any, scale: Any, packed: Any, n_workers: Any) -> None:
-    """Quant_x: rows of x (t, k) uint16 to int8 codes (t, k), scale (t,) and packed activations. y: (n_workers, k)."""
-    t, k = x.shape
-    for worker in prange(n_workers):
-        values = window(row_of(y, worker), 0, k)
-        for row in range(t * worker // n_workers, t * (worker + 1) // n_workers):
-            hidden = row_of(x, row)
-            for j in range(k):
-                values[j] = widen(hidden[j])
-            s = quant_scale(values)
-            scale[row] = dequant_scale(s)
-            quant_row(values, s, row_of(codes, row))
-            pack_codes(row_of(codes, row), row, kp, t, mc, packed)

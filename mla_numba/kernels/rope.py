@@ -4,7 +4,7 @@
 
 | array    | shape | dtype   | notes                                                               |
 |----------|-------|---------|---------------------------------------------------------------------|
-| x        | (R,)  | uint16  | bf16 bits as halves: the weights' rope columns are packed so        |
+| x        | (R,)  | uint16  | bf16 bits, or float32, as halves: the weights' columns are packed so |
 | cos, sin | (R,)  | uint16  | bf16 bits; both halves are read                                     |
 | y        | (R,)  | float32 | whoever stores it rounds it to bf16                                 |
 
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from .scalars import widen, window
+from .scalars import as_f32, widen, window
 
 
 @register_jitable
@@ -29,6 +29,6 @@ def rotate_row(x: Any, cos: Any, sin: Any, y: Any) -> None:
     x_far, y_far = window(x, half, half), window(y, half, half)
     cos_far, sin_far = window(cos, half, half), window(sin, half, half)
     for j in range(half):
-        y[j] = widen(x[j]) * widen(cos[j]) + (widen(x_far[j]) * np.float32(-1)) * widen(sin[j])
+        y[j] = as_f32(x[j]) * widen(cos[j]) + (as_f32(x_far[j]) * np.float32(-1)) * widen(sin[j])
     for j in range(half):
-        y_far[j] = widen(x_far[j]) * widen(cos_far[j]) + (widen(x[j]) + np.float32(0)) * widen(sin_far[j])
+        y_far[j] = as_f32(x_far[j]) * widen(cos_far[j]) + (as_f32(x[j]) + np.float32(0)) * widen(sin_far[j])

@@ -1,47 +1,134 @@
 """Sweep 2, row by row: what lies between the two matrix products of the query, and all of the key.
 
-    q_a  -> RmsNorm_qa -> Quant_qMnRes -> q_norm, q_norm_scale, packed activations of sweep 3
+    q_a  -> RmsNorm_qa -> Quant_qMnRes -> q_norm, q_norm_scale, activations of sweep 3
     kv_a -> RmsNorm_compressedkv -> Quant_knope -> kv_cache, k_scale_cache;   RotaryPosEmb -> kr_cache
 
 | array       | shape          | dtype           | notes                                                     |
 |-------------|----------------|-----------------|-----------------------------------------------------------|
-| q_a, kv_a   | (t, Rq), (t, C+R) | uint16       | bf16 bits, from sweep 1                                   |
-| cos, sin    | (T, R)         | uint16          | bf16 bits; token t0 + row                                 |
-| cache_index | (T,)           | int64           | all tokens of the call: the last to name a slot writes it |
-| q_norm      | (T, Rq)        | int8 or uint16  | rows t0..t0+t are written                                 |
-| kv, kr, k_scale | flat       | see `scatter`   | caches                                                    |
-| scratch     | (n_workers, >= max(Rq, C, R) + 16)     | float32 |                                            |
+| q_a         | (Rq,)          | uint16          | a token's bf16 bits, from sweep 1                         |
+| kv_a        | (C + R,)       | uint16          | likewise: the latent, and the rope key as halves          |
+| cos, sin    | (R,)           | uint16          | bf16 bits                                                 |
+| q_norm      | (Rq,)          | int8 or uint16  | its dtype says whether w_uq_qr is quantised               |
+| operand     | (kp,)          | see `activations` | the row of sweep 3's A                                  |
+| kv, kr, k_scale | flat       | see `scatter`   | caches; kv's dtype says whether they are quantised        |
+| y           | (>= max(Rq, C, R) + 16,) | float32 | scratch                                                 |
 
-A task is a block of tokens of the query or of the key; tokens never meet.
+Tokens never meet.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-from numba.extending import register_jitable
+import numpy as np
+from numba.core import types
+from numba.extending import overload, register_jitable
 
-from ._jit import kernel
-from .packing import pack_row_bf16, packed_row
-from .rmsnorm_quant import dequant_scale, pack_codes, quant_row, quant_scale, rmsnorm_row, smooth_row
+from .activations import bf16_operand_row, int8_operand_row
+from .rmsnorm_quant import dequant_scale, quant_row, quant_scale, rmsnorm_row, smooth_row
 from .rope import rotate_row
-from .scalars import least_magnitude, round_bf16, row_of, store_scale, window
-from .scatter import chunk_at, is_last, slot_base
-from .tasks import block_start, ceil_div, draw
+from .scalars import NONE_NONZERO, least_magnitude, round_bf16, store_scale, window
+from .scatter import chunk_at, slot_base
 
 N_GROUPS = 4  # quantisation groups of the latent
 
 
+def query_row(
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+) -> Any:
+    """A token's q_norm, with its dequantisation scale at scale[at] if it is int8. Returns its `least_magnitude`."""
+    take = _query_row_int8 if q_norm.dtype == np.int8 else _query_row_bf16
+    return take(q_a, gamma, epsilon, smooth, y, q_norm, scale, at, operand)
+
+
+@overload(query_row)
+def _query_row(
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+) -> Any:
+    take = _query_row_int8 if q_norm.dtype == types.int8 else _query_row_bf16
+
+    def row(
+        q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+    ) -> Any:
+        return take(q_a, gamma, epsilon, smooth, y, q_norm, scale, at, operand)
+
+    return row
+
+
 @register_jitable
-def _write_codes(y: Any, first: Any, s: Any, cache: Any, layout: Any, base: Any) -> None:
-    """Quant_knope: the codes of a group, elements first.. of the slot at `base`."""
-    done = 0
-    while done < len(y):
-        at, room = chunk_at(layout, base, first + done)
-        n = min(room, len(y) - done)
-        quant_row(window(y, done, n), s, window(cache, at, n))
-        done += n
+def _query_row_int8(
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+) -> Any:
+    rmsnorm_row(q_a, gamma, epsilon, y)
+    smooth_row(y, smooth)
+    values = window(y, 0, len(gamma))
+    s = quant_scale(values)
+    scale[at] = dequant_scale(s)
+    quant_row(values, s, q_norm)
+    int8_operand_row(q_norm, operand)
+    return NONE_NONZERO
+
+
+@register_jitable
+def _query_row_bf16(
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+) -> Any:
+    rmsnorm_row(q_a, gamma, epsilon, y)
+    for j in range(len(gamma)):
+        q_norm[j] = round_bf16(y[j])
+    bf16_operand_row(q_norm, 1, operand)
+    return least_magnitude(q_norm)
+
+
+@register_jitable
+def key_row(
+    kv_a: Any, gamma: Any, epsilon: Any, cos: Any, sin: Any, y: Any, slot: Any, kv: Any, kv_layout: Any, kr: Any,
+    kr_layout: Any, k_scale: Any, k_scale_layout: Any,
+) -> None:  # fmt: skip
+    """A token's rows of the caches, at a slot."""
+    latent = len(gamma)
+    rmsnorm_row(window(kv_a, 0, latent), gamma, epsilon, y)
+    _write_latent(window(y, 0, latent), slot, kv, kv_layout, k_scale, k_scale_layout)
+    rotated = window(y, 0, len(cos))
+    rotate_row(window(kv_a, latent, len(cos)), cos, sin, rotated)
+    _write_bf16(rotated, kr, kr_layout, slot_base(kr_layout, slot))
+
+
+def _write_latent(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+    write = _write_latent_int8 if kv.dtype == np.int8 else _write_latent_bf16
+    write(y, slot, kv, kv_layout, k_scale, k_scale_layout)
+
+
+@overload(_write_latent)
+def _write_latent_overload(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> Any:
+    take = _write_latent_int8 if kv.dtype == types.int8 else _write_latent_bf16
+
+    def write(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+        take(y, slot, kv, kv_layout, k_scale, k_scale_layout)
+
+    return write
+
+
+@register_jitable
+def _write_latent_int8(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+    """Quant_knope: four groups, each with a scale of its own."""
+    group = len(y) // N_GROUPS
+    base, scale_at = slot_base(kv_layout, slot), slot_base(k_scale_layout, slot)
+    for g in range(N_GROUPS):
+        values = window(y, g * group, group)
+        s = quant_scale(values)
+        store_scale(k_scale, scale_at + g, dequant_scale(s))
+        done = 0
+        while done < group:
+            at, room = chunk_at(kv_layout, base, g * group + done)
+            n = min(room, group - done)
+            quant_row(window(values, done, n), s, window(kv, at, n))
+            done += n
+
+
+@register_jitable
+def _write_latent_bf16(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+    _write_bf16(y, kv, kv_layout, slot_base(kv_layout, slot))
 
 
 @register_jitable
@@ -55,143 +142,3 @@ def _write_bf16(y: Any, cache: Any, layout: Any, base: Any) -> None:
         for j in range(n):
             out[j] = round_bf16(values[j])
         done += n
-
-
-@register_jitable
-def _write_key_rope(key: Any, cos: Any, sin: Any, y: Any, kr: Any, layout: Any, slot: Any) -> None:
-    """RotaryPosEmb: a key's rope part (R,) uint16, rotated into its slot. y (>= R,) is scratch."""
-    rotated = window(y, 0, len(key))
-    rotate_row(key, cos, sin, rotated)
-    _write_bf16(rotated, kr, layout, slot_base(layout, slot))
-
-
-@kernel
-def rows_int8(
-    q_a: Any,
-    kv_a: Any,
-    gamma_cq: Any,
-    gamma_ckv: Any,
-    epsilon_cq: Any,
-    epsilon_ckv: Any,
-    smooth: Any,
-    cos: Any,
-    sin: Any,
-    cache_index: Any,
-    t0: Any,
-    q_norm: Any,
-    q_norm_scale: Any,
-    packed: Any,
-    kp: Any,
-    mc: Any,
-    kv: Any,
-    kv_layout: Any,
-    kr: Any,
-    kr_layout: Any,
-    k_scale: Any,
-    k_scale_layout: Any,
-    scratch: Any,
-    counters: Any,
-    rows_q: Any,
-    rows_k: Any,
-    n_workers: Any,
-) -> None:
-    """The quantised rows sweep of one token tile: int8 q_norm with a scale a token, int8 cache with four."""
-    t = q_a.shape[0]
-    latent = len(gamma_ckv)
-    group = latent // N_GROUPS
-    n_tasks_q = ceil_div(t, rows_q)
-    n_tasks_k = ceil_div(t, rows_k)
-    n_tasks = n_tasks_q + n_tasks_k
-    for worker in prange(n_workers):
-        y = row_of(scratch, worker)
-        task, end = draw(counters, worker, n_workers, n_tasks, 1)
-        while task < end:
-            if task < n_tasks_q:
-                for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
-                    rmsnorm_row(row_of(q_a, row), gamma_cq, epsilon_cq, y)
-                    smooth_row(y, smooth)
-                    values, codes = window(y, 0, len(gamma_cq)), row_of(q_norm, t0 + row)
-                    s = quant_scale(values)
-                    q_norm_scale[t0 + row] = dequant_scale(s)
-                    quant_row(values, s, codes)
-                    pack_codes(codes, row, kp, t, mc, packed)
-            else:
-                block = task - n_tasks_q
-                for row in range(block_start(t, n_tasks_k, block), block_start(t, n_tasks_k, block + 1)):
-                    token = t0 + row
-                    slot = cache_index[token]
-                    if slot >= 0 and is_last(cache_index, token):
-                        rmsnorm_row(window(row_of(kv_a, row), 0, latent), gamma_ckv, epsilon_ckv, y)
-                        base = slot_base(kv_layout, slot)
-                        scale_at = slot_base(k_scale_layout, slot)
-                        for g in range(N_GROUPS):
-                            values = window(y, g * group, group)
-                            s = quant_scale(values)
-                            store_scale(k_scale, scale_at + g, dequant_scale(s))
-                            _write_codes(values, g * group, s, kv, kv_layout, base)
-                        key = window(row_of(kv_a, row), latent, cos.shape[1])
-                        _write_key_rope(key, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
-            task, end = draw(counters, worker, n_workers, n_tasks, 1)
-
-
-@kernel
-def rows_bf16(
-    q_a: Any,
-    kv_a: Any,
-    gamma_cq: Any,
-    gamma_ckv: Any,
-    epsilon_cq: Any,
-    epsilon_ckv: Any,
-    cos: Any,
-    sin: Any,
-    cache_index: Any,
-    t0: Any,
-    q_norm: Any,
-    packed: Any,
-    least: Any,
-    kp: Any,
-    mc: Any,
-    kv: Any,
-    kv_layout: Any,
-    kr: Any,
-    kr_layout: Any,
-    scratch: Any,
-    counters: Any,
-    rows_q: Any,
-    rows_k: Any,
-    n_workers: Any,
-) -> None:
-    """The unquantised rows sweep of one token tile: q_norm and the cache stay bf16.
-
-    least (t,) int32 receives the `least_magnitude` of each packed row.
-    """
-    t = q_a.shape[0]
-    latent = len(gamma_ckv)
-    n = len(gamma_cq)
-    n_tasks_q = ceil_div(t, rows_q)
-    n_tasks_k = ceil_div(t, rows_k)
-    n_tasks = n_tasks_q + n_tasks_k
-    for worker in prange(n_workers):
-        y = row_of(scratch, worker)
-        task, end = draw(counters, worker, n_workers, n_tasks, 1)
-        while task < end:
-            if task < n_tasks_q:
-                for row in range(block_start(t, n_tasks_q, task), block_start(t, n_tasks_q, task + 1)):
-                    rmsnorm_row(row_of(q_a, row), gamma_cq, epsilon_cq, y)
-                    norm = row_of(q_norm, t0 + row)
-                    for j in range(n):
-                        norm[j] = round_bf16(y[j])
-                    first, mr, place = packed_row(t, mc, row)
-                    pack_row_bf16(norm, place, mr, window(packed, first * kp, mr * kp))
-                    least[row] = least_magnitude(norm)
-            else:
-                block = task - n_tasks_q
-                for row in range(block_start(t, n_tasks_k, block), block_start(t, n_tasks_k, block + 1)):
-                    token = t0 + row
-                    slot = cache_index[token]
-                    if slot >= 0 and is_last(cache_index, token):
-                        rmsnorm_row(window(row_of(kv_a, row), 0, latent), gamma_ckv, epsilon_ckv, y)
-                        _write_bf16(window(y, 0, latent), kv, kv_layout, slot_base(kv_layout, slot))
-                        key = window(row_of(kv_a, row), latent, cos.shape[1])
-                        _write_key_rope(key, row_of(cos, token), row_of(sin, token), y, kr, kr_layout, slot)
-            task, end = draw(counters, worker, n_workers, n_tasks, 1)

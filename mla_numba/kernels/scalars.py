@@ -1,4 +1,4 @@
-"""What the loops need and Numba lacks: bf16 as bits, a view without checks, an atomic counter.
+"""What the loops need and Numba lacks: bf16 as bits, and views without checks.
 
 Each is a plain Python function, whose overload gives compiled code an intrinsic.
 """
@@ -122,6 +122,25 @@ def widen(bits: Any) -> Any:
     return f32_of_bits(np.uint32(bits) << np.uint32(16))
 
 
+def as_f32(value: Any) -> Any:
+    """A float32: of bf16 bits (uint16), of an int8 code, or of a float32."""
+    return widen(value) if value.dtype == np.uint16 else np.float32(value)
+
+
+@overload(as_f32)
+def _as_f32(value: Any) -> Any:
+    if value == types.uint16:
+
+        def convert(value: Any) -> Any:
+            return widen(value)
+    else:
+
+        def convert(value: Any) -> Any:
+            return np.float32(value)
+
+    return convert
+
+
 @register_jitable
 def round_bf16(value: Any) -> Any:
     """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
@@ -135,9 +154,30 @@ def round_bf16(value: Any) -> Any:
 NONE_NONZERO = np.int32(0x7FFF)  # what `least_magnitude` gives for zeros alone
 
 
+def least_magnitude(values: Any) -> Any:
+    """The bits of the least |value| other than 0 among bf16 bits (uint16).
+
+    Of float32 `values` nothing is asked: they are multiplied by multiply-adds, which flush nothing.
+    """
+    return _least_bits(values) if values.dtype == np.uint16 else NONE_NONZERO
+
+
+@overload(least_magnitude)
+def _least_magnitude(values: Any) -> Any:
+    if values.dtype == types.uint16:
+
+        def least(values: Any) -> Any:
+            return _least_bits(values)
+    else:
+
+        def least(values: Any) -> Any:
+            return NONE_NONZERO
+
+    return least
+
+
 @register_jitable
-def least_magnitude(bits: Any) -> Any:
-    """The bits of the least |value| other than 0 among bf16 bits (uint16)."""
+def _least_bits(bits: Any) -> Any:
     least = NONE_NONZERO
     for j in range(len(bits)):
         size = np.int32(np.int32(bits[j]) & np.int32(0x7FFF))
@@ -200,27 +240,3 @@ def _store_scale(scales: Any, at: Any, value: Any) -> Any:
             scales[at] = value
 
     return store
-
-
-def fetch_add(counter: Any, step: Any) -> Any:
-    """Adds `step` to counter[0] (int64) atomically and returns what it held: how workers draw their next task."""
-    before = counter[0]
-    counter[0] = before + step
-    return before
-
-
-@intrinsic
-def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
-
-    return types.int64(counter, types.int64), codegen
-
-
-@overload(fetch_add)
-def _fetch_add(counter: Any, step: Any) -> Any:
-    def draw(counter: Any, step: Any) -> Any:
-        return _fetch_add_intrinsic(counter, np.int64(step))
-
-    return draw

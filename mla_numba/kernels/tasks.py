@@ -1,7 +1,11 @@
-"""How workers share the tasks of a parallel region.
+"""How workers share the tasks of a parallel region, and wait for those of an earlier phase.
 
 Each worker begins with its own even range, so that it streams weights front to back, and then takes what is left of the
-others': no worker idles while there is work, however fast or slow its core is.
+others': no worker idles while there is work, however fast or slow its core is, or however late its thread wakes up.
+
+A region has phases. `counters` is int64, `n_counters` of them, zeros at its begin: for each phase a line for each
+worker's next task and one for the tasks that are done. Who waits for a phase waits for tasks that a running worker has
+drawn, never for a worker, so a region ends whatever number of threads there really are.
 """
 
 from __future__ import annotations
@@ -11,9 +15,16 @@ from typing import Any
 import numpy as np
 from numba.extending import register_jitable
 
-from .scalars import fetch_add, window
+from .atomics import fetch_add, give_way, look
+from .scalars import window
 
-COUNTER_STRIDE = 8  # int64 elements between two workers' counters: a cache line each
+COUNTER_STRIDE = 8  # int64 elements between two counters: a cache line each
+_SPINS = 4096  # looks at a counter before the core is given to whoever else wants it
+
+
+def n_counters(n_workers: int, n_phases: int = 1) -> int:
+    """Elements of `counters`."""
+    return n_phases * (n_workers + 1) * COUNTER_STRIDE
 
 
 @register_jitable
@@ -29,22 +40,35 @@ def block_start(rows: Any, n_blocks: Any, block: Any) -> Any:
 
 
 @register_jitable
-def block_of(rows: Any, n_blocks: Any, row: Any) -> Any:
-    """The block that holds `row`: the inverse of `block_start`."""
-    return ((row + 1) * n_blocks - 1) // rows
+def _counter(counters: Any, phase: Any, n_workers: Any, worker: Any) -> Any:
+    return window(counters, (phase * (n_workers + 1) + worker) * COUNTER_STRIDE, 1)
 
 
 @register_jitable
-def draw(counters: Any, worker: Any, n_workers: Any, n_tasks: Any, grain: Any) -> Any:
-    """The next tasks (first, end) for a worker, at most `grain` of them; first == end where none is left.
-
-    `counters` is int64 with n_workers * COUNTER_STRIDE elements, zeros at the region's begin.
-    """
+def draw(counters: Any, phase: Any, worker: Any, n_workers: Any, n_tasks: Any, grain: Any) -> Any:
+    """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
     for other in range(n_workers):
         owner = (worker + other) % n_workers
         begin = block_start(n_tasks, n_workers, owner)
         end = block_start(n_tasks, n_workers, owner + 1)
-        first = begin + fetch_add(window(counters, owner * COUNTER_STRIDE, 1), grain)
+        first = begin + fetch_add(_counter(counters, phase, n_workers, owner), grain)
         if first < end:
             return np.int64(first), np.int64(min(first + grain, end))
     return np.int64(n_tasks), np.int64(n_tasks)
+
+
+@register_jitable
+def finish(counters: Any, phase: Any, n_workers: Any, n_done: Any) -> None:
+    """Says that `n_done` tasks of a phase are done; what they wrote is seen by whoever waits for them."""
+    fetch_add(_counter(counters, phase, n_workers, n_workers), n_done)
+
+
+@register_jitable
+def wait_for(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
+    """Returns when all `n_tasks` of a phase are done."""
+    done = _counter(counters, phase, n_workers, n_workers)
+    spins = 0
+    while look(done) < n_tasks:
+        spins += 1
+        if spins % _SPINS == 0:
+            give_way()

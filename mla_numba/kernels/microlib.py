@@ -1,0 +1,98 @@
+"""The microkernels as one small library of machine code, which every kernel calls into.
+
+Numba optimises what a function calls again with each caller of it, and with each caller of that one. The microkernels,
+thousands of instructions that are never inlined, would be optimised six times over so; here they are compiled once, and
+a kernel's own code knows their names only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from numba.core import config
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+from ._cache import cache_folder, log, say_compiling
+from .isa import ISA
+from .llvm_ir import F32, I16
+from .ukernels import BF16_PAIRS, BF16_STEPS, INT8, define_tile_function
+
+__all__ = ["load_microkernels"]
+
+_held: list[Any] = []  # the library, which has to live as long as any kernel
+
+
+def load_microkernels() -> None:
+    """Makes the microkernels known to Numba: from the cache or, the first time on a machine, by compiling them."""
+    if config.DISABLE_JIT or ISA.name == "portable":
+        return
+    with global_compiler_lock:
+        if not _held:
+            _held.append(_load_or_build())
+
+
+def _load_or_build() -> Any:
+    codegen = cpu_target.target_context.codegen()
+    target = sha256(repr(codegen.magic_tuple()).encode()).hexdigest()[:16]
+    path = cache_folder() / f"microkernels-{target}.pickle"
+    library = _load(codegen, path)
+    if library is not None:
+        return library
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(path.with_suffix(".lock")))
+        except OSError:
+            return _build(codegen)
+        library = _load(codegen, path)
+        if library is None:
+            say_compiling()
+            library = _build(codegen)
+            _save(library, path)
+    return library
+
+
+def _build(codegen: Any) -> Any:
+    library = codegen.create_library("mla_numba.microkernels")
+    library.enable_object_caching()
+    module = library.create_ir_module("mla_numba.microkernels")
+    if ISA.bf16_dot:
+        define_tile_function(module, BF16_PAIRS, I16)
+        define_tile_function(module, BF16_STEPS, I16, by_row=True)
+        define_tile_function(module, INT8, I16)
+    else:
+        for kernel in (BF16_STEPS, INT8):
+            for store in (I16, F32):
+                define_tile_function(module, kernel, store)
+    library.add_ir_module(module)
+    library.finalize()
+    return library
+
+
+def _load(codegen: Any, path: Path) -> Any:
+    """The library of a file, None where there is none or one that cannot be read."""
+    try:
+        state = pickle.loads(path.read_bytes())
+        return codegen.unserialize_library(state)
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        log.warning("%s: compiled anew, since reading it failed (%s)", path, error)
+        return None
+
+
+def _save(library: Any, path: Path) -> None:
+    """Writes a file that appears whole or not at all."""
+    new = path.with_suffix(f".{os.getpid()}")
+    try:
+        new.write_bytes(pickle.dumps(library.serialize_using_object_code()))
+        new.replace(path)
+    except OSError as error:
+        log.warning("%s: not writable, so the microkernels are compiled in every process (%s)", path, error)
