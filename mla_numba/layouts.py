@@ -80,7 +80,7 @@ def from_fractal_nz(fractals: Array, k: int, n: int) -> Array:
     padded = np.moveaxis(fractals, -4, -2).reshape(*fractals.shape[:-4], n_rows * fractal_rows, n_columns * c0)
     if (padded[..., k:, :] != 0).any() or (padded[..., n:] != 0).any():
         raise ValueError(f"fractals: expected zeros beyond row {k} and column {n}, got other values")
-    return np.ascontiguousarray(padded[..., :k, :n])
+    return padded[..., :k, :n].copy(order="C")
 
 
 def pa_bsnd_to_pa_nz(cache: Array) -> Array:
@@ -92,7 +92,7 @@ def pa_bsnd_to_pa_nz(cache: Array) -> Array:
     c0 = _check_cache(cache)
     blocks, block_size, _, d = cache.shape
     rows = cache.reshape(blocks, block_size, d // c0, c0)
-    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(cache.shape)
+    return rows.swapaxes(1, 2).copy(order="C").reshape(cache.shape)
 
 
 def pa_nz_to_pa_bsnd(cache: Array) -> Array:
@@ -100,7 +100,7 @@ def pa_nz_to_pa_bsnd(cache: Array) -> Array:
     c0 = _check_cache(cache)
     blocks, block_size, _, d = cache.shape
     chunks = cache.reshape(blocks, d // c0, block_size, c0)
-    return np.ascontiguousarray(chunks.swapaxes(1, 2)).reshape(cache.shape)
+    return chunks.swapaxes(1, 2).copy(order="C").reshape(cache.shape)
 
 
 def to_records(codes: Array, scales: Array, rope: Array, *, order: str) -> Array:
