@@ -2,8 +2,9 @@
 
 from tiling import MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
+from . import layouts
 from ._version import __version__
-from .cache import PagedCache
+from .cache import KeyRows, PagedCache
 from .dims import MlaDims
 from .ops import (
     MlaQuantInputs,
@@ -26,9 +27,11 @@ from .prolog import (
     mla_prolog_quant_p,
     pre_compute_2d,
 )
+from .quantization import QuantizationReport, WeightError
 from .weights import MlaWeights
 
 __all__ = [
+    "KeyRows",
     "MlaDims",
     "MlaProlog",
     "MlaQuantInputs",
@@ -38,11 +41,14 @@ __all__ = [
     "PagedCache",
     "PassOptions",
     "PrologOutput",
+    "QuantizationReport",
     "RopeTileShapeConfig",
+    "WeightError",
     "__version__",
     "dequant",
     "dequant_asymmetric",
     "k_nope_quant",
+    "layouts",
     "mla_prolog_quant_compute",
     "mla_prolog_quant_d",
     "mla_prolog_quant_p",

@@ -84,17 +84,23 @@ def check_vector(name: str, value: object, dtype: np.dtype[Any], n: int) -> Arra
     return check_array(name, value, (dtype,), (n,))
 
 
+def check_indices(name: str, value: object, n: int | None) -> Array:
+    """A contiguous int64 or int32 array (n,), as int64."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+    if value.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
+        raise TypeError(f"{name}: expected dtype int64 or int32, got {dtype_text(value.dtype)}")
+    if value.ndim != 1 or n not in (None, len(value)):
+        raise ValueError(f"{name}: expected shape ({'n' if n is None else n},), got {value.shape}")
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a contiguous array, got strides {value.strides}")
+    indices: Array = np.ascontiguousarray(value, dtype=np.int64)
+    return indices
+
+
 def check_slots(cache_index: object, t: int, capacity: int) -> Array:
     """cache_index as contiguous int64 (t,), every slot -1 (padding) or in [0, capacity)."""
-    if not isinstance(cache_index, np.ndarray):
-        raise TypeError(f"cache_index: expected a NumPy array, got {type(cache_index).__name__}")
-    if cache_index.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
-        raise TypeError(f"cache_index: expected dtype int64 or int32, got {dtype_text(cache_index.dtype)}")
-    if cache_index.shape != (t,):
-        raise ValueError(f"cache_index: expected shape ({t},), got {cache_index.shape}")
-    if not cache_index.flags.c_contiguous:
-        raise ValueError(f"cache_index: expected a contiguous array, got strides {cache_index.strides}")
-    slots: Array = np.ascontiguousarray(cache_index, dtype=np.int64)
+    slots = check_indices("cache_index", cache_index, t)
     if t and (slots.min() < -1 or slots.max() >= capacity):
         token = int(np.flatnonzero((slots < -1) | (slots >= capacity))[0])
         raise ValueError(

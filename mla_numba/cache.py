@@ -1,20 +1,36 @@
-"""A paged KV cache: three arrays of blocks, addressed by flat slots."""
+"""A KV cache: three arrays of blocks addressed by flat slots, or of rows in the order of the tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from math import prod
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ._checks import BF16, FP16, FP32, INT8, Array, check_choice, check_int, dtype_text
+from ._checks import BF16, FP16, FP32, INT8, Array, check_choice, check_indices, check_int, dtype_text
 from .dims import MlaDims
+from .layouts import C0_BYTES
 
-__all__ = ["PagedCache"]
+__all__ = ["KeyRows", "PagedCache"]
 
-CACHE_MODES = ("PA_BSND", "PA_NZ")
-C0_BYTES = 32  # the innermost fractal of an NZ layout
+PAGED_MODES = ("PA_BSND", "PA_NZ")  # a slot for each token, given by cache_index
+CONTIGUOUS_MODES = ("BSND", "TND")  # token t writes row t
+CACHE_MODES = PAGED_MODES + CONTIGUOUS_MODES
 N_SCALES = 4
+
+
+class KeyRows(NamedTuple):
+    """Rows read from a cache, as numbers.
+
+    | field | shape  | dtype                                                    |
+    |-------|--------|----------------------------------------------------------|
+    | kv    | (n, C) | float32 `code * scale`, or the bf16 values of a bf16 one |
+    | kr    | (n, R) | bf16 rotated key                                         |
+    """
+
+    kv: Array
+    kr: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +44,7 @@ class CacheView:
 
     @classmethod
     def of(cls, array: Array, cache_mode: str) -> Self:
+        array = _as_blocks(array)
         blocks, block_size, _, d = array.shape
         flat = array.view(np.uint16) if array.dtype in (BF16, FP16) else array
         if array.flags.c_contiguous:
@@ -47,7 +64,7 @@ class CacheView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedCache:
-    """Slot s is row `s % block_size` of block `s // block_size`.
+    """Keys of earlier tokens: the normalised latent, its scales, and the rotated part.
 
     | array   | shape                        | dtype                                                           |
     |---------|------------------------------|-----------------------------------------------------------------|
@@ -55,9 +72,16 @@ class PagedCache:
     | kr      | (n_blocks, block_size, 1, R) | bf16 rotated key                                                |
     | k_scale | (n_blocks, block_size, 1, 4) | float32 or fp16, one a group of C / 4; or None when unquantised |
 
-    Blocks may be strided along axis 0 (a slice of a larger buffer); within a block the arrays are contiguous. With
-    `cache_mode="PA_NZ"` a block of kv and of kr is ordered [d / c0][block_size][c0], c0 = 32 bytes, under the same
-    shape; k_scale has no such order. Raises `TypeError` or `ValueError` naming the array that does not fit.
+    | cache_mode | slot s is                                                           | token t writes      |
+    |------------|---------------------------------------------------------------------|---------------------|
+    | PA_BSND    | row `s % block_size` of block `s // block_size`                     | slot cache_index[t] |
+    | PA_NZ      | the same, kv and kr ordered [d / c0][block_size][c0] within a block | slot cache_index[t] |
+    | BSND       | as PA_BSND, arrays (B, S, 1, d): B is n_blocks, S block_size        | slot t, no index    |
+    | TND        | row s, arrays (rows, 1, d)                                          | slot t, no index    |
+
+    c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
+    block the arrays are contiguous. BSND and TND may have no rows at all. Raises `TypeError` or `ValueError` naming the
+    array that does not fit.
     """
 
     kv: Array
@@ -65,20 +89,22 @@ class PagedCache:
     k_scale: Array | None = None
     cache_mode: str = "PA_BSND"
     views: dict[str, CacheView] = field(init=False, repr=False)
+    row_slots: Array | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_choice("cache_mode", self.cache_mode, CACHE_MODES)
-        _check_blocks("kv_cache", self.kv, None, INT8, BF16)
-        quantised = self.kv.dtype == INT8
-        _check_blocks("kr_cache", self.kr, self.kv, BF16)
+        mode = check_choice("cache_mode", self.cache_mode, CACHE_MODES)
+        _check_blocks("kv_cache", self.kv, mode, None, INT8, BF16)
+        if self.quantized and self.kv.shape[-1] % N_SCALES:
+            raise ValueError(f"kv_cache: expected rows of {N_SCALES} equal groups, got {self.kv.shape[-1]} elements")
+        _check_blocks("kr_cache", self.kr, mode, self.kv, BF16)
         if self.k_scale is None:
-            if quantised:
+            if self.quantized:
                 raise ValueError("k_scale_cache: expected an array beside an int8 kv_cache, got None")
         else:
-            _check_blocks("k_scale_cache", self.k_scale, self.kv, FP32, FP16)
-            if self.k_scale.shape[3] != N_SCALES:
-                raise ValueError(f"k_scale_cache: expected {N_SCALES} scales a slot, got {self.k_scale.shape[3]}")
-        if self.cache_mode == "PA_NZ":
+            _check_blocks("k_scale_cache", self.k_scale, mode, self.kv, FP32, FP16)
+            if self.k_scale.shape[-1] != N_SCALES:
+                raise ValueError(f"k_scale_cache: expected {N_SCALES} scales a slot, got {self.k_scale.shape[-1]}")
+        if mode == "PA_NZ":
             for name, array in (("kv_cache", self.kv), ("kr_cache", self.kr)):
                 c0 = C0_BYTES // array.itemsize
                 if array.shape[3] % c0:
@@ -86,8 +112,10 @@ class PagedCache:
                         f"{name}: expected rows of a multiple of {c0} elements in PA_NZ, got {array.shape[3]}"
                     )
         modes = {"k_scale_cache": "PA_BSND"}
-        views = {name: CacheView.of(a, modes.get(name, self.cache_mode)) for name, a in self.arrays().items()}
+        views = {name: CacheView.of(a, modes.get(name, mode)) for name, a in self.arrays().items()}
         object.__setattr__(self, "views", views)
+        # Made once, so that a call without an index allocates none.
+        object.__setattr__(self, "row_slots", None if self.paged else np.arange(self.capacity))
 
     @classmethod
     def allocate(
@@ -98,8 +126,9 @@ class PagedCache:
         cache_mode: str = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
-        """A cache of zeros for `n_blocks * block_size` tokens."""
-        lead = (check_int("n_blocks", n_blocks, 1), check_int("block_size", block_size, 1), 1)
+        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
+        blocks = (check_int("n_blocks", n_blocks, 1), check_int("block_size", block_size, 1))
+        lead = (prod(blocks), 1) if cache_mode == "TND" else (*blocks, 1)
         return cls(
             kv=np.zeros((*lead, dims.kv_lora_rank), INT8 if quantized else BF16),
             kr=np.zeros((*lead, dims.qk_rope_head_dim), BF16),
@@ -109,13 +138,18 @@ class PagedCache:
 
     @property
     def block_size(self) -> int:
-        """Slots a block."""
-        return int(self.kv.shape[1])
+        """Slots a block: S in BSND, all of them in TND."""
+        return int(self.kv.shape[-3])
 
     @property
     def capacity(self) -> int:
         """Slots in all."""
-        return int(self.kv.shape[0] * self.kv.shape[1])
+        return prod(self.kv.shape[:-2])
+
+    @property
+    def paged(self) -> bool:
+        """Whether a call needs a cache_index; without one, token t writes slot t."""
+        return self.cache_mode in PAGED_MODES
 
     @property
     def quantized(self) -> bool:
@@ -132,19 +166,68 @@ class PagedCache:
         k_scale = None if self.k_scale is None else self.k_scale.copy()
         return type(self)(self.kv.copy(), self.kr.copy(), k_scale, self.cache_mode)
 
+    def gather(self, slots: Array) -> KeyRows:
+        """Copies the rows of `slots` out of the cache, dequantised.
 
-def _check_blocks(name: str, array: object, like: Array | None, *dtypes: np.dtype[Any]) -> None:
-    """A (blocks, block_size, 1, d) array, contiguous within a block, with `like`'s blocks and of one of `dtypes`."""
+        slots (n,): int64 or int32, each in [0, capacity), in any order and as often as wanted. Codes are widened to
+        float32 and multiplied by their group's scale, one rounding; bf16 values come as they are. The rows of a slot
+        that no call wrote are what the arrays held before.
+
+        Raises `TypeError` or `ValueError` naming what does not fit. -1, which writes no row in a call, names none here
+        either and is an error too: zeros in its place could be taken for a key.
+        """
+        slots = check_indices("slots", slots, None)
+        wrong = np.flatnonzero((slots < 0) | (slots >= self.capacity))
+        if wrong.size:
+            i = int(wrong[0])
+            raise ValueError(
+                f"slots[{i}]: expected a slot from 0 to below the capacity {self.capacity}, got {slots[i]}"
+            )
+        kv = _rows(self.kv, slots, self.cache_mode)
+        if self.quantized and self.k_scale is not None:
+            scale = _rows(self.k_scale, slots, "PA_BSND").astype(FP32)
+            groups = kv.astype(FP32).reshape(len(slots), N_SCALES, kv.shape[1] // N_SCALES)
+            with np.errstate(all="ignore"):  # the scale of a token that was NaN or Inf
+                kv = (groups * scale[:, :, None]).reshape(kv.shape)
+        return KeyRows(kv, _rows(self.kr, slots, self.cache_mode))
+
+
+def _as_blocks(array: Array) -> Array:
+    """(blocks, block_size, 1, d); the rows of TND are one block."""
+    return array[None] if array.ndim == 3 else array
+
+
+def _rows(array: Array, slots: Array, cache_mode: str) -> Array:
+    """Rows (n, d) of an array; only they are copied."""
+    array = _as_blocks(array)
+    blocks, block_size, _, d = array.shape
+    if not len(slots):
+        return np.empty((0, d), array.dtype)
+    block, row = np.divmod(slots, block_size)
+    if cache_mode == "PA_NZ":
+        c0 = C0_BYTES // array.itemsize
+        rows: Array = array.reshape(blocks, d // c0, block_size, c0)[block, :, row].reshape(-1, d)
+    else:
+        rows = array[block, row, 0]
+    return rows
+
+
+def _check_blocks(name: str, array: object, cache_mode: str, like: Array | None, *dtypes: np.dtype[Any]) -> None:
+    """An array of `cache_mode`'s shape, contiguous within a block, with `like`'s slots and of one of `dtypes`."""
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
     if array.dtype not in dtypes:
         raise TypeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {dtype_text(array.dtype)}")
-    if array.ndim != 4 or array.shape[2] != 1 or 0 in array.shape:
-        raise ValueError(f"{name}: expected shape (blocks, block_size, 1, d), got {array.shape}")
-    if like is not None and array.shape[:2] != like.shape[:2]:
-        raise ValueError(
-            f"{name}: expected {like.shape[:2]} blocks and slots a block as kv_cache, got {array.shape[:2]}"
-        )
-    strided = array.shape[0] > 1 and (array.strides[0] < array[0].nbytes or array.strides[0] % array.itemsize)
-    if strided or not array[0].flags.c_contiguous:
+    shape = {"BSND": "(B, S, 1, d)", "TND": "(rows, 1, d)"}.get(cache_mode, "(blocks, block_size, 1, d)")
+    nonzero = array.shape[-1:] if cache_mode in CONTIGUOUS_MODES else array.shape
+    if array.ndim != shape.count(",") + 1 or array.shape[-2] != 1 or 0 in nonzero:
+        raise ValueError(f"{name}: expected shape {shape} in {cache_mode}, got {array.shape}")
+    if like is not None and array.shape[:-2] != like.shape[:-2]:
+        what = "rows" if cache_mode == "TND" else "blocks and slots a block"
+        raise ValueError(f"{name}: expected {like.shape[:-2]} {what} as kv_cache, got {array.shape[:-2]}")
+    if not array.size:
+        return
+    blocks = _as_blocks(array)
+    strided = len(blocks) > 1 and (blocks.strides[0] < blocks[0].nbytes or blocks.strides[0] % array.itemsize)
+    if strided or not blocks[0].flags.c_contiguous:
         raise ValueError(f"{name}: expected blocks that are contiguous within, got strides {array.strides}")

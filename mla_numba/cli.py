@@ -18,7 +18,7 @@ from tiling import plan_prolog
 
 from ._report import Steps, folder_size, megabytes, sweep_table
 from ._version import __version__
-from .cache import CACHE_MODES
+from .cache import PAGED_MODES
 from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_run import Job, allocate_cache, run_job
 from .cli_warmup import compile_all
@@ -59,7 +59,7 @@ def main() -> None:
 @click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Calls that are timed.")
 @click.option(
     "--cache-mode",
-    type=click.Choice(CACHE_MODES),
+    type=click.Choice(PAGED_MODES),
     default="PA_BSND",
     show_default=True,
     help="Order of the cache.",

@@ -143,15 +143,15 @@ class MlaProlog:
         x: Array,
         cos: Array,
         sin: Array,
-        cache_index: Array,
+        cache_index: Array | None,
         cache: PagedCache,
         out: PrologOutput | None = None,
     ) -> PrologOutput:
         """Computes T tokens and writes their cache rows.
 
         x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots; -1 writes no row, and of tokens
-        that name one slot the last one wins. `out`: where to write the outputs (`allocate_output`); the call then
-        allocates no arrays.
+        that name one slot the last one wins. With a BSND or TND cache it is None, and token t writes row t. `out`:
+        where to write the outputs (`allocate_output`); the call then allocates no arrays.
 
         Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
         then as they were.
@@ -163,7 +163,7 @@ class MlaProlog:
         x: Array,
         cos: Array,
         sin: Array,
-        cache_index: Array,
+        cache_index: Array | None,
         cache: PagedCache,
         out: PrologOutput | None = None,
     ) -> tuple[PrologOutput, Trace]:
@@ -177,7 +177,7 @@ class MlaProlog:
         x: Array,
         cos: Array,
         sin: Array,
-        cache_index: Array,
+        cache_index: Array | None,
         cache: PagedCache,
         out: PrologOutput | None = None,
         also_read: Mapping[str, Array] = MappingProxyType({}),
@@ -193,7 +193,8 @@ class MlaProlog:
             out = self.allocate_output(t)
         else:
             written = self._check_output(out, t) | written
-        check.check_disjoint(written, {"x": x, "cos": cos, "sin": sin, "cache_index": cache_index, **also_read})
+        index = {} if cache_index is None else {"cache_index": cache_index}
+        check.check_disjoint(written, {"x": x, "cos": cos, "sin": sin, **index, **also_read})
         views = cache.views
         kv, kr = views["kv_cache"], views["kr_cache"]
         k_scale = views["k_scale_cache"] if self.quantized else None
@@ -236,7 +237,7 @@ class MlaProlog:
             self._memory.append(memory)
         return call.out
 
-    def _check_inputs(self, x: Array, cos: Array, sin: Array, cache_index: Array, cache: PagedCache) -> Array:
+    def _check_inputs(self, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache) -> Array:
         d = self.dims
         check.check_array("x", x, (BF16,), (None, d.hidden_size))
         t = x.shape[0]
@@ -251,13 +252,13 @@ class MlaProlog:
                 f"got {kinds[cache.quantized]}"
             )
         for name, array, width in (("kv_cache", cache.kv, d.kv_lora_rank), ("kr_cache", cache.kr, d.qk_rope_head_dim)):
-            if array.shape[3] != width:
-                raise ValueError(f"{name}: expected rows of {width} elements, got {array.shape[3]}")
+            if array.shape[-1] != width:
+                raise ValueError(f"{name}: expected rows of {width} elements, got {array.shape[-1]}")
         for name, array in cache.arrays().items():
             check.check_writable(name, array)
         if self.check_finite:
             check.check_finite("x", x)
-        return check.check_slots(cache_index, t, cache.capacity)
+        return _slots(cache, cache_index, t)
 
     def _check_output(self, out: PrologOutput, t: int) -> dict[str, Array]:
         d = self.dims
@@ -285,3 +286,18 @@ class MlaProlog:
         except IndexError:
             return Memory(plan)
         return memory if memory.holds(plan) else Memory(plan)
+
+
+def _slots(cache: PagedCache, cache_index: Array | None, t: int) -> Array:
+    """The slot of each of t tokens, int64 (t,)."""
+    mode = cache.cache_mode
+    if cache.row_slots is None:
+        if cache_index is None:
+            raise TypeError(f"cache_index: expected a NumPy array with a {mode} cache, got NoneType")
+        return check.check_slots(cache_index, t, cache.capacity)
+    if cache_index is not None:
+        kind = type(cache_index).__name__
+        raise ValueError(f"cache_index: expected None with a {mode} cache, where token t writes row t, got {kind}")
+    if t > cache.capacity:
+        raise ValueError(f"x: expected at most {cache.capacity} tokens, the rows of the {mode} cache, got {t}")
+    return cache.row_slots[:t]

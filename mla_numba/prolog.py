@@ -23,6 +23,7 @@ from .cache import PagedCache
 from .dims import MlaDims
 from .engine import MICRO_TILES, MlaProlog, PrologOutput, this_machine
 from .kernels import max_threads
+from .layouts import from_fractal_nz
 from .ops import MlaQuantInputs
 from .packed import PackedGemm, PackedWeights, pack_gemm
 from .projections import run_projections
@@ -49,7 +50,7 @@ def mla_prolog_quant_compute(
     gamma_ckv: Array | None,
     cos: Array,
     sin: Array,
-    cache_index: Array,
+    cache_index: Array | None,
     kv_cache: Array,
     kr_cache: Array,
     k_scale_cache: Array | None,
@@ -70,11 +71,13 @@ def mla_prolog_quant_compute(
 ) -> None:
     """Computes the prolog of T tokens into the `*_out` arrays.
 
-    Weights as in `MlaWeights`; `dequant_scale` ((N*(D+R), 1) float32) switches the int8 mode on, None or an array of
-    length 0 means bf16. With `PackedWeights` as `w_dq`, the other five weights and `dequant_scale` are None. A cache's
-    `_out` is usually the cache itself; where it is another array, it receives the cache with the new rows in it.
-    Unquantised, `k_scale_cache` and `q_norm_scale_out` are left alone and may be None. `rope_cfg` sets tiles of an NPU
-    and changes nothing on a CPU, where a row is rotated whole.
+    Weights as in `MlaWeights`, or w_dq, w_uq_qr and w_dkv_kr in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`), whose
+    padding the other arguments tell; w_uk is ND. `dequant_scale` ((N*(D+R), 1) float32) switches the int8 mode on, None
+    or an array of length 0 means bf16. With `PackedWeights` as `w_dq`, the other five weights and `dequant_scale` are
+    None. A cache's `_out` is usually the cache itself; where it is another array, it receives the cache with the new
+    rows in it. Unquantised, `k_scale_cache` and `q_norm_scale_out` are left alone and may be None. `cache_mode` and the
+    caches: see `PagedCache`; with "BSND" and "TND" `cache_index` is None. `rope_cfg` sets tiles of an NPU and changes
+    nothing on a CPU, where a row is rotated whole.
 
     Raises `TypeError` or `ValueError` naming the argument; nothing is written then.
     """
@@ -88,6 +91,8 @@ def mla_prolog_quant_compute(
         "gamma_ckv": gamma_ckv,
     }
     with check.renamed(_NAMES_HERE):
+        if not isinstance(w_dq, PackedWeights):
+            w_dq, given["w_uq_qr"], given["w_dkv_kr"] = _prolog_weights(w_dq, given, token_x, cos)
         weights = _weights(w_dq, given, _scale_or_none(dequant_scale), epsilon_cq, epsilon_ckv)
         prolog = MlaProlog(weights, phase, tile_config=tile_config)
         k_scale_out = _present("k_scale_cache", k_scale_cache_out) if prolog.quantized else None
@@ -158,6 +163,43 @@ def _weights(
     )
 
 
+def _is_fractal(weight: object) -> bool:
+    return isinstance(weight, np.ndarray) and weight.ndim == 4
+
+
+def _nd(name: str, weight: Array, k: int, n: int) -> Array:
+    """A (k, n) weight in ND layout, whichever of the two it came in."""
+    if not _is_fractal(weight):
+        return weight
+    with check.renamed({"fractals": name}):
+        return from_fractal_nz(weight, k, n)
+
+
+def _prolog_weights(
+    w_dq: Array, others: dict[str, Array | None], token_x: Array, cos: Array
+) -> tuple[Array, Array | None, Array | None]:
+    """w_dq, w_uq_qr and w_dkv_kr in ND; the shapes of the other arguments tell those that FRACTAL_NZ pads."""
+    w_uq_qr, w_dkv_kr = others["w_uq_qr"], others["w_dkv_kr"]
+    if not any(map(_is_fractal, (w_dq, w_uq_qr, w_dkv_kr))):
+        return w_dq, w_uq_qr, w_dkv_kr
+    hidden = check.check_array("token_x", token_x, (BF16,), (None, None)).shape[1]
+    heads, nope, latent = check.check_array("w_uk", others["w_uk"], (BF16,), (None, None, None)).shape
+    q_rank = len(check.check_array("gamma_cq", others["gamma_cq"], (BF16,), (None,)))
+    rope = check.check_array("cos", cos, (BF16,), (None, None)).shape[1]
+    return (
+        _nd("w_dq", w_dq, hidden, q_rank),
+        _nd("w_uq_qr", _present("w_uq_qr", w_uq_qr), q_rank, heads * (nope + rope)),
+        _nd("w_dkv_kr", _present("w_dkv_kr", w_dkv_kr), hidden, latent + rope),
+    )
+
+
+def _columns(weight: Array, scale: Array | None) -> int:
+    """Columns of a weight that may be in FRACTAL_NZ: as many as its scale has, else all that the fractals hold."""
+    if isinstance(scale, np.ndarray):
+        return scale.size
+    return weight.shape[0] * weight.shape[3] if _is_fractal(weight) else 0
+
+
 def _present(name: str, value: Array | None) -> Array:
     if not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
@@ -185,6 +227,9 @@ def pre_compute_2d(
     q_norm_scale (T, 1) float32. Which of `quant_inputs` are given decides the mode, see `MlaQuantInputs`; one lone
     scale of the two down-projections switches nothing, as in the reference.
 
+    Weights may be in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`). How many columns w_uq_qr or w_dkv_kr then has, only
+    its scale tells: without one its padding counts, as columns of zeros.
+
     Raises `TypeError` or `ValueError` naming the argument that does not fit.
     """
     if not isinstance(quant_inputs, MlaQuantInputs):
@@ -196,6 +241,12 @@ def pre_compute_2d(
     if scale_dq is None or scale_dkv is None:
         scale_dq = scale_dkv = None
     scale_up = quant_inputs.dequant_scale_w_uq_qr
+    if any(map(_is_fractal, (w_dq, w_uq_qr, w_dkv_kr))):
+        hidden = check.check_array("token_x", token_x, (BF16,), (None, None)).shape[1]
+        q_rank = len(check.check_array("gamma_cq", gamma_cq, (BF16,), (None,)))
+        w_dq = _nd("w_dq", w_dq, hidden, q_rank)
+        w_uq_qr = _nd("w_uq_qr", w_uq_qr, q_rank, _columns(w_uq_qr, scale_up))
+        w_dkv_kr = _nd("w_dkv_kr", w_dkv_kr, hidden, _columns(w_dkv_kr, scale_dkv))
     quant = ("a" if scale_dq is not None else "") + ("b" if scale_up is not None else "") or "none"
     check.check_array("w_uq_qr", w_uq_qr, (BF16 if scale_up is None else INT8,), (None, None))
     q_rank, n_up = w_uq_qr.shape

@@ -265,7 +265,7 @@ def mla_prolog(
     x: Array,
     cos: Array,
     sin: Array,
-    cache_index: Array,
+    cache_index: Array | None,
     kv_cache: Array,
     kr_cache: Array,
     k_scale_cache: Array | None,
@@ -286,11 +286,12 @@ def mla_prolog(
 ) -> ReferenceOutput:
     """Compute the whole prolog of T tokens; no argument is written to.
 
-    x (T, H) bf16, cos and sin (T, R) bf16, cache_index (T,) integer; the caches as in ReferenceOutput. Weights and
-    scales as in pre_compute_2d: columns [n*(D+R), n*(D+R)+D) of w_uq_qr are head n's nope part, the R behind them its
-    rope part; columns [0, C) of w_dkv_kr are the latent, [C, C+R) the rope key. w_uk (N, D, C) and gamma_ckv (C,) bf16.
-    Each scale may be (n,), (1, n) or (n, 1). dequant_scale_w_uq_qr also decides that the KV cache is int8, with four
-    scales a token; without it the cache holds the bf16 norm and k_scale_cache comes back as it was.
+    x (T, H) bf16, cos and sin (T, R) bf16, cache_index (T,) integer; the caches as in ReferenceOutput. Where cache_mode
+    is BSND or TND, cache_index is None and the caches are as scatter has them. Weights and scales as in pre_compute_2d:
+    columns [n*(D+R), n*(D+R)+D) of w_uq_qr are head n's nope part, the R behind them its rope part; columns [0, C) of
+    w_dkv_kr are the latent, [C, C+R) the rope key. w_uk (N, D, C) and gamma_ckv (C,) bf16. Each scale may be (n,),
+    (1, n) or (n, 1). dequant_scale_w_uq_qr also decides that the KV cache is int8, with four scales a token; without it
+    the cache holds the bf16 norm and k_scale_cache comes back as it was.
     """
     n_heads, nope_dim, kv_lora_rank = w_uk.shape
     rope_dim = sin.shape[1]
@@ -326,8 +327,9 @@ def mla_prolog(
     if is_quant and k_scale_cache is not None:
         codes, k_scale = k_nope_quant(k_nope.reshape(x.shape[0], N_GROUPS, kv_lora_rank // N_GROUPS))
         k_nope = codes.reshape(x.shape[0], kv_lora_rank)
-        # Four scales fill no NZ run: they lie in token order in both modes.
-        new_k_scale_cache = scatter(k_scale_cache, cache_index, k_scale.reshape(x.shape[0], N_GROUPS), "PA_BSND")
+        # Four scales fill no NZ run: they lie in token order there too.
+        scale_mode = "PA_BSND" if cache_mode == "PA_NZ" else cache_mode
+        new_k_scale_cache = scatter(k_scale_cache, cache_index, k_scale.reshape(x.shape[0], N_GROUPS), scale_mode)
     return ReferenceOutput(
         query_nope=query_nope,
         query_rope=query_rope,
@@ -346,16 +348,28 @@ def nz_addresses(slot: int, block_size: int, d: int, c0: int) -> I64:
 
 
 @np.errstate(all="ignore")
-def scatter(cache: Array, cache_index: Array, rows: Array, cache_mode: str) -> Array:
+def scatter(cache: Array, cache_index: Array | None, rows: Array, cache_mode: str) -> Array:
     """Copy the cache with row t of rows at flat slot cache_index[t]; a later token wins, and slot -1 is padding.
 
     cache (blocks, BS, 1, d), rows (T, d) cast to its dtype, cache_index (T,) integer; cache_mode PA_BSND or PA_NZ.
+    With BSND, a cache (B, S, 1, d), and TND, a cache (n, 1, d), cache_index is None and row t goes to slot t.
     """
+    if cache_mode in ("BSND", "TND"):
+        if cache_index is not None:
+            raise ValueError(f"cache_index: expected None for {cache_mode}, got an array")
+        capacity, d = prod(cache.shape[:-2]), cache.shape[-1]
+        if rows.shape[1:] != (d,) or len(rows) > capacity:
+            raise ValueError(f"rows: expected (T, {d}) of at most {capacity} tokens, got {rows.shape}")
+        flat = cache.flatten()
+        flat[: rows.size] = rows.astype(cache.dtype).reshape(-1)
+        return flat.reshape(cache.shape)
     n_blocks, block_size, _, d = cache.shape
     capacity = n_blocks * block_size
     c0 = NZ_C0_BYTES // cache.itemsize
     if cache_mode not in ("PA_BSND", "PA_NZ"):
-        raise ValueError(f"cache_mode: expected PA_BSND or PA_NZ, got {cache_mode}")
+        raise ValueError(f"cache_mode: expected PA_BSND, PA_NZ, BSND or TND, got {cache_mode}")
+    if cache_index is None:
+        raise TypeError(f"cache_index: expected integers for {cache_mode}, got None")
     if cache_mode == "PA_NZ" and d % c0:
         raise ValueError(f"cache: expected rows of a multiple of {c0} elements for PA_NZ, got shape {cache.shape}")
     if rows.shape[1:] != (d,) or cache_index.shape != rows.shape[:1]:

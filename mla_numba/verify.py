@@ -102,7 +102,7 @@ def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOu
 
 
 def reference_run(
-    weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array, cache: PagedCache
+    weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache
 ) -> ReferenceOutput:
     """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned."""
     return mla_prolog(

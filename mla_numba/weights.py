@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -11,6 +11,7 @@ from ._checks import BF16, FP32, INT8, Array, check_array, check_choice, check_k
 from .dims import MlaDims
 from .kernels import max_threads
 from .packed import PackedWeights, pack_weights
+from .quantization import QuantizationReport, WeightError, quantize_columns
 
 __all__ = ["MlaWeights"]
 
@@ -35,8 +36,9 @@ class MlaWeights:
     | dequant_scale_w_dkv_kr  | (C+R,)           | float32, or None                             |
     | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
 
-    Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. Raises `TypeError` or `ValueError` naming the
-    first field that does not fit the others.
+    Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
+    `quantization` is the error report of weights that `quantize` made, None for others. Raises `TypeError` or
+    `ValueError` naming the first field that does not fit the others.
     """
 
     w_dq: Array
@@ -51,6 +53,7 @@ class MlaWeights:
     smooth_scales_cq: Array | None = None
     epsilon_cq: float = 1e-5
     epsilon_ckv: float = 1e-5
+    quantization: QuantizationReport | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
         check_number("epsilon_cq", self.epsilon_cq)
@@ -146,33 +149,31 @@ class MlaWeights:
         """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
 
         `self` holds bf16 weights. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so
-        the rows of w_uq_qr are divided by it first.
+        the rows of w_uq_qr are divided by it first. The error that this introduced is the result's `quantization`, a
+        `QuantizationReport` with an entry for each weight that became int8.
+
+        Raises `ValueError` for weights that are not bf16 or not finite, and for scales that are 0 or not finite.
         """
         check_choice("quant", quant, QUANT_MODES)
         if self.quant != "none":
             raise ValueError(f"quantize: expected bf16 weights, got mode {self.quant!r}")
-        changes: dict[str, Array | None] = {}
-        if "a" in quant:
-            for name in ("w_dq", "w_dkv_kr"):
-                changes[name], changes[f"dequant_scale_{name}"] = _quantize_columns(getattr(self, name).astype(FP32))
-        if "b" in quant:
-            up = self.w_uq_qr.astype(FP32)
-            if smooth_scales_cq is not None:
-                smooth = check_vector("smooth_scales_cq", smooth_scales_cq, FP32, up.shape[0])
-                if not (np.isfinite(smooth).all() and smooth.all()):
-                    raise ValueError("smooth_scales_cq: expected finite values other than 0, got one that is not")
-                up /= smooth[:, None]
-            changes["w_uq_qr"], changes["dequant_scale_w_uq_qr"] = _quantize_columns(up)
-        changes["smooth_scales_cq"] = smooth_scales_cq
-        return replace(self, **changes)  # type: ignore[arg-type]
+        smooth = None
+        if "b" in quant and smooth_scales_cq is not None:
+            smooth = check_vector("smooth_scales_cq", smooth_scales_cq, FP32, self.w_dq.shape[1])
+            if not (np.isfinite(smooth).all() and smooth.all()):
+                raise ValueError("smooth_scales_cq: expected finite values other than 0, got one that is not")
+        names = (("w_dq", "w_dkv_kr") if "a" in quant else ()) + (("w_uq_qr",) if "b" in quant else ())
+        changes: dict[str, Array | None] = {"smooth_scales_cq": smooth_scales_cq}
+        errors: dict[str, WeightError] = {}
+        for name in names:
+            codes, scale, errors[name] = quantize_columns(
+                name, getattr(self, name), smooth if name == "w_uq_qr" else None
+            )
+            changes |= {name: codes, f"dequant_scale_{name}": scale}
+        result = replace(self, **changes)  # type: ignore[arg-type]
+        result.quantization = QuantizationReport(errors)
+        return result
 
     def pack(self, n_threads: int | None = None) -> PackedWeights:
         """The weights in kernel order; see `PackedWeights`. They take about the bytes of the ND ones."""
         return pack_weights(self, n_threads or max_threads())
-
-
-def _quantize_columns(weight: Array) -> tuple[Array, Array]:
-    """int8 codes and float32 scales of a float32 (k, n) weight; a column of zeros has scale 1."""
-    scale = np.abs(weight).max(axis=0) / np.float32(127)
-    scale[scale == 0] = 1
-    return np.rint(weight / scale).clip(-127, 127).astype(np.int8), scale

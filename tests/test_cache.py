@@ -55,7 +55,7 @@ def test_allocate_errors():
         for wrong in (2.0, None, True):
             with pytest.raises(TypeError, match=f"^{name}: expected int, got {type(wrong).__name__}"):
                 PagedCache.allocate(DIMS, **(sizes | {name: wrong}))
-    with pytest.raises(ValueError, match=r"^cache_mode: expected one of PA_BSND, PA_NZ, got 'PA'"):
+    with pytest.raises(ValueError, match=r"^cache_mode: expected one of PA_BSND, PA_NZ, BSND, TND, got 'PA'"):
         PagedCache.allocate(DIMS, 2, cache_mode="PA")
     with pytest.raises(TypeError, match=r"^cache_mode: expected str, got NoneType"):
         PagedCache.allocate(DIMS, 2, cache_mode=None)

@@ -18,6 +18,7 @@ from helpers import (
 
 import mla_numba as mla
 from mla_numba import MlaDims, MlaQuantInputs, MlaTileConfig, RopeTileShapeConfig, preset, reference
+from mla_numba.layouts import to_fractal_nz
 from mla_numba.verify import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
@@ -280,6 +281,56 @@ def test_packed_weights_of_the_other_modes(mode):
     case.assert_computes(mla.mla_prolog_quant_compute, w_dq=weights.pack(), **others)
 
 
+FRACTAL_WEIGHTS = words("w_dq w_uq_qr w_dkv_kr")
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+class TestFractalWeights:
+    """FRACTAL_NZ weights; no dimension of DIMS is a multiple of a fractal, so each has rows and columns of padding."""
+
+    @pytest.mark.parametrize("quant", ["b", "none"])
+    @pytest.mark.parametrize("which", [FRACTAL_WEIGHTS, *([weight] for weight in FRACTAL_WEIGHTS)], ids="-".join)
+    def test_equals_the_reference(self, name, quant, which):
+        case = Case(quant)
+        fractals = {weight: to_fractal_nz(case.arguments[weight]) for weight in which}
+        assert all(f.size > case.arguments[weight].size for weight, f in fractals.items())
+        before = {weight: f.copy() for weight, f in fractals.items()}
+        case.assert_computes(ENTRIES[name], **fractals)
+        for weight, array in before.items():
+            assert_same_bits(weight, fractals[weight], array)
+
+    def test_wrong_fractals(self, name):
+        entry, case = ENTRIES[name], Case("b")
+        for weight in FRACTAL_WEIGHTS:
+            fractals = to_fractal_nz(case.arguments[weight])
+            k, n = case.arguments[weight].shape
+            shape = rf"^{weight}: expected shape \(\.\.\., \d+, \d+, 16, \d+\) of a \({k}, {n}\) weight, got \("
+            for wrong in (fractals[1:], fractals[:, 1:], fractals.swapaxes(0, 1), fractals[:, :, :8]):
+                case.refuses(entry, ValueError, shape, **{weight: wrong.copy()})
+            case.refuses(entry, TypeError, f"^{weight}: expected dtype", **{weight: fractals.astype(np.float32)})
+            dirty = fractals.copy()
+            dirty[-1, -1, -1, -1] = 1
+            padding = f"^{weight}: expected zeros beyond row {k} and column {n}"
+            case.refuses(entry, ValueError, padding, **{weight: dirty})
+        codes = to_fractal_nz(case.weights.w_uq_qr)
+        case.refuses(entry, TypeError, "^w_uq_qr: expected .*bfloat16, got int8", w_uq_qr=codes, dequant_scale=None)
+
+    def test_what_tells_the_dimensions_is_checked_first(self, name):
+        entry, case = ENTRIES[name], Case("b")
+        fractals = {weight: to_fractal_nz(case.arguments[weight]) for weight in FRACTAL_WEIGHTS}
+        for argument in words("token_x w_uk gamma_cq cos"):
+            array = case.arguments[argument]
+            case.refuses(entry, TypeError, f"^{argument}: expected .*NoneType", **(fractals | {argument: None}))
+            case.refuses(entry, ValueError, f"^{argument}: expected shape", **(fractals | {argument: array[None]}))
+        for argument in ("w_uq_qr", "w_dkv_kr"):
+            case.refuses(entry, TypeError, f"^{argument}: expected .*NoneType", **(fractals | {argument: None}))
+
+    def test_w_uk_is_not_in_fractals(self, name):
+        case = Case("b")
+        text = r"^w_uk: expected shape \(any, any, any\), got \(3, 5, 3, 16, 16\)"
+        case.refuses(ENTRIES[name], ValueError, text, w_uk=to_fractal_nz(case.weights.w_uk))
+
+
 class TestPreCompute2d:
     def arguments(self, mode, t=T, hidden=130, columns=201):
         weights = make_weights(MlaDims(hidden, 1, 50, 68, columns - 34, 34), mode)
@@ -302,6 +353,33 @@ class TestPreCompute2d:
             assert len(got) == (4 if "b" in mode else 3)
             for name, g, w in zip(("q_b_proj", "compressed_kv", "q_norm", "q_norm_scale"), got, want, strict=False):
                 assert_same_bits(name, g, w)
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_fractal_weights(self, mode):
+        """Scales tell the columns; where a weight has none its padding gives columns of zeros."""
+        arguments, scales = self.arguments(mode)
+        want = mla.pre_compute_2d(*arguments, MlaQuantInputs(**scales))
+        x, *weights, gamma, epsilon = arguments
+        got = mla.pre_compute_2d(x, *map(to_fractal_nz, weights), gamma, epsilon, MlaQuantInputs(**scales))
+        assert len(got) == len(want)
+        widths = [201 if "b" in mode else 208, 102 if "a" in mode else 112, 50, 1]
+        for name, g, w, width in zip(("q_b_proj", "compressed_kv", "q_norm", "scale"), got, want, widths, strict=False):
+            assert g.shape == (T, width)
+            n = w.shape[1]
+            assert_same_bits(name, g[:, :n].copy(), w)
+            assert not g[:, n:].astype(np.float32).any()
+
+    def test_wrong_fractals(self):
+        arguments, scales = self.arguments("ab")
+        for i, name in ((1, "w_dq"), (2, "w_uq_qr"), (3, "w_dkv_kr")):
+            fractals = to_fractal_nz(arguments[i])
+            k, n = arguments[i].shape
+            given = [*arguments[:i], fractals[1:], *arguments[i + 1 :], MlaQuantInputs(**scales)]
+            with pytest.raises(ValueError, match=rf"^{name}: expected shape .* of a \({k}, {n}\) weight, got"):
+                mla.pre_compute_2d(*given)
+            given[i] = fractals.astype(np.float32)
+            with pytest.raises(TypeError, match=f"^{name}: expected dtype"):
+                mla.pre_compute_2d(*given)
 
     def test_a_lone_scale_of_the_down_projections_switches_nothing(self):
         arguments, _ = self.arguments("none")

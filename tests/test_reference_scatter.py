@@ -86,11 +86,31 @@ def test_strided_blocks_and_a_cache_of_fp16():
     assert not store.any()
 
 
+@pytest.mark.parametrize(("cache_mode", "shape"), [("BSND", (2, 2, 1, 3)), ("TND", (4, 1, 3))])
+def test_without_an_index_rows_lie_in_the_order_of_the_tokens(cache_mode, shape):
+    cache = np.full(shape, 9, np.int8)
+    rows = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 0]], np.int8)
+    result = reference.scatter(cache, None, rows, cache_mode)
+    assert result.shape == shape
+    assert result.ravel().tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 0, 9, 9, 9]
+    assert (cache == 9).all()
+    assert reference.scatter(cache, None, rows[:0], cache_mode).tolist() == cache.tolist()
+    with pytest.raises(ValueError, match=f"cache_index: expected None for {cache_mode}"):
+        reference.scatter(cache, index(0, 1, 2), rows, cache_mode)
+    with pytest.raises(ValueError, match=r"rows: expected \(T, 3\) of at most 4 tokens, got \(5, 3\)"):
+        reference.scatter(cache, None, np.zeros((5, 3), np.int8), cache_mode)
+    with pytest.raises(ValueError, match=r"rows: expected \(T, 3\) of at most 4 tokens, got \(2, 4\)"):
+        reference.scatter(cache, None, np.zeros((2, 4), np.int8), cache_mode)
+
+
 def test_arguments_that_do_not_fit():
     cache = np.zeros((1, 2, 1, 24), np.int8)
     rows = np.zeros((1, 24), np.int8)
-    with pytest.raises(ValueError, match="cache_mode: expected PA_BSND or PA_NZ, got BSND"):
-        reference.scatter(cache, index(0), rows, "BSND")
+    with pytest.raises(ValueError, match="cache_mode: expected PA_BSND, PA_NZ, BSND or TND, got BNSD"):
+        reference.scatter(cache, index(0), rows, "BNSD")
+    for cache_mode in ("PA_BSND", "PA_NZ"):
+        with pytest.raises(TypeError, match=f"cache_index: expected integers for {cache_mode}, got None"):
+            reference.scatter(cache, None, rows, cache_mode)
     with pytest.raises(ValueError, match="multiple of 32 elements for PA_NZ"):
         reference.scatter(cache, index(0), rows, "PA_NZ")
     with pytest.raises(ValueError, match=r"expected \(T, 24\) and \(T,\), got \(1, 24\) and \(2,\)"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import BF16, MODES, QUANTS, assert_same_bits, fullsize, make_weights, vars_of
 
-from mla_numba import MlaDims, MlaWeights, PackedWeights
+from mla_numba import MlaDims, MlaWeights, PackedWeights, QuantizationReport
 from mla_numba.kernels import ISA
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
@@ -258,6 +258,113 @@ class TestQuantize:
             base.quantize("b", np.ones((1, 3), np.float32))
         with pytest.raises(ValueError, match=r"^smooth_scales_cq: expected None"):
             base.quantize("a", np.ones((1, 2), np.float32))
+
+
+class TestQuantizationReport:
+    def weights(self, **changes):
+        """H 2, one head, Rq 2, C 4, D 1, R 2; scales of 1 or of powers of two, so that errors are exact."""
+        w_uq_qr = np.array([[127, 254, 0], [0.25, -5, 0]], np.float32).astype(BF16)
+        down = np.array([[127] * 6, [1] * 6], np.float32).astype(BF16)
+        arrays = {
+            "w_dq": np.array([[127, -127], [2.5, 0.5]], np.float32).astype(BF16),
+            "w_uq_qr": w_uq_qr,
+            "w_uk": np.ones((1, 1, 4), BF16),
+            "w_dkv_kr": down,
+            "gamma_cq": np.ones(2, BF16),
+            "gamma_ckv": np.ones(4, BF16),
+        }
+        return MlaWeights(**(arrays | changes))
+
+    def test_by_hand(self):
+        report = self.weights().quantize("ab").quantization
+        assert isinstance(report, QuantizationReport)
+        assert list(report.errors) == ["w_dq", "w_dkv_kr", "w_uq_qr"]
+        down, kv, up = report.errors.values()
+        # Codes 2 of 2.5 and 0 of 0.5: errors of 1/2 each.
+        assert down.max_abs == 0.5
+        assert down.relative_rms == pytest.approx((0.5 / (2 * 127**2 + 2.5**2 + 0.5**2)) ** 0.5, rel=1e-12)
+        assert down.saturated == 0.5
+        assert (kv.max_abs, kv.relative_rms, kv.saturated) == (0, 0, 0.5)
+        # Scales 1, 2, 1: code 0 of 0.25, and -2 (half to even) of -5 / 2; of six codes two are 127.
+        assert up.max_abs == 1
+        assert up.relative_rms == pytest.approx(((0.25**2 + 1) / (127**2 + 254**2 + 0.25**2 + 25)) ** 0.5, rel=1e-12)
+        assert up.saturated == pytest.approx(2 / 6)
+
+    def test_the_error_with_smooth_scales_is_in_units_of_the_weight(self):
+        """Rows are divided by 2 and 1/4 for the codes, and multiplied again for the error."""
+        smooth = np.array([[2, 0.25]], np.float32)
+        w_uq_qr = np.array([[254, 508, 0], [0.25, -5, 0]], np.float32).astype(BF16)
+        quantised = self.weights(w_uq_qr=w_uq_qr).quantize("b", smooth)
+        assert quantised.w_uq_qr.tolist() == [[127, 127, 0], [1, -10, 0]]
+        error = quantised.quantization.errors["w_uq_qr"]
+        assert (error.max_abs, error.relative_rms, error.saturated) == (0, 0, pytest.approx(2 / 6))
+        w_uq_qr[1, :2] = 0.375, -4.875
+        quantised = self.weights(w_uq_qr=w_uq_qr).quantize("b", smooth)
+        assert quantised.w_uq_qr.tolist() == [[127, 127, 0], [2, -10, 0]]  # of 1.5 and of -19.5 / 2
+        error = quantised.quantization.errors["w_uq_qr"]
+        assert error.max_abs == 0.125  # of 2 * 0.25 and of -10 * 2 * 0.25
+        assert error.relative_rms == pytest.approx((2 * 0.125**2 / (254**2 + 508**2 + 0.375**2 + 4.875**2)) ** 0.5)
+
+    @pytest.mark.parametrize("smooth", [False, True])
+    @pytest.mark.parametrize("quant", ["a", "b", "ab"])
+    def test_is_what_the_codes_and_scales_give(self, quant, smooth):
+        """More columns than a block of them."""
+        dims = MlaDims(64, 3, 300, 260, 120, 62)
+        base = MlaWeights.random(dims, 3, "none")
+        scales = np.random.default_rng(0).uniform(0.5, 2, (1, 300)).astype(np.float32) if smooth else None
+        if smooth and "b" not in quant:
+            pytest.skip("smooth scales belong to int8 w_uq_qr")
+        weights = base.quantize(quant, scales)
+        names = {name for name in SHAPES if getattr(weights, name).dtype == np.int8}
+        assert set(weights.quantization.errors) == names
+        for name, error in weights.quantization.errors.items():
+            codes, original = getattr(weights, name), getattr(base, name).astype(np.float32)
+            restored = codes * getattr(weights, f"dequant_scale_{name}")
+            if smooth and name == "w_uq_qr":
+                restored *= scales.reshape(-1, 1)
+            difference = (restored - original).astype(np.float64)
+            assert error.max_abs == np.abs(difference).max()
+            rms = (np.square(difference).sum() / np.square(original.astype(np.float64)).sum()) ** 0.5
+            assert error.relative_rms == pytest.approx(rms, rel=1e-12)
+            assert 0.001 < error.relative_rms < 0.02
+            assert error.saturated == (np.abs(codes) == 127).mean()
+
+    def test_of_weights_that_were_not_quantised(self):
+        base = self.weights()
+        assert base.quantization is None
+        assert make_weights(DIMS, "ab").quantization is None
+        report = base.quantize("none").quantization
+        assert report.errors == {}
+        assert str(report) == "no weight is quantised"
+
+    def test_changed_weights_have_no_report(self):
+        weights = self.weights().quantize("b")
+        assert replace(weights, epsilon_cq=1e-6).quantization is None
+        assert MlaWeights.random(DIMS, 0, "b").quantization.errors["w_uq_qr"].relative_rms < 0.02
+
+    def test_weights_of_zeros(self):
+        zeros = self.weights(w_uq_qr=np.zeros((2, 3), BF16)).quantize("b")
+        error = zeros.quantization.errors["w_uq_qr"]
+        assert (error.max_abs, error.relative_rms, error.saturated) == (0, 0, 0)
+        assert zeros.dequant_scale_w_uq_qr.tolist() == [1, 1, 1]
+
+    def test_prints_a_row_a_weight(self):
+        lines = str(self.weights().quantize("ab").quantization).splitlines()
+        assert [line.split()[0] for line in lines] == ["weight", "w_dq", "w_dkv_kr", "w_uq_qr"]
+        assert lines[1].split() == ["w_dq", "5.000e-01", "3.937e-03", "50.00%"]
+        assert len({len(line) for line in lines}) == 1
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    def test_weights_that_are_not_finite(self, bad):
+        for name, quant in (("w_dq", "a"), ("w_dkv_kr", "ab"), ("w_uq_qr", "b")):
+            weights = self.weights()
+            getattr(weights, name)[1, 1] = bad
+            with pytest.raises(ValueError, match=f"^{name}: expected finite weights, got NaN or Inf in column 1"):
+                weights.quantize(quant)
+
+    def test_smooth_scales_so_small_that_a_quotient_overflows(self):
+        with pytest.raises(ValueError, match=r"^w_uq_qr: expected finite weights, got NaN or Inf in column 0"):
+            self.weights().quantize("b", np.array([[1e-38, 1]], np.float32))
 
 
 class TestPack:

@@ -1,0 +1,177 @@
+"""Memory layouts of weights and caches that other systems use, and ND or PA_BSND as this library reads them.
+
+FRACTAL_NZ and PA_NZ are the layouts of Ascend NPUs: c0 is 32 bytes, 16 elements of bf16 and 32 of int8. All functions
+copy, whatever the strides of their argument, and return C-contiguous arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._checks import BF16, FP32, INT8, Array, check_choice, check_int, dtype_text
+
+__all__ = [
+    "C0_BYTES",
+    "RECORD_BYTES",
+    "RECORD_ORDERS",
+    "RecordFields",
+    "from_fractal_nz",
+    "from_records",
+    "pa_bsnd_to_pa_nz",
+    "pa_nz_to_pa_bsnd",
+    "to_fractal_nz",
+    "to_records",
+]
+
+C0_BYTES = 32  # the innermost run of an NZ layout
+FRACTAL_ROWS = 16
+RECORD_BYTES = 656  # 512 codes, 4 float32 scales and 64 bf16 rope elements of one token
+RECORD_ORDERS = {"cann": ("codes", "rope", "scales"), "flashmla": ("codes", "scales", "rope")}
+_RECORD_FIELDS = {"codes": (INT8, 512), "scales": (FP32, 4), "rope": (BF16, 64)}
+_UINT8 = np.dtype(np.uint8)
+
+
+class RecordFields(NamedTuple):
+    """What a 656-byte record holds of a token.
+
+    | field  | shape      | dtype                                    |
+    |--------|------------|------------------------------------------|
+    | codes  | (..., 512) | int8 codes of the normalised latent      |
+    | scales | (..., 4)   | float32, one for each 128 codes          |
+    | rope   | (..., 64)  | bf16 rotated key                         |
+    """
+
+    codes: Array
+    scales: Array
+    rope: Array
+
+
+def to_fractal_nz(weight: Array) -> Array:
+    """A weight (..., K, N) int8 or bf16 as FRACTAL_NZ (..., ceil(N / c0), ceil(K / 16), 16, c0), padded with zeros.
+
+    Element (k, n) lies at `(n // c0) * Kp * c0 + k * c0 + n % c0` of its matrix, Kp being K rounded up to 16. Leading
+    axes are batches, such as the heads of w_uk. Raises `TypeError` for another type or dtype, `ValueError` for fewer
+    than two axes.
+    """
+    _check("weight", weight, (INT8, BF16))
+    if weight.ndim < 2:
+        raise ValueError(f"weight: expected shape (..., K, N), got {weight.shape}")
+    *batch, k, n = weight.shape
+    n_columns, n_rows, fractal_rows, c0 = _fractal_shape(k, n, weight.dtype)
+    padded = np.zeros((*batch, n_rows * fractal_rows, n_columns * c0), weight.dtype)
+    padded[..., :k, :n] = weight
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(*batch, n_rows, fractal_rows, n_columns, c0), -2, -4))
+
+
+def from_fractal_nz(fractals: Array, k: int, n: int) -> Array:
+    """The (..., k, n) weight that FRACTAL_NZ (..., ceil(n / c0), ceil(k / 16), 16, c0) int8 or bf16 holds.
+
+    Raises `TypeError` for another type or dtype, `ValueError` where the shape is not that of a (k, n) weight, or where
+    its padding is not zero: k or n are then not the weight's.
+    """
+    _check("fractals", fractals, (INT8, BF16))
+    wanted = _fractal_shape(check_int("k", k, 0), check_int("n", n, 0), fractals.dtype)
+    if fractals.shape[-4:] != wanted:
+        text = f"(..., {str(wanted)[1:]}"
+        raise ValueError(f"fractals: expected shape {text} of a ({k}, {n}) weight, got {fractals.shape}")
+    n_columns, n_rows, fractal_rows, c0 = wanted
+    padded = np.moveaxis(fractals, -4, -2).reshape(*fractals.shape[:-4], n_rows * fractal_rows, n_columns * c0)
+    if (padded[..., k:, :] != 0).any() or (padded[..., n:] != 0).any():
+        raise ValueError(f"fractals: expected zeros beyond row {k} and column {n}, got other values")
+    return padded[..., :k, :n].copy(order="C")
+
+
+def pa_bsnd_to_pa_nz(cache: Array) -> Array:
+    """A PA_BSND cache (blocks, block_size, 1, d), int8 or bf16, as PA_NZ, which has the same shape.
+
+    Blocks of PA_NZ are ordered [d / c0][block_size][c0]. Raises `TypeError` for another type or dtype, `ValueError` for
+    another shape or a d that is no multiple of c0.
+    """
+    c0 = _check_cache(cache)
+    blocks, block_size, _, d = cache.shape
+    rows = cache.reshape(blocks, block_size, d // c0, c0)
+    return rows.swapaxes(1, 2).copy(order="C").reshape(cache.shape)
+
+
+def pa_nz_to_pa_bsnd(cache: Array) -> Array:
+    """The inverse of `pa_bsnd_to_pa_nz`, with the same shapes, dtypes and errors."""
+    c0 = _check_cache(cache)
+    blocks, block_size, _, d = cache.shape
+    chunks = cache.reshape(blocks, d // c0, block_size, c0)
+    return chunks.swapaxes(1, 2).copy(order="C").reshape(cache.shape)
+
+
+def to_records(codes: Array, scales: Array, rope: Array, *, order: str) -> Array:
+    """Token rows (`RecordFields`, with the same leading axes) as records (..., 656) uint8 in one of two orders.
+
+    | order    | fields                | who reads it so                                             |
+    |----------|-----------------------|-------------------------------------------------------------|
+    | cann     | codes, rope, scales   | the MlaProlog operators of CANN                             |
+    | flashmla | codes, scales, rope   | FlashMLA, vLLM and SGLang ("fp8_ds_mla")                    |
+
+    Both have 656 bytes, so nothing in a record tells its order. FlashMLA and those around it take the 512 codes for
+    float8_e4m3fn; here they are int8, bytes that are moved and not converted. Arrays of a PA_BSND cache can be given as
+    they are. Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
+    """
+    given = {"codes": codes, "scales": scales, "rope": rope}
+    for name, (dtype, width) in _RECORD_FIELDS.items():
+        _check(name, given[name], (dtype,))
+        if given[name].shape != (wanted := (*codes.shape[:-1], width)):
+            lead = "..., " if name == "codes" else "".join(f"{m}, " for m in wanted[:-1])
+            raise ValueError(f"{name}: expected shape ({lead}{width}), got {given[name].shape}")
+    records = np.empty((*codes.shape[:-1], RECORD_BYTES), np.uint8)
+    for name, (start, stop) in _spans(order).items():
+        records[..., start:stop] = np.ascontiguousarray(given[name]).view(np.uint8)
+    return records
+
+
+def from_records(records: Array, *, order: str) -> RecordFields:
+    """The fields of records (..., 656), uint8 or int8; `order` as in `to_records`.
+
+    Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
+    """
+    _check("records", records, (_UINT8, INT8))
+    if records.ndim == 0 or records.shape[-1] != RECORD_BYTES:
+        raise ValueError(f"records: expected shape (..., {RECORD_BYTES}), got {records.shape}")
+    spans = _spans(order)
+
+    def field(name: str) -> Array:
+        start, stop = spans[name]
+        return records[..., start:stop].copy(order="C").view(_RECORD_FIELDS[name][0])
+
+    return RecordFields(field("codes"), field("scales"), field("rope"))
+
+
+def _spans(order: str) -> dict[str, tuple[int, int]]:
+    """First byte of each field and the byte behind its last."""
+    spans, at = {}, 0
+    for name in RECORD_ORDERS[check_choice("order", order, RECORD_ORDERS)]:
+        dtype, width = _RECORD_FIELDS[name]
+        spans[name] = (at, at + width * dtype.itemsize)
+        at += width * dtype.itemsize
+    return spans
+
+
+def _fractal_shape(k: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
+    c0 = C0_BYTES // dtype.itemsize
+    return -(-n // c0), -(-k // FRACTAL_ROWS), FRACTAL_ROWS, c0
+
+
+def _check_cache(cache: Array) -> int:
+    """c0 of a cache (blocks, block_size, 1, d) that can be PA_NZ."""
+    _check("cache", cache, (INT8, BF16))
+    if cache.ndim != 4 or cache.shape[2] != 1:
+        raise ValueError(f"cache: expected shape (blocks, block_size, 1, d), got {cache.shape}")
+    c0 = C0_BYTES // cache.itemsize
+    if cache.shape[3] % c0:
+        raise ValueError(f"cache: expected rows of a multiple of {c0} elements, got {cache.shape[3]}")
+    return c0
+
+
+def _check(name: str, value: object, dtypes: tuple[np.dtype[Any], ...]) -> None:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {dtype_text(value.dtype)}")
