@@ -4,6 +4,7 @@ from tiling import MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list
 
 from ._version import __version__
 from .cache import PagedCache
+from .checkpoint import Checkpoint
 from .dims import MlaDims
 from .ops import (
     MlaQuantInputs,
@@ -26,9 +27,11 @@ from .prolog import (
     mla_prolog_quant_p,
     pre_compute_2d,
 )
+from .rope_table import RopeTable
 from .weights import MlaWeights
 
 __all__ = [
+    "Checkpoint",
     "MlaDims",
     "MlaProlog",
     "MlaQuantInputs",
@@ -38,6 +41,7 @@ __all__ = [
     "PagedCache",
     "PassOptions",
     "PrologOutput",
+    "RopeTable",
     "RopeTileShapeConfig",
     "__version__",
     "dequant",
