@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Checkpoint:
             raise type(error)(f"{path}: {error}") from None
         self._shards = find_shards(self.folder)
 
-    @property
+    @cached_property
     def layers(self) -> list[int]:
         """The layers whose attention it holds; those of multi-token prediction follow the model's own."""
         found = (re.fullmatch(r"model\.layers\.(\d+)\.self_attn\.kv_b_proj\.weight", name) for name in self._shards)
