@@ -100,7 +100,8 @@ def find_shards(folder: Path) -> dict[str, Path]:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
         raise ValueError(f"{index}: expected weight_map to name the file of each tensor, got {type(placed).__name__}")
-    return {tensor: folder / name for tensor, name in placed.items()}
+    paths = {name: folder / name for name in set(placed.values())}
+    return {tensor: paths[name] for tensor, name in placed.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
