@@ -5,6 +5,7 @@ from tiling import MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list
 from . import layouts
 from ._version import __version__
 from .cache import KeyRows, PagedCache
+from .checkpoint import Checkpoint
 from .dims import MlaDims
 from .ops import (
     MlaQuantInputs,
@@ -28,9 +29,11 @@ from .prolog import (
     pre_compute_2d,
 )
 from .quantization import QuantizationReport, WeightError
+from .rope_table import RopeTable
 from .weights import MlaWeights
 
 __all__ = [
+    "Checkpoint",
     "KeyRows",
     "MlaDims",
     "MlaProlog",
@@ -42,6 +45,7 @@ __all__ = [
     "PassOptions",
     "PrologOutput",
     "QuantizationReport",
+    "RopeTable",
     "RopeTileShapeConfig",
     "WeightError",
     "__version__",

@@ -8,6 +8,7 @@ import platform
 import time
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,14 +20,16 @@ from tiling import plan_prolog
 from ._report import Steps, folder_size, megabytes, sweep_table
 from ._version import __version__
 from .cache import PAGED_MODES
+from .checkpoint import Checkpoint
 from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
+from .cli_pack import pack_layer
 from .cli_run import Job, allocate_cache, run_job
 from .cli_warmup import compile_all
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
 from .kernels import ISA, cache_folder, max_threads
 from .measure import least_ms, measure_all, rates_as_dict, show_rates
-from .weights import MlaWeights
+from .weights import QUANT_MODES, MlaWeights
 
 __all__ = ["main"]
 
@@ -197,6 +200,34 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
         click.echo(f"{name:<16} {text}")
     if measure:
         Console().print(show_rates(rates, least))
+
+
+@main.command()
+@click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option(
+    "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
+    help="What becomes int8: a the down projections, b the up projection and the cache.",
+)  # fmt: skip
+@threads_option
+@json_option
+def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
+    """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
+
+    The file is what MlaProlog.load maps. An older one is replaced once the new one is whole. Needs the extra hf.
+    """
+    try:
+        with Steps() as steps:
+            packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    if as_json:
+        click.echo(json.dumps(packed.as_dict(), indent=2))
+        return
+    if packed.quantization:
+        click.echo(packed.quantization)
+    click.echo(f"{out}: {megabytes(packed.n_bytes)}, maps in {packed.load_s * 1e3:.1f} ms")
 
 
 @main.command()

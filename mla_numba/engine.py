@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -109,6 +110,28 @@ class MlaProlog:
         self.machine = this_machine()
         self._memory: deque[Memory] = deque()
         self._planned: Callable[[int], PrologPlan] = lru_cache(_PLANS_KEPT)(self._make_plan)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        phase: str = "decode",
+        *,
+        tile_config: MlaTileConfig | None = None,
+        options: PassOptions | None = None,
+        n_threads: int | None = None,
+        check_finite: bool = False,
+        verify: bool = False,
+    ) -> Self:
+        """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote, mapped and not read.
+
+        `verify` compares the weights' checksums, see `PackedWeights.load`, whose errors are raised here; the other
+        arguments are those of the class.
+        """
+        return cls(
+            PackedWeights.load(path, verify=verify), phase, tile_config=tile_config, options=options,
+            n_threads=n_threads, check_finite=check_finite,
+        )  # fmt: skip
 
     @property
     def quantized(self) -> bool:

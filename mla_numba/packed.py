@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from ._checks import BF16, Array
+from .array_file import read_arrays, write_arrays
 from .dims import MlaDims
 from .kernels import ISA, packing, simd, tile
 from .memory import aligned_empty, unlocked
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["PackedGemm", "PackedWeights"]
 
 _LEAST_CHUNK = 1 << 18
+# To be raised where the order changes in which `kernels.packing` writes panels, for the same NR, KR and offset: files
+# of packed weights of the old order are then refused.
+_PANEL_ORDER = 1
+_PRODUCTS = ("down", "up", "uk")
+_PARTS = ("panels", "offset", "col_scale")
+_FACTS = ("kp", "n_parts", "least_magnitude")
+_VECTORS = ("gamma_cq", "gamma_ckv", "smooth_scales_cq")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,8 +36,8 @@ class PackedGemm:
     """One weight, or several side by side, as [batch][panel][part][part_kp / KR][NR][KR].
 
     `panels` is flat, uint16 (bf16 bits) or int8; `offset` (int32) and `col_scale` (float32) have an element for each
-    packed column of an int8 weight; `kp` is the packed length of k and `n_parts` its number of parts. `least` is the
-    `least_magnitude` of bf16 weights; 0, never read, for int8 ones.
+    packed column of an int8 weight; `kp` is the packed length of k and `n_parts` its number of parts. `least_magnitude`
+    is that of bf16 weights (`kernels.scalars`); 0, never read, for int8 ones.
     """
 
     panels: Array
@@ -36,7 +45,12 @@ class PackedGemm:
     col_scale: Array
     kp: int
     n_parts: int
-    least: int
+    least_magnitude: int
+
+    @property
+    def least(self) -> int:
+        """`least_magnitude`, or on a CPU that rounds bf16 pairs otherwise 0: so small that no sum counts as normal."""
+        return self.least_magnitude if self.least_magnitude and pairs_are_exact() else 0
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +60,8 @@ class PackedGemm:
     @classmethod
     def nothing(cls) -> Self:
         """A product that is not there."""
-        return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), np.zeros(0, np.float32), kp=0, n_parts=1, least=0)
+        no_scales = np.zeros(0, np.float32)
+        return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 
     def as_argument(self) -> tile.Product:
         """As the kernels take it."""
@@ -54,7 +69,7 @@ class PackedGemm:
         return tile.Product(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class PackedWeights:
     """`MlaWeights` in kernel order: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
 
@@ -68,20 +83,78 @@ class PackedWeights:
     smooth_scales_cq: Array
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
-    arguments: tuple[tile.Product, tile.Product, tile.Product, tile.Vectors] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+        """As the kernels take them."""
         gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
-        vectors = tile.Vectors(
-            gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, self.dims.qk_nope_head_dim
-        )  # fmt: skip
-        down, up, uk = (product.as_argument() for product in (self.down, self.up, self.uk))
-        object.__setattr__(self, "arguments", (down, up, uk, vectors))
+        d = self.dims.qk_nope_head_dim
+        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d)
+        return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
 
     @property
     def nbytes(self) -> int:
         """Bytes of the three packed products."""
         return self.down.nbytes + self.up.nbytes + self.uk.nbytes
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file that `load` maps; an older file of that name is replaced once the new one is whole.
+
+        Raises `OSError` where the folder cannot be written.
+        """
+        gemms = {name: getattr(self, name) for name in _PRODUCTS}
+        arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in gemms.items() for part in _PARTS}
+        arrays |= {name: getattr(self, name) for name in _VECTORS}
+        arrays = {name: array for name, array in arrays.items() if array.size}
+        facts = {
+            "isa": ISA.name,
+            "packing": _packing(),
+            "dims": asdict(self.dims),
+            "quant": self.quant,
+            "gemms": {name: {fact: getattr(gemm, fact) for fact in _FACTS} for name, gemm in gemms.items()},
+            "epsilon_cq": float(self.epsilon_cq),
+            "epsilon_ckv": float(self.epsilon_ckv),
+        }
+        write_arrays(path, facts, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
+        """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
+
+        The header's checksum and the file's size are always checked, those of the weights with `verify`, which reads
+        them all. The file must not be changed in place while it is in use; to replace it is fine.
+
+        Raises `OSError` where the file cannot be read, `ValueError` naming it where it is no such file, of another
+        format version, truncated or corrupted, or packed for another instruction set's panels.
+        """
+        facts, arrays = read_arrays(path, verify)
+        if facts["packing"] != _packing():
+            raise ValueError(
+                f"{path}: expected panels as {ISA.name} reads them ({_as_text(_packing())}), got those of "
+                f"{facts['isa']} ({_as_text(facts['packing'])}); pack the weights again on this machine"
+            )
+
+        def product(name: str) -> PackedGemm:
+            offset = arrays.get(f"{name}.offset", np.zeros(0, np.int32))
+            col_scale = arrays.get(f"{name}.col_scale", np.zeros(0, np.float32))
+            return PackedGemm(arrays[f"{name}.panels"], offset, col_scale, **facts["gemms"][name])
+
+        weights = cls(
+            dims=MlaDims(**facts["dims"]),
+            quant=facts["quant"],
+            down=product("down"),
+            up=product("up"),
+            uk=product("uk"),
+            gamma_cq=arrays["gamma_cq"],
+            gamma_ckv=arrays["gamma_ckv"],
+            smooth_scales_cq=arrays.get("smooth_scales_cq", np.zeros(0, np.float32)),
+            epsilon_cq=np.float32(facts["epsilon_cq"]),
+            epsilon_ckv=np.float32(facts["epsilon_ckv"]),
+        )
+        for name, fits in _fitting(weights).items():
+            if not fits:
+                raise ValueError(f"{path}: expected {name} of the size and type that dims and quant give, got another")
+        return weights
 
 
 def pack_gemm(
@@ -154,8 +227,6 @@ def pairs_are_exact() -> bool:
 
 
 def _least(panels: Array, n_threads: int) -> int:
-    if not pairs_are_exact():
-        return 0  # an operand so small that its sums never count as normal
     out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
     packing.least_magnitudes(n_threads, panels, _LEAST_CHUNK, out)
     return int(out.min(initial=0x7FFF))
@@ -225,3 +296,45 @@ def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
         epsilon_cq=np.float32(weights.epsilon_cq),
         epsilon_ckv=np.float32(weights.epsilon_ckv),
     )
+
+
+def _packing() -> dict[str, int]:
+    """All that decides where a weight lies among panels, and the offsets of its columns."""
+    packing = {"order": _PANEL_ORDER, "nr": simd.NR, "kr_bf16": simd.KR_BF16, "kr_int8": simd.KR_INT8}
+    return packing | {"a_offset": int(simd.A_OFFSET), "odd_k_first": int(ISA.bf16_dot)}
+
+
+def _as_text(packing: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in packing.items())
+
+
+def _fitting(weights: PackedWeights) -> dict[str, bool]:
+    """Of each array that kernels read without a check: whether it has the size and the type that they rely on."""
+    d, quant = weights.dims, weights.quant
+
+    def fits(gemm: PackedGemm, k: int, quantised: bool, n_parts: int, *columns: tuple[int, int]) -> bool:
+        """Of (batch, n) columns each."""
+        kr = simd.KR_INT8 if quantised else simd.KR_BF16
+        kp = n_parts * -(-(k // n_parts) // kr) * kr
+        n = sum(batch * -(-n // simd.NR) for batch, n in columns) * simd.NR
+        return (
+            (gemm.kp, gemm.n_parts) == (kp, n_parts)
+            and _is_vector(gemm.panels, "int8" if quantised else "uint16", n * kp)
+            and _is_vector(gemm.offset, "int32", n if quantised else 0)
+            and _is_vector(gemm.col_scale, "float32", n if quantised else 0)
+        )
+
+    heads, is_int8_down = d.num_attention_heads, "a" in quant
+    down = ((1, d.q_lora_rank), (1, d.kv_a_dim))
+    return {
+        "down": fits(weights.down, d.hidden_size, is_int8_down, 1 if is_int8_down else 2, *down),
+        "up": fits(weights.up, d.q_lora_rank, "b" in quant, 1, (heads, d.q_head_dim)),
+        "uk": fits(weights.uk, d.qk_nope_head_dim, False, 1, (heads, d.kv_lora_rank)),
+        "gamma_cq": _is_vector(weights.gamma_cq, "float32", d.q_lora_rank),
+        "gamma_ckv": _is_vector(weights.gamma_ckv, "float32", d.kv_lora_rank),
+        "smooth_scales_cq": _is_vector(weights.smooth_scales_cq, "float32", 0, d.q_lora_rank),
+    }
+
+
+def _is_vector(array: Array, dtype: str, *lengths: int) -> bool:
+    return array.dtype == np.dtype(dtype) and array.ndim == 1 and len(array) in lengths

@@ -1,0 +1,320 @@
+"""Cos and sin tables of positions, plain and YaRN, and tables of other layouts made into the prolog's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from ._checks import BF16, FP16, FP32, Array, check_array, check_number, dtype_text
+
+__all__ = [
+    "CosSin",
+    "RopeTable",
+    "check_cos_sin",
+    "from_cos_sin_cache",
+    "from_half",
+    "from_interleaved",
+    "softmax_scale",
+]
+
+_PLAIN = ("default", "none")
+_YARN = ("yarn", "deepseek_yarn")
+_FLOATS = (BF16, FP16, FP32)
+_MAX_POSITION = 2**24  # beyond it a position is no float32, in which angles are computed
+# cos² + sin² of a token's pairs is one number but for the rounding of both to bf16, 2^-8 of it at most.
+_NOISE = 2.0**-6
+
+
+class CosSin(NamedTuple):
+    """What a call of the prolog takes: both (T, R) bf16, columns i and i + R/2 alike."""
+
+    cos: Array
+    sin: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RopeTable:
+    """Frequencies of the R/2 pairs of a rope.
+
+    | field            | shape  | dtype   | meaning                                             |
+    |------------------|--------|---------|-----------------------------------------------------|
+    | frequencies      | (R/2,) | float32 | radians a position                                  |
+    | attention_factor |        | float   | what YaRN multiplies cos and sin by; 1 without it   |
+
+    Raises `TypeError` or `ValueError` naming the field that does not fit.
+    """
+
+    frequencies: Array
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_array("frequencies", self.frequencies, (FP32,), (None,))
+        if not self.frequencies.size:
+            raise ValueError("frequencies: expected at least 1, got 0")
+        check_number("attention_factor", self.attention_factor)
+
+    @classmethod
+    def from_hf(cls, config: Any) -> Self:
+        """From a model's configuration: a mapping (the parsed `config.json`) or an object with those attributes.
+
+        Read are `qk_rope_head_dim`, `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both in newer
+        configurations. Of a YaRN scaling: `factor`, `original_max_position_embeddings` (if missing,
+        `max_position_embeddings`), `beta_fast` (32), `beta_slow` (1), `mscale`, `mscale_all_dim`, `attention_factor`,
+        `truncate` (true). The formulas are those of YaRN (arXiv 2309.00071, section 3.4, appendix A.2), in float32 step
+        by step as in transformers; each step is rounded correctly, where another library's power may be one unit off.
+
+        cos and sin are multiplied by m(mscale) / m(mscale_all_dim), m(s) = 0.1 s ln(factor) + 1, where both are given
+        and not 0, else by m(1); DeepSeek's models give equal ones, hence 1. What the scores are multiplied by is
+        `softmax_scale`.
+
+        Raises `TypeError` or `ValueError` naming the field that is missing, of another type or of another kind of
+        scaling.
+        """
+        rope = _Settings.of(config)
+        dim, theta = rope.integer("qk_rope_head_dim"), rope.number("rope_theta")
+        if dim < 2 or dim % 2:
+            raise ValueError(f"config.qk_rope_head_dim: expected an even number of at least 2, got {dim}")
+        if not theta > 1:
+            raise ValueError(f"config.rope_theta: expected a number above 1, got {theta}")
+        exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+        wavelengths = (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)  # over 2 pi
+        plain = np.float32(1) / wavelengths
+        if not rope.is_yarn:
+            return cls(plain)
+        factor = rope.factor()
+        slowed = np.float32(1) / (np.float32(factor) * wavelengths)
+        low, high = _yarn_range(rope, dim, theta)
+        ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+        keep = np.float32(1) - ramp.clip(0, 1)
+        frequencies = slowed * (np.float32(1) - keep) + plain * keep
+        return cls(frequencies.astype(np.float32), _attention_factor(rope, factor))
+
+    def at(self, positions: Array) -> CosSin:
+        """cos and sin (T, R) bf16 of integer `positions` (T,), each at least 0 and at most 2^24.
+
+        An angle is position times frequency in float32, as in transformers; its cos and sin are rounded correctly to
+        float32, multiplied by the attention factor and rounded to bf16.
+        """
+        if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu":
+            kind = f"dtype {positions.dtype}" if isinstance(positions, np.ndarray) else type(positions).__name__
+            raise TypeError(f"positions: expected an array of integers, got {kind}")
+        if positions.ndim != 1:
+            raise ValueError(f"positions: expected shape (any), got {positions.shape}")
+        _check_range("positions", positions, _MAX_POSITION + 1)
+        angles = (positions.astype(np.float32)[:, None] * self.frequencies).astype(np.float64)
+        factor = np.float32(self.attention_factor)
+        return _repeated(*((f(angles).astype(np.float32) * factor).astype(BF16) for f in (np.cos, np.sin)))
+
+
+def softmax_scale(config: Any) -> float:
+    """What attention multiplies its scores by: (D + R)^-1/2, with YaRN times m(mscale_all_dim)² (see `RopeTable`).
+
+    Reads `qk_nope_head_dim` beside what `RopeTable.from_hf` reads.
+    """
+    rope = _Settings.of(config)
+    scale: float = (rope.integer("qk_nope_head_dim") + rope.integer("qk_rope_head_dim")) ** -0.5
+    all_dim = rope.optional("mscale_all_dim", 0.0) if rope.is_yarn else 0.0
+    return scale * _mscale(rope.factor(), all_dim) ** 2 if all_dim else scale
+
+
+def from_half(cos: Array, sin: Array) -> CosSin:
+    """From (T, R/2) tables, a column a pair: float32, fp16 or bf16."""
+    _check_pair(cos, sin)
+    return _repeated(cos, sin)
+
+
+def from_interleaved(cos: Array, sin: Array) -> CosSin:
+    """From (T, R) tables that repeat each pair's value side by side: c0, c0, c1, c1, ...
+
+    Raises `ValueError` where the two of a pair differ.
+    """
+    width = _check_pair(cos, sin)
+    for name, table in (("cos", cos), ("sin", sin)):
+        if width % 2 or not _is_interleaved(table):
+            raise ValueError(f"{name}: expected interleaved pairs, got {_layout_of(cos, sin)}")
+    return _repeated(cos[:, 0::2], sin[:, 0::2])
+
+
+def from_cos_sin_cache(cos_sin_cache: Array, positions: Array) -> CosSin:
+    """From a table of all positions (P, R), R/2 columns of cos and then R/2 of sin, as vLLM and SGLang keep it.
+
+    `positions` (T,), int64 or int32, are the rows to take. Raises `ValueError` for one that the table does not hold,
+    and where the rows taken are not of that layout.
+    """
+    check_array("cos_sin_cache", cos_sin_cache, _FLOATS, (None, None))
+    if cos_sin_cache.shape[1] < 2 or cos_sin_cache.shape[1] % 2:
+        raise ValueError(f"cos_sin_cache: expected an even number of columns, got {cos_sin_cache.shape[1]}")
+    check_array("positions", positions, tuple(map(np.dtype, ("int64", "int32"))), (None,))
+    _check_range("positions", positions, cos_sin_cache.shape[0])
+    rows = cos_sin_cache[positions]
+    if not _is_cos_sin(rows):
+        raise ValueError("cos_sin_cache: expected columns of cos and then of sin, got rows in which cos² + sin² varies")
+    cos, sin = np.split(rows, 2, axis=1)
+    return _repeated(cos, sin)
+
+
+def check_cos_sin(cos: Array, sin: Array, rope_dim: int) -> None:
+    """Raises where `cos` and `sin` are not tables as the prolog takes them: (T, R) bf16, columns i and i + R/2 alike.
+
+    `TypeError` for another dtype; `ValueError` for another layout, which it names where it knows it (interleaved pairs,
+    R/2 columns, cos beside sin in one table), and for two tables that are not of the same angles. A table that fits
+    several layouts, as that of position 0 does, is taken for a right one. A call of the prolog itself reads both halves
+    as they are and checks none of this.
+    """
+    for name, table in (("cos", cos), ("sin", sin)):
+        if not isinstance(table, np.ndarray):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(table).__name__}")
+        if table.dtype != BF16:
+            raise TypeError(f"{name}: expected dtype {BF16}, got {dtype_text(table.dtype)}")
+    wanted = f"{rope_dim} columns whose halves are alike"
+    if cos.ndim == 2 and cos.shape == sin.shape and 2 * cos.shape[1] == rope_dim:
+        raise ValueError(f"cos: expected {wanted}, got half as many, a column a pair; from_half converts")
+    for name, table in (("cos", cos), ("sin", sin)):
+        check_array(name, table, (BF16,), (len(cos), rope_dim))
+        if not _is_halves(table):
+            raise ValueError(f"{name}: expected {wanted}, got {_layout_of(cos, sin)}")
+    if not _is_one_circle(cos, sin):
+        raise ValueError("cos, sin: expected tables of the same angles, got rows in which cos² + sin² varies")
+
+
+def _repeated(cos: Array, sin: Array) -> CosSin:
+    return CosSin(*(np.concatenate([half, half], axis=1).astype(BF16) for half in (cos, sin)))
+
+
+def _check_pair(cos: Array, sin: Array) -> int:
+    check_array("cos", cos, _FLOATS, (None, None))
+    check_array("sin", sin, (cos.dtype,), cos.shape)
+    return int(cos.shape[1])
+
+
+def _check_range(name: str, positions: Array, end: int) -> None:
+    bad = (positions < 0) | (positions >= end)
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(f"{name}[{at}]: expected 0 to {end - 1}, got {positions[at]}")
+
+
+def _is_halves(table: Array) -> bool:
+    left, right = np.split(table, 2, axis=1)
+    return bool((left == right).all())
+
+
+def _is_interleaved(table: Array) -> bool:
+    return bool((table[:, 0::2] == table[:, 1::2]).all())
+
+
+def _is_one_circle(cos: Array, sin: Array) -> bool:
+    """Whether cos² + sin² is one number in each row."""
+    squares = cos.astype(FP32) ** 2 + sin.astype(FP32) ** 2
+    if not squares.size:
+        return True
+    return bool((squares.max(axis=1) - squares.min(axis=1) <= _NOISE * squares.max(axis=1)).all())
+
+
+def _is_cos_sin(table: Array) -> bool:
+    return _is_one_circle(*np.split(table, 2, axis=1))
+
+
+def _layout_of(cos: Array, sin: Array) -> str:
+    """What tables whose halves are not alike look like."""
+    if cos.shape[1] % 2 == 0:
+        if _is_interleaved(cos) and _is_interleaved(sin):
+            return "interleaved pairs, columns 2i and 2i + 1 alike; from_interleaved converts"
+        if _is_cos_sin(cos) or _is_cos_sin(sin):
+            return "cos in the first half and sin in the second, a cos_sin_cache; from_cos_sin_cache converts"
+        if _is_halves(cos) and _is_halves(sin):
+            return "halves that are alike"
+    return "a layout that is none of the known ones"
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _attention_factor(rope: _Settings, factor: float) -> float:
+    given = rope.optional("attention_factor", None)
+    if given is not None:
+        return float(given)
+    mscale, all_dim = rope.optional("mscale", 0.0), rope.optional("mscale_all_dim", 0.0)
+    if mscale and all_dim:
+        return _mscale(factor, mscale) / _mscale(factor, all_dim)
+    return _mscale(factor, 1.0)
+
+
+def _yarn_range(rope: _Settings, dim: int, theta: float) -> tuple[float, float]:
+    """Pairs below the first turn as without YaRN, those from the second on `factor` times slower."""
+    trained = rope.trained_positions()
+
+    def pair_that_turns(n_times: float) -> float:
+        """Of `trained` positions; a fraction of a pair."""
+        return dim * math.log(trained / (n_times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = pair_that_turns(rope.optional("beta_fast", 32.0) or 32.0)
+    high = pair_that_turns(rope.optional("beta_slow", 1.0) or 1.0)
+    if rope.values.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    return low, high + 0.001 if high == low else high
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """The rope's fields of a configuration, whichever of its two forms it has."""
+
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Any) -> _Settings:
+        names = (
+            "qk_rope_head_dim", "qk_nope_head_dim", "rope_theta", "max_position_embeddings", "rope_parameters",
+            "rope_scaling",
+        )  # fmt: skip
+        is_mapping = isinstance(config, Mapping)
+        top = {name: config.get(name) if is_mapping else getattr(config, name, None) for name in names}
+        nested = None
+        for name in ("rope_scaling", "rope_parameters"):
+            given = top.pop(name)
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"config.{name}: expected a mapping or none, got {type(given).__name__}")
+            nested = given or nested
+        values = {name: value for name, value in top.items() if value is not None}
+        values |= {name: value for name, value in (nested or {}).items() if value is not None}
+        kind = values.setdefault("rope_type", values.get("type", "default"))
+        if kind not in _PLAIN + _YARN:
+            raise ValueError(f"config.rope_scaling.type: expected yarn, default or no scaling, got {kind!r}")
+        return cls(values)
+
+    @property
+    def is_yarn(self) -> bool:
+        return self.values["rope_type"] in _YARN
+
+    def optional(self, name: str, default: Any) -> Any:
+        value = self.values.get(name, default)
+        if value is not None:
+            check_number(f"config.{name}", value)
+        return value
+
+    def number(self, name: str) -> float:
+        value = self.optional(name, None)
+        if value is None:
+            raise ValueError(f"config.{name}: expected a number, got none")
+        return float(value)
+
+    def integer(self, name: str) -> int:
+        value = self.number(name)
+        if value != int(value):
+            raise ValueError(f"config.{name}: expected an int, got {value}")
+        return int(value)
+
+    def trained_positions(self) -> float:
+        name = "original_max_position_embeddings"
+        return self.number(name if name in self.values else "max_position_embeddings")
+
+    def factor(self) -> float:
+        if "factor" in self.values:
+            return self.number("factor")
+        return self.number("max_position_embeddings") / self.trained_positions()

@@ -1,0 +1,109 @@
+"""Small DeepSeek checkpoints in the Hugging Face layout, made on the spot."""
+
+import json
+from dataclasses import asdict
+
+import ml_dtypes
+import numpy as np
+from helpers import BF16
+
+from mla_numba import MlaDims
+
+FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
+NORMS = ("q_a_layernorm", "kv_a_layernorm")
+
+
+def linear_shapes(dims, v_head_dim):
+    """(out, in) of each Linear, and of each norm its length."""
+    d = dims
+    return {
+        "q_a_proj": (d.q_lora_rank, d.hidden_size),
+        "q_a_layernorm": (d.q_lora_rank,),
+        "q_b_proj": (d.num_attention_heads * d.q_head_dim, d.q_lora_rank),
+        "kv_a_proj_with_mqa": (d.kv_a_dim, d.hidden_size),
+        "kv_a_layernorm": (d.kv_lora_rank,),
+        "kv_b_proj": (d.num_attention_heads * (d.qk_nope_head_dim + v_head_dim), d.kv_lora_rank),
+    }
+
+
+def prefix(layer):
+    return f"model.layers.{layer}.self_attn."
+
+
+def to_fp8(weight, block):
+    """FP8 codes and a scale a block, its largest magnitude over 448, of a float32 weight."""
+    rows, columns = (-(-n // b) for n, b in zip(weight.shape, block, strict=True))
+    scales = np.ones((rows, columns), np.float32)
+    codes = np.zeros(weight.shape, FP8)
+    for i in range(rows):
+        for j in range(columns):
+            here = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
+            scales[i, j] = max(np.abs(weight[here]).max(), 1e-6) / 448
+            codes[here] = (weight[here] / scales[i, j]).astype(FP8)
+    return codes, scales
+
+
+def layer_tensors(rng, dims, v_head_dim, layer, dtype, block=(128, 128)):
+    """Random tensors of a layer: "fp8", "bf16" or "float32"; norms, and what else is not FP8, in bf16 or float32."""
+    plain = np.float32 if dtype == "float32" else BF16
+    tensors = {}
+    for module, shape in linear_shapes(dims, v_head_dim).items():
+        name = f"{prefix(layer)}{module}.weight"
+        values = rng.standard_normal(shape, dtype=np.float32)
+        if module in NORMS:
+            tensors[name] = (1 + 0.1 * values).astype(plain)
+        elif dtype == "fp8":
+            tensors[name], tensors[f"{name}_scale_inv"] = to_fp8(values * np.float32(shape[1] ** -0.5), block)
+        else:
+            tensors[name] = (values * np.float32(shape[1] ** -0.5)).astype(plain)
+    return tensors
+
+
+def config_of(dims, v_head_dim, dtype, block=(128, 128)):
+    config = asdict(dims) | {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "v_head_dim": v_head_dim,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000,
+        "rope_scaling": None,
+        "max_position_embeddings": 4096,
+        "torch_dtype": "bfloat16",
+    }
+    if dtype == "fp8":
+        config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(block)}
+    return config
+
+
+def write_checkpoint(folder, config, tensors, n_shards):
+    """`n_shards` 0: a single file without index; else the tensors in turn over that many files, beside others."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    if not n_shards:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return
+    weight_map = {}
+    for i in range(n_shards):
+        file = f"model-{i + 1:05}-of-{n_shards:05}.safetensors"
+        here = {name: tensors[name] for name in list(tensors)[i::n_shards]}
+        here[f"model.of_no_interest.{i}"] = np.arange(5, dtype=np.int64)
+        save_file(here, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(here, file)
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def make_checkpoint(folder, dims, v_head_dim=20, dtype="fp8", n_shards=2, layers=(0, 1), block=(128, 128), **config):
+    """Writes a checkpoint of random weights and returns its tensors. `config` changes fields of its config.json."""
+    rng = np.random.default_rng(7)
+    tensors = {}
+    for layer in layers:
+        tensors |= layer_tensors(rng, dims, v_head_dim, layer, dtype, block)
+    write_checkpoint(folder, config_of(dims, v_head_dim, dtype, block) | config, tensors, n_shards)
+    return tensors
+
+
+def make_full_size(folder, layer=0):
+    """One FP8 layer of DeepSeek-V3.2's dimensions in two shards."""
+    make_checkpoint(folder, MlaDims.deepseek_v32(), 128, layers=(layer,))

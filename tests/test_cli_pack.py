@@ -1,0 +1,80 @@
+"""`mla-numba pack`: from a checkpoint folder to a file that computes what the checkpoint's weights do."""
+
+import json
+
+import pytest
+from checkpoint_maker import make_checkpoint
+from click.testing import CliRunner
+from helpers import assert_same_bits, make_call, make_inputs
+
+from mla_numba import Checkpoint, MlaDims, MlaProlog
+from mla_numba.cli import main
+from mla_numba.verify import reference_run
+
+DIMS = MlaDims(130, 3, 50, 68, 33, 34)
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, ["pack", *map(str, args)])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_checkpoint(tmp_path / "model", DIMS)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("quant", ["b", "none"])
+def test_the_file_computes_what_the_checkpoint_s_weights_do(folder, tmp_path, quant):
+    out = tmp_path / "layer1.mla"
+    result = invoke(folder, "--layer", 1, "--out", out, "--quant", quant, "--threads", 1)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].startswith(f"{out}: {out.stat().st_size / 1e6:.2f} MB, maps in ")
+    for step in ("reading layer 1", "packing weights", "writing the file", "verifying the file"):
+        assert step in result.stderr
+    assert (f"quantising, mode {quant}" in result.stderr) == (quant != "none")
+    weights = Checkpoint(folder).load_layer(1, quant).weights
+    prolog = MlaProlog.load(out, n_threads=1)
+    inputs = make_inputs(DIMS, 4, 32)
+    call = make_call(DIMS, prolog.quantized, 4, 2, 16)
+    want = reference_run(weights, *inputs, call.cache)
+    prolog(*inputs, call.cache, call.out)
+    call.assert_equals(want)
+
+
+def test_json_and_an_older_file(folder, tmp_path):
+    out = tmp_path / "file"
+    out.write_bytes(b"older")
+    result = invoke(folder, "--layer", 0, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["out"] == str(out)
+    assert said["bytes"] == out.stat().st_size
+    assert 0 < said["load_s"] < 60
+    assert next(iter(said["seconds"])) == "reading layer 0"
+    got, want = MlaProlog.load(out).weights, Checkpoint(folder).load_layer(0).weights.pack()
+    assert_same_bits("up", got.up.panels, want.up.panels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+def test_faults_are_one_line(folder, tmp_path):
+    out = tmp_path / "file"
+    result = invoke(folder, "--layer", 7, "--out", out)
+    assert result.exit_code == 1
+    assert "Error: layer: expected one of 0 to 1 in" in result.stderr
+    result = invoke(folder, "--layer", 0, "--out", tmp_path / "no" / "file")
+    assert result.exit_code == 1
+    assert "Error: [Errno 2]" in result.stderr
+    (folder / "config.json").write_text(json.dumps({"q_lora_rank": None, "hidden_size": 8, "num_attention_heads": 1}))
+    result = invoke(folder, "--layer", 0, "--out", out)
+    assert result.exit_code == 1
+    assert "config.q_lora_rank: expected an int, got none" in result.stderr
+    assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+def test_options():
+    assert "Missing argument 'CHECKPOINT'" in invoke("--layer", 0, "--out", "file").output
+    assert "does not exist" in invoke("no such folder", "--layer", 0, "--out", "file").output
+    assert "Missing option '--layer'" in invoke(".", "--out", "file").output
+    assert "'fp8' is not one of" in invoke(".", "--layer", 0, "--out", "file", "--quant", "fp8").output
