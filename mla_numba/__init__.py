@@ -1,6 +1,6 @@
 """Bit-exact CPU kernels for the quantised MLA prolog of DeepSeek-V3.2."""
 
-from tiling import MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
+from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
 from ._version import __version__
 from .cache import PagedCache
@@ -29,6 +29,7 @@ from .prolog import (
 from .weights import MlaWeights
 
 __all__ = [
+    "CpuTiling",
     "MlaDims",
     "MlaProlog",
     "MlaQuantInputs",

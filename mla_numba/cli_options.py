@@ -17,7 +17,7 @@ from .dims import MlaDims
 from .kernels import max_threads
 from .weights import QUANT_MODES
 
-__all__ = ["blame", "json_option", "threads_option", "tile_settings", "tokens_type", "what_to_plan"]
+__all__ = ["blame", "json_option", "threads_option", "tile_settings", "token_list", "tokens_type", "what_to_plan"]
 
 NPU_ARCHS = ("DAV_3510", "950", "DAV_2201", "910")
 MAX_TOKENS = 2**20
@@ -46,6 +46,21 @@ def blame(option: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+class _IntList(click.ParamType[tuple[int, ...]]):
+    """Integers of a range with commas between them."""
+
+    name = "integers"
+
+    def __init__(self, each: click.IntRange) -> None:
+        self._each = each
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The integers, each once."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(self._each.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
 def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
@@ -85,6 +100,7 @@ what_to_plan = _options(
     ),
 )  # fmt: skip
 tokens_type = click.IntRange(1, MAX_TOKENS)
+token_list = _IntList(tokens_type)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
