@@ -130,8 +130,7 @@ class Chooser:
         micro = self.micro[qa.dtype]
         n_blocks = ceil_div(self.t, mc)
         products = tuple(
-            self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk, a_from_l2=True)
-            for shape in (qa, kva)
+            self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk) for shape in (qa, kva)
         )
         n_tasks = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
         n_bytes = sum(_weight_bytes(shape, micro) for shape in (qa, kva)) + 2 * self.t * qa.k
@@ -179,7 +178,7 @@ class Chooser:
         (_, kc), (_, walk) = values
         n_blocks = ceil_div(self.t, mc)
         qb = self.shapes[1]
-        return self._model.product(qb, self.micro[qb.dtype], self.t / n_blocks, n_blocks, kc, walk, a_from_l2=True)
+        return self._model.product(qb, self.micro[qb.dtype], self.t / n_blocks, n_blocks, kc, walk)
 
     def _uk_cost(self, mc: int, values: Values) -> Product:
         (_, mc_uk), (_, kc), (_, walk) = values
@@ -188,7 +187,7 @@ class Chooser:
         wuk = self.shapes[3]
         micro = self.micro[wuk.dtype]
         in_l1 = mc_uk * round_up(wuk.k, micro.kr) * micro.a_bytes <= self.machine.l1d_bytes // 2
-        return self._model.product(wuk, micro, self.t / n_blocks, n_blocks, kc, walk, a_from_l2=not in_l1)
+        return self._model.product(wuk, micro, self.t / n_blocks, n_blocks, kc, walk, in_l1)
 
     def heads_cost(self, mc: int, up: Product, uk: Product, grain: int = 1) -> Cost:
         """The model's word on blocks of the heads sweep."""

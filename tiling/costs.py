@@ -20,10 +20,12 @@ class Costs:
     """Constants of the planner's model, per second or in seconds; rates are those of one core unless said otherwise.
 
     - ``memory_bytes_s``: bytes all threads together read from memory at most, ``core_bytes_s``: one of them.
-    - ``l3_bytes_s, l2_bytes_s``: bytes of operands that are read again from these caches.
+    - ``l3_bytes_s, l2_bytes_s``: bytes of operands that are read again from these caches, ``c_bytes_s``: bytes of
+      accumulators that do not stay in L1d.
     - ``bf16_flops_s, int8_ops_s``: operations of full register tiles whose operands are in L1d.
     - ``min_rows``: rows below which a register tile takes no less time.
     - ``call_s``: a microkernel's begin and end, which load and store its accumulators.
+    - ``walk_s``: a walk's begin and end; ``jump_s``: going on in another panel, where the read ahead ends.
     - ``element_s``: one element of a sweep's results, scaled, rounded and stored; ``row_s``: one token's elementwise
       steps.
     - ``task_s``: drawing a task; ``launch_s``: a parallel region of more than one thread.
@@ -34,10 +36,13 @@ class Costs:
     core_bytes_s: float
     l3_bytes_s: float
     l2_bytes_s: float
+    c_bytes_s: float
     bf16_flops_s: float
     int8_ops_s: float
     min_rows: float
     call_s: float
+    walk_s: float
+    jump_s: float
     element_s: float
     row_s: float
     task_s: float

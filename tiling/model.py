@@ -4,11 +4,13 @@ A sweep moves its weights from memory once and computes meanwhile:
 
     seconds = max(moving, computing) + overlap_loss * min(moving, computing) + launch
 
-``moving`` is the weights' bytes by the threads' bandwidth. ``computing`` is one core's arithmetic in register tiles,
-with the bytes it reads again from L2 and from what lies behind it, by the cores, by how evenly tasks come out.
+``moving`` is the weights' bytes by the threads' bandwidth. ``computing`` is one core's arithmetic in register tiles or,
+where that takes longer, its operands' bytes from L2 and from behind it; with what each call of the microkernel, each
+walk, each jump to another panel and accumulators beyond L1d cost; shared by the cores as evenly as tasks come out.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from tiling.arith import ceil_div, round_up
@@ -64,54 +66,64 @@ class Model:
     n_workers: int
 
     def product(
-        self, shape: StageShape, micro: MicroTile, rows: float, n_blocks: int, kc: int, walk: int, a_from_l2: bool
+        self,
+        shape: StageShape,
+        micro: MicroTile,
+        rows: float,
+        n_blocks: int,
+        kc: int,
+        walk: int,
+        a_in_l1: bool = False,
     ) -> Product:
         """One core's work for a product over ``n_blocks`` blocks of ``rows`` rows with ``walk`` panels a task.
 
         The loops are those of the kernels: k in blocks of ``kc``, register tiles down the rows, panels across.
-        ``a_from_l2``: the packed rows come from L2 or behind, not from L1d where the same task has just written them.
+        ``a_in_l1``: the packed rows lie in L1d, where the same task has just written them.
         """
         costs = self.costs
-        b_bytes = ITEM_BYTES[shape.dtype]
+        l1, l2 = self.machine.l1d_bytes, self.machine.l2_bytes
+        batch = shape.batch
         kp = round_up(shape.k, micro.kr)
-        n_panels = ceil_div(shape.n, micro.nr)
+        kc = min(kc, kp)
         n_kblocks = ceil_div(kp, kc)
-        n_tiles = ceil_div(int(rows + 0.999), micro.mr)
-        padded_rows = n_tiles * min(micro.mr, max(rows / n_tiles, costs.min_rows))
-        per_block = 2.0 * kp * micro.nr * n_panels * shape.batch
-        padded_ops = n_blocks * padded_rows * per_block
-        rate = costs.bf16_flops_s if shape.dtype == "bf16" else costs.int8_ops_s
+        n_panels = ceil_div(shape.n, micro.nr)
+        n_tiles = ceil_div(ceil(rows), micro.mr)
+        row_b = micro.nr * ITEM_BYTES[shape.dtype]  # bytes of a panel's row of k
+        bytes_of: dict[bool, float] = {True: 0, False: 0}  # read again: from L2, from behind it
 
-        l2 = l3 = 0
         # B: a block of k of the walk's panels is read anew by each register tile, and whole by each block of rows.
-        weights = kp * micro.nr * n_panels * b_bytes * shape.batch
-        block_b = walk * min(kc, kp) * micro.nr * b_bytes
-        again = weights * (n_tiles - 1) * n_blocks
-        if block_b > self.machine.l1d_bytes // 2:
-            if block_b <= self.machine.l2_bytes // 2:
-                l2 += again
-            else:
-                l3 += again
-        if n_blocks > 1:
-            if walk * kp * micro.nr * b_bytes <= self.machine.l2_bytes // 2:
-                l2 += weights * (n_blocks - 1)
-            else:
-                l3 += weights * (n_blocks - 1)
+        weights = batch * n_panels * kp * row_b
+        if walk * kc * row_b > l1 // 2:
+            bytes_of[walk * kc * row_b <= l2 // 2] += weights * (n_tiles - 1) * n_blocks
+        bytes_of[walk * kp * row_b <= l2 // 2] += weights * (n_blocks - 1)
         # A: each panel of the walk meets the rows of a register tile; they stay in L1d if both blocks fit.
-        if a_from_l2:
-            all_rows = int(rows * n_blocks) * kp * micro.a_bytes
-            tile_a = min(rows, micro.mr) * min(kc, kp) * micro.a_bytes
-            fits = tile_a + min(kc, kp) * micro.nr * b_bytes <= self.machine.l1d_bytes
-            times = ceil_div(n_panels, walk) if fits else n_panels
-            if rows * kp * micro.a_bytes <= self.machine.l1d_bytes // 2 and n_blocks == 1:
-                times = 0
-            if rows * min(kc, kp) * micro.a_bytes <= self.machine.l2_bytes // 2:
-                l2 += all_rows * times * shape.batch
-            else:
-                l3 += all_rows * times * shape.batch
-        calls = n_blocks * n_kblocks * n_tiles * n_panels * shape.batch
-        seconds = padded_ops / rate + calls * costs.call_s + l2 / costs.l2_bytes_s + l3 / costs.l3_bytes_s
-        return Product(seconds, l3, l2, padded_ops, 2 * shape.batch * int(rows * n_blocks) * shape.k * shape.n)
+        if not a_in_l1:
+            tile_fits = min(rows, micro.mr) * kc * micro.a_bytes + kc * row_b <= l1
+            times = batch * (ceil_div(n_panels, walk) if tile_fits else n_panels)
+            bytes_of[rows * kc * micro.a_bytes <= l2 // 2] += rows * n_blocks * kp * micro.a_bytes * times
+        # C: loaded and stored for each block of k, and read at the end.
+        c_bytes = 0.0
+        if rows * walk * micro.nr * 4 > l1 // 2:
+            c_bytes = 2 * n_kblocks * rows * n_blocks * batch * n_panels * micro.nr * 4
+
+        padded_rows = n_tiles * min(micro.mr, max(rows / n_tiles, costs.min_rows))
+        padded_ops = 2.0 * n_blocks * padded_rows * kp * micro.nr * n_panels * batch
+        rate = costs.bf16_flops_s if shape.dtype == "bf16" else costs.int8_ops_s
+        reading = bytes_of[True] / costs.l2_bytes_s + bytes_of[False] / costs.l3_bytes_s
+        n_calls = n_blocks * n_kblocks * n_tiles * n_panels * batch
+        n_walks = n_blocks * ceil_div(n_panels, walk) * batch
+        n_jumps = n_panels * batch * (n_kblocks if walk > 1 else 1)
+        return Product(
+            max(padded_ops / rate, reading)
+            + c_bytes / costs.c_bytes_s
+            + n_calls * costs.call_s
+            + n_walks * costs.walk_s
+            + n_jumps * costs.jump_s,
+            int(bytes_of[False]),
+            int(bytes_of[True] + c_bytes),
+            padded_ops,
+            2 * batch * round(rows * n_blocks) * shape.k * shape.n,
+        )
 
     def sweep(
         self, products: tuple[Product, ...], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
