@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -162,11 +163,17 @@ class Arena:
         return [mismatch for mismatch in found if mismatch is not None]
 
     def pairs(self, contender: Contender) -> Iterator[Pairs]:
-        """Times of one more pair of calls at each step, all so far in one; without end. Best within `quiet`."""
+        """Times of one more pair of calls at each step, all so far in one; without end. Best within `quiet`.
+
+        Each prolog is called once before: a first call plans and takes memory.
+        """
         rivals = (contender, self._baselines[contender.t])
         times: tuple[list[float], list[float]] = ([], [])
         arguments = self._arguments(contender.t)
-        for round_ in range(1 << 30):
+        for rival in rivals:
+            for prolog in rival.prologs:
+                prolog(*arguments)
+        for round_ in count():
             for which in (0, 1) if round_ % 2 else (1, 0):
                 prolog = rivals[which].prologs[round_ // 2 % len(self._weights)]
                 begin = time.perf_counter()

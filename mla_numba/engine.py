@@ -54,15 +54,15 @@ def this_machine() -> Machine:
 def stored_choice(
     machine: Machine, dims: MlaDims, quant: str, n_threads: int, t: int
 ) -> tuple[CpuTiling | None, Costs | None, str]:
-    """What "auto" plans `t` tokens with: the tuned tiling and what to say of it, or None for the planner to choose, and
-    the model's constants with the rates measured on this machine, None where they were not.
+    """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
+    with the rates measured on this machine, or None where they were not; and what to say of it.
     """
     rates = store.load_rates(machine, __version__, n_threads)
     costs = None if rates is None else Costs.of_isa(machine.isa).with_rates(rates, n_threads)
     found = store.load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
-    if found is None or not found.tiling.given():
-        return None, costs, ""
-    return found.tiling, costs, str(found)
+    if found is None:
+        return None, costs, "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
+    return found.tiling if found.tiling.given() else None, costs, str(found)
 
 
 class PrologOutput(NamedTuple):
@@ -155,12 +155,12 @@ class MlaProlog:
         config, options = self.tile_config, self.options
         if options is None and isinstance(config, MlaTileConfig):
             options = pass_options(self.phase, t)
-        costs, tuned = None, ""
+        costs, note = None, ""
         if isinstance(config, str):
-            config, costs, tuned = stored_choice(self.machine, self.dims, self.weights.quant, self.n_threads, t)
+            config, costs, note = stored_choice(self.machine, self.dims, self.weights.quant, self.n_threads, t)
         return plan_prolog(
             self.dims, t, config, self.machine, micro=MICRO_TILES, phase=self.phase, quant=self.weights.quant,
-            n_threads=self.n_threads, options=options, costs=costs, tuned=tuned,
+            n_threads=self.n_threads, options=options, costs=costs, note=note,
         )  # fmt: skip
 
     def allocate_output(self, t: int) -> PrologOutput:

@@ -33,7 +33,7 @@ def plan_prolog(
     n_threads: int | None = None,
     options: PassOptions | None = None,
     costs: Costs | None = None,
-    tuned: str = "",
+    note: str = "",
 ) -> PrologPlan:
     """Plan ``t`` tokens of the prolog.
 
@@ -47,14 +47,14 @@ def plan_prolog(
     - ``options``: scheduling settings; each mapping that is not empty takes the place of the config's. None with a
       ``CpuTiling``, whose fields say it all.
     - ``costs``: constants of the model that chooses; default those of the machine's instruction set.
-    - ``tuned``: if ``config`` is a ``CpuTiling`` that a search found, what to say of it.
+    - ``note``: what to say of a search that found ``config``, or found nothing; it marks the plan as tuned.
 
     The plan depends on nothing else: the same arguments give an equal plan.
     """
     shapes = stage_shapes(dims, quant)
     check_int("t", t, 0)
     check_choice("phase", phase, PHASES)
-    _check_types(config, machine, micro, options, costs, tuned)
+    _check_types(config, machine, micro, options, costs)
     if isinstance(config, MlaTileConfig):
         config = config.replace()  # checks again what was changed in place
     machine = Machine.detect() if machine is None else machine
@@ -82,8 +82,8 @@ def plan_prolog(
         reasons = [(f"unroll_list = {unroll_list}", "prescribed")]
     else:
         unroll_list, reasons = own_unroll_list(t, chosen)
-    if tuned:
-        reasons.insert(0, ("tuned", tuned))
+    if note:
+        reasons.insert(0, ("tuned", note))
     tiles = tuple(loop_unroll(0, t, 1, unroll_list))
     reasons += [(f"{dtype} register tile {micro[dtype]}", "given by the kernels") for dtype in DTYPES]
     tile_plans: list[TilePlan] = []
@@ -108,7 +108,7 @@ def plan_prolog(
         acting=tuple(acting),
         inert=tuple(inert),
         reasons=tuple(reasons),
-        origin=_origin(config, tuned),
+        origin=_origin(config, note),
         tiling=given,
         costs=costs,
     )
@@ -120,7 +120,6 @@ def _check_types(
     micro: Mapping[str, MicroTile],
     options: PassOptions | None,
     costs: Costs | None,
-    tuned: str,
 ) -> None:
     if config is not None and not isinstance(config, MlaTileConfig | CpuTiling):
         raise TypeError(f"config: expected MlaTileConfig, CpuTiling or None, got {config!r}")
@@ -132,16 +131,14 @@ def _check_types(
         raise TypeError(f"micro: expected a mapping of {' and '.join(DTYPES)} to MicroTile, got {micro!r}")
     if isinstance(config, CpuTiling) and options is not None:
         raise ValueError(f"options: expected None with a CpuTiling, got {options}")
-    if tuned and not isinstance(config, CpuTiling):
-        raise ValueError(f"tuned: expected an empty text without a CpuTiling, got {tuned!r}")
 
 
-def _origin(config: MlaTileConfig | CpuTiling | None, tuned: str) -> str:
+def _origin(config: MlaTileConfig | CpuTiling | None, note: str) -> str:
     if config is None:
         return "planner"
     if isinstance(config, MlaTileConfig):
         return "config"
-    return "tuned" if tuned else "tiling"
+    return "tuned" if note else "tiling"
 
 
 def _listed(value: object) -> str:
