@@ -23,7 +23,7 @@ class Costs:
     - ``l3_bytes_s, l2_bytes_s``: bytes of operands that are read again from these caches, ``c_bytes_s``: bytes of
       accumulators that do not stay in L1d.
     - ``bf16_flops_s, int8_ops_s``: operations of full register tiles whose operands are in L1d.
-    - ``min_rows``: rows below which a register tile takes no less time.
+    - ``step_rows``: rows that would take as long as loading B does in each step of k of a register tile.
     - ``call_s``: a microkernel's begin and end, which load and store its accumulators.
     - ``walk_s``: a walk's begin and end; ``jump_s``: going on in another panel, where the read ahead ends.
     - ``element_s``: one element of a sweep's results, scaled, rounded and stored; ``row_s``: one token's elementwise
@@ -39,7 +39,7 @@ class Costs:
     c_bytes_s: float
     bf16_flops_s: float
     int8_ops_s: float
-    min_rows: float
+    step_rows: float
     call_s: float
     walk_s: float
     jump_s: float

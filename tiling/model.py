@@ -106,13 +106,14 @@ class Model:
         if rows * walk * micro.nr * 4 > l1 // 2:
             c_bytes = 2 * n_kblocks * rows * n_blocks * batch * n_panels * micro.nr * 4
 
-        padded_rows = n_tiles * min(micro.mr, max(rows / n_tiles, costs.min_rows))
+        # A step of k takes as long as its rows and those that loading B is worth; a full tile takes what the rate says.
+        padded_rows = (rows + n_tiles * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
         padded_ops = 2.0 * n_blocks * padded_rows * kp * micro.nr * n_panels * batch
         rate = costs.bf16_flops_s if shape.dtype == "bf16" else costs.int8_ops_s
         reading = bytes_of[True] / costs.l2_bytes_s + bytes_of[False] / costs.l3_bytes_s
         n_calls = n_blocks * n_kblocks * n_tiles * n_panels * batch
         n_walks = n_blocks * ceil_div(n_panels, walk) * batch
-        n_jumps = n_panels * batch * (n_kblocks if walk > 1 else 1)
+        n_jumps = n_panels * batch * n_kblocks if walk > 1 and n_kblocks > 1 else 0  # else panels follow each other
         return Product(
             max(padded_ops / rate, reading)
             + c_bytes / costs.c_bytes_s
