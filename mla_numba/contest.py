@@ -174,8 +174,9 @@ class Arena:
             for prolog in rival.prologs:
                 prolog(*arguments)
         for round_ in count():
-            for which in (0, 1) if round_ % 2 else (1, 0):
-                prolog = rivals[which].prologs[round_ // 2 % len(self._weights)]
+            for i, which in enumerate((0, 1) if round_ % 2 else (1, 0)):
+                # The next weight set for each call: one that was just read lies in the last-level cache in part.
+                prolog = rivals[which].prologs[(2 * round_ + i) % len(self._weights)]
                 begin = time.perf_counter()
                 prolog(*arguments)
                 times[which].append(time.perf_counter() - begin)
