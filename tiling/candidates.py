@@ -21,9 +21,9 @@ __all__ = ["SERIAL_ROWS", "Candidate", "Choice", "Chooser"]
 
 SERIAL_ROWS = 16  # to wake threads takes longer than so many rows of elementwise work
 
-_ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 16, 32)
-_K_BLOCKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 20, 28)
-_WALKS = (1, 2, 3, 4, 6, 8, 16)
+_ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 16)
+_K_BLOCKS = (1, 2, 3, 4, 6, 8, 14, 20)
+_WALKS = (1, 2, 3, 4, 8, 16)
 _GRAINS = (1, 2, 4, 8)
 _ROWS = (1, 2, 4, 8, 16, 32)
 _MIN_KC = 64

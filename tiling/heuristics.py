@@ -14,7 +14,7 @@ from tiling.unroll import loop_unroll
 __all__ = ["TILE_CAPS", "own_tile", "own_unroll_list"]
 
 # More tokens a tile would keep ever larger activations between the sweeps and read weights hardly less often.
-TILE_CAPS = (512, 256, 128)
+TILE_CAPS = (512, 256)
 
 Reasons = list[tuple[str, str]]
 
