@@ -84,7 +84,8 @@ def _heat_map(figure: Any, rows: Sequence[Row], axes: tuple[str, str]) -> None:
         panel.set_facecolor("lightgrey")
         if len(xs) * n_columns <= 30:
             for (i, j), ratio in best.items():
-                panel.text(j, i, f"{ratio:.2f}", ha="center", va="center", fontsize=8)
+                color = "white" if abs(ratio - 1) > 0.8 * off else "black"  # the scale's ends are dark
+                panel.text(j, i, f"{ratio:.2f}", ha="center", va="center", fontsize=8, color=color)
         panel.set_title(f"T = {t} tokens", fontsize=10)
         panel.set_xticks(range(len(xs)), map(str, xs), rotation=90 if len(xs) > 6 else 0, fontsize=8)
         panel.set_yticks(range(len(ys)), map(str, ys), fontsize=8)

@@ -49,7 +49,7 @@ def test_sweep_leaves_a_table_files_and_pictures(tmp_path):
 def test_sweep_goes_on_after_an_interrupt(tmp_path):
     out = tmp_path / "made"
     command = ["sweep", "--small", "--threads", "1", "--weight-sets", "1", "--no-plot", "--out", str(out)]
-    command += ["--tokens", "64,128,256", "--set", "down_kc=64:256:8", "--set", "qb_mc=16:64:16"]
+    command += ["--tokens", "64,128", "--set", "down_kc=64:256:16", "--set", "qb_mc=16:64:16"]
     process = subprocess.Popen(
         [sys.executable, "-m", "mla_numba", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -68,7 +68,7 @@ def test_sweep_goes_on_after_an_interrupt(tmp_path):
     status, said, err = run_cli(*command)
     assert status == 0, err
     rows = {row["number"]: row for row in json.loads((out / "sweep.json").read_text())["rows"]}
-    assert len(rows) == 3 * 25 * 4
+    assert len(rows) == 2 * 13 * 4
     assert all(rows[n]["median_ms"] == row["median_ms"] for n, row in before.items() if row["status"] != "same")
 
 

@@ -97,7 +97,8 @@ class Chooser:
         return [min(round_up(kc, micro.kr), round_up(part, micro.kr)) for kc in axis]
 
     def _walk_axis(self, name: str, n_panels: int) -> list[int]:
-        return [min(walk, n_panels) if getattr(self.given, name) else walk for walk in self._axis(name, _WALKS)]
+        walks = sorted({*_WALKS, n_panels}) if n_panels < _WALKS[-1] else _WALKS  # all panels in one walk, if not many
+        return [min(walk, n_panels) if getattr(self.given, name) else walk for walk in self._axis(name, walks)]
 
     # down
 
