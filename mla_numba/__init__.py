@@ -1,6 +1,6 @@
 """Bit-exact CPU kernels for the quantised MLA prolog of DeepSeek-V3.2."""
 
-from tiling import MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
+from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
 from . import layouts
 from ._version import __version__
@@ -34,6 +34,7 @@ from .weights import MlaWeights
 
 __all__ = [
     "Checkpoint",
+    "CpuTiling",
     "KeyRows",
     "MlaDims",
     "MlaProlog",

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from tiling import plan_prolog
+from tiling import CpuTiling, MlaTileConfig, plan_prolog
 
 from ._report import Steps, folder_size, megabytes, sweep_table
 from ._version import __version__
@@ -24,9 +24,11 @@ from .checkpoint import Checkpoint
 from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_pack import pack_layer
 from .cli_run import Job, allocate_cache, run_job
+from .cli_sweep import sweep
+from .cli_tune import tune
 from .cli_warmup import compile_all
 from .dims import MlaDims
-from .engine import MICRO_TILES, this_machine
+from .engine import MICRO_TILES, stored_choice, this_machine
 from .kernels import ISA, cache_folder, max_threads
 from .measure import least_ms, measure_all, rates_as_dict, show_rates
 from .weights import QUANT_MODES, MlaWeights
@@ -78,6 +80,7 @@ def run(
     phase: str,
     quant: str,
     preset: str | None,
+    tuned: bool,
     npuarch: str | None,
     dims: MlaDims | None,
     tokens: int,
@@ -97,7 +100,7 @@ def run(
     if smooth and "b" not in quant:
         raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
     dims = dims or MlaDims.deepseek_v32()
-    tile_config, options = tile_settings(preset, npuarch, phase, tokens)
+    tile_config, options = tile_settings(preset, npuarch, tuned, phase, tokens)
     with blame("--cache-mode"):
         cache = allocate_cache(dims, tokens, quant, block_size, cache_mode)
     with Steps() as steps:
@@ -121,12 +124,15 @@ def run(
 @what_to_plan
 @click.option("--tokens", type=tokens_type, required=True, help="Tokens of a call.")
 @click.option("--threads", type=click.IntRange(1), help="Threads.  [default: NUMBA_NUM_THREADS]")
-@click.option("--explain", is_flag=True, help="Add the reason of each choice and what each setting does.")
+@click.option(
+    "--explain", is_flag=True, help="Add the reason of each choice, the candidates, and what each setting does."
+)
 @json_option
 def plan(
     phase: str,
     quant: str,
     preset: str | None,
+    tuned: bool,
     npuarch: str | None,
     dims: MlaDims | None,
     tokens: int,
@@ -137,11 +143,17 @@ def plan(
     """Show how a call would be computed; nothing is compiled or run."""
     if explain and as_json:
         raise click.UsageError("--explain, --json: expected one of them (JSON has the reasons), got both")
-    tile_config, options = tile_settings(preset, npuarch, phase, tokens)
+    tile_config, options = tile_settings(preset, npuarch, tuned, phase, tokens)
+    sizes, n_threads, costs, note = dims or MlaDims.deepseek_v32(), threads or max_threads(), None, ""
     with blame("--dims"):
+        config: MlaTileConfig | CpuTiling | None
+        if isinstance(tile_config, str):
+            config, costs, note = stored_choice(this_machine(), sizes, quant, n_threads, tokens)
+        else:
+            config = tile_config
         planned = plan_prolog(
-            dims or MlaDims.deepseek_v32(), tokens, tile_config, this_machine(), micro=MICRO_TILES, phase=phase,
-            quant=quant, n_threads=threads or max_threads(), options=options,
+            sizes, tokens, config, this_machine(), micro=MICRO_TILES, phase=phase, quant=quant,
+            n_threads=n_threads, options=options, costs=costs, note=note,
         )  # fmt: skip
     if as_json:
         click.echo(planned.to_json())
@@ -248,6 +260,9 @@ def warmup(threads: int) -> None:
         f"({megabytes(n_bytes)} in {n_files} files)"
     )
 
+
+main.add_command(sweep)
+main.add_command(tune)
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,17 @@ from .dims import MlaDims
 from .kernels import max_threads
 from .weights import QUANT_MODES
 
-__all__ = ["blame", "json_option", "threads_option", "tile_settings", "tokens_type", "what_to_plan"]
+__all__ = [
+    "NPU_ARCHS",
+    "blame",
+    "json_option",
+    "parse_dims",
+    "threads_option",
+    "tile_settings",
+    "token_list",
+    "tokens_type",
+    "what_to_plan",
+]
 
 NPU_ARCHS = ("DAV_3510", "950", "DAV_2201", "910")
 MAX_TOKENS = 2**20
@@ -26,7 +36,7 @@ DIMS_FORM = ", ".join(field.name for field in fields(MlaDims))
 Command = Callable[..., Any]
 
 
-def _parse_dims(text: str) -> MlaDims:
+def parse_dims(text: str) -> MlaDims:
     """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
     numbers = text.split(",")
     try:
@@ -46,6 +56,21 @@ def blame(option: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+class _IntList(click.ParamType[tuple[int, ...]]):
+    """Integers of a range with commas between them."""
+
+    name = "integers"
+
+    def __init__(self, each: click.IntRange) -> None:
+        self._each = each
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The integers, each once."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(dict.fromkeys(self._each.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
 def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
@@ -76,15 +101,17 @@ what_to_plan = _options(
         help="What is int8: a the down projections, b the up projection and the cache.",
     ),
     click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
+    click.option("--tuned", is_flag=True, help="Take what mla-numba tune found on this machine, if it did."),
     click.option(
         "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation whose preset is meant.  [default: DAV_3510]"
     ),
     click.option(
-        "--dims", type=_parse_dims, metavar="H,N,Rq,C,D,R|PATH",
+        "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
         help=f"{DIMS_FORM}; or the path of a model's config.json.  [default: those of DeepSeek-V3.2]",
     ),
 )  # fmt: skip
 tokens_type = click.IntRange(1, MAX_TOKENS)
+token_list = _IntList(tokens_type)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
@@ -92,12 +119,14 @@ threads_option = click.option(
 
 
 def tile_settings(
-    preset_name: str | None, npuarch: str | None, phase: str, t: int
-) -> tuple[MlaTileConfig | None, PassOptions | None]:
-    """Tile config and scheduling settings of a preset; two Nones where the planner is to choose."""
+    preset_name: str | None, npuarch: str | None, tuned: bool, phase: str, t: int
+) -> tuple[MlaTileConfig | str | None, PassOptions | None]:
+    """Tile config and scheduling settings of a preset, or "auto" and None; two Nones where the planner is to choose."""
+    if tuned and preset_name is not None:
+        raise click.UsageError(f"--tuned: expected without --preset, got {preset_name}")
     if preset_name is None:
         if npuarch is not None:
             raise click.UsageError(f"--npuarch: expected together with --preset, got {npuarch} alone")
-        return None, None
+        return "auto" if tuned else None, None
     arch = npuarch or NPU_ARCHS[0]
     return preset(preset_name, arch), pass_options(phase, t, arch)

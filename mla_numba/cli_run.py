@@ -28,7 +28,7 @@ class Job:
     dims: MlaDims
     t: int
     phase: str
-    tile_config: MlaTileConfig | None
+    tile_config: MlaTileConfig | str | None
     options: PassOptions | None
     n_threads: int
     seed: int

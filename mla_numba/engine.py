@@ -13,11 +13,24 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from tiling import Machine, MicroTile, MlaTileConfig, PassOptions, PrologPlan, pass_options, plan_prolog
+from tiling import (
+    Costs,
+    CpuTiling,
+    Machine,
+    MicroTile,
+    MlaTileConfig,
+    PassOptions,
+    PrologPlan,
+    pass_options,
+    plan_prolog,
+    store,
+)
 
 from . import _checks as check
 from ._checks import BF16, FP32, INT8, Array
+from ._version import __version__
 from .cache import PagedCache
+from .dims import MlaDims
 from .kernels import ISA, max_threads, tile
 from .memory import aligned_empty, as_bits, unlocked
 from .packed import PackedWeights
@@ -25,7 +38,7 @@ from .trace import Trace
 from .weights import MlaWeights
 from .workspace import Memory
 
-__all__ = ["MICRO_TILES", "BoundCall", "MlaProlog", "PrologOutput", "this_machine"]
+__all__ = ["MICRO_TILES", "BoundCall", "MlaProlog", "PrologOutput", "stored_choice", "this_machine"]
 
 MICRO_TILES = {
     "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
@@ -39,6 +52,20 @@ _NO_LAYOUT = np.zeros(5, np.int64)
 def this_machine() -> Machine:
     """This machine, with the instruction set that the kernels are built for."""
     return replace(Machine.detect(), isa=ISA.name)
+
+
+def stored_choice(
+    machine: Machine, dims: MlaDims, quant: str, n_threads: int, t: int
+) -> tuple[CpuTiling | None, Costs | None, str]:
+    """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
+    with the rates measured on this machine, or None where they were not; and what to say of it.
+    """
+    rates = store.load_rates(machine, __version__, n_threads)
+    costs = None if rates is None else Costs.of_isa(machine.isa).with_rates(rates, n_threads)
+    found = store.load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
+    if found is None:
+        return None, costs, "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
+    return found.tiling if found.tiling.given() else None, costs, str(found)
 
 
 class PrologOutput(NamedTuple):
@@ -71,8 +98,10 @@ class MlaProlog:
 
     - `weights`: `MlaWeights`, packed here, or `PackedWeights`.
     - `phase`: "decode" or "prefill"; which scheduling settings the reference operator pairs with a `tile_config`.
-    - `tile_config`: the reference operator's tile settings, reproduced as far as they mean something on a CPU; None
-      lets the planner choose. `options`: scheduling settings instead of those of the phase.
+    - `tile_config`: the reference operator's tile settings, reproduced as far as they mean something on a CPU; or a
+      `CpuTiling`, whose fields are taken and the others chosen; or "auto": what `mla-numba tune` found on this machine,
+      else the planner's choice with the rates that were measured then; None lets the planner choose.
+      `options`: scheduling settings instead of those of the phase; none beside a `CpuTiling` or "auto".
     - `n_threads`: at most Numba's thread count, which is the default.
     - `check_finite`: raise where a hidden state is NaN or Inf.
 
@@ -85,7 +114,7 @@ class MlaProlog:
         weights: MlaWeights | PackedWeights,
         phase: str = "decode",
         *,
-        tile_config: MlaTileConfig | None = None,
+        tile_config: MlaTileConfig | CpuTiling | str | None = None,
         options: PassOptions | None = None,
         n_threads: int | None = None,
         check_finite: bool = False,
@@ -93,17 +122,23 @@ class MlaProlog:
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
         self.phase = check.check_choice("phase", phase, ("decode", "prefill"))
-        if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
-            raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
+        if isinstance(tile_config, str):
+            check.check_choice("tile_config", tile_config, ("auto",))
+        elif tile_config is not None and not isinstance(tile_config, (MlaTileConfig, CpuTiling)):
+            raise TypeError(
+                f"tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got {type(tile_config).__name__}"
+            )
         if options is not None and not isinstance(options, PassOptions):
             raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
+        if options is not None and isinstance(tile_config, (CpuTiling, str)):
+            raise ValueError("options: expected None with a CpuTiling or 'auto', got PassOptions")
         self.n_threads = max_threads() if n_threads is None else check.check_int("n_threads", n_threads, 1)
         if self.n_threads > max_threads():
             raise ValueError(
                 f"n_threads: expected at most Numba's {max_threads()} (NUMBA_NUM_THREADS), got {self.n_threads}"
             )
         self.check_finite = check_finite
-        self.tile_config = None if tile_config is None else tile_config.replace()
+        self.tile_config = tile_config.replace() if isinstance(tile_config, MlaTileConfig) else tile_config
         self.options = options
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
         self.dims = self.weights.dims
@@ -143,12 +178,15 @@ class MlaProlog:
         return self._planned(check.check_int("t", t, 0))
 
     def _make_plan(self, t: int) -> PrologPlan:
-        options = self.options
-        if options is None and self.tile_config is not None:
+        config, options = self.tile_config, self.options
+        if options is None and isinstance(config, MlaTileConfig):
             options = pass_options(self.phase, t)
+        costs, note = None, ""
+        if isinstance(config, str):
+            config, costs, note = stored_choice(self.machine, self.dims, self.weights.quant, self.n_threads, t)
         return plan_prolog(
-            self.dims, t, self.tile_config, self.machine, micro=MICRO_TILES, phase=self.phase,
-            quant=self.weights.quant, n_threads=self.n_threads, options=options,
+            self.dims, t, config, self.machine, micro=MICRO_TILES, phase=self.phase, quant=self.weights.quant,
+            n_threads=self.n_threads, options=options, costs=costs, note=note,
         )  # fmt: skip
 
     def allocate_output(self, t: int) -> PrologOutput:

@@ -9,8 +9,8 @@ from helpers import ROOT, run_python
 
 PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-OPTIONAL = {"torch", "safetensors", "matplotlib"}
-COMMAND_LINE = {"click", "rich"}
+OPTIONAL = {"torch", "safetensors", "matplotlib", "optuna"}
+COMMAND_LINE = {"click", "rich", "simpleeval"}
 EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache")
 
 

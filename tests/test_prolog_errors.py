@@ -360,9 +360,13 @@ class TestConstructor:
             MlaProlog(self.weights, 3)
 
     def test_tile_config(self):
-        for wrong in ({}, "default", MlaTileConfig):
-            with pytest.raises(TypeError, match=r"^tile_config: expected MlaTileConfig or None, got "):
+        for wrong in ({}, 8, MlaTileConfig):
+            with pytest.raises(
+                TypeError, match=r"^tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got "
+            ):
                 MlaProlog(self.weights, tile_config=wrong)
+        with pytest.raises(ValueError, match=r"^tile_config: expected .*auto"):
+            MlaProlog(self.weights, tile_config="default")
 
     def test_options(self):
         for wrong in ({}, "decode", 3):

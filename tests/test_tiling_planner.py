@@ -4,6 +4,8 @@ import pytest
 
 from tiling import (
     PRESETS,
+    Costs,
+    CpuTiling,
     Machine,
     MicroTile,
     MlaTileConfig,
@@ -19,10 +21,16 @@ MICRO = {"bf16": MicroTile(12, 32, 2, 4), "int8": MicroTile(8, 48, 4, 1)}
 FULL = PlanDims(7168, 128, 1536, 512, 128, 64)
 SMALL_CACHES = Machine("small", "x", "avx2", 32 * 1024, 256 * 1024, 0, 4, 4)
 BIG_CACHES = Machine("big", "x", "avx512vnni", 48 * 1024, 2 * 1024**2, 2**25, 64, 32)
+# Made up, so that plans stay pinned whenever the package's own are fitted anew.
+COSTS = Costs(
+    memory_bytes_s=6e10, core_bytes_s=4e10, l3_bytes_s=4e10, l2_bytes_s=1e11, c_bytes_s=2e11, bf16_flops_s=5e11,
+    int8_ops_s=1e12, step_rows=2.0, call_s=5e-9, walk_s=5e-8, jump_s=1e-7, element_s=3e-10, row_s=4e-6, task_s=1e-7,
+    launch_s=1e-5, overlap_loss=0.3,
+)  # fmt: skip
 
 
 def plan_of(t, config=None, machine=BIG_CACHES, **kwargs):
-    return plan_prolog(FULL, t, config, machine, micro=MICRO, **kwargs)
+    return plan_prolog(FULL, t, config, machine, **{"micro": MICRO, "costs": COSTS} | kwargs)
 
 
 def blocks(tile):
@@ -72,9 +80,9 @@ def test_quant_modes_name_and_type_the_stages():
 @pytest.mark.parametrize(
     ("t", "machine", "expected"),
     [
-        (8, BIG_CACHES, [(8, 3584, 32, 1), (8, 1536, 192, 4), (8, 7168, 32, 1), (8, 128, 512, 16)]),
-        (128, BIG_CACHES, [(128, 512, 32, 1), (128, 1536, 192, 4), (128, 512, 32, 1), (48, 128, 512, 16)]),
-        (128, SMALL_CACHES, [(64, 326, 32, 1), (128, 768, 144, 3), (64, 326, 32, 1), (24, 128, 512, 16)]),
+        (8, BIG_CACHES, [(8, 3584, 32, 1), (8, 1536, 192, 4), (8, 3584, 32, 1), (8, 128, 512, 16)]),
+        (128, BIG_CACHES, [(16, 3584, 32, 1), (16, 1536, 192, 4), (16, 3584, 32, 1), (12, 128, 512, 16)]),
+        (128, SMALL_CACHES, [(32, 896, 32, 1), (64, 1536, 48, 1), (32, 896, 32, 1), (48, 128, 128, 4)]),
     ],
 )
 def test_own_choice_pinned(t, machine, expected):
@@ -99,19 +107,20 @@ def test_own_tiles_of_tokens(t, unroll_list, tiles):
 
 def test_own_tiles_are_even_for_every_t():
     tiny = PlanDims(2, 1, 1, 1, 1, 1)
-    for t in range(1, 2600):
+    for t in [*range(1, 1200), *range(1200, 2600, 7)]:
         sizes = [factor for _, factor in plan_prolog(tiny, t, None, BIG_CACHES, micro=MICRO).tiles]
-        assert len(sizes) == -(-t // 512)
+        assert len(sizes) in (-(-t // 512), -(-t // 256))
         assert max(sizes) <= 512
         assert max(sizes) - min(sizes) < len(sizes)
 
 
 @pytest.mark.parametrize(
-    ("t", "n_threads", "rows"), [(1, 2, 1), (8, 2, 1), (128, 2, 16), (100, 4, 7), (256, 2, 16), (256, 32, 2)]
+    ("t", "n_threads", "rows"),
+    [(1, 2, (1, 1)), (8, 2, (8, 8)), (128, 2, (4, 8)), (100, 4, (2, 4)), (256, 2, (4, 8)), (256, 32, (1, 2))],
 )
 def test_own_rows_per_task(t, n_threads, rows):
     tile = plan_of(t, n_threads=n_threads).tile_plan(t)
-    assert (tile.rows.rows_q, tile.rows.rows_k) == (rows, rows)
+    assert (tile.rows.rows_q, tile.rows.rows_k) == rows
 
 
 def test_few_rows_are_serial():
@@ -271,7 +280,7 @@ def test_options_act_on_the_own_choice_too():
     assert (own.acting, own.inert) == ((), ())
     assert [g.walk for g in steered.tile_plan(8).gemms] == [3, 4, 1, 16]
     assert (own.tile_plan(8).heads.grain, steered.tile_plan(8).heads.grain) == (1, 2)
-    assert (steered.tile_plan(8).rows.rows_q, steered.tile_plan(8).rows.rows_k) == (1, 4)
+    assert (steered.tile_plan(8).rows.rows_q, steered.tile_plan(8).rows.rows_k) == (8, 4)
     assert [name for name, _, _ in steered.acting] == [
         "cube_l1_reuse_setting",
         "cube_nbuffer_setting",
@@ -292,7 +301,7 @@ def test_dims_are_read_by_attribute():
         hidden_size, num_attention_heads, q_lora_rank = 7168, 128, 1536
         kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim = 512, 128, 64
 
-    assert plan_prolog(Dims(), 4, None, BIG_CACHES, micro=MICRO) == plan_of(4)
+    assert plan_prolog(Dims(), 4, None, BIG_CACHES, micro=MICRO, costs=COSTS) == plan_of(4)
     assert astuple(plan_of(4).dims) == (7168, 128, 1536, 512, 128, 64)
 
 
@@ -304,8 +313,14 @@ def test_dims_are_read_by_attribute():
         ({"quant": "c"}, ValueError, "quant: expected one of none, a, b, ab, got 'c'"),
         ({"phase": "train"}, ValueError, "phase: expected one of decode, prefill, got 'train'"),
         ({"n_threads": 0}, ValueError, "n_threads: expected an int >= 1, got 0"),
-        ({"config": {}}, TypeError, "config: expected MlaTileConfig or None, got {}"),
+        ({"config": {}}, TypeError, "config: expected MlaTileConfig, CpuTiling or None, got {}"),
         ({"machine": "x"}, TypeError, "machine: expected Machine or None, got 'x'"),
+        ({"costs": {}}, TypeError, "costs: expected Costs or None, got {}"),
+        (
+            {"config": CpuTiling(), "options": PassOptions()},
+            ValueError,
+            "options: expected None with a CpuTiling, got ",
+        ),
         ({"options": {}}, TypeError, "options: expected PassOptions or None, got {}"),
         ({"micro": {"bf16": MICRO["bf16"]}}, TypeError, "micro: expected a mapping of bf16 and int8 to MicroTile"),
         ({"dims": replace(FULL, hidden_size=7)}, ValueError, "hidden_size: expected an even number .*, got 7"),

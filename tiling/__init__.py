@@ -2,18 +2,23 @@
 
 from tiling.arith import ceil_div, chunks, round_up
 from tiling.config import CubeTile, MlaTileConfig, PassOptions, RopeTileShapeConfig
+from tiling.costs import Costs
+from tiling.cpu_tiling import CpuTiling
 from tiling.gemm_plan import GemmPlan, MicroTile
 from tiling.machine import Machine
 from tiling.plan import DownPlan, HeadsPlan, PrologPlan, RowPlan, TilePlan
 from tiling.planner import plan_prolog
 from tiling.presets import PRESETS, ROPE_TILES, options_list, pass_options, preset
-from tiling.roofline import Rates, least_seconds
+from tiling.rates import Rates
+from tiling.roofline import least_seconds
 from tiling.stages import PlanDims
 from tiling.unroll import loop_unroll
 
 __all__ = [
     "PRESETS",
     "ROPE_TILES",
+    "Costs",
+    "CpuTiling",
     "CubeTile",
     "DownPlan",
     "GemmPlan",

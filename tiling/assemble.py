@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tiling.config import PassOptions
+from tiling.cpu_tiling import CpuTiling
 from tiling.gemm_plan import GemmPlan, MicroTile
 from tiling.plan import DownPlan, HeadsPlan, RowPlan, TilePlan
 from tiling.settings import setting_of
@@ -32,14 +33,15 @@ class TileContext:
     micro: Mapping[str, MicroTile]
     n_threads: int
     options: PassOptions
+    given: CpuTiling
 
     def micro_of(self, ordinal: int) -> MicroTile:
         """Register tile of stage ``ordinal``."""
         return self.micro[self.shapes[ordinal].dtype]
 
-    def nbuffer(self, ordinal: int) -> int:
-        """Tasks of stage ``ordinal`` that are taken together, 1 if nothing is set."""
-        return setting_of(self.options.cube_nbuffer_setting, ordinal) or 1
+    def set_grain(self, ordinal: int) -> int:
+        """Tasks of stage ``ordinal`` that are to be taken together, 0 if nothing is set."""
+        return setting_of(self.options.cube_nbuffer_setting, ordinal) or 0
 
     def gemm(self, t: int, ordinal: int, blocks: Blocks) -> GemmPlan:
         """Plan of stage ``ordinal`` for ``t`` tokens."""
@@ -50,12 +52,14 @@ class TileContext:
             kc=blocks.kc,
             nc=blocks.nc,
             l1_reuse=setting_of(self.options.cube_l1_reuse_setting, ordinal) or 1,
-            nbuffer=self.nbuffer(ordinal),
+            nbuffer=self.set_grain(ordinal) or 1,
         )
 
 
 def wanted_workers(context: TileContext, t: int) -> int:
-    """All threads, or 1 where a tile of ``t`` tokens has fewer than ``SERIAL_OPS`` operations."""
+    """All threads, or 1 where a tile of ``t`` tokens has fewer than ``SERIAL_OPS`` operations; or as prescribed."""
+    if context.given.n_threads is not None:
+        return min(context.given.n_threads, context.n_threads)
     n_ops = sum(2 * shape.batch * t * shape.k * shape.n for shape in context.shapes)
     return 1 if n_ops < SERIAL_OPS else context.n_threads
 
@@ -68,9 +72,12 @@ def assemble_tile(
     rows_q: int,
     rows_k: int,
     q_rows: int,
+    down_grain: int = 1,
+    heads_grain: int = 1,
 ) -> TilePlan:
     """Plan of one tile of ``t`` tokens; ``blocks`` by stage ordinal.
 
+    ``cube_nbuffer_setting`` takes the place of ``down_grain`` and ``heads_grain``.
     ``vec_nbuffer_setting`` takes the place of ``rows_q`` (ordinal 0) and ``rows_k`` (ordinal 1) where it is set.
     """
     qa, qb, kva = (context.gemm(t, ordinal, blocks[ordinal]) for ordinal in range(3))
@@ -79,7 +86,7 @@ def assemble_tile(
     return TilePlan(
         t=t,
         n_workers=wanted_workers(context, t),
-        down=DownPlan(qa, kva, grain=context.nbuffer(0)),
+        down=DownPlan(qa, kva, grain=context.set_grain(0) or down_grain),
         rows=RowPlan(
             t=t,
             rows_q=min(setting_of(vec, 0) or rows_q, t),
@@ -93,6 +100,6 @@ def assemble_tile(
             qb=qb,
             wuk=context.gemm(t, 3, inner),
             q_rows=min(q_rows, qb.mc),
-            grain=max(context.nbuffer(1), context.nbuffer(3)),
+            grain=max(context.set_grain(1), context.set_grain(3)) or heads_grain,
         ),
     )

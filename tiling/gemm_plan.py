@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from tiling._check import check_choice, check_int
 from tiling.arith import ceil_div, chunks, round_up
 
-__all__ = ["DTYPES", "GemmPlan", "MicroTile"]
+__all__ = ["DTYPES", "ITEM_BYTES", "GemmPlan", "MicroTile"]
 
 DTYPES = ("bf16", "int8")
 
 _LINE_BYTES = 64
-_ITEM_BYTES = {"bf16": 2, "int8": 1}
+ITEM_BYTES = {"bf16": 2, "int8": 1}
 _COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
 
 
@@ -131,7 +131,7 @@ class GemmPlan:
     def weight_bytes(self) -> int:
         """Bytes of the packed weights; int8 ones with 4 bytes of scale and 4 of compensation per packed column."""
         columns = self.batch * self.np_
-        return columns * (self.kp * _ITEM_BYTES[self.dtype] + _COLUMN_BYTES[self.dtype])
+        return columns * (self.kp * ITEM_BYTES[self.dtype] + _COLUMN_BYTES[self.dtype])
 
     @property
     def ops(self) -> int:

@@ -9,13 +9,18 @@ from typing import Self
 from tiling._check import check_choice, check_flag, check_int
 from tiling._json import from_json, to_json
 from tiling.arith import ceil_div, chunks, round_up
+from tiling.candidates import SERIAL_ROWS, Chooser
+from tiling.costs import Costs
+from tiling.cpu_tiling import CpuTiling
+from tiling.explain import candidate_lines
 from tiling.gemm_plan import GemmPlan
 from tiling.machine import Machine
 from tiling.stages import PlanDims, stage_shapes
 
-__all__ = ["PHASES", "DownPlan", "HeadsPlan", "PrologPlan", "RowPlan", "TilePlan"]
+__all__ = ["ORIGINS", "PHASES", "DownPlan", "HeadsPlan", "PrologPlan", "RowPlan", "TilePlan"]
 
 PHASES = ("decode", "prefill")
+ORIGINS = ("planner", "config", "tiling", "tuned")
 
 _CACHE_LINE_BYTES = 64
 
@@ -270,6 +275,9 @@ class PrologPlan:
     - ``acting``: ``(setting, value, effect)`` of each given setting that acted; ``inert``: ``(setting, value, reason)``
       of each that did not; both are empty if nothing was given.
     - ``reasons``: ``(choice, reason)`` of each choice the planner made.
+    - ``origin``: where the blocks come from: "planner", "config" (an ``MlaTileConfig``), "tiling" (a ``CpuTiling``, the
+      rest by the planner) or "tuned" (one that a search found on this machine). ``tiling``: what was prescribed.
+    - ``costs``: the constants of the model by which the planner chose.
     """
 
     dims: PlanDims
@@ -284,12 +292,16 @@ class PrologPlan:
     acting: tuple[tuple[str, str, str], ...]
     inert: tuple[tuple[str, str, str], ...]
     reasons: tuple[tuple[str, str], ...]
+    origin: str
+    tiling: CpuTiling
+    costs: Costs
 
     def __post_init__(self) -> None:
         """Check that the tiles cover the tokens in order and that each has its plan, for these dimensions."""
         check_int("t", self.t, 0)
         check_int("n_threads", self.n_threads, 1)
         check_choice("phase", self.phase, PHASES)
+        check_choice("origin", self.origin, ORIGINS)
         end = 0
         for offset, factor in self.tiles:
             if offset != end:
@@ -354,6 +366,13 @@ class PrologPlan:
         """Bytes of the largest tile's buffers; the tiles use them one after the other."""
         return max((tile.workspace_bytes for tile in self.tile_plans), default=0)
 
+    def chooser(self, tile: TilePlan) -> Chooser:
+        """What chooses, or would choose, the blocks of a tile of this plan."""
+        micro = {gemm.dtype: gemm.micro for gemm in tile.gemms}
+        return Chooser(
+            stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
+        )
+
     def to_json(self) -> str:
         """JSON text of the whole plan."""
         return to_json(self)
@@ -370,18 +389,25 @@ class PrologPlan:
         lines = [
             f"{self.phase} of {self.t} tokens, quant {self.quant}, {self.n_threads} threads on {self.machine.name}: "
             f"tiles {tiles}; {self.total_bytes / 1e6:.1f} MB, {self.flops / 1e9:.2f} Gflop, "
-            f"{self.int8_ops / 1e9:.2f} Gop"
+            f"{self.int8_ops / 1e9:.2f} Gop{'; tuned' if self.origin == 'tuned' else ''}"
         ]
         for tile in self.tile_plans:
             lines += [f"  {tile}", *(f"    {gemm}" for gemm in tile.gemms)]
         return "\n".join(lines)
 
     def explain(self) -> str:
-        """The plan, each choice with its reason, and each given setting with what it did or why it did nothing."""
+        """The plan, each choice with its reason, and each given setting with what it did or why it did nothing.
+
+        Where the planner chose, also its candidates: the best with the model's word on them, and why others were
+        refused.
+        """
         lines = [str(self), "", f"Machine: {self.machine}", "", "Choices:"]
         lines += [f"  {choice}: {reason}" for choice, reason in self.reasons]
         lines += ["", "Settings that act:"]
         lines += [f"  {name} = {value}: {effect}" for name, value, effect in self.acting] or ["  none given"]
         lines += ["", "Settings without effect on a CPU:"]
         lines += [f"  {name} = {value}: {reason}" for name, value, reason in self.inert] or ["  none given"]
+        if self.origin != "config":
+            for tile in self.tile_plans:
+                lines += ["", f"Candidates for a tile of {tile.t}:", *candidate_lines(self.chooser(tile))]
         return "\n".join(lines)

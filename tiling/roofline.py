@@ -1,36 +1,9 @@
 """The least time a plan can take on a machine of given rates."""
 
-import math
-from dataclasses import dataclass
-
 from tiling.plan import PrologPlan
+from tiling.rates import Rates
 
-__all__ = ["Rates", "least_seconds"]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What the threads in use reach together, per second: bytes from memory, fp32 operations, int8 operations.
-
-    A multiply-add counts as two operations, as in ``PrologPlan.flops`` and ``PrologPlan.int8_ops``. ``bf16_flops_s``
-    is what an instruction for pairs of bf16 reaches, None where the kernels have none.
-    """
-
-    bandwidth_bytes_s: float
-    flops_s: float
-    ops_s: float
-    bf16_flops_s: float | None = None
-
-    def __post_init__(self) -> None:
-        """Check that each rate is positive and finite."""
-        for name in ("bandwidth_bytes_s", "flops_s", "ops_s", "bf16_flops_s"):
-            rate = getattr(self, name)
-            if name == "bf16_flops_s" and rate is None:
-                continue
-            if not isinstance(rate, int | float) or isinstance(rate, bool):
-                raise TypeError(f"{name}: expected a float > 0, got {rate!r}")
-            if not (rate > 0 and math.isfinite(rate)):
-                raise ValueError(f"{name}: expected a float > 0, got {rate}")
+__all__ = ["least_seconds"]
 
 
 def least_seconds(plan: PrologPlan, rates: Rates) -> float:

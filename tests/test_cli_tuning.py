@@ -1,0 +1,184 @@
+"""The commands sweep and tune, as processes of their own, at small dimensions."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+from test_cli import ROOT, invoke, one_line_error, run_cli
+
+from mla_numba import MlaDims, MlaProlog, MlaWeights
+from mla_numba._version import __version__
+from mla_numba.cli_sweep import SMALL_DIMS
+from mla_numba.engine import this_machine
+from tiling import PRESETS, CpuTiling, PassOptions, Rates, store
+
+SMALL = ["--small", "--threads", "1", "--weight-sets", "1", "--pairs", "3"]
+GRID = ["--tokens", "4,9", "--set", "down_kc=64,128", "--set", "down_walk=1:3", "--where", "down_kc // down_walk >= 64"]
+
+
+def test_sweep_leaves_a_table_files_and_pictures(tmp_path):
+    out = tmp_path / "made"
+    status, said, err = run_cli("sweep", *SMALL, *GRID, "--out", str(out))
+    assert status == 0, err
+    with (out / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["t"], r["down_kc"], r["down_walk"]) for r in rows} == {
+        (t, kc, walk) for t in ("4", "9") for kc, walk in (("64", "1"), ("128", "1"), ("128", "2"))
+    }
+    assert {r["exact"] for r in rows} == {"True"}
+    read = json.loads((out / "sweep.json").read_text())
+    assert read["machine"]["isa"] == this_machine().isa
+    assert read["versions"]["mla_numba"] == __version__
+    assert read["rates"]["read_gb_s"] > 0
+    for entry in read["rows"]:
+        assert entry["gop_s"] == pytest.approx((entry["flops"] + entry["int8_ops"]) / entry["median_ms"] / 1e6)
+        assert entry["share"] == pytest.approx(entry["least_ms"] / entry["median_ms"])
+        assert entry["plan"].startswith("decode of ")
+    assert "6 of 6 plans gave every bit of the reference" in said
+    assert "6 left out by restrictions" in said
+    assert "left" in err
+    if find_spec("matplotlib"):
+        assert {p.name for p in out.glob("*.png")} == {"heat_map.png", "roofline.png"}
+
+
+def test_sweep_goes_on_after_an_interrupt(tmp_path):
+    out = tmp_path / "made"
+    command = ["sweep", "--small", "--threads", "1", "--weight-sets", "1", "--no-plot", "--out", str(out)]
+    command += ["--tokens", "64,128", "--set", "down_kc=64:256:16", "--set", "qb_mc=16:64:16"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mla_numba", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    journal = out / "journal.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "the same command goes on" in said
+    before = {line["number"]: line for line in map(json.loads, journal.read_text().splitlines()[1:])}
+    with (out / "sweep.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(before)
+    assert one_line_refusal([*command[:-1], "qb_mc=16"]).endswith("give --restart to begin anew, or another --out")
+    status, said, err = run_cli(*command)
+    assert status == 0, err
+    rows = {row["number"]: row for row in json.loads((out / "sweep.json").read_text())["rows"]}
+    assert len(rows) == 2 * 13 * 4
+    assert all(rows[n]["median_ms"] == row["median_ms"] for n, row in before.items() if row["status"] != "same")
+
+
+def one_line_refusal(command):
+    status, _, err = run_cli(*command)
+    assert status == 1
+    return err.strip().splitlines()[-1]
+
+
+def test_presets_make_one_table(tmp_path):
+    result = invoke("sweep", *SMALL, "--presets", "--tokens", "8", "--no-plot", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
+    assert [row["settings"]["preset"] for row in rows] == list(PRESETS)
+    assert [row["quant"] for row in rows] == ["b", "b", "b", "b", "none", "none"]
+    assert all(row["exact"] for row in rows)
+
+
+def test_fields_of_a_config_over_a_preset(tmp_path):
+    arguments = ["--base", "decode_b4_s2", "--tokens", "8", "--no-plot", "--out", str(tmp_path)]
+    result = invoke("sweep", *SMALL, "--set", "cube_qb_tile.k_l1=256,300,512", *arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
+    assert [row["status"] for row in rows] == ["done", "refused", "same"]  # k is shorter than either block
+    assert rows[1]["reason"] == "cube_qb_tile.k_l1: expected a multiple of k_l0 = 256, got 300"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--set", "down_mc"], "expected FIELD=VALUES, got 'down_mc'"),
+        (["--set", "down_mc=5:1"], "down_mc: values: expected a range that ends, got '5:1'"),
+        (["--set", "mc=5"], "mc: expected one of"),
+        (["--set", "down_mc=1", "--where", "down_kc > 1"], "restriction: expected names of"),
+        (["--set", "down_mc=1", "--where", "down_mc > 1"], "--where: expected to leave a candidate, got none of 3"),
+        (["--presets", "--set", "down_mc=1"], "--presets: expected without --set and --base, got both"),
+        (["--base", "default"], "--base: expected together with --set, got default alone"),
+        (["--small", "--dims", "64,2,32,32,16,16"], "--small: expected without --dims, got both"),
+        (["--tokens", "8,0"], "0 is not in the range"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options_of_sweep_are_one_line(options, said, tmp_path):
+    assert said in one_line_error("sweep", *options, "--out", str(tmp_path))
+
+
+@pytest.mark.skipif(not find_spec("optuna"), reason="the extra `tune` is not installed")
+def test_tune_keeps_what_auto_takes(tmp_path, monkeypatch):
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
+    arguments = ["--small", "--threads", "1", "--weight-sets", "1", "--tokens", "8", "--budget", "0.5"]
+    result = json.loads(run_cli("tune", *arguments, "--json", "--dry-run")[1])
+    assert (result["folder"], list(tmp_path.iterdir())) == (None, [])
+    status, said, err = run_cli("tune", *arguments)
+    assert status == 0, err
+    assert f"kept in {tmp_path}" in said
+    found = store.load_tuned(this_machine(), __version__, SMALL_DIMS, "b", 1, 8)
+    assert found.n_trials >= 2
+    assert store.load_rates(this_machine(), __version__, 1).ops_s > 0
+    dims = ",".join(str(n) for n in vars_of(SMALL_DIMS))
+    plan = invoke("plan", "--dims", dims, "--threads", "1", "--tokens", "5", "--tuned", "--explain")
+    assert f"tuned: {found}" in plan.output
+    status, said, err = run_cli("run", "--dims", dims, "--threads", "1", "--tokens", "5", "--tuned")
+    assert status == 0, err
+    assert "exact: every bit" in said
+
+
+def vars_of(dims):
+    return [getattr(dims, name) for name in dims.__dataclass_fields__]
+
+
+def test_tune_refuses_two_of_one_bucket():
+    said = "--tokens: expected numbers with a power of two between them, got [5, 8]"
+    assert said in one_line_error("tune", "--tokens", "5,8")
+    assert "--tuned: expected without --preset, got default" in one_line_error(
+        "plan", "--tokens", "8", "--tuned", "--preset", "default"
+    )
+
+
+DIMS = MlaDims(64, 2, 32, 32, 16, 16)
+
+
+def test_auto_takes_what_is_kept_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
+    weights = MlaWeights.random(DIMS)
+    own = MlaProlog(weights, n_threads=1)
+    before = MlaProlog(weights, n_threads=1, tile_config="auto")
+    assert before.plan(8).tile_plans == own.plan(8).tile_plans
+    assert (before.plan(8).origin, before.plan(8).reasons[0][1]) == (
+        "planner", "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
+    )  # fmt: skip
+    found = store.Tuned(CpuTiling(unroll_list=(3,), down_kc=16), 8, 0.9, 10, 1.0, "2026-01-02")
+    store.save_tuned(this_machine(), __version__, DIMS, "b", 1, found)
+    rates = Rates(1e9, 1e9, 1e9, None)
+    store.save_rates(this_machine(), __version__, 1, rates)
+    tuned = MlaProlog(weights, n_threads=1, tile_config="auto")
+    plan = tuned.plan(7)
+    assert (plan.origin, plan.tiling, plan.tiles) == ("tuned", found.tiling, ((0, 3), (3, 3), (6, 1)))
+    assert plan.tile_plan(3).down.qa.kc == 16
+    assert plan.reasons[0] == ("tuned", str(found))
+    assert plan.costs == own.plan(7).costs.with_rates(rates, 1)
+    assert tuned.plan(9).origin == "planner"  # another bucket
+    assert tuned.plan(0).origin == "planner"
+
+
+def test_what_tile_config_may_be():
+    weights = MlaWeights.random(DIMS).pack(1)
+    with pytest.raises(ValueError, match=r"^tile_config: expected "):
+        MlaProlog(weights, tile_config="fast")
+    with pytest.raises(TypeError, match="tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got int"):
+        MlaProlog(weights, tile_config=8)
+    for config in ("auto", CpuTiling()):
+        with pytest.raises(ValueError, match="options: expected None with a CpuTiling or 'auto', got PassOptions"):
+            MlaProlog(weights, tile_config=config, options=PassOptions())

@@ -1,0 +1,79 @@
+"""How a plan for a CPU may be prescribed, field by field."""
+
+from dataclasses import dataclass, fields
+from dataclasses import replace as dataclass_replace
+from typing import Any, Self
+
+from tiling._check import check_int, check_ints
+from tiling._json import from_json, to_json
+
+__all__ = ["CpuTiling"]
+
+
+@dataclass(frozen=True)
+class CpuTiling:
+    """Blocks, tasks and threads of a plan; None leaves a field to the planner, which chooses for the others' values.
+
+    Counts are of elements, token rows, panels (of nr columns) or tasks. Blocks longer than the product are clipped,
+    ``*_kc`` is rounded up to kr, and rows and panels are cut evenly, so a block may be a little smaller than asked for.
+
+    - ``unroll_list``: numbers of tokens a tile may have, see ``loop_unroll``.
+    - ``n_threads``: workers of the parallel regions; at most the threads that the plan is made for.
+    - ``down_mc, down_kc, down_walk``: rows, k elements and panels of a task of the down projections; ``down_grain``:
+      tasks a worker takes at a time.
+    - ``rows_q, rows_k``: token rows of an elementwise task of query and key.
+    - ``qb_mc``: token rows of a heads task; ``qb_kc, qb_walk``: k elements and panels of the query's up projection;
+      ``q_rows``: rows dequantised at a time.
+    - ``wuk_mc, wuk_kc, wuk_walk``: rows, k elements and panels of the product with w_uk; ``heads_grain``: tasks a
+      worker takes at a time.
+    """
+
+    unroll_list: tuple[int, ...] | None = None
+    n_threads: int | None = None
+    down_mc: int | None = None
+    down_kc: int | None = None
+    down_walk: int | None = None
+    down_grain: int | None = None
+    rows_q: int | None = None
+    rows_k: int | None = None
+    qb_mc: int | None = None
+    qb_kc: int | None = None
+    qb_walk: int | None = None
+    q_rows: int | None = None
+    wuk_mc: int | None = None
+    wuk_kc: int | None = None
+    wuk_walk: int | None = None
+    heads_grain: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields that are given; the list becomes a tuple."""
+        for name, value in self.given().items():
+            if name == "unroll_list":
+                object.__setattr__(self, name, tuple(check_ints(name, value, 1)))
+            else:
+                check_int(name, value, 1)
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are not None, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed."""
+        return dataclass_replace(self, **changes)
+
+    def to_json(self) -> str:
+        """JSON text of every field."""
+        return to_json(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The tiling that ``to_json`` wrote; fields that are missing are None."""
+        return from_json(cls, text)
+
+    def __str__(self) -> str:
+        """One line: the given fields."""
+        return ", ".join(f"{name} {_plain(value)}" for name, value in self.given().items()) or "nothing prescribed"
+
+
+def _plain(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
