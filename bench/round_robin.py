@@ -24,7 +24,8 @@ import numba
 import numpy as np
 import torch
 from agreement import check_agreement
-from peers import PEERS, as_torch
+from peers import PEERS
+from torch_operators import as_torch
 
 import mla_numba as mla
 from mla_numba.inputs import Inputs, random_inputs
