@@ -28,6 +28,7 @@ __all__ = [
     "TorchWeights",
     "as_torch",
     "codes_for",
+    "from_torch",
     "named",
     "time_operators",
 ]
@@ -43,6 +44,13 @@ def as_torch(array: np.ndarray[Any, Any]) -> Tensor:
     if array.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
+
+
+def from_torch(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A copy of the tensor as an array."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()
 
 
 class TorchWeights:
