@@ -8,6 +8,7 @@ instructions for. Letters: T tokens, H hidden, Rq q_lora_rank, N heads, D nope, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import ml_dtypes
@@ -30,6 +31,12 @@ _TYPES = {
     np.dtype(np.int8): TensorProto.INT8,
 }
 _BF16, _FP32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
+
+
+@cache
+def _share_threads(n_threads: int) -> None:
+    """One pool for all sessions: threads of their own would still spin when the next weight set's session runs."""
+    ort.set_global_thread_pool_sizes(n_threads, 1)
 
 
 class _Graph:
@@ -113,9 +120,9 @@ class _Graph:
             self._constants,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        _share_threads(n_threads)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
+        options.use_per_session_threads = False
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         binding = session.io_binding()
         for name, array in inputs.items():
