@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pytest
 from product_cases import ProductCases
 from prolog_cases import PrologCases
 from rotation import STATES
-from suite import TOKENS, Suite
+from suite import TOKENS, Suite, settings, threading_layer, versions
 
 from mla_numba.measure import rates_as_dict
 
@@ -76,28 +75,17 @@ def product_cases(suite: Suite) -> ProductCases:
     return ProductCases(suite)
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    versions = {}
-    for name in ("mla_numba", "numba", "llvmlite", "numpy", "torch", "onnxruntime"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    machine_info["versions"] = versions
+def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:
+    """Instead of all that pytest-benchmark finds, which differs from run to run, and so would warn at each compare."""
+    return settings(config.getoption("tiny"))
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Add what may differ between runs that are compared."""
     suite = config.stash.get(_SUITE, None)
     if suite is not None:
-        machine_info["mla_numba"] = suite.machine_info()
-        machine_info["rates"] = rates_as_dict(suite.rates)
-
-
-def pytest_benchmark_compare_machine_info(
-    config: pytest.Config, benchmarksession: Any, machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
-) -> None:
-    """Say which of the settings that matter differ. Versions and measured rates do from run to run."""
-    ours, other = (info.get("mla_numba", {}) for info in (machine_info, compared_benchmark["machine_info"]))
-    for name in sorted({*ours, *other}):
-        if ours.get(name) != other.get(name):
-            benchmarksession.logger.info(f"{name} differs: now {ours.get(name)}, before {other.get(name)}", yellow=True)
+        rates = rates_as_dict(suite.rates)
+        output_json["mla_numba"] = {"versions": versions(), "rates": rates, "threading_layer": threading_layer()}
 
 
 def pytest_benchmark_group_stats(benchmarks: list[dict[str, Any]], group_by: str) -> Any:

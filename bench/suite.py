@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numba
@@ -17,7 +19,7 @@ from mla_numba.kernels import max_threads
 from mla_numba.measure import Probes
 from tiling import Rates, least_seconds
 
-__all__ = ["TOKENS", "Stopwatch", "Suite", "Work", "token_id"]
+__all__ = ["TOKENS", "Stopwatch", "Suite", "Work", "settings", "threading_layer", "token_id", "versions"]
 
 TOKENS = (1, 8, 32, 128, 512)
 FULL_SIZE = mla.MlaDims.deepseek_v32()
@@ -108,7 +110,7 @@ class Suite:
             "threads": self.n_threads,
             "cpu": machine.name,
             "instruction_set": machine.isa,
-            "dims": str(self.dims),
+            "dims": dims_text(self.tiny),
         }
         if implementation.startswith(OURS):
             benchmark.extra_info["threading_layer"] = threading_layer()
@@ -125,16 +127,33 @@ class Suite:
         if benchmark.stats is not None:
             benchmark.extra_info["share_of_roofline"] = least_seconds(work, self.rates) / benchmark.stats.stats.min
 
-    def machine_info(self) -> dict[str, Any]:
-        """What two sessions have to share to be compared."""
-        return {
-            "machine": str(this_machine()),
-            "threads": self.n_threads,
-            "threading_layer": threading_layer(),
-            "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),
-            "malloc": os.environ.get("GLIBC_TUNABLES", "not set"),
-            "dims": str(self.dims),
-        }
+
+def dims_text(tiny: bool) -> str:
+    """The dimensions of a session, in a line."""
+    return ", ".join(f"{name} {size}" for name, size in asdict(TINY_SIZE if tiny else FULL_SIZE).items())
+
+
+def settings(tiny: bool) -> dict[str, Any]:
+    """What two sessions have to share for their times to be compared."""
+    return {
+        "machine": str(this_machine()),
+        "system": platform.system(),
+        "threads": max_threads(),
+        "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),
+        "malloc": os.environ.get("GLIBC_TUNABLES", "not set"),
+        "dims": dims_text(tiny),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that are timed, and of what they stand on."""
+    found = {"mla_numba": mla.__version__, "python": platform.python_version()}
+    for name in ("numba", "llvmlite", "numpy", "torch", "onnxruntime"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def threading_layer() -> str:

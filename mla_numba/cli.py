@@ -19,6 +19,7 @@ from tiling import plan_prolog
 from ._report import Steps, folder_size, megabytes, sweep_table
 from ._version import __version__
 from .cache import CACHE_MODES
+from .cli_bench import bench
 from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_run import Job, allocate_cache, run_job
 from .cli_warmup import compile_all
@@ -48,6 +49,9 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="mla-numba")
 def main() -> None:
     """The quantised MLA prolog of DeepSeek-V3.2 on this CPU: time it, check it, look at its plan."""
+
+
+main.add_command(bench)
 
 
 @main.command()
