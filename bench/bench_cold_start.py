@@ -34,7 +34,7 @@ def run_child(*arguments, **environment):
 def test_import(benchmark, suite, implementation):
     if find_spec(implementation) is None:
         pytest.skip(f"{implementation} is not installed")
-    suite.describe(benchmark, "cold start: import", implementation, None, made_of="import alone", verified="imported")
+    suite.describe(benchmark, "cold start: import", implementation, made_of="import alone", verified="imported")
     rounds = 1 if suite.tiny else ROUNDS
     benchmark.pedantic(lambda: CLOCK.add(run_child(implementation)["import"]), rounds=rounds, warmup_rounds=1)
 
@@ -58,4 +58,4 @@ def test_first_call_on_an_empty_kernel_cache(benchmark, suite, tmp_path):
 def describe_first_call(benchmark, suite, kernels):
     group = "cold start: import, packing and first call, small dimensions"
     verified = "bit for bit against the reference"
-    suite.describe(benchmark, group, f"{OURS}, {kernels}", None, made_of=kernels, verified=verified)
+    suite.describe(benchmark, group, f"{OURS}, {kernels}", made_of=kernels, verified=verified)

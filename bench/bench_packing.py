@@ -21,9 +21,8 @@ def test_pack(benchmark, suite, prolog_cases, implementation):
     check_ours(ours([prolog], inputs, empty), 0, reference_run(weights, *inputs, empty), empty)
     work = Work(weights.nbytes + packed.nbytes)
     verified = "a call on them, bit for bit against the reference"
-    suite.describe(benchmark, "packing", implementation, work, made_of="panels of all products", verified=verified)
-    benchmark(weights.pack, suite.n_threads)
-    suite.add_share(benchmark, work)
+    suite.describe(benchmark, "packing", implementation, made_of="panels of all products", verified=verified)
+    suite.between_probes(benchmark, work, lambda: benchmark(weights.pack, suite.n_threads))
 
 
 @pytest.mark.parametrize("implementation", ["torch-onednn"])
@@ -50,6 +49,5 @@ def test_pack_peer(benchmark, suite, prolog_cases, implementation):
     read = prolog_cases.weights("b").nbytes
     work = Work(2 * read)
     verified = "the down product, within 2^-7"
-    suite.describe(benchmark, "packing", implementation, work, made_of=str(operators), verified=verified)
-    benchmark(pack)
-    suite.add_share(benchmark, work)
+    suite.describe(benchmark, "packing", implementation, made_of=str(operators), verified=verified)
+    suite.between_probes(benchmark, work, lambda: benchmark(pack))

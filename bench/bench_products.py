@@ -43,12 +43,10 @@ def test_product(benchmark, suite, product_cases, product, implementation, t, st
 @pytest.mark.parametrize(("product", "implementation"), [("heads", OURS)])
 def test_heads_product(benchmark, suite, product_cases, product, implementation, t, state):
     contender = product_cases.contender(product, implementation, t)
-    work = product_cases.case(product, t).work
     suite.describe(
         benchmark,
         f"{product_cases.title(product)}, T = {t}, weights {state}",
         implementation,
-        work,
         made_of=contender.made_of,
         verified=verified(implementation),
     )
@@ -56,8 +54,8 @@ def test_heads_product(benchmark, suite, product_cases, product, implementation,
     benchmark.extra_info["weights"] = f"cold, {n_sets} sets in turns" if state == "cold" else "warm, one set"
     call = rotate(contender.calls, state)
     rounds = suite.rounds(call())
-    benchmark.pedantic(lambda: HEADS_CLOCK.add(call()), rounds=rounds)
-    suite.add_share(benchmark, work)
+    work = product_cases.case(product, t).work
+    suite.between_probes(benchmark, work, lambda: benchmark.pedantic(lambda: HEADS_CLOCK.add(call()), rounds=rounds))
 
 
 def verified(implementation):

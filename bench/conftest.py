@@ -10,10 +10,6 @@ from prolog_cases import PrologCases
 from rotation import STATES
 from suite import TOKENS, Suite, settings, threading_layer, versions
 
-from mla_numba.measure import rates_as_dict
-
-_SUITE = pytest.StashKey[Suite]()
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mla_numba")
@@ -60,9 +56,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def suite(request: pytest.FixtureRequest) -> Suite:
     config = request.config
-    made = Suite(tiny=config.getoption("tiny"), max_seconds=float(config.getoption("benchmark_max_time")))
-    config.stash[_SUITE] = made
-    return made
+    return Suite(tiny=config.getoption("tiny"), max_seconds=float(config.getoption("benchmark_max_time")))
 
 
 @pytest.fixture(scope="session")
@@ -80,12 +74,9 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
     return settings(config.getoption("tiny"))
 
 
-def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """Add what may differ between runs that are compared."""
-    suite = config.stash.get(_SUITE, None)
-    if suite is not None:
-        rates = rates_as_dict(suite.rates)
-        output_json["mla_numba"] = {"versions": versions(), "rates": rates, "threading_layer": threading_layer()}
+    output_json["mla_numba"] = {"versions": versions(), "threading_layer": threading_layer()}
 
 
 def pytest_benchmark_group_stats(benchmarks: list[dict[str, Any]], group_by: str) -> Any:

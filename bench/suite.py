@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from statistics import mean
 from typing import Any
 
 import numba
@@ -16,13 +18,14 @@ from rotation import copies, rotate
 import mla_numba as mla
 from mla_numba.engine import this_machine
 from mla_numba.kernels import max_threads
-from mla_numba.measure import Probes
+from mla_numba.measure import Probes, rates_as_dict
 from tiling import Rates, least_seconds
 
 __all__ = ["TOKENS", "Stopwatch", "Suite", "Work", "settings", "threading_layer", "token_id", "versions"]
 
 TOKENS = (1, 8, 32, 128, 512)
 FULL_SIZE = mla.MlaDims.deepseek_v32()
+PROBE_SECONDS = 0.02  # of each rate
 TINY_SIZE = mla.MlaDims(256, 4, 128, 128, 64, 64)
 
 
@@ -58,7 +61,7 @@ class Stopwatch:
 class Suite:
     """The settings of a session, and how it measures.
 
-    `tiny`: sizes at which the benches are tests of themselves, and rates that mean nothing.
+    `tiny`: sizes at which the benches are tests of themselves, and rates that mean nothing. `max_seconds`: of each.
     """
 
     def __init__(self, *, tiny: bool, max_seconds: float) -> None:
@@ -66,8 +69,13 @@ class Suite:
         self.max_seconds = max_seconds
         self.dims = TINY_SIZE if tiny else FULL_SIZE
         self.n_threads = max_threads()
-        probes = Probes(self.n_threads, buffer_bytes=2**20, steps=64) if tiny else Probes(self.n_threads)
-        self.rates: Rates = probes.rates(seconds=0.01 if tiny else 0.5)
+
+    @cached_property
+    def _probes(self) -> Probes:
+        return Probes(self.n_threads, buffer_bytes=2**20, steps=64) if self.tiny else Probes(self.n_threads)
+
+    def _rates(self) -> Rates:
+        return self._probes.rates(seconds=PROBE_SECONDS)
 
     def copies(self, weight_bytes: int) -> int:
         """Copies of weights of that size for the state "cold"."""
@@ -90,16 +98,35 @@ class Suite:
         verified: str,
     ) -> None:
         """Time calls that were found right."""
-        self.describe(benchmark, f"{group}, weights {state}", implementation, work, made_of=made_of, verified=verified)
+        self.describe(benchmark, f"{group}, weights {state}", implementation, made_of=made_of, verified=verified)
         benchmark.extra_info["weights"] = f"cold, {len(calls)} sets in turns" if state == "cold" else "warm, one set"
         call = rotate(calls, state)
         call()
-        benchmark(call)
-        self.add_share(benchmark, work)
+        self.between_probes(benchmark, work, lambda: benchmark(call))
 
-    def describe(
-        self, benchmark: Any, group: str, implementation: str, work: Work | None, *, made_of: str, verified: str
-    ) -> None:
+    def between_probes(self, benchmark: Any, work: Work, run: Callable[[], Any]) -> None:
+        """Take a measurement, and add its share of the roofline: least possible time over the fastest round.
+
+        The least time follows from rates measured right before and after, for what a shared machine reaches changes by
+        half from minute to minute.
+        """
+        benchmark.extra_info |= {"bytes": work.total_bytes, "flops": work.flops, "int8_ops": work.int8_ops}
+        if not benchmark.enabled:
+            run()
+            return
+        before = self._rates()
+        run()
+        after = self._rates()
+        pairs = zip(astuple(before), astuple(after), strict=True)
+        rates = Rates(*(None if None in pair else mean(pair) for pair in pairs))
+        least = least_seconds(work, rates)
+        benchmark.extra_info |= {
+            "rates": rates_as_dict(rates),
+            "least_seconds": least,
+            "share_of_roofline": least / benchmark.stats.stats.min,
+        }
+
+    def describe(self, benchmark: Any, group: str, implementation: str, *, made_of: str, verified: str) -> None:
         """Put a bench in its group, and say in `extra_info` what is timed, by whom and where."""
         machine = this_machine()
         benchmark.group = group
@@ -114,18 +141,6 @@ class Suite:
         }
         if implementation.startswith(OURS):
             benchmark.extra_info["threading_layer"] = threading_layer()
-        if work is not None:
-            benchmark.extra_info |= {
-                "bytes": work.total_bytes,
-                "flops": work.flops,
-                "int8_ops": work.int8_ops,
-                "least_seconds": least_seconds(work, self.rates),
-            }
-
-    def add_share(self, benchmark: Any, work: Work) -> None:
-        """Add the share of the roofline: least possible time over the fastest round, like with like."""
-        if benchmark.stats is not None:
-            benchmark.extra_info["share_of_roofline"] = least_seconds(work, self.rates) / benchmark.stats.stats.min
 
 
 def dims_text(tiny: bool) -> str:

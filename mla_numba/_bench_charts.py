@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from ._bench_results import Group, Row
+from ._bench_results import Group
 
 __all__ = ["bars", "lines"]
 
@@ -18,11 +18,11 @@ _SETTINGS = {"font.size": 10, "svg.fonttype": "path", "axes.spines.top": False, 
 
 
 def bars(group: Group) -> str:
-    """A bar a row: the median, a tick at the fastest round, and a line at the least time where all rows share one."""
+    """A bar a row: the median, a tick at the fastest round, and a line at the least time, where there is one."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows, limit = group.rows, _shared_limit(group.rows)
+    rows, least = group.rows, group.least
     with rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
@@ -35,9 +35,10 @@ def bars(group: Group) -> str:
                 f"{row.median_s * 1e3:.3g}", (row.median_s * 1e3, place), xytext=(4, 0), textcoords="offset points",
                 verticalalignment="center", bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
             )  # fmt: skip
-        if limit is not None:
+        if least is not None:
+            limit, of_all = least
             axes.axvline(limit * 1e3, color=_LIMIT, linestyle="--", linewidth=1.2)
-            whose = f" for {group.baseline.name}" if group.baseline and _differ(rows) else ""
+            whose = "" if of_all or group.baseline is None else f" for {group.baseline.name}"
             note = f"dashed: least possible{whose}, {limit * 1e3:.3g} ms"
             axes.set_title(note, loc="right", fontsize=9, color=_LIMIT)
         axes.set_yticks(list(places), [row.name for row in rows])
@@ -73,7 +74,7 @@ def lines(groups: Sequence[Group]) -> str:
                 *zip(*sorted(points), strict=True), marker="o" if mine else ".", linewidth=2 if mine else 1.2,
                 color=colours[name], label=name,
             )  # fmt: skip
-        limits = sorted((g.t, g.baseline.least_s * 1e3) for g in groups if g.t and g.baseline and g.baseline.least_s)
+        limits = sorted((group.t, group.least[0] * 1e3) for group in groups if group.t and group.least)
         if len(limits) > 1:
             axes.plot(*zip(*limits, strict=True), linestyle="--", color=_LIMIT, label="least possible")
         axes.set_xscale("log", base=2)
@@ -87,18 +88,6 @@ def lines(groups: Sequence[Group]) -> str:
         axes.grid(alpha=0.3)
         figure.legend(loc="outside right upper", frameon=False)
         return _svg(figure)
-
-
-def _shared_limit(rows: Sequence[Row]) -> float | None:
-    """The least seconds of the rows where they are the same for all but other modes of ours."""
-    limits = {row.least_s for row in rows if not row.is_ours}
-    if not limits:
-        limits = {row.least_s for row in rows}
-    return limits.pop() if len(limits) == 1 else None
-
-
-def _differ(rows: Sequence[Row]) -> bool:
-    return len({row.least_s for row in rows}) > 1
 
 
 def _svg(figure: Any) -> str:

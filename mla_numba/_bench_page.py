@@ -26,9 +26,9 @@ details { font-size: 13px; }
 _NOTE = (
     "Times are of whole calls, in milliseconds. Each bench ran by itself, one after the other, so that a slow spell of "
     "the machine falls on one of them: ratios below 1.1 need <code>bench/compare_peers.py</code>, which takes turns. "
-    "The share of the roofline is the least time that the rates above allow, over the fastest round; with warm weights "
-    "it may pass 100 %, since caches are faster than memory. GB/s and Gop/s are at the median, and of the work, "
-    "whatever an implementation makes of it."
+    "The share of the roofline is the least time that the machine's rates allow, measured right before and after each "
+    "bench, over the fastest round. With warm weights it may pass 100 %, since caches are faster than memory. GB/s and "
+    "Gop/s are at the median, and of the work, whatever an implementation makes of it."
 )
 _HEADINGS = ("min ms", "median ms", "IQR ms", "rounds", "time / ours", "GB/s", "Gop/s", "share of roofline")
 

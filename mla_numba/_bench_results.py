@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 __all__ = ["Group", "Results", "Row"]
@@ -23,8 +24,10 @@ _RATES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One implementation in a group. Times are in seconds; `least_s`, what the machine's rates allow, and `share`, that
-    over the fastest round, are None where no work was stated, as are `n_bytes` and `n_ops`.
+    """One implementation in a group, times in seconds.
+
+    `least_s` is what the machine's rates of that moment allow, `share` that over the fastest round. They are None where
+    no work was stated, as are `n_bytes` and `n_ops`.
     """
 
     name: str
@@ -44,6 +47,11 @@ class Row:
     def is_ours(self) -> bool:
         """Whether this library was timed."""
         return self.name.startswith(_OURS)
+
+    @property
+    def work(self) -> tuple[int | None, int | None]:
+        """What is to be done: bytes and operations."""
+        return self.n_bytes, self.n_ops
 
     @property
     def gb_per_s(self) -> float | None:
@@ -68,7 +76,7 @@ class Row:
             rounds=stats["rounds"],
             n_bytes=extra.get("bytes"),
             n_ops=ops or None,
-            least_s=extra.get("least_seconds") if "share_of_roofline" in extra else None,
+            least_s=extra.get("least_seconds"),
             share=extra.get("share_of_roofline"),
             made_of=extra["made_of"],
             verified=extra["verified"],
@@ -96,6 +104,20 @@ class Group:
         """
         ours = {row.name: row for row in self.rows if row.is_ours}
         return ours.get(f"{_OURS}-b") or ours.get(_OURS)
+
+    @property
+    def least(self) -> tuple[float, bool] | None:
+        """The least seconds of the baseline's work, and whether it is the work of all rows.
+
+        Of the limits measured beside each row that does this work, it is the one in the middle. None where rows do
+        different work and none is the baseline, or where no work was stated.
+        """
+        works = {row.work for row in self.rows}
+        if self.baseline is None and len(works) > 1:
+            return None
+        work = self.rows[0].work if self.baseline is None else self.baseline.work
+        limits = [row.least_s for row in self.rows if row.work == work and row.least_s is not None]
+        return (median(limits), len(works) == 1) if limits else None
 
     @classmethod
     def of(cls, title: str, rows: list[Row]) -> Self:
@@ -144,7 +166,7 @@ class Results:
 
 def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
     machine, suite = raw["machine_info"], raw["mla_numba"]
-    rates = suite["rates"]
+    rates = [bench["extra_info"]["rates"] for bench in raw["benchmarks"] if "rates" in bench["extra_info"]]
     commit = raw.get("commit_info") or {}
     facts = {
         "machine": machine["machine"],
@@ -152,7 +174,7 @@ def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
         "waiting threads": f"OMP_WAIT_POLICY {machine['waiting']}",
         "memory": f"GLIBC_TUNABLES {machine['malloc']}",
         "dimensions": machine["dims"],
-        "rates": ", ".join(f"{name} {rates[key]:.4g} {unit}" for key, (name, unit) in _RATES.items() if key in rates),
+        "rates": _rates_text(rates),
         "versions": ", ".join(f"{name} {number}" for name, number in suite["versions"].items()),
         "system": machine["system"],
         "run": raw["datetime"][:19].replace("T", " ") + " UTC",
@@ -160,3 +182,13 @@ def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
     if commit.get("id"):
         facts["commit"] = commit["id"][:12] + (", with changes" if commit.get("dirty") else "")
     return facts
+
+
+def _rates_text(rates: Sequence[Mapping[str, float]]) -> str:
+    """Each rate from its least to its greatest value over all benches."""
+    texts = []
+    for key, (name, unit) in _RATES.items():
+        values = [measured[key] for measured in rates if key in measured]
+        if values:
+            texts.append(f"{name} {min(values):.0f} to {max(values):.0f} {unit}")
+    return ", ".join(texts) or "not measured"

@@ -22,14 +22,21 @@ def entry(group, implementation, median, **extra):
     }
 
 
-WORK = {"bytes": 3_000_000, "flops": 4_000_000, "int8_ops": 2_000_000, "least_seconds": 2e-4, "share_of_roofline": 0.4}
+RATES = {"read_gb_s": 93.25, "fma_gflop_s": 500.0, "dot_gop_s": 2000.0}
+WORK = {
+    "bytes": 3_000_000,
+    "flops": 4_000_000,
+    "int8_ops": 2_000_000,
+    "least_seconds": 2e-4,
+    "share_of_roofline": 0.4,
+    "rates": RATES,
+}
 RAW = {
     "machine_info": {
         "machine": "a CPU", "system": "Linux", "threads": 2, "waiting": "PASSIVE", "malloc": "not set",
         "dims": "hidden_size 7168",
     },
     "mla_numba": {
-        "rates": {"read_gb_s": 93.25, "fma_gflop_s": 500.0, "dot_gop_s": 2000.0},
         "versions": {"mla_numba": "0.1.0", "torch": "not installed"},
         "threading_layer": "omp",
     },
@@ -38,8 +45,8 @@ RAW = {
     "benchmarks": [
         entry("prolog, T = 8, weights cold", "numpy", 4e-3, **WORK),
         entry("prolog, T = 8, weights cold", "mla_numba-b", 1e-3, **WORK, weights="cold, 4 sets in turns"),
-        entry("prolog, T = 8, weights cold", "mla_numba-ab", 5e-4, **(WORK | {"least_seconds": 1e-4})),
-        entry("prolog, T = 32, weights cold", "mla_numba-b", 2e-3, **WORK),
+        entry("prolog, T = 8, weights cold", "mla_numba-ab", 5e-4, **(WORK | {"least_seconds": 1e-4, "bytes": 9})),
+        entry("prolog, T = 32, weights cold", "mla_numba-b", 2e-3, **(WORK | {"rates": RATES | {"read_gb_s": 50.0}})),
         entry("packing", "mla_numba-b", 0.05),
     ],
 }  # fmt: skip
@@ -62,8 +69,11 @@ def test_results_are_read(saved):
     assert row is first.baseline
     assert (row.min_s, row.median_s, row.iqr_s, row.rounds) == (5e-4, 1e-3, 1.25e-4, 7)
     assert (row.gb_per_s, row.gop_per_s, row.share) == (pytest.approx(3), pytest.approx(6), 0.4)
+    assert (first.least, second.least, packing.least) == ((2e-4, False), (2e-4, True), None)
     assert packing.rows[0].gb_per_s is packing.rows[0].least_s is packing.rows[0].share is None
-    assert results.facts["rates"] == ("read 93.25 GB/s, fp32 multiply-adds 500 GFLOP/s, int8 dot products 2000 GOP/s")
+    assert results.facts["rates"] == (
+        "read 50 to 93 GB/s, fp32 multiply-adds 500 to 500 GFLOP/s, int8 dot products 2000 to 2000 GOP/s"
+    )
     assert results.facts["commit"] == "0123456789ab, with changes"
     assert results.facts["run"] == "2026-01-02 03:04:05 UTC"
 
@@ -108,8 +118,9 @@ def test_charts_are_svg(saved):
 
 
 def test_groups_of_parts_have_no_baseline():
-    rows = [Row.of(entry("", f"mla_numba: {name}", 1e-3)) for name in ("down", "heads")]
-    assert Group.of("sweeps, T = 1, weights warm", rows).baseline is None
+    rows = [Row.of(entry("", f"mla_numba: {name}", 1e-3, **WORK | {"bytes": n})) for n, name in ((1, "a"), (2, "b"))]
+    group = Group.of("sweeps, T = 1, weights warm", rows)
+    assert group.baseline is group.least is None
 
 
 def test_command_runs_the_suite(tmp_path):
