@@ -28,9 +28,20 @@ _NOTE = (
     "the machine falls on one of them: ratios below 1.1 need <code>bench/compare_peers.py</code>, which takes turns. "
     "The share of the roofline is the least time that the machine's rates allow, measured right before and after each "
     "bench, over the fastest round. With warm weights it may pass 100 %, since caches are faster than memory. GB/s and "
-    "Gop/s are at the median, and of the work, whatever an implementation makes of it."
+    "Gop/s are at the median, and of the work, whatever an implementation makes of it. Machine GB/s is the read "
+    "bandwidth measured beside a bench: rows of a group compare only where it is about the same."
 )
-_HEADINGS = ("min ms", "median ms", "IQR ms", "rounds", "time / ours", "GB/s", "Gop/s", "share of roofline")
+_HEADINGS = (
+    "min ms",
+    "median ms",
+    "IQR ms",
+    "rounds",
+    "time / ours",
+    "GB/s",
+    "Gop/s",
+    "share of roofline",
+    "machine GB/s",
+)
 
 
 def make_page(results: Results, command: str) -> str:
@@ -80,6 +91,7 @@ def _row(row: Row, baseline: Row | None, decimals: int) -> str:
     cells += [str(row.rounds), "" if baseline is None else f"{row.median_s / baseline.median_s:.2f}"]
     cells += ["" if rate is None else f"{rate:.1f}" for rate in (row.gb_per_s, row.gop_per_s)]
     cells.append("" if row.share is None else f"{row.share:.0%}")
+    cells.append("" if row.machine_gb_s is None else f"{row.machine_gb_s:.0f}")
     kind = ' class="ours"' if row.is_ours else ""
     return f"<tr{kind}>{_text(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 

@@ -27,7 +27,7 @@ class Row:
     """One implementation in a group, times in seconds.
 
     `least_s` is what the machine's rates of that moment allow, `share` that over the fastest round. They are None where
-    no work was stated, as are `n_bytes` and `n_ops`.
+    no work was stated, as are `n_bytes`, `n_ops` and `machine_gb_s`, the read bandwidth measured beside the bench.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Row:
     n_ops: int | None
     least_s: float | None
     share: float | None
+    machine_gb_s: float | None
     made_of: str
     verified: str
     weights: str
@@ -78,6 +79,7 @@ class Row:
             n_ops=ops or None,
             least_s=extra.get("least_seconds"),
             share=extra.get("share_of_roofline"),
+            machine_gb_s=extra.get("rates", {}).get("read_gb_s"),
             made_of=extra["made_of"],
             verified=extra["verified"],
             weights=extra.get("weights", ""),

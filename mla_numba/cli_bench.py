@@ -82,7 +82,7 @@ def bench(
     options += ["--weights", weights] if weights else []
     options += [f"--{name}" for name, given in (("no-peers", no_peers), ("slow", slow), ("tiny", tiny)) if given]
     with tempfile.TemporaryDirectory() as scratch:
-        results = save or Path(scratch) / "results.json"
+        results = (save or Path(scratch) / "results.json").resolve()
         arguments = [*options, f"--benchmark-max-time={seconds}", f"--benchmark-json={results}"]
         status = run_suite(find_suite(), only, arguments, threads)
         if status == _NOTHING_RAN:
@@ -120,7 +120,12 @@ def run_suite(suite: Path, only: Sequence[str], arguments: Sequence[str], n_thre
     columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=False))
     with (
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(n_threads)
+            command,
+            cwd=suite.parent,
+            env=environment(n_threads),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         ) as process,
         Progress(*columns, TextColumn("{task.description}"), console=console) as progress,
     ):
