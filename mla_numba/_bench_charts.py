@@ -52,10 +52,10 @@ def lines(groups: Sequence[Group]) -> str:
     """Time against tokens for the groups of one family and cache state: a line an implementation."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 
     tokens = sorted({group.t for group in groups if group.t is not None})
-    names = list(dict.fromkeys(row.name for group in groups for row in group.rows))
+    names = sorted({row.name for group in groups for row in group.rows})  # so that a colour stays with its name
     ours, others = ([name for name in names if name.startswith("mla_numba") == mine] for mine in (True, False))
     colours = {name: _OUR_COLOURS[i % len(_OUR_COLOURS)] for i, name in enumerate(ours)}
     colours |= {name: _PEER_COLOURS[i % len(_PEER_COLOURS)] for i, name in enumerate(others)}
@@ -81,8 +81,10 @@ def lines(groups: Sequence[Group]) -> str:
         axes.set_yscale("log")
         axes.set_xticks(tokens)
         axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("tokens of a call, T")
         axes.set_ylabel("median time, ms")
         axes.grid(alpha=0.3)
