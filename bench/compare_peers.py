@@ -77,7 +77,8 @@ def main(
     """Check every implementation against the reference, then time all of them in turns, in one process."""
     ensure_environment(threads)
     import torch  # not before: OpenMP and malloc read the environment when they load
-    from round_robin import DisagreementError, compare, describe_machine
+    from contenders import DisagreementError
+    from round_robin import compare, describe_machine
 
     import mla_numba as mla
 

@@ -13,259 +13,35 @@ tensors (kv, kr, k_scale) of a PA_BSND cache, written in place. Letters: T token
 D nope, R rope, C kv_lora_rank. Where a peer may choose, it has the benefit: query_nope is a transposed view of what
 `torch.bmm` returns, and slots have to be distinct and 0 or more, so that no peer pays for -1 or for an order of writes.
 
-Two settings that look right and aren't: without `emulate_precision_casts` inductor drops the bf16 roundings between
-fused operations; and int8 x int8 in oneDNN's linear has no VNNI kernel (hundreds of times slower), hence u8 codes.
+Without `emulate_precision_casts` inductor drops the bf16 roundings between fused operations.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-import ml_dtypes
-import numpy as np
 import torch
 from torch import Tensor
+from torch_glue import Caches, Glue, PeerOutput, dequant, prolog
+from torch_operators import (
+    DOWN,
+    HEADS,
+    UP,
+    Operator,
+    Product,
+    Timings,
+    TorchWeights,
+    codes_for,
+    named,
+    time_operators,
+)
 
 from mla_numba import MlaWeights
 
-__all__ = ["P1", "P2", "PEERS", "Caches", "P1t", "P2p", "P3w", "PeerOutput", "as_torch"]
-
-Product = Callable[[Tensor], Tensor]
-Caches = tuple[Tensor, Tensor, Tensor]
-N_GROUPS = 4  # quantisation groups of the latent key
-EVICT_BYTES = 128 << 20  # more than a last-level cache holds: every candidate starts with cold weights
-N_SAMPLES = 9
-
-
-class PeerOutput(NamedTuple):
-    """query_nope (T, N, C) and query_rope (T, N, R) bf16, q_norm (T, Rq) int8, q_norm_scale (T, 1) fp32."""
-
-    query_nope: Tensor
-    query_rope: Tensor
-    q_norm: Tensor
-    q_norm_scale: Tensor
-
-
-def as_torch(array: np.ndarray[Any, Any]) -> Tensor:
-    """The array's own memory as a tensor."""
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-class TorchWeights:
-    """The weights as tensors under the names of `MlaWeights`, on its memory."""
-
-    def __init__(self, weights: MlaWeights) -> None:
-        if weights.quant != "b" or weights.smooth_scales_cq is not None:
-            raise ValueError(f"weights: expected quant 'b' without smooth scales, got quant {weights.quant!r}")
-        self.w_dq = as_torch(weights.w_dq)
-        self.w_uq_qr = as_torch(weights.w_uq_qr)
-        self.w_uk = as_torch(weights.w_uk)
-        self.w_dkv_kr = as_torch(weights.w_dkv_kr)
-        self.gamma_cq = as_torch(weights.gamma_cq)
-        self.gamma_ckv = as_torch(weights.gamma_ckv)
-        self.up_scale = as_torch(np.asarray(weights.dequant_scale_w_uq_qr)).reshape(1, -1)
-        self.eps_cq, self.eps_ckv = weights.epsilon_cq, weights.epsilon_ckv
-
-    def joined(self) -> Tensor:
-        """A new tensor [w_dq | w_dkv_kr] (H, Rq + C + R)."""
-        return torch.cat([self.w_dq, self.w_dkv_kr], dim=1)
-
-
-# What lies between the products: the same text for all peers, run eagerly or compiled.
-
-
-def rms_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    """RMSNorm in fp32 of x (T, n) bf16, rounded to bf16."""
-    x_fp32 = x.float()
-    r = torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + eps)
-    return (gamma.float() * (x_fp32 * r)).bfloat16()
-
-
-def quant(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes int8 and scale fp32 (..., 1) of x (..., n) bf16, one scale a row."""
-    y = x.float()
-    scale_quant = 127.0 / y.abs().amax(-1, keepdim=True)
-    return torch.round(y * scale_quant).to(torch.int8), 1.0 / scale_quant
-
-
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x (..., R) bf16 in fp32: pairs come interleaved and leave as halves."""
-    x1, x2 = x[..., 0::2].float(), x[..., 1::2].float()
-    half = x.shape[-1] // 2
-    cos, sin = cos.float(), sin.float()
-    first = x1 * cos[..., :half] - x2 * sin[..., :half]
-    second = x2 * cos[..., half:] + x1 * sin[..., half:]
-    return torch.cat([first.bfloat16(), second.bfloat16()], dim=-1)
-
-
-def prolog(
-    x: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    cache_index: Tensor,
-    caches: Caches,
-    weights: Glue,
-    down: Callable[[Tensor], tuple[Tensor, Tensor]],
-    up: Callable[[Tensor, Tensor], Tensor],
-    heads: Product,
-) -> PeerOutput:
-    """The whole prolog over three products.
-
-    down: x (T, H) to q_a (T, Rq) and kv_a (T, C+R). up: codes (T, Rq) and scale (T, 1) to (T, N*(D+R)).
-    heads: (T, N, D) to (T, N, C). All bf16 but the codes and the scale.
-    """
-    t = x.shape[0]
-    kv, kr, k_scale = caches
-    latent = kv.shape[-1]
-    q_a, kv_a = down(x)
-    q_norm, q_norm_scale = quant(rms_norm(q_a, weights.gamma_cq, weights.eps_cq))
-    query = up(q_norm, q_norm_scale).view(t, weights.n_heads, -1)
-    query_nope = heads(query[..., : weights.nope_dim])
-    query_rope = rope(query[..., weights.nope_dim :], cos[:, None], sin[:, None])
-
-    k_nope = rms_norm(kv_a[:, :latent], weights.gamma_ckv, weights.eps_ckv)
-    codes, scale = quant(k_nope.view(t, N_GROUPS, -1))
-    kv.view(-1, latent).index_copy_(0, cache_index, codes.view(t, latent))
-    kr.view(-1, kr.shape[-1]).index_copy_(0, cache_index, rope(kv_a[:, latent:], cos, sin))
-    k_scale.view(-1, N_GROUPS).index_copy_(0, cache_index, scale.view(t, N_GROUPS))
-    return PeerOutput(query_nope, query_rope, q_norm, q_norm_scale)
-
-
-class Glue(NamedTuple):
-    """What the operations between the products read."""
-
-    gamma_cq: Tensor
-    gamma_ckv: Tensor
-    eps_cq: float
-    eps_ckv: float
-    n_heads: int
-    nope_dim: int
-
-    @classmethod
-    def of(cls, w: TorchWeights) -> Glue:
-        n_heads, nope_dim, _ = w.w_uk.shape
-        return cls(w.gamma_cq, w.gamma_ckv, w.eps_cq, w.eps_ckv, n_heads, nope_dim)
-
-
-def dequant(acc: Tensor, scale: Tensor, up_scale: Tensor | None) -> Tensor:
-    """(fp32(acc) * scale) * up_scale, in bf16; up_scale None where the product has multiplied it in."""
-    result = acc * scale
-    return (result if up_scale is None else result * up_scale).bfloat16()
-
-
-# The operators a user may take for each product, prepacked for n_tokens rows.
-
-
-@dataclass(frozen=True)
-class Operator:
-    """One way to compute a product: `make(weights, n_tokens)` packs, and gives a callable on tensors of dtype `takes`.
-
-    down: (T, H) to (T, Rq+C+R). up: (T, Rq) to (T, N*(D+R)), in int32 or, with `scales`, in fp32 times the channel
-    scale; for `takes` uint8 the codes are shifted by 128. heads: (N, T, D) to (N, T, C).
-    """
-
-    name: str
-    takes: torch.dtype
-    gives: torch.dtype
-    make: Callable[[TorchWeights, int], Product]
-    scales: bool = False
-
-
-def _down_plain(w: TorchWeights, n_tokens: int) -> Product:
-    joined = w.joined()
-    return lambda x: x @ joined
-
-
-def _down_plain_transposed(w: TorchWeights, n_tokens: int) -> Product:
-    joined = w.joined().t().contiguous()
-    return lambda x: x @ joined.t()
-
-
-def _down_fp32(w: TorchWeights, n_tokens: int) -> Product:
-    joined = w.joined().float()
-    return lambda x: x @ joined
-
-
-def _down_onednn(dtype: torch.dtype) -> Callable[[TorchWeights, int], Product]:
-    def make(w: TorchWeights, n_tokens: int) -> Product:
-        packed = torch.ops.mkldnn._reorder_linear_weight(w.joined().t().to(dtype).contiguous(), n_tokens)
-        linear = torch.ops.mkldnn._linear_pointwise.default
-        return lambda x: linear(x, packed, None, "none", [], "")
-
-    return make
-
-
-def _down_fbgemm_fp16(w: TorchWeights, n_tokens: int) -> Product:
-    packed = torch.ops.quantized.linear_prepack_fp16(w.joined().t().float().contiguous(), None)
-    linear = torch.ops.quantized.linear_dynamic_fp16.default
-    return lambda x: linear(x, packed)
-
-
-def _down_mkl(w: TorchWeights, n_tokens: int) -> Product:
-    joined = w.joined().t().float().contiguous()
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(joined, n_tokens)
-    linear = torch.ops.mkl._mkl_linear.default
-    return lambda x: linear(x, packed, joined, None, n_tokens)
-
-
-def _up_int_mm(w: TorchWeights, n_tokens: int) -> Product:
-    return lambda codes: torch._int_mm(codes, w.w_uq_qr)
-
-
-def _up_int_mm_transposed(w: TorchWeights, n_tokens: int) -> Product:
-    transposed = w.w_uq_qr.t().contiguous()
-    return lambda codes: torch._int_mm(codes, transposed.t())
-
-
-def _up_onednn(w: TorchWeights, n_tokens: int) -> Product:
-    q_rank, n = w.w_uq_qr.shape
-    packed = torch.ops.onednn.qlinear_prepack(w.w_uq_qr.t().contiguous(), [n_tokens, q_rank])
-    scale, zero = w.up_scale.reshape(-1).clone(), torch.zeros(n, dtype=torch.int64)
-    linear = torch.ops.onednn.qlinear_pointwise.default
-    return lambda codes: linear(codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
-
-
-def _heads_bmm(w: TorchWeights, n_tokens: int) -> Product:
-    return lambda q: torch.bmm(q, w.w_uk)
-
-
-def _heads_bmm_transposed(w: TorchWeights, n_tokens: int) -> Product:
-    transposed = w.w_uk.transpose(1, 2).contiguous()
-    return lambda q: torch.bmm(q, transposed.transpose(1, 2))
-
-
-def _heads_bmm_fp32(w: TorchWeights, n_tokens: int) -> Product:
-    w_uk = w.w_uk.float()
-    return lambda q: torch.bmm(q, w_uk)
-
-
-_BF16, _FP32 = torch.bfloat16, torch.float32
-DOWN = (
-    Operator("onednn bf16 prepacked", _BF16, _BF16, _down_onednn(_BF16)),
-    Operator("onednn fp32 prepacked", _FP32, _FP32, _down_onednn(_FP32)),
-    Operator("fbgemm fp16 prepacked", _FP32, _FP32, _down_fbgemm_fp16),
-    Operator("mkl fp32 prepacked", _FP32, _FP32, _down_mkl),
-    Operator("bf16 @", _BF16, _BF16, _down_plain),
-    Operator("bf16 @ transposed", _BF16, _BF16, _down_plain_transposed),
-    Operator("fp32 @", _FP32, _FP32, _down_fp32),
-)
-UP = (
-    Operator("onednn u8s8 prepacked", torch.uint8, _FP32, _up_onednn, scales=True),
-    Operator("_int_mm transposed", torch.int8, torch.int32, _up_int_mm_transposed),
-    Operator("_int_mm", torch.int8, torch.int32, _up_int_mm),
-)
-HEADS = (
-    Operator("bmm bf16", _BF16, _BF16, _heads_bmm),
-    Operator("bmm bf16 transposed", _BF16, _BF16, _heads_bmm_transposed),
-    Operator("bmm fp32", _FP32, _FP32, _heads_bmm_fp32),
-)
+__all__ = ["P1", "P2", "PEERS", "P1t", "P2p", "P3w", "Peer"]
 
 
 class Operators(NamedTuple):
@@ -277,14 +53,6 @@ class Operators(NamedTuple):
 
     def __str__(self) -> str:
         return ", ".join(f"{stage}: {operator.name}" for stage, operator in zip(self._fields, self, strict=True))
-
-
-def _named(operators: Sequence[Operator], name: str) -> Operator:
-    return next(operator for operator in operators if operator.name == name)
-
-
-def _codes_for(codes: Tensor, operator: Operator) -> Tensor:
-    return codes if operator.takes == torch.int8 else codes.view(torch.uint8) ^ 128
 
 
 class Peer:
@@ -372,7 +140,7 @@ class _Composed(Peer):
             return joined[:, :q_rank], joined[:, q_rank:]
 
         def up(codes: Tensor, scale: Tensor) -> Tensor:
-            return dequant(product_up(_codes_for(codes, op_up)), scale, scale_left)
+            return dequant(product_up(codes_for(codes, op_up)), scale, scale_left)
 
         def heads(q: Tensor) -> Tensor:
             operand = q.to(op_heads.takes).transpose(0, 1)
@@ -391,7 +159,7 @@ class P1t(_Composed):
     what = "torch eager, down projections joined, int8 weight transposed"
 
     def choose(self, w: TorchWeights) -> Operators:
-        return Operators(_named(DOWN, "bf16 @"), _named(UP, "_int_mm transposed"), _named(HEADS, "bmm bf16"))
+        return Operators(named(DOWN, "bf16 @"), named(UP, "_int_mm transposed"), named(HEADS, "bmm bf16"))
 
 
 class P2(_Composed):
@@ -399,7 +167,7 @@ class P2(_Composed):
     what = "torch eager, fp32 copies of the bf16 weights"
 
     def choose(self, w: TorchWeights) -> Operators:
-        return Operators(_named(DOWN, "fp32 @"), _named(UP, "_int_mm transposed"), _named(HEADS, "bmm fp32"))
+        return Operators(named(DOWN, "fp32 @"), named(UP, "_int_mm transposed"), named(HEADS, "bmm fp32"))
 
 
 class P2p(_Composed):
@@ -414,16 +182,16 @@ class P2p(_Composed):
         hidden, q_rank = w.w_dq.shape
         n_heads, nope_dim, _ = w.w_uk.shape
         t = self.n_tokens
-        x = torch.randn(t, hidden, dtype=_BF16)
+        x = torch.randn(t, hidden, dtype=torch.bfloat16)
         codes = torch.randint(-127, 128, (t, q_rank), dtype=torch.int8)
-        query = torch.randn(t, n_heads, w.w_uq_qr.shape[1] // n_heads, dtype=_BF16)
+        query = torch.randn(t, n_heads, w.w_uq_qr.shape[1] // n_heads, dtype=torch.bfloat16)
         q_nope = query[..., :nope_dim]
 
         def run_down(op: Operator, product: Product) -> Tensor:
             return product(x.to(op.takes)).bfloat16()
 
         def run_up(op: Operator, product: Product) -> Tensor:
-            return product(_codes_for(codes, op))
+            return product(codes_for(codes, op))
 
         def run_heads(op: Operator, product: Product) -> Tensor:
             return product(q_nope.to(op.takes).transpose(0, 1)).bfloat16()
@@ -437,55 +205,6 @@ class P2p(_Composed):
     def chosen(self) -> str:
         """The operators with their times, the runner-up's, and what could not run."""
         return ", ".join(f"{stage}: {timings}" for stage, timings in self.timings.items())
-
-
-@dataclass
-class Timings:
-    """Least milliseconds of each operator that ran, and why others did not."""
-
-    ms: dict[Operator, float] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def ranked(self) -> list[Operator]:
-        """The operators that ran, fastest first."""
-        return sorted(self.ms, key=self.ms.__getitem__)
-
-    def fastest(self, stage: str) -> Operator:
-        """The fastest operator; raises RuntimeError where none ran."""
-        if not self.ms:
-            raise RuntimeError(f"{stage}: expected an operator that runs on this machine, got {self.failed}")
-        return self.ranked()[0]
-
-    def __str__(self) -> str:
-        first, *others = (f"{op.name} ({self.ms[op]:.3g} ms)" for op in self.ranked())
-        said = first + (f" before {others[0]}" if others else "")
-        return said + "".join(f"; no {name}: {reason}" for name, reason in self.failed.items())
-
-
-@torch.inference_mode()
-def time_operators(
-    candidates: Sequence[Operator], run: Callable[[Operator, Product], Tensor], w: TorchWeights, n_tokens: int
-) -> Timings:
-    """Time every operator on cold weights, all of them in turn; one that can't run is noted with its reason."""
-    timings = Timings()
-    evict = torch.zeros(EVICT_BYTES // 4)
-    products = {}
-    for op in candidates:
-        try:
-            products[op] = op.make(w, n_tokens)
-            run(op, products[op])
-            timings.ms[op] = float("inf")
-        except (RuntimeError, AttributeError, NotImplementedError) as error:
-            timings.failed[op.name] = str(error).strip().splitlines()[0][:120]
-    for sample in range(N_SAMPLES):
-        for op in list(timings.ms):
-            if sample > 2 and timings.ms[op] > 2 * min(timings.ms.values()):
-                continue  # out of the race; at many tokens it costs seconds
-            evict.add_(1)
-            start = time.perf_counter()
-            run(op, products[op])
-            timings.ms[op] = min(timings.ms[op], (time.perf_counter() - start) * 1e3)
-    return timings
 
 
 # Operators over packed weights can't be traced. To the compiler they are one opaque operator that finds its product by

@@ -13,39 +13,21 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import ml_dtypes
 import numba
 import numpy as np
 import torch
-from agreement import check_agreement
-from peers import PEERS, as_torch
+from contenders import OURS, Contender, check_ours, check_peer, make_inputs, ours, torch_peer
 
 import mla_numba as mla
-from mla_numba.inputs import Inputs, random_inputs
-from mla_numba.verify import check_output, poison, reference_run
+from mla_numba.verify import reference_run
 
-__all__ = ["OURS", "Comparison", "DisagreementError", "Timed", "compare", "describe_machine"]
-
-OURS = "mla_numba"
-BLOCK_SIZE = 128
-
-# Hidden states are N(0, 1) times this. Where x*cos and y*sin cancel, one bf16 rounding of a larger x is more than the
-# tolerance of kr_cache, which forgives no element; with fp32 sums in another order some such rounding is certain.
-X_SCALE = 2.0**-7
-
-Array = np.ndarray[Any, Any]
-Call = Callable[[], Any]
-Outputs = dict[str, Array]
-
-
-class DisagreementError(Exception):
-    """An implementation is not within the tolerances, or ours is not the reference to the bit."""
+__all__ = ["Comparison", "Timed", "compare", "describe_machine"]
 
 
 @dataclass
@@ -109,15 +91,6 @@ class Comparison:
         }
 
 
-@dataclass
-class _Contender:
-    """An implementation with one call a weight set, and how to read what the call of a set computes."""
-
-    timed: Timed
-    calls: list[Call]
-    read: Callable[[int], Outputs]
-
-
 def compare(
     dims: mla.MlaDims,
     weight_sets: Sequence[mla.MlaWeights],
@@ -131,103 +104,43 @@ def compare(
 
     Raises `DisagreementError` naming the implementation and the arrays. A peer that this machine can't run is left out.
     """
-    n_blocks = -(-max(n_tokens, 1) // BLOCK_SIZE) + 1
-    inputs = random_inputs(dims, n_tokens, seed, capacity=n_blocks * BLOCK_SIZE)
-    inputs = inputs._replace(x=inputs.x * inputs.x.dtype.type(X_SCALE))
-    empty = mla.PagedCache.allocate(dims, n_blocks, BLOCK_SIZE)
-    ours = _ours(prologs, inputs, empty)
-    wanted = _check_ours(ours, prologs, weight_sets, inputs, empty)
-    contenders, left_out = [ours], {}
+    inputs, empty = make_inputs(dims, n_tokens, seed)
+    own = ours(prologs, inputs, empty)
+    wanted = [check_ours(own, 0, reference_run(weight_sets[0], *inputs, empty), empty)]
+    wanted += [own.read(i) for i in range(1, len(weight_sets))]
+    contenders, left_out = [own], {}
     for name in peer_names:
         try:
-            peer = _peer(name, weight_sets, inputs, empty)
-            peer.calls[0]()
+            peer = torch_peer(name, weight_sets, inputs, empty)
         except RuntimeError as error:  # an operator or a compiler that this machine lacks
             left_out[name] = str(error).strip().splitlines()[0]
             continue
         for i, want in enumerate(wanted):
-            beyond = check_agreement(peer.read(i), want)
-            if beyond:
-                raise DisagreementError(f"{name}, {n_tokens} tokens, weight set {i}: " + "; ".join(map(str, beyond)))
+            check_peer(peer, i, want)
         contenders.append(peer)
+    timed = [Timed(contender.name, contender.made_of) for contender in contenders]
     before = os.getloadavg()[0]
-    _time(contenders, n_rounds)
-    return Comparison(n_tokens, [c.timed for c in contenders], left_out, before, os.getloadavg()[0])
+    _time(contenders, timed, n_rounds)
+    return Comparison(n_tokens, timed, left_out, before, os.getloadavg()[0])
 
 
-def _time(contenders: Sequence[_Contender], n_rounds: int) -> None:
+def _time(contenders: Sequence[Contender], timed: Sequence[Timed], n_rounds: int) -> None:
     """Time all contenders for n_rounds, after one round that isn't counted."""
+    pairs = list(zip(contenders, timed, strict=True))
     gc.collect()
     gc.disable()
     try:
         for i in range(-1, n_rounds):
-            shift = i % len(contenders)
-            for contender in (*contenders[shift:], *contenders[:shift]):
+            shift = i % len(pairs)
+            for contender, times in (*pairs[shift:], *pairs[:shift]):
                 call = contender.calls[i % len(contender.calls)]
                 start = time.perf_counter_ns()
                 call()
                 elapsed = time.perf_counter_ns() - start
                 if i >= 0:
-                    contender.timed.ms.append(elapsed / 1e6)
+                    times.ms.append(elapsed / 1e6)
     finally:
         gc.enable()
-
-
-def _ours(prologs: Sequence[mla.MlaProlog], inputs: Inputs, empty: mla.PagedCache) -> _Contender:
-    cache = empty.copy()
-    out = prologs[0].allocate_output(len(inputs.x))
-
-    def call_of(prolog: mla.MlaProlog) -> Call:
-        return lambda: prolog(*inputs, cache, out)
-
-    calls = [call_of(prolog) for prolog in prologs]
-
-    def read(i: int) -> Outputs:
-        poison(*out)
-        calls[i]()
-        return {name: np.array(array) for name, array in (out._asdict() | cache.arrays()).items()}
-
-    return _Contender(Timed(OURS, str(prologs[0].plan(len(inputs.x))).splitlines()[0]), calls, read)
-
-
-def _check_ours(
-    ours: _Contender,
-    prologs: Sequence[mla.MlaProlog],
-    weight_sets: Sequence[mla.MlaWeights],
-    inputs: Inputs,
-    empty: mla.PagedCache,
-) -> list[Outputs]:
-    """What each weight set gives; the first is the reference's, to the bit."""
-    cache = empty.copy()
-    mismatches = check_output(prologs[0](*inputs, cache), cache, reference_run(weight_sets[0], *inputs, empty))
-    if mismatches:
-        raise DisagreementError(f"{OURS}, {len(inputs.x)} tokens: " + "; ".join(map(str, mismatches)))
-    return [ours.read(i) for i in range(len(weight_sets))]
-
-
-def _peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> _Contender:
-    peer = PEERS[name](len(inputs.x))
-    layers = [peer.prepare(weights) for weights in weight_sets]
-    arguments = [as_torch(array) for array in inputs]
-    caches = tuple(as_torch(array) for array in empty.copy().arrays().values())
-
-    def call_of(layer: Callable[..., Any]) -> Call:
-        return lambda: layer(*arguments, caches)
-
-    calls = [call_of(layer) for layer in layers]
-
-    def read(i: int) -> Outputs:
-        tensors = calls[i]()._asdict() | dict(zip(empty.arrays(), caches, strict=True))
-        return {name: _as_numpy(tensor) for name, tensor in tensors.items()}
-
-    return _Contender(Timed(name, peer.chosen()), calls, read)
-
-
-def _as_numpy(tensor: torch.Tensor) -> Array:
-    """A copy of the tensor as an array."""
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
-    return tensor.numpy().copy()
 
 
 def describe_machine(prolog: mla.MlaProlog) -> dict[str, str]:

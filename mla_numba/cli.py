@@ -21,6 +21,7 @@ from ._report import Steps, folder_size, megabytes, sweep_table
 from ._version import __version__
 from .cache import PAGED_MODES
 from .checkpoint import Checkpoint
+from .cli_bench import bench
 from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_pack import pack_layer
 from .cli_run import Job, allocate_cache, run_job
@@ -53,6 +54,9 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="mla-numba")
 def main() -> None:
     """The quantised MLA prolog of DeepSeek-V3.2 on this CPU: time it, check it, look at its plan."""
+
+
+main.add_command(bench)
 
 
 @main.command()

@@ -15,8 +15,10 @@ sys.path.insert(0, str(BENCH))
 
 from agreement import TOLERANCES, Tolerance, check_agreement, compare_within  # noqa: E402
 from compare_peers import PEER_NAMES, main  # noqa: E402
-from peers import DOWN, HEADS, PEERS, UP, Operator, TorchWeights, time_operators  # noqa: E402
-from round_robin import OURS, DisagreementError, compare  # noqa: E402
+from contenders import OURS, DisagreementError  # noqa: E402
+from peers import PEERS  # noqa: E402
+from round_robin import compare  # noqa: E402
+from torch_operators import DOWN, HEADS, UP, Operator, TorchWeights, time_operators  # noqa: E402
 
 SIZES = (256, 4, 128, 128, 64, 64)
 DIMS = MlaDims(*SIZES)

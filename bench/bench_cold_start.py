@@ -1,0 +1,61 @@
+"""What a new process waits for: the import, and the first call with kernels from the cache or compiled anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from contenders import OURS
+from suite import Stopwatch
+
+CHILD = Path(__file__).with_name("cold_start.py")
+ROOT = CHILD.parents[1]
+CLOCK = Stopwatch()
+ROUNDS = 5
+
+
+def run_child(*arguments, **environment):
+    """Seconds of a new process, by the process's own clock."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(CHILD), *arguments]
+    env = os.environ | {"PYTHONPATH": path} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.benchmark(timer=CLOCK.read)
+@pytest.mark.parametrize("implementation", [OURS, "numba", "numpy", "torch", "onnxruntime"])
+def test_import(benchmark, suite, implementation):
+    if find_spec(implementation) is None:
+        pytest.skip(f"{implementation} is not installed")
+    suite.describe(benchmark, "cold start: import", implementation, made_of="import alone", verified="imported")
+    rounds = 1 if suite.tiny else ROUNDS
+    benchmark.pedantic(lambda: CLOCK.add(run_child(implementation)["import"]), rounds=rounds, warmup_rounds=1)
+
+
+@pytest.mark.benchmark(timer=CLOCK.read)
+def test_first_call(benchmark, suite):
+    describe_first_call(benchmark, suite, "kernels from the cache")
+    run_child(OURS, "--first-call")  # fills the kernel cache
+    rounds = 1 if suite.tiny else ROUNDS
+    benchmark.pedantic(lambda: CLOCK.add(sum(run_child(OURS, "--first-call").values())), rounds=rounds)
+
+
+@pytest.mark.slow
+@pytest.mark.benchmark(timer=CLOCK.read)
+def test_first_call_on_an_empty_kernel_cache(benchmark, suite, tmp_path):
+    describe_first_call(benchmark, suite, "kernels compiled")
+    child = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    benchmark.pedantic(lambda: CLOCK.add(sum(run_child(OURS, "--first-call", **child).values())), rounds=1)
+
+
+def describe_first_call(benchmark, suite, kernels):
+    group = "cold start: import, packing and first call, small dimensions"
+    verified = "bit for bit against the reference"
+    suite.describe(benchmark, group, f"{OURS}, {kernels}", made_of=kernels, verified=verified)

@@ -1,0 +1,60 @@
+"""Each sweep of a call, with the weights cold or warm, as the calls of a model find them."""
+
+from __future__ import annotations
+
+import pytest
+from contenders import OURS, make_inputs
+from rotation import STATES, rotate
+from suite import TOKENS, Stopwatch, Work, token_id
+
+from mla_numba._report import sweep_work
+from mla_numba.cli_run import time_sweeps
+from mla_numba.sweeps import SWEEPS
+
+CLOCK = Stopwatch()
+
+
+def work_of(plan, sweep):
+    """What a sweep moves and multiplies, over all tiles of tokens."""
+    flops = int8_ops = 0
+    for _, factor in plan.tiles:
+        tile = plan.tile_plan(factor)
+        down, heads = (tile.down.qa, tile.down.kva), (tile.heads.qb, tile.heads.wuk)
+        for gemm in {"down": down, "rows": (), "heads": heads}[sweep]:
+            flops += gemm.ops if gemm.dtype == "bf16" else 0
+            int8_ops += gemm.ops if gemm.dtype == "int8" else 0
+    return Work(sweep_work(plan)[sweep][0], flops, int8_ops)
+
+
+@pytest.mark.benchmark(timer=CLOCK.read)  # runs during the sweep that is asked for, not the others of the call
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("t", TOKENS, ids=token_id)
+def test_sweep(benchmark, suite, prolog_cases, t, sweep, state):
+    prolog_cases.ours("b", t)  # checks that a call gives the reference's bits
+    prologs = prolog_cases.prologs("b")
+    inputs, cache = make_inputs(suite.dims, t, 0)
+    out = prologs[0].allocate_output(t)
+
+    def call_of(prolog):
+        return lambda: {times.name: times.times_s[0] for times in time_sweeps(prolog, inputs, cache, out, 1)}
+
+    call = rotate([call_of(prolog) for prolog in prologs], state)
+    plan = prologs[0].plan(t)
+    suite.describe(
+        benchmark,
+        f"sweeps, T = {t}, weights {state}",
+        f"{OURS}: {sweep}",
+        made_of="; ".join(str(getattr(tile, sweep)) for tile in plan.tile_plans),
+        verified="bit for bit against the reference",
+    )
+    benchmark.extra_info["weights"] = f"cold, {len(prologs)} sets in turns" if state == "cold" else "warm, one set"
+    rounds = suite.rounds(call()["total"])
+
+    def run():
+        benchmark.pedantic(lambda: CLOCK.add(call()[sweep]), rounds=rounds)
+
+    if sweep == "rows":  # reads and writes what is in cache: memory sets it no limit
+        run()
+    else:
+        suite.between_probes(benchmark, work_of(plan, sweep), run)

@@ -1,0 +1,234 @@
+"""The operators that PyTorch offers for each of the prolog's products, and how to find the fastest.
+
+Letters: T tokens, H hidden, Rq q_lora_rank, N heads, D nope, R rope, C kv_lora_rank. int8 x int8 in oneDNN's linear has
+no VNNI kernel (hundreds of times slower), hence u8 codes there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from mla_numba import MlaWeights
+
+__all__ = [
+    "DOWN",
+    "HEADS",
+    "UP",
+    "Operator",
+    "Product",
+    "Timings",
+    "TorchWeights",
+    "as_torch",
+    "codes_for",
+    "from_torch",
+    "named",
+    "time_operators",
+]
+
+Product = Callable[[Tensor], Tensor]
+EVICT_BYTES = 128 << 20  # more than a last-level cache holds: every candidate starts with cold weights
+N_SAMPLES = 9
+_BF16, _FP32 = torch.bfloat16, torch.float32
+
+
+def as_torch(array: np.ndarray[Any, Any]) -> Tensor:
+    """The array's own memory as a tensor."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def from_torch(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A copy of the tensor as an array."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()
+
+
+class TorchWeights:
+    """The weights as tensors under the names of `MlaWeights`, on its memory."""
+
+    def __init__(self, weights: MlaWeights) -> None:
+        if weights.quant != "b" or weights.smooth_scales_cq is not None:
+            raise ValueError(f"weights: expected quant 'b' without smooth scales, got quant {weights.quant!r}")
+        self.w_dq = as_torch(weights.w_dq)
+        self.w_uq_qr = as_torch(weights.w_uq_qr)
+        self.w_uk = as_torch(weights.w_uk)
+        self.w_dkv_kr = as_torch(weights.w_dkv_kr)
+        self.gamma_cq = as_torch(weights.gamma_cq)
+        self.gamma_ckv = as_torch(weights.gamma_ckv)
+        self.up_scale = as_torch(np.asarray(weights.dequant_scale_w_uq_qr)).reshape(1, -1)
+        self.eps_cq, self.eps_ckv = weights.epsilon_cq, weights.epsilon_ckv
+
+    def joined(self) -> Tensor:
+        """A new tensor [w_dq | w_dkv_kr] (H, Rq + C + R)."""
+        return torch.cat([self.w_dq, self.w_dkv_kr], dim=1)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One way to compute a product: `make(weights, n_tokens)` packs, and gives a callable on tensors of dtype `takes`.
+
+    down: (T, H) to (T, Rq+C+R). up: (T, Rq) to (T, N*(D+R)), in int32 or, with `scales`, in fp32 times the channel
+    scale; for `takes` uint8 the codes are shifted by 128. heads: (N, T, D) to (N, T, C).
+    """
+
+    name: str
+    takes: torch.dtype
+    gives: torch.dtype
+    make: Callable[[TorchWeights, int], Product]
+    scales: bool = False
+
+
+def _down_plain(w: TorchWeights, n_tokens: int) -> Product:
+    joined = w.joined()
+    return lambda x: x @ joined
+
+
+def _down_plain_transposed(w: TorchWeights, n_tokens: int) -> Product:
+    joined = w.joined().t().contiguous()
+    return lambda x: x @ joined.t()
+
+
+def _down_fp32(w: TorchWeights, n_tokens: int) -> Product:
+    joined = w.joined().float()
+    return lambda x: x @ joined
+
+
+def _down_onednn(dtype: torch.dtype) -> Callable[[TorchWeights, int], Product]:
+    def make(w: TorchWeights, n_tokens: int) -> Product:
+        packed = torch.ops.mkldnn._reorder_linear_weight(w.joined().t().to(dtype).contiguous(), n_tokens)
+        linear = torch.ops.mkldnn._linear_pointwise.default
+        return lambda x: linear(x, packed, None, "none", [], "")
+
+    return make
+
+
+def _down_fbgemm_fp16(w: TorchWeights, n_tokens: int) -> Product:
+    packed = torch.ops.quantized.linear_prepack_fp16(w.joined().t().float().contiguous(), None)
+    linear = torch.ops.quantized.linear_dynamic_fp16.default
+    return lambda x: linear(x, packed)
+
+
+def _down_mkl(w: TorchWeights, n_tokens: int) -> Product:
+    joined = w.joined().t().float().contiguous()
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(joined, n_tokens)
+    linear = torch.ops.mkl._mkl_linear.default
+    return lambda x: linear(x, packed, joined, None, n_tokens)
+
+
+def _up_int_mm(w: TorchWeights, n_tokens: int) -> Product:
+    return lambda codes: torch._int_mm(codes, w.w_uq_qr)
+
+
+def _up_int_mm_transposed(w: TorchWeights, n_tokens: int) -> Product:
+    transposed = w.w_uq_qr.t().contiguous()
+    return lambda codes: torch._int_mm(codes, transposed.t())
+
+
+def _up_onednn(w: TorchWeights, n_tokens: int) -> Product:
+    q_rank, n = w.w_uq_qr.shape
+    packed = torch.ops.onednn.qlinear_prepack(w.w_uq_qr.t().contiguous(), [n_tokens, q_rank])
+    scale, zero = w.up_scale.reshape(-1).clone(), torch.zeros(n, dtype=torch.int64)
+    linear = torch.ops.onednn.qlinear_pointwise.default
+    return lambda codes: linear(codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+
+
+def _heads_bmm(w: TorchWeights, n_tokens: int) -> Product:
+    return lambda q: torch.bmm(q, w.w_uk)
+
+
+def _heads_bmm_transposed(w: TorchWeights, n_tokens: int) -> Product:
+    transposed = w.w_uk.transpose(1, 2).contiguous()
+    return lambda q: torch.bmm(q, transposed.transpose(1, 2))
+
+
+def _heads_bmm_fp32(w: TorchWeights, n_tokens: int) -> Product:
+    w_uk = w.w_uk.float()
+    return lambda q: torch.bmm(q, w_uk)
+
+
+DOWN = (
+    Operator("onednn bf16 prepacked", _BF16, _BF16, _down_onednn(_BF16)),
+    Operator("onednn fp32 prepacked", _FP32, _FP32, _down_onednn(_FP32)),
+    Operator("fbgemm fp16 prepacked", _FP32, _FP32, _down_fbgemm_fp16),
+    Operator("mkl fp32 prepacked", _FP32, _FP32, _down_mkl),
+    Operator("bf16 @", _BF16, _BF16, _down_plain),
+    Operator("bf16 @ transposed", _BF16, _BF16, _down_plain_transposed),
+    Operator("fp32 @", _FP32, _FP32, _down_fp32),
+)
+UP = (
+    Operator("onednn u8s8 prepacked", torch.uint8, _FP32, _up_onednn, scales=True),
+    Operator("_int_mm transposed", torch.int8, torch.int32, _up_int_mm_transposed),
+    Operator("_int_mm", torch.int8, torch.int32, _up_int_mm),
+)
+HEADS = (
+    Operator("bmm bf16", _BF16, _BF16, _heads_bmm),
+    Operator("bmm bf16 transposed", _BF16, _BF16, _heads_bmm_transposed),
+    Operator("bmm fp32", _FP32, _FP32, _heads_bmm_fp32),
+)
+
+
+def named(operators: Sequence[Operator], name: str) -> Operator:
+    return next(operator for operator in operators if operator.name == name)
+
+
+def codes_for(codes: Tensor, operator: Operator) -> Tensor:
+    return codes if operator.takes == torch.int8 else codes.view(torch.uint8) ^ 128
+
+
+@dataclass
+class Timings:
+    """Least milliseconds of each operator that ran, and why others did not."""
+
+    ms: dict[Operator, float] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def ranked(self) -> list[Operator]:
+        """The operators that ran, fastest first."""
+        return sorted(self.ms, key=self.ms.__getitem__)
+
+    def fastest(self, stage: str) -> Operator:
+        """The fastest operator; raises RuntimeError where none ran."""
+        if not self.ms:
+            raise RuntimeError(f"{stage}: expected an operator that runs on this machine, got {self.failed}")
+        return self.ranked()[0]
+
+    def __str__(self) -> str:
+        first, *others = (f"{op.name} ({self.ms[op]:.3g} ms)" for op in self.ranked())
+        said = first + (f" before {others[0]}" if others else "")
+        return said + "".join(f"; no {name}: {reason}" for name, reason in self.failed.items())
+
+
+@torch.inference_mode()
+def time_operators(
+    candidates: Sequence[Operator], run: Callable[[Operator, Product], Tensor], w: TorchWeights, n_tokens: int
+) -> Timings:
+    """Time every operator on cold weights, all of them in turn; one that can't run is noted with its reason."""
+    timings = Timings()
+    evict = torch.zeros(EVICT_BYTES // 4)
+    products = {}
+    for op in candidates:
+        try:
+            products[op] = op.make(w, n_tokens)
+            run(op, products[op])
+            timings.ms[op] = float("inf")
+        except (RuntimeError, AttributeError, NotImplementedError) as error:
+            timings.failed[op.name] = str(error).strip().splitlines()[0][:120]
+    for sample in range(N_SAMPLES):
+        for op in list(timings.ms):
+            if sample > 2 and timings.ms[op] > 2 * min(timings.ms.values()):
+                continue  # out of the race; at many tokens it costs seconds
+            evict.add_(1)
+            start = time.perf_counter()
+            run(op, products[op])
+            timings.ms[op] = min(timings.ms[op], (time.perf_counter() - start) * 1e3)
+    return timings

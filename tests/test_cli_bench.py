@@ -1,0 +1,176 @@
+import json
+import re
+
+import pytest
+from click.testing import CliRunner
+
+from mla_numba import cli_bench
+from mla_numba._bench_results import Group, Results, Row
+from mla_numba.cli import main
+
+pytest.importorskip("matplotlib")
+from mla_numba._bench_charts import bars, lines
+from mla_numba._bench_page import make_page
+
+
+def entry(group, implementation, median, **extra):
+    extra = {"implementation": implementation, "made_of": "plan <1>", "verified": "bit for bit"} | extra
+    return {
+        "group": group,
+        "extra_info": extra,
+        "stats": {"min": median / 2, "median": median, "iqr": median / 8, "rounds": 7},
+    }
+
+
+RATES = {"read_gb_s": 93.25, "fma_gflop_s": 500.0, "dot_gop_s": 2000.0}
+WORK = {
+    "bytes": 3_000_000,
+    "flops": 4_000_000,
+    "int8_ops": 2_000_000,
+    "least_seconds": 2e-4,
+    "share_of_roofline": 0.4,
+    "rates": RATES,
+}
+RAW = {
+    "machine_info": {
+        "machine": "a CPU", "system": "Linux", "threads": 2, "waiting": "PASSIVE", "malloc": "not set",
+        "dims": "hidden_size 7168",
+    },
+    "mla_numba": {
+        "versions": {"mla_numba": "0.1.0", "torch": "not installed"},
+        "threading_layer": "omp",
+    },
+    "commit_info": {"id": "0123456789abcdef", "dirty": True},
+    "datetime": "2026-01-02T03:04:05.678+00:00",
+    "benchmarks": [
+        entry("prolog, T = 8, weights cold", "numpy", 4e-3, **WORK),
+        entry("prolog, T = 8, weights cold", "mla_numba-b", 1e-3, **WORK, weights="cold, 4 sets in turns"),
+        entry("prolog, T = 8, weights cold", "mla_numba-ab", 5e-4, **(WORK | {"least_seconds": 1e-4, "bytes": 9})),
+        entry("prolog, T = 32, weights cold", "mla_numba-b", 2e-3, **(WORK | {"rates": RATES | {"read_gb_s": 50.0}})),
+        entry("packing", "mla_numba-b", 0.05),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RAW))
+    return path
+
+
+def test_results_are_read(saved):
+    results = Results.read(saved)
+    assert list(results.families) == [("prolog", "cold"), ("packing", "")]
+    first, second, packing = results.groups
+    assert (first.t, first.state, second.t, packing.t) == (8, "cold", 32, None)
+    assert [row.name for row in first.rows] == ["mla_numba-ab", "mla_numba-b", "numpy"]
+    row = first.rows[1]
+    assert row is first.baseline
+    assert (row.min_s, row.median_s, row.iqr_s, row.rounds) == (5e-4, 1e-3, 1.25e-4, 7)
+    assert (row.gb_per_s, row.gop_per_s, row.share) == (pytest.approx(3), pytest.approx(6), 0.4)
+    assert (first.least, second.least, packing.least) == ((2e-4, False), (2e-4, True), None)
+    assert packing.rows[0].gb_per_s is packing.rows[0].least_s is packing.rows[0].share is None
+    assert results.facts["rates"] == (
+        "read 50 to 93 GB/s, fp32 multiply-adds 500 to 500 GFLOP/s, int8 dot products 2000 to 2000 GOP/s"
+    )
+    assert results.facts["commit"] == "0123456789ab, with changes"
+    assert results.facts["run"] == "2026-01-02 03:04:05 UTC"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON that the bench suite wrote, got JSONDecodeError"),
+        ("[]", "expected JSON that the bench suite wrote, got TypeError"),
+        ('{"benchmarks": []}', "expected JSON that the bench suite wrote, got KeyError: 'machine_info'"),
+        (json.dumps(RAW | {"benchmarks": []}), "expected at least one result, got none"),
+    ],
+)
+def test_what_are_no_results_is_refused(text, message, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+        Results.read(path)
+    result = CliRunner().invoke(main, ["bench", "--from", str(path), "--output", str(tmp_path / "x.html")])
+    assert result.exit_code == 1
+    assert message in result.output
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_page_holds_all_it_shows(saved):
+    page = make_page(Results.read(saved), "mla-numba bench --tokens 8,32")
+    for text in ("mla-numba bench --tokens 8,32", "a CPU", "prolog, T = 32, weights cold", "plan &lt;1&gt;", "PASSIVE"):
+        assert text in page
+    assert "<1>" not in page
+    assert set(re.findall(r'(?:src|href)="([^",]*)', page)) == {"data:image/svg+xml;base64", "#f0", "#f1"}
+    assert page.count("<img") == 3 + 1  # a bar chart a group, and one over both numbers of tokens
+    cells = re.findall(r"<tr><td class=\"text\">numpy</td>(.*?)</tr>", page)[0]
+    # min, median, IQR, rounds, times ours in mode b, GB/s, Gop/s, share, the machine's GB/s
+    assert re.findall("<td>(.*?)</td>", cells) == ["2.0000", "4.0000", "0.5000", "7", "4.00", "0.8", "1.5", "40%", "93"]
+
+
+def test_charts_are_svg(saved):
+    results = Results.read(saved)
+    for svg in (*map(bars, results.groups), lines(results.groups[:2])):
+        assert "<svg" in svg
+        assert 'width="720pt"' in svg  # 1000 px at 100 a inch
+
+
+def test_groups_of_parts_have_no_baseline():
+    rows = [Row.of(entry("", f"mla_numba: {name}", 1e-3, **WORK | {"bytes": n})) for n, name in ((1, "a"), (2, "b"))]
+    group = Group.of("sweeps, T = 1, weights warm", rows)
+    assert group.baseline is group.least is None
+
+
+def test_command_runs_the_suite(tmp_path):
+    page, saved = tmp_path / "page.html", tmp_path / "saved.json"
+    arguments = ["bench", "--tiny", "--only", "sweeps", "--tokens", "1", "--weights", "cold", "--threads", "1"]
+    result = CliRunner().invoke(main, [*arguments, "--seconds", "0.01", "--output", str(page), "--json", str(saved)])
+    assert result.exit_code == 0, result.output
+    assert "sweeps, T = 1, weights cold" in page.read_text()
+    assert [row.name for row in Results.read(saved).groups[0].rows][-1] in ("mla_numba: down", "mla_numba: heads")
+    assert Results.read(saved).groups[0].baseline is None
+
+
+def test_a_failure_shows_what_pytest_wrote(tmp_path):
+    arguments = ["bench", "--tiny", "--tokens", "7", "--output", str(tmp_path / "page.html")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "--tokens: expected some of (1, 8, 32, 128, 512), got [7]" in result.output
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_options_that_leave_nothing_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_bench, "run_suite", lambda *_: 5)
+    result = CliRunner().invoke(main, ["bench", "--output", str(tmp_path / "page.html")])
+    assert result.exit_code == 2
+    assert "expected options that leave a bench, got none" in result.output
+
+
+def test_outside_a_checkout_it_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_bench, "_ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["bench"])
+    assert result.exit_code == 1
+    assert "bench: expected a checkout of mla_numba" in result.output
+    assert "--from" in result.output
+
+
+@pytest.mark.parametrize(("package", "extra"), [("matplotlib", "plot"), ("pytest_benchmark", "bench")])
+def test_a_missing_extra_is_named(package, extra, monkeypatch):
+    find = cli_bench.find_spec
+    monkeypatch.setattr(cli_bench, "find_spec", lambda name: None if name == package else find(name))
+    result = CliRunner().invoke(main, ["bench"])
+    assert result.exit_code == 1
+    assert f"[{extra}]" in result.output
+
+
+def test_the_environment_limits_every_library(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", "mine")
+    env = cli_bench.environment(3)
+    names = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    assert [env[name] for name in names] == ["3"] * 4
+    assert env["GLIBC_TUNABLES"] == "mine"
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    assert "glibc.malloc.hugetlb=1" in cli_bench.environment(3)["GLIBC_TUNABLES"]
