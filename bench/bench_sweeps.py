@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from contenders import OURS, make_inputs
+from mla_numba.sweeps import SWEEPS
 from rotation import STATES, rotate
 from suite import TOKENS, Stopwatch, Work, token_id
 
 from mla_numba._report import sweep_work
 from mla_numba.cli_run import time_sweeps
-from mla_numba.sweeps import SWEEPS
 
 CLOCK = Stopwatch()
 

@@ -184,17 +184,8 @@ class Arena:
 
     def sweep_seconds(self, contender: Contender, i: int) -> dict[str, float]:
         """Seconds of each sweep of one call on weight set `i` modulo their number, tiles of tokens added up."""
-        spent: dict[str, float] = {}
-        last = time.perf_counter()
-
-        def finished(name: str) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            spent[name] = spent.get(name, 0.0) + now - last
-            last = now
-
-        contender.prologs[i % len(self._weights)].profile(*self._arguments(contender.t), finished=finished)
-        return spent
+        _, trace = contender.prologs[i % len(self._weights)].profile(*self._arguments(contender.t))
+        return trace.seconds
 
     def _arguments(self, t: int) -> tuple[Any, ...]:
         return (*(array[:t] for array in self._inputs), self._cache, self._outputs[t])

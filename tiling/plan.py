@@ -9,7 +9,7 @@ from typing import Self
 from tiling._check import check_choice, check_flag, check_int
 from tiling._json import from_json, to_json
 from tiling.arith import ceil_div, chunks, round_up
-from tiling.candidates import SERIAL_ROWS, Chooser
+from tiling.candidates import Chooser
 from tiling.costs import Costs
 from tiling.cpu_tiling import CpuTiling
 from tiling.explain import candidate_lines
