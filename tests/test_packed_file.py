@@ -243,7 +243,7 @@ class TestMovedToAnotherCpu:
         if ISA.name != "portable":
             said = run_python("-c", probe, str(saved), NUMBA_CPU_NAME="generic")
             assert (
-                "expected panels as portable reads them (order 1, nr 64, kr_bf16 1, kr_int8 1, a_offset 0, odd_k_first 0)"
+XX
                 in said
             )
 
