@@ -165,7 +165,7 @@ class TestNoAllocation:
     def test_slots_are_made_with_the_cache(self, cache_mode):
         cache = make_rows(DIMS, True, cache_mode)
         prolog = MlaProlog(make_weights(DIMS, "b"))
-        first, second = (prolog.bind(*inputs_without_index(DIMS, t), cache).arrays.cache_index for t in (48, 7))
+        first, second = (prolog.bind(*inputs_without_index(DIMS, t), cache).tokens.cache_index for t in (48, 7))
         assert np.shares_memory(first, second)
         assert (first.tolist(), second.tolist()) == (list(range(48)), list(range(7)))
         assert first.dtype == np.int64
