@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 
-from ._checks import BF16, FP16, FP32, INT8, Array, check_choice, check_int, dtype_text
+from ._checks import BF16, FP16, FP32, INT8, Array, check_choice, check_flag, check_int, expect_array, expect_type
 from .dims import MlaDims
 
 __all__ = ["PagedCache"]
@@ -99,7 +100,12 @@ class PagedCache:
         quantized: bool = True,
     ) -> Self:
         """A cache of zeros for `n_blocks * block_size` tokens."""
-        lead = (check_int("n_blocks", n_blocks, 1), check_int("block_size", block_size, 1), 1)
+        expect_type("dims", dims, MlaDims)
+        check_flag("quantized", quantized)
+        row_bytes = 2 * max(dims.kv_lora_rank, dims.qk_rope_head_dim, N_SCALES * 2)
+        most = sys.maxsize // row_bytes  # slots of one array that can be addressed
+        check_int("block_size", block_size, 1, most)
+        lead = (check_int("n_blocks", n_blocks, 1, most // int(block_size)), int(block_size), 1)
         return cls(
             kv=np.zeros((*lead, dims.kv_lora_rank), INT8 if quantized else BF16),
             kr=np.zeros((*lead, dims.qk_rope_head_dim), BF16),
@@ -135,10 +141,7 @@ class PagedCache:
 
 def _check_blocks(name: str, array: object, like: Array | None, *dtypes: np.dtype[Any]) -> None:
     """A (blocks, block_size, 1, d) array, contiguous within a block, with `like`'s blocks and of one of `dtypes`."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
-    if array.dtype not in dtypes:
-        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {dtype_text(array.dtype)}")
+    array = expect_array(name, array, dtypes)
     if array.ndim != 4 or array.shape[2] != 1 or 0 in array.shape:
         raise ValueError(f"{name}: expected shape (blocks, block_size, 1, d), got {array.shape}")
     if like is not None and array.shape[:2] != like.shape[:2]:

@@ -16,6 +16,8 @@ from tiling.unroll import loop_unroll
 
 __all__ = ["plan_prolog"]
 
+MAX_TOKENS = 1 << 22  # a plan lists its tiles, which may be of one token each
+
 
 def plan_prolog(
     dims: Dims,
@@ -29,7 +31,7 @@ def plan_prolog(
     n_threads: int | None = None,
     options: PassOptions | None = None,
 ) -> PrologPlan:
-    """Plan ``t`` tokens of the prolog.
+    """Plan ``t`` tokens of the prolog, 2**22 at most.
 
     - ``dims``: anything with the six dimensions, see ``PlanDims``.
     - ``config``: reproduce these tile settings; None lets the planner choose for ``machine``.
@@ -43,6 +45,8 @@ def plan_prolog(
     """
     shapes = stage_shapes(dims, quant)
     check_int("t", t, 0)
+    if t > MAX_TOKENS:
+        raise ValueError(f"t: expected at most {MAX_TOKENS} tokens a call, got {t}")
     check_choice("phase", phase, PHASES)
     _check_types(config, machine, micro, options)
     config = None if config is None else config.replace()  # checks again what was changed in place
