@@ -62,12 +62,12 @@ def check_writable(name: str, value: Array) -> None:
 
 
 def _extent(value: Array) -> tuple[int, int]:
-    """First byte and the byte after the last that the array can touch; all strides are positive here."""
+    """First byte and the byte after the last that the array can touch."""
     start = value.__array_interface__["data"][0]
     if value.size == 0:
         return start, start
-    last = sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True))
-    return start, start + last + value.itemsize
+    reach = [(n - 1) * s for n, s in zip(value.shape, value.strides, strict=True)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + value.itemsize
 
 
 def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:

@@ -97,14 +97,11 @@ def mla_prolog_quant_compute(
         before["k_scale_cache"] = _present("k_scale_cache", k_scale_cache)
     after = cache.arrays()
     moved = {name: array for name, array in before.items() if not _same_memory(array, after[name])}
-    for name, array in moved.items():
-        check.expect_array(name, array, (after[name].dtype,))
-        check.check_shape(name, array, after[name].shape)
-        if min(array.strides) < 0:
-            raise ValueError(f"{name}: expected rows in ascending order, got strides {array.strides}")
     out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
     with check.renamed(_NAMES_HERE):
         call = prolog.bind(token_x, cos, sin, cache_index, cache, out, also_read=moved)
+    for name, array in moved.items():
+        check.check_shape(name, check.expect_array(name, array, (after[name].dtype,)), after[name].shape)
     for name, array in moved.items():
         after[name][...] = array
     prolog.run(call)
