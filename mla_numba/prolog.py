@@ -99,7 +99,9 @@ def mla_prolog_quant_compute(
     moved = {name: array for name, array in before.items() if not _same_memory(array, after[name])}
     out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
     with check.renamed(_NAMES_HERE):
-        call = prolog.bind(token_x, cos, sin, cache_index, cache, out, also_read=moved)
+        call = prolog.bind(
+            token_x, cos, sin, cache_index, cache, out, also_read={f"source {n}": a for n, a in moved.items()}
+        )
     for name, array in moved.items():
         check.check_shape(name, check.expect_array(name, array, (after[name].dtype,)), after[name].shape)
     for name, array in moved.items():
@@ -112,6 +114,7 @@ _NAMES_HERE = {
     "dequant_scale_w_uq_qr": "dequant_scale",
     **{f"out.{name}": f"{name}_out" for name in PrologOutput._fields},
     **{name: f"{name}_out" for name in ("kv_cache", "kr_cache", "k_scale_cache")},
+    **{f"source {name}": name for name in ("kv_cache", "kr_cache", "k_scale_cache")},
 }
 
 

@@ -51,7 +51,7 @@ def attempt(function, arguments, name, value, label, written=(), blamed=None):
     names = {blamed or name}
     if OF_OTHERS.search(label):
         names |= set(arguments)
-    head = str(error).split(":")[0]
+    head = str(error) if "overlap" in str(error) else str(error).split(":")[0]
     assert any(re.search(rf"\b{n}\b", head) for n in names), where
     assert ": expected " in str(error), where
     for array, old in zip(written, before, strict=True):
@@ -252,14 +252,13 @@ def test_cache():
 
 def test_dims():
     assert_takes(MlaDims, asdict(DIMS), {})
-    for label, value in objects().items():
+    for value in objects().values():
         if not isinstance(value, Mapping):
             with pytest.raises(ValueError, match=r"^config\.hidden_size: expected an int, got none"):
                 MlaDims.from_hf(value)
         for name in asdict(DIMS):
             with pytest.raises((TypeError, ValueError), match=rf"{name}: expected "):
                 MlaDims.from_hf(asdict(DIMS) | {name: value})
-            assert label
 
 
 def test_tile_settings():
