@@ -22,16 +22,32 @@ def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape
 
     Raises `TypeError` for another type, dtype or byte order, `ValueError` for another shape or layout.
     """
-    if not isinstance(value, np.ndarray):
+    value = expect_array(name, value, dtypes)
+    check_shape(name, value, shape)
+    if not value.flags.c_contiguous:
+        raise ValueError(f"{name}: expected a C-contiguous array, got strides {value.strides} for shape {value.shape}")
+    return value
+
+
+def check_shape(name: str, value: Array, shape: tuple[int | None, ...]) -> Array:
+    """`value` if it has this shape (None: any length)."""
+    if value.ndim != len(shape) or any(w is not None and w != n for w, n in zip(shape, value.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name}: expected shape ({wanted}), got {value.shape}")
+    return value
+
+
+def expect_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]]) -> Array:
+    """`value` if it is an array of one of `dtypes`, of any shape and strides, whose elements are aligned."""
+    # A matrix stays two-dimensional when it is reshaped, and nothing here looks at a mask.
+    if not isinstance(value, np.ndarray) or isinstance(value, (np.matrix, np.ma.MaskedArray)):
         raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
     allowed = tuple(dtypes)
     if value.dtype not in allowed:
         raise TypeError(f"{name}: expected dtype {' or '.join(map(str, allowed))}, got {dtype_text(value.dtype)}")
-    if value.ndim != len(shape) or any(w is not None and w != n for w, n in zip(shape, value.shape, strict=True)):
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name}: expected shape ({wanted}), got {value.shape}")
-    if not value.flags.c_contiguous:
-        raise ValueError(f"{name}: expected a C-contiguous array, got strides {value.strides} for shape {value.shape}")
+    if not value.flags.aligned:
+        at = f"address 0x{value.__array_interface__['data'][0]:x} and strides {value.strides}"
+        raise ValueError(f"{name}: expected elements aligned to their {value.itemsize} bytes, got {at}")
     return value
 
 
@@ -46,12 +62,12 @@ def check_writable(name: str, value: Array) -> None:
 
 
 def _extent(value: Array) -> tuple[int, int]:
-    """First byte and the byte after the last that the array can touch; all strides are positive here."""
+    """First byte and the byte after the last that the array can touch."""
     start = value.__array_interface__["data"][0]
     if value.size == 0:
         return start, start
-    last = sum((n - 1) * s for n, s in zip(value.shape, value.strides, strict=True))
-    return start, start + last + value.itemsize
+    reach = [(n - 1) * s for n, s in zip(value.shape, value.strides, strict=True)]
+    return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + value.itemsize
 
 
 def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:
@@ -79,17 +95,15 @@ def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:
 
 def check_vector(name: str, value: object, dtype: np.dtype[Any], n: int) -> Array:
     """A vector of n elements given as (n,), (1, n) or (n, 1); returned as (n,)."""
-    if isinstance(value, np.ndarray) and value.shape in ((1, n), (n, 1)):
+    value = expect_array(name, value, (dtype,))
+    if value.shape in ((1, n), (n, 1)):
         value = value.reshape(n) if value.flags.c_contiguous else np.ascontiguousarray(value).reshape(n)
     return check_array(name, value, (dtype,), (n,))
 
 
 def check_indices(name: str, value: object, n: int | None) -> Array:
     """A contiguous int64 or int32 array (n,), as int64."""
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
-    if value.dtype not in (np.dtype(np.int64), np.dtype(np.int32)):
-        raise TypeError(f"{name}: expected dtype int64 or int32, got {dtype_text(value.dtype)}")
+    value = expect_array(name, value, (np.dtype(np.int64), np.dtype(np.int32)))
     if value.ndim != 1 or n not in (None, len(value)):
         raise ValueError(f"{name}: expected shape ({'n' if n is None else n},), got {value.shape}")
     if not value.flags.c_contiguous:
@@ -117,19 +131,51 @@ def check_finite(name: str, value: Array) -> None:
         raise ValueError(f"{name}: expected finite values, got NaN or Inf in token {int(bad.argmax())}")
 
 
-def check_int(name: str, value: object, least: int) -> int:
-    """`value` if it is an int of at least `least`."""
+def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
+    """`value` if it is an int of at least `least`, and of at most `most` if that is given."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected int, got {type(value).__name__}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}: expected at most {most}, got {value}")
     return int(value)
 
 
-def check_number(name: str, value: object) -> None:
-    """Raises `TypeError` unless `value` is a real number."""
+def check_threads(name: str, value: object, available: int) -> int:
+    """`value` if that many threads can be had; `available` where it is None."""
+    n_threads = available if value is None else check_int(name, value, 1)
+    if n_threads > available:
+        raise ValueError(f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {n_threads}")
+    return n_threads
+
+
+def check_number(name: str, value: object) -> float:
+    """`value` if it is a real number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def check_epsilon(name: str, value: object) -> np.float32:
+    """A real number that is at least 0 and finite in float32, as float32."""
+    value = check_number(name, value)
+    if not 0 <= value <= float(np.finfo(np.float32).max):
+        raise ValueError(f"{name}: expected a number of at least 0, finite in float32, got {value}")
+    return np.float32(value)
+
+
+def expect_type(name: str, value: object, cls: type) -> None:
+    """Raises `TypeError` unless `value` is a `cls`."""
+    if not isinstance(value, cls):
+        raise TypeError(f"{name}: expected {cls.__name__}, got {type(value).__name__}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is a bool."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected bool, got {type(value).__name__}")
+    return bool(value)
 
 
 MAX_K_INT8 = (2**31 - 1) // (127 * 128)  # K * 127 * 128 has to fit an int32

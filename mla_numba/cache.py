@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ._checks import BF16, FP16, FP32, INT8, Array, check_choice, check_indices, check_int, dtype_text
+from ._checks import (
+    BF16,
+    FP16,
+    FP32,
+    INT8,
+    Array,
+    check_choice,
+    check_flag,
+    check_indices,
+    check_int,
+    expect_array,
+    expect_type,
+)
 from .dims import MlaDims
 from .layouts import C0_BYTES
 
@@ -127,7 +140,12 @@ class PagedCache:
         quantized: bool = True,
     ) -> Self:
         """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
-        blocks = (check_int("n_blocks", n_blocks, 1), check_int("block_size", block_size, 1))
+        expect_type("dims", dims, MlaDims)
+        check_flag("quantized", quantized)
+        row_bytes = 2 * max(dims.kv_lora_rank, dims.qk_rope_head_dim, N_SCALES * 2)
+        most = sys.maxsize // row_bytes  # slots of one array that can be addressed
+        check_int("block_size", block_size, 1, most)
+        blocks = (check_int("n_blocks", n_blocks, 1, most // int(block_size)), int(block_size))
         lead = (prod(blocks), 1) if cache_mode == "TND" else (*blocks, 1)
         return cls(
             kv=np.zeros((*lead, dims.kv_lora_rank), INT8 if quantized else BF16),
@@ -214,10 +232,7 @@ def _rows(array: Array, slots: Array, cache_mode: str) -> Array:
 
 def _check_blocks(name: str, array: object, cache_mode: str, like: Array | None, *dtypes: np.dtype[Any]) -> None:
     """An array of `cache_mode`'s shape, contiguous within a block, with `like`'s slots and of one of `dtypes`."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")
-    if array.dtype not in dtypes:
-        raise TypeError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {dtype_text(array.dtype)}")
+    array = expect_array(name, array, dtypes)
     shape = {"BSND": "(B, S, 1, d)", "TND": "(rows, 1, d)"}.get(cache_mode, "(blocks, block_size, 1, d)")
     nonzero = array.shape[-1:] if cache_mode in CONTIGUOUS_MODES else array.shape
     if array.ndim != shape.count(",") + 1 or array.shape[-2] != 1 or 0 in nonzero:

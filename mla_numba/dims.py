@@ -8,12 +8,15 @@ from typing import Any, Self
 
 __all__ = ["MlaDims"]
 
+MAX_DIM = 2**31 - 1  # products of two, in bytes, stay far below what int64 holds
+
 
 @dataclass(frozen=True, slots=True)
 class MlaDims:
     """Dimensions of the attention projections of one layer.
 
-    Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or for an odd `qk_rope_head_dim`.
+    Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or above 2**31 - 1, or for an odd
+    `qk_rope_head_dim`.
     """
 
     hidden_size: int
@@ -30,6 +33,8 @@ class MlaDims:
                 raise TypeError(f"{field.name}: expected int, got {type(value).__name__}")
             if value < 1:
                 raise ValueError(f"{field.name}: expected at least 1, got {value}")
+            if value > MAX_DIM:
+                raise ValueError(f"{field.name}: expected at most {MAX_DIM}, got {value}")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}")
 

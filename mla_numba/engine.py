@@ -132,12 +132,8 @@ class MlaProlog:
             raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
         if options is not None and isinstance(tile_config, (CpuTiling, str)):
             raise ValueError("options: expected None with a CpuTiling or 'auto', got PassOptions")
-        self.n_threads = max_threads() if n_threads is None else check.check_int("n_threads", n_threads, 1)
-        if self.n_threads > max_threads():
-            raise ValueError(
-                f"n_threads: expected at most Numba's {max_threads()} (NUMBA_NUM_THREADS), got {self.n_threads}"
-            )
-        self.check_finite = check_finite
+        self.n_threads = check.check_threads("n_threads", n_threads, max_threads())
+        self.check_finite = check.check_flag("check_finite", check_finite)
         self.tile_config = tile_config.replace() if isinstance(tile_config, MlaTileConfig) else tile_config
         self.options = options
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights

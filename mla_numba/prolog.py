@@ -104,9 +104,11 @@ def mla_prolog_quant_compute(
     moved = {name: array for name, array in before.items() if not _same_memory(array, after[name])}
     out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
     with check.renamed(_NAMES_HERE):
-        call = prolog.bind(token_x, cos, sin, cache_index, cache, out, also_read=moved)
+        call = prolog.bind(
+            token_x, cos, sin, cache_index, cache, out, also_read={f"source {n}": a for n, a in moved.items()}
+        )
     for name, array in moved.items():
-        check.check_array(name, array, (after[name].dtype,), after[name].shape)
+        check.check_shape(name, check.expect_array(name, array, (after[name].dtype,)), after[name].shape)
     for name, array in moved.items():
         after[name][...] = array
     prolog.run(call)
@@ -117,6 +119,7 @@ _NAMES_HERE = {
     "dequant_scale_w_uq_qr": "dequant_scale",
     **{f"out.{name}": f"{name}_out" for name in PrologOutput._fields},
     **{name: f"{name}_out" for name in ("kv_cache", "kr_cache", "k_scale_cache")},
+    **{f"source {name}": name for name in ("kv_cache", "kr_cache", "k_scale_cache")},
 }
 
 
@@ -156,7 +159,12 @@ def _weights(
         for name, value in (others | {"dequant_scale": dequant_scale}).items():
             if value is not None:
                 raise ValueError(f"{name}: expected None beside PackedWeights, got {type(value).__name__}")
-        return replace(w_dq, epsilon_cq=np.float32(epsilon_cq), epsilon_ckv=np.float32(epsilon_ckv))
+        return replace(
+            w_dq,
+            epsilon_cq=check.check_epsilon("epsilon_cq", epsilon_cq),
+            epsilon_ckv=check.check_epsilon("epsilon_ckv", epsilon_ckv),
+        )
+    _present("w_dq", w_dq)
     arrays = {name: _present(name, value) for name, value in others.items()}
     return MlaWeights(
         w_dq=w_dq, dequant_scale_w_uq_qr=dequant_scale, epsilon_cq=epsilon_cq, epsilon_ckv=epsilon_ckv, **arrays
@@ -235,6 +243,7 @@ def pre_compute_2d(
     if not isinstance(quant_inputs, MlaQuantInputs):
         raise TypeError(f"quant_inputs: expected MlaQuantInputs, got {type(quant_inputs).__name__}")
     quant_inputs.reject_unread()
+    epsilon = check.check_epsilon("epsilon_cq", epsilon_cq)
     if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
         raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
     scale_dq, scale_dkv = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
@@ -278,7 +287,7 @@ def pre_compute_2d(
         gamma_cq=gamma_cq.astype(np.float32),
         gamma_ckv=np.zeros(0, np.float32),
         smooth_scales_cq=np.zeros(0, np.float32) if smooth is None else smooth,
-        epsilon_cq=np.float32(epsilon_cq),
+        epsilon_cq=epsilon,
         epsilon_ckv=np.float32(0),
     )
     plan = plan_prolog(

@@ -7,7 +7,22 @@ from typing import Self
 
 import numpy as np
 
-from ._checks import BF16, FP32, INT8, Array, check_array, check_choice, check_k_int8, check_number, check_vector
+from ._checks import (
+    BF16,
+    FP32,
+    INT8,
+    Array,
+    check_array,
+    check_choice,
+    check_epsilon,
+    check_flag,
+    check_int,
+    check_k_int8,
+    check_threads,
+    check_vector,
+    expect_array,
+    expect_type,
+)
 from .dims import MlaDims
 from .kernels import max_threads
 from .packed import PackedWeights, pack_weights
@@ -56,8 +71,11 @@ class MlaWeights:
     quantization: QuantizationReport | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
-        check_number("epsilon_cq", self.epsilon_cq)
-        check_number("epsilon_ckv", self.epsilon_ckv)
+        check_epsilon("epsilon_cq", self.epsilon_cq)
+        check_epsilon("epsilon_ckv", self.epsilon_ckv)
+        for name in ("dequant_scale_w_uq_qr", "dequant_scale_w_dq", "dequant_scale_w_dkv_kr", "smooth_scales_cq"):
+            if getattr(self, name) is not None:
+                expect_array(name, getattr(self, name), (FP32,))
         a, b = self.dequant_scale_w_dq, self.dequant_scale_w_uq_qr
         if (a is None) != (self.dequant_scale_w_dkv_kr is None):
             raise ValueError(
@@ -123,7 +141,10 @@ class MlaWeights:
 
         The bf16 weights depend on `dims` and `seed` alone; `quant` and `smooth` quantise the same ones.
         """
-        rng = np.random.default_rng(seed)
+        expect_type("dims", dims, MlaDims)
+        check_choice("quant", quant, QUANT_MODES)
+        check_flag("smooth", smooth)
+        rng = np.random.default_rng(check_int("seed", seed, 0))
 
         def normal(*shape: int) -> Array:
             values = rng.standard_normal(shape, dtype=np.float32)
@@ -175,5 +196,8 @@ class MlaWeights:
         return result
 
     def pack(self, n_threads: int | None = None) -> PackedWeights:
-        """The weights in kernel order; see `PackedWeights`. They take about the bytes of the ND ones."""
-        return pack_weights(self, n_threads or max_threads())
+        """The weights in kernel order; see `PackedWeights`. They take about the bytes of the ND ones.
+
+        `n_threads`: at most Numba's thread count, which is the default.
+        """
+        return pack_weights(self, check_threads("n_threads", n_threads, max_threads()))

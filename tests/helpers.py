@@ -216,10 +216,15 @@ def expect_rows(full, tokens, slots, cache):
     return ReferenceOutput(**(outputs | {"k_scale_cache": None} | placed))
 
 
+def python_environment(**changes):
+    """The environment of a fresh interpreter on this source tree."""
+    paths = [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | changes
+
+
 def run_python(*arguments, timeout=300, **environment):
     """A fresh interpreter on this source tree; its standard output. Its failure is the test's, with what it wrote."""
-    paths = [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | environment
+    env = python_environment(**environment)
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=timeout, check=False
     )

@@ -1,11 +1,24 @@
 """Run by test_isa.py: the kernels of the instruction set that is named, against the reference."""
 
 import sys
+from itertools import product
 
-from helpers import MODES, THREADS, assert_exact, make_weights, most_workers
+import numpy as np
+from helpers import (
+    MODES,
+    THREADS,
+    assert_exact,
+    assert_none,
+    assert_same_bits,
+    make_cache,
+    make_inputs,
+    make_weights,
+    most_workers,
+)
 
-from mla_numba import MlaDims
+from mla_numba import MlaDims, MlaProlog, MlaQuantInputs, MlaTileConfig, PagedCache, pre_compute_2d, preset, reference
 from mla_numba.kernels import ISA
+from mla_numba.verify import check_output, reference_run
 
 MR, NR = ISA.mr, ISA.nr
 DIMS = (MlaDims(2, 1, 1, 4, 1, 2), MlaDims(50, 5, 17, 20, 10, 10), MlaDims(130, 3, NR + 1, NR + 4, 33, 34))
@@ -17,7 +30,41 @@ def plain_python():
         for dims in (MlaDims(16, 2, 5, 8, 3, 4), MlaDims(6, 1, 17, 4, 1, 2), MlaDims(10, 1, 3, 12, 5, 6)):
             for t in (0, 1, 2, 3):
                 assert_exact(make_weights(dims, mode, seed=t), t, threads=(1,), n_blocks=2, block_size=3, seed=t)
-    assert_exact(make_weights(MlaDims(8, 1, 5, 32, 3, 16), "b"), 3, n_blocks=2, block_size=3, cache_mode="PA_NZ")
+    for mode in MODES:
+        plain_caches(mode)
+        plain_projections(mode)
+        weights = make_weights(MlaDims(16, 2, 5, 8, 3, 4), mode)
+        for config in (MlaTileConfig(unroll_list=[2]), preset("decode_b4_s2")):
+            assert_exact(weights, 5, threads=(1,), block_size=3, n_blocks=2, tile_config=config)
+
+
+def plain_caches(mode):
+    """Every kind of cache: order, gaps between blocks, and fp16 scales."""
+    weights = make_weights(MlaDims(8, 1, 5, 32, 3, 16), mode)
+    quantized = "b" in weights.quant
+    inputs = make_inputs(weights.dims, 3, 6)
+    for cache_mode, step, fp16 in product(("PA_BSND", "PA_NZ"), (1, 2), (False, True)):
+        if fp16 and not quantized:
+            continue
+        whole = make_cache(weights.dims, quantized, 2 * step, 3, cache_mode)
+        arrays = [
+            np.ones(a.shape, np.float16) if fp16 and a.dtype == np.float32 else a for a in whole.arrays().values()
+        ]
+        cache = PagedCache(*(a[::step] for a in arrays), *[None] * (3 - len(arrays)), cache_mode=cache_mode)
+        want = reference_run(weights, *inputs, cache)
+        out = MlaProlog(weights, n_threads=1)(*inputs, cache)
+        assert_none(check_output(out, cache, want))
+
+
+def plain_projections(mode):
+    weights = make_weights(MlaDims(16, 1, 5, 8, 3, 4), mode)
+    names = ("dequant_scale_w_dq", "dequant_scale_w_dkv_kr", "dequant_scale_w_uq_qr", "smooth_scales_cq")
+    scales = {name: getattr(weights, name) for name in names}
+    x = make_inputs(weights.dims, 3, 6).x
+    arguments = (x, weights.w_dq, weights.w_uq_qr, weights.w_dkv_kr, weights.gamma_cq, 1e-5)
+    got = pre_compute_2d(*arguments, MlaQuantInputs(**scales))
+    for i, (g, w) in enumerate(zip(got, reference.pre_compute_2d(*arguments, **scales), strict=False)):
+        assert_same_bits(f"result {i}", g, w)
 
 
 def small(modes):

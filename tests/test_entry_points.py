@@ -227,7 +227,8 @@ class TestEntryPoints:
     def test_a_source_that_overlaps_the_target(self, name):
         case = Case("b", in_place=False)
         memory = np.zeros((BLOCKS + 1, BLOCK_SIZE, 1, 68), np.int8)
-        case.refuses(ENTRIES[name], ValueError, "overlap", kv_cache=memory[1:], kv_cache_out=memory[:-1])
+        match = "^kv_cache_out: expected memory of its own, got an overlap with kv_cache$"
+        case.refuses(ENTRIES[name], ValueError, match, kv_cache=memory[1:], kv_cache_out=memory[:-1])
         assert not memory.any()
 
     def test_a_source_of_another_shape_or_type(self, name):

@@ -1,6 +1,8 @@
 """Threads, forks and Numba's thread count. What could end a process runs in one of its own."""
 
+import os
 import sys
+from pathlib import Path
 
 import numba
 import pytest
@@ -11,7 +13,11 @@ from mla_numba import MlaProlog
 from mla_numba.kernels import max_threads
 
 SCRIPT = str(TESTS / "threads_script.py")
-LAYERS = ("omp", "workqueue")
+# `pip install tbb` puts it into lib/, where the loader does not look by itself.
+TBB_FOLDERS = [Path(sys.prefix) / "lib", *map(Path, filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))]
+TBB_FOLDER = next((folder for folder in TBB_FOLDERS if (folder / "libtbb.so.12").exists()), None)
+NO_TBB = pytest.mark.skipif(TBB_FOLDER is None, reason="no libtbb.so.12: pip install tbb")
+LAYERS = ("omp", "workqueue", pytest.param("tbb", marks=NO_TBB))
 
 
 @pytest.fixture(scope="module")
@@ -19,24 +25,53 @@ def case():
     return threads_script.Case()
 
 
-def run_script(scenario, **environment):
+def run_script(scenario, layer=None, **environment):
+    if layer is not None:
+        environment["NUMBA_THREADING_LAYER"] = layer
+    if layer == "tbb":
+        environment["LD_LIBRARY_PATH"] = f"{TBB_FOLDER}:{os.environ.get('LD_LIBRARY_PATH', '')}"
     run_python(SCRIPT, scenario, timeout=120, **environment)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("scenario", ["one_prolog", "one_prolog_and_its_memory", "many_prologs"])
+@pytest.mark.parametrize("scenario", ["one_prolog", "one_prolog_and_its_memory", "many_prologs", "thread_pool"])
 def test_python_threads(scenario, layer):
-    run_script(scenario, NUMBA_THREADING_LAYER=layer)
+    run_script(scenario, layer)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_each_instance_has_its_own_thread_count(layer):
+    run_script("thread_counts", layer, NUMBA_NUM_THREADS="3")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no interval timer")
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("scenario", ["interrupted", "interrupted_while_loading", "interrupted_by_another_process"])
+def test_a_call_that_is_interrupted_leaves_the_next_one_right(scenario, layer):
+    run_script(scenario, layer)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("scenario", ["exit_with_a_daemon", "exit_with_threads"])
+def test_the_interpreter_ends(scenario, layer):
+    run_script(scenario, layer)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize(
     "scenario",
-    ["fork_after_a_call", "fork_before_any_call", "fork_during_a_call", "threads_in_a_child", "pool_of_forks"],
+    [
+        "fork_after_a_call",
+        "fork_before_any_call",
+        "fork_during_a_call",
+        "fork_in_a_thread",
+        "threads_in_a_child",
+        "pool_of_forks",
+    ],
 )
 def test_forked_children(scenario, layer):
-    run_script(scenario, NUMBA_THREADING_LAYER=layer)
+    run_script(scenario, layer)
 
 
 def test_python_threads_of_this_process(case):

@@ -1,10 +1,17 @@
 """Run by test_threads.py, one process a scenario: Python threads, forked children and small thread counts."""
 
+import atexit
+import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 from helpers import THREADS, make_call, make_inputs, make_weights, most_workers
@@ -56,6 +63,7 @@ def in_child(function):
     """Runs it in a forked child that has to end well, and in time."""
     pid = os.fork()
     if not pid:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(60)
         code = 1
         try:
@@ -162,6 +170,154 @@ def check_seed(seed):
     return True
 
 
+def fork_in_a_thread():
+    """The child of a thread that is not the main one, and threads and a pool within it."""
+    case = Case()
+    prolog = MlaProlog(case.weights)
+    case.check(prolog)
+
+    def pool():
+        with ThreadPoolExecutor(3) as executor:
+            for future in [executor.submit(case.check, prolog, 2) for _ in range(6)]:
+                future.result()
+
+    in_threads([lambda: in_child(pool)])
+    case.check(prolog)
+
+
+def thread_pool():
+    """One instance and one of its own for each task, from the threads of an executor."""
+    cases = [Case(seed) for seed in range(3)]
+    shared = [MlaProlog(case.weights) for case in cases]
+    with ThreadPoolExecutor(4) as executor:
+        tasks = [executor.submit(c.check, p, 3) for c, p in zip(cases, shared, strict=True) for _ in range(4)]
+        prologs = [(c, MlaProlog(c.weights, n_threads=n)) for c in cases for n in THREADS]
+        tasks += [executor.submit(case.check, prolog, 2) for case, prolog in prologs]
+        for task in tasks:
+            task.result()
+
+
+def thread_counts():
+    """Each instance sets its own count for its launches, in its own thread, and sets the thread's count back."""
+    case = Case()
+    asked = threading.local()
+    set_num_threads = numba.set_num_threads
+
+    def spy(n):
+        asked.counts = [*getattr(asked, "counts", []), n]
+        set_num_threads(n)
+
+    prologs = {n: MlaProlog(case.weights, n_threads=n) for n in range(1, max_threads() + 1)}
+    numba.set_num_threads = spy
+
+    def check(n, mine):
+        set_num_threads(mine)
+        for _ in range(5):
+            asked.counts = []
+            case.check(prologs[n])
+            launches = asked.counts[::2]
+            # One thread runs the serial build, and a count that is there already is not set.
+            assert set(launches) <= {n}, (n, mine, asked.counts)
+            assert set(asked.counts[1::2]) <= {mine}, (n, mine, asked.counts)
+            assert bool(launches) == (n not in (1, mine)), (n, mine, asked.counts)
+            assert numba.get_num_threads() == mine
+
+    in_threads([lambda n=n, m=m: check(n, m) for n in prologs for m in (1, max_threads())])
+
+
+def interrupt_after(seconds, call):
+    """Makes the call again and again until a signal that comes after so many seconds raises KeyboardInterrupt."""
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while True:
+            call()
+
+
+def interrupted():
+    """Ctrl-C at any moment of a call: KeyboardInterrupt, and the next call is exact, with all its threads."""
+    case = Case()
+    prolog = MlaProlog(case.weights)
+    case.check(prolog)
+    before = numba.get_num_threads()
+    rng = np.random.default_rng(0)
+    for i in range(200):
+        call = make_call(DIMS, True, T, 3, 16)
+        interrupt_after(rng.uniform(1e-5, 3e-3), lambda call=call: prolog(*case.inputs, call.cache, call.out))
+        assert numba.get_num_threads() == before, f"after interrupt {i}: {numba.get_num_threads()} threads"
+        case.check(prolog)
+    case.check(MlaProlog(case.weights))
+
+
+def interrupted_while_loading():
+    """Ctrl-C while packing or the first call compiles its kernels or loads them from the cache."""
+    case = Case()
+    for delay in (0.01, 0.05, 0.2, 0.4, 0.7, 1.0, 1.5):
+        interrupt_after(delay, lambda: case.check(MlaProlog(case.weights)))
+    in_threads([lambda: case.check(MlaProlog(case.weights))] * 3)
+
+
+def interrupted_by_another_process():
+    """The signal itself, sent from outside, to a process whose other threads compute."""
+    case = Case()
+    prolog = MlaProlog(case.weights)
+    case.check(prolog)
+    done = threading.Event()
+
+    def compute():
+        while not done.is_set():
+            case.check(prolog)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        for _ in range(3):
+            # Later, so that the signal comes to a call and not to the start of its sender.
+            sender = subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -INT {os.getpid()}"])
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    case.check(prolog)
+            sender.wait()
+    finally:
+        done.set()
+        thread.join()
+    case.check(prolog)
+
+
+def exit_with_a_daemon():
+    """The interpreter ends while a daemon thread computes, without waiting for it."""
+    case = Case()
+    prolog = MlaProlog(case.weights)
+    call = make_call(DIMS, True, T, 3, 16)
+
+    def compute():
+        while True:
+            prolog(*case.inputs, call.cache, call.out)
+
+    case.check(prolog)
+    for _ in range(3):
+        threading.Thread(target=compute, daemon=True).start()
+    time.sleep(0.1)
+
+
+def exit_with_threads():
+    """Calls of threads that the interpreter waits for, and of functions that it runs at its end, are exact."""
+    case = Case()
+    prolog = MlaProlog(case.weights)
+
+    def check(times):
+        try:
+            case.check(prolog, times)
+        except BaseException:  # nobody is there any more to take an exit code from an exception
+            traceback.print_exc()
+            os._exit(1)
+
+    atexit.register(check, 3)
+    threading.Thread(target=check, args=(50,)).start()
+    executor = ThreadPoolExecutor(2)
+    for _ in range(20):
+        executor.submit(check, 1)
+
+
 def one_thread():
     assert max_threads() == 1
     case = Case()
@@ -181,4 +337,5 @@ def more_threads_than_cores():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGALRM, signal.default_int_handler)  # a timer's signal is a Ctrl-C at a moment of our choice
     globals()[sys.argv[1]]()

@@ -20,7 +20,11 @@ def check_ints(name: str, values: object, minimum: int, length: int | None = Non
     expected = f"a sequence of {'' if length is None else f'{length} '}ints >= {minimum}"
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
         raise TypeError(f"{name}: expected {expected}, got {values!r}")
-    ints = [check_int(f"{name}[{i}]", value, minimum) for i, value in enumerate(values)]
+    try:
+        items = list(values)
+    except TypeError:  # an array without axes is an Iterable by its type only
+        raise TypeError(f"{name}: expected {expected}, got {values!r}") from None
+    ints = [check_int(f"{name}[{i}]", value, minimum) for i, value in enumerate(items)]
     if length is not None and len(ints) != length:
         raise ValueError(f"{name}: expected {expected}, got {len(ints)} of them")
     return ints

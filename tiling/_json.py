@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, is_dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-__all__ = ["from_json", "to_json"]
+__all__ = ["from_json", "parse_object", "to_json"]
 
 T = TypeVar("T")
 
@@ -16,11 +16,21 @@ def to_json(plan: Any) -> str:
 
 def from_json(cls: type[T], text: str) -> T:
     """The object of ``cls`` that ``to_json`` wrote; its constructors check it again."""
-    data = json.loads(text)
-    if not isinstance(data, dict):
-        raise ValueError(f"text: expected a JSON object for {cls.__name__}, got {text!r}")
-    built: T = _build(cls, data)
+    built: T = _build(cls, parse_object(text, f"for {cls.__name__}"))
     return built
+
+
+def parse_object(text: str, what: str) -> dict[str, Any]:
+    """The JSON object that ``text`` is."""
+    if not isinstance(text, str):
+        raise TypeError(f"text: expected a str, got {text!r}")
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"text: expected a JSON object {what}, got {text!r} ({error})") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"text: expected a JSON object {what}, got {text!r}")
+    return data
 
 
 def _build(hint: Any, value: Any) -> Any:

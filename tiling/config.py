@@ -7,6 +7,7 @@ from dataclasses import replace as dataclass_replace
 from typing import Any, Self
 
 from tiling._check import check_flag, check_int, check_ints, check_setting
+from tiling._json import parse_object
 
 __all__ = ["CubeTile", "MlaTileConfig", "PassOptions", "RopeTileShapeConfig"]
 
@@ -132,17 +133,23 @@ class MlaTileConfig:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The config that ``to_json`` wrote; settings that are missing keep their defaults."""
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError(f"text: expected a JSON object of settings, got {text!r}")
+        values = parse_object(text, "of settings")
         unknown = sorted(set(values) - set(_CONFIG_CHECKS))
         if unknown:
             raise ValueError(f"text: expected settings of {', '.join(_CONFIG_CHECKS)}, got {', '.join(unknown)}")
         settings: dict[str, Any] = {
-            name: {int(key): count for key, count in value.items()} if isinstance(value, dict) else value
+            name: {_json_key(name, key): count for key, count in value.items()} if isinstance(value, dict) else value
             for name, value in values.items()
         }
         return cls(**settings)
+
+
+def _json_key(name: str, key: str) -> int:
+    """The stage ordinal that JSON made a string of."""
+    try:
+        return int(key)
+    except ValueError:
+        raise ValueError(f"{name} key: expected an int, got {key!r}") from None
 
 
 _CONFIG_CHECKS: dict[str, Callable[[str, Any], object]] = {

@@ -20,6 +20,8 @@ from tiling.unroll import loop_unroll
 
 __all__ = ["plan_prolog"]
 
+MAX_TOKENS = 1 << 22  # a plan lists its tiles, which may be of one token each
+
 
 def plan_prolog(
     dims: Dims,
@@ -35,7 +37,7 @@ def plan_prolog(
     costs: Costs | None = None,
     note: str = "",
 ) -> PrologPlan:
-    """Plan ``t`` tokens of the prolog.
+    """Plan ``t`` tokens of the prolog, 2**22 at most.
 
     - ``dims``: anything with the six dimensions, see ``PlanDims``.
     - ``config``: reproduce these tile settings, or take the blocks that a ``CpuTiling`` prescribes and choose the
@@ -53,6 +55,8 @@ def plan_prolog(
     """
     shapes = stage_shapes(dims, quant)
     check_int("t", t, 0)
+    if t > MAX_TOKENS:
+        raise ValueError(f"t: expected at most {MAX_TOKENS} tokens a call, got {t}")
     check_choice("phase", phase, PHASES)
     _check_types(config, machine, micro, options, costs)
     if isinstance(config, MlaTileConfig):

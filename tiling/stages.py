@@ -59,6 +59,11 @@ class PlanDims:
     @classmethod
     def of(cls, dims: Dims) -> Self:
         """Copy the dimensions of ``dims``."""
+        missing = [f.name for f in fields(cls) if not hasattr(dims, f.name)]
+        if missing:
+            raise TypeError(
+                f"dims: expected the dimensions of a prolog, got {type(dims).__name__} without {missing[0]}"
+            )
         return cls(*(getattr(dims, f.name) for f in fields(cls)))
 
 
