@@ -141,6 +141,7 @@ class PagedCache:
     ) -> Self:
         """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
         expect_type("dims", dims, MlaDims)
+        check_choice("cache_mode", cache_mode, CACHE_MODES)
         check_flag("quantized", quantized)
         row_bytes = 2 * max(dims.kv_lora_rank, dims.qk_rope_head_dim, N_SCALES * 2)
         most = sys.maxsize // row_bytes  # slots of one array that can be addressed

@@ -186,15 +186,15 @@ def too_short(name):
         product = getattr(prolog.weights, name)
         short = replace(product, panels=guards.copy(product.panels[: -len(product.panels) // 4]))
         prolog.weights = replace(prolog.weights, **{name: short})
-    elif name in call.arrays.caches:
-        view = call.arrays.caches[name]
-        views = {name: replace(view, flat=guards.copy(view.flat[: len(view.flat) * 3 // 4]))}
-        call = call._replace(arrays=replace(call.arrays, caches={**call.arrays.caches, **views}))
+    elif name.removesuffix("_cache") in call.caches._fields:
+        field = name.removesuffix("_cache")
+        flat = getattr(call.caches, field)
+        call = call._replace(caches=call.caches._replace(**{field: guards.copy(flat[: len(flat) * 3 // 4])}))
     else:
-        array = getattr(call.arrays, name)
+        array = getattr(call.tokens, name)
         short = guards.copy(array.reshape(-1)[:-1])
         short = np.lib.stride_tricks.as_strided(short, array.shape, array.strides)
-        call = call._replace(arrays=replace(call.arrays, **{name: short}))
+        call = call._replace(tokens=call.tokens._replace(**{name: short}))
     yield f"{name} is too short", lambda: prolog.run(call)
 
 

@@ -217,7 +217,7 @@ class TestPreCompute2d:
 @pytest.mark.parametrize("mode", ["ab smooth", "none"])
 def test_weights(mode):
     weights = make_weights(DIMS, mode)
-    arguments = {name: getattr(weights, name) for name in weights.__slots__}
+    arguments = {name: getattr(weights, name) for name in (f.name for f in fields(weights) if f.init)}
     scales = [n for n in arguments if "scale" in n]
     taken = dict.fromkeys(arguments, SAME_VALUES | {"one axis more", "one axis more behind"})
     for name in ("w_dq", "w_uq_qr", "w_dkv_kr"):
