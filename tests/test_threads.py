@@ -44,6 +44,10 @@ def test_each_instance_has_its_own_thread_count(layer):
     run_script("thread_counts", layer, NUMBA_NUM_THREADS="3")
 
 
+def test_an_interrupt_leaves_the_thread_count_as_it_was():
+    run_script("interrupted_at_the_thread_count", NUMBA_NUM_THREADS="3")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no interval timer")
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("scenario", ["interrupted", "interrupted_while_loading", "interrupted_by_another_process"])

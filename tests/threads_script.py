@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -246,6 +247,31 @@ def interrupted():
         assert numba.get_num_threads() == before, f"after interrupt {i}: {numba.get_num_threads()} threads"
         case.check(prolog)
     case.check(MlaProlog(case.weights))
+
+
+def interrupted_at_the_thread_count():
+    """Ctrl-C right after the count is set, and before either of the two calls that set it back has done anything."""
+    case = Case()
+    prolog = MlaProlog(case.weights, n_threads=2)
+    case.check(prolog)
+    call = make_call(DIMS, True, T, 3, 16)
+    set_count = numba.set_num_threads
+    for moment in (1, 2):
+        n_calls = itertools.count(1)
+
+        def interrupted(n, n_calls=n_calls, moment=moment):
+            now = next(n_calls)
+            if now != 2 or moment != 2:
+                set_count(n)
+            if now == moment:
+                raise KeyboardInterrupt
+
+        numba.set_num_threads = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            prolog(*case.inputs, call.cache, call.out)
+        numba.set_num_threads = set_count
+        assert numba.get_num_threads() == 3, moment
+        case.check(prolog)
 
 
 def interrupted_while_loading():

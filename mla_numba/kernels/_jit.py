@@ -7,10 +7,9 @@ would end the process.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -58,18 +57,21 @@ def max_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
-@contextlib.contextmanager
-def _threads(n_threads: int) -> Iterator[None]:
-    """Sets this thread's count of Numba threads and restores it."""
+def _with_threads(n_threads: int, run: Callable[[], None]) -> None:
+    """Runs with this thread's count of Numba threads set, and restores it."""
     before = numba.get_num_threads()
     if before == n_threads:
-        yield
+        run()
         return
-    numba.set_num_threads(n_threads)
     try:
-        yield
+        numba.set_num_threads(n_threads)
+        run()
     finally:
-        numba.set_num_threads(before)
+        # Ctrl-C may end the first of these before it has done anything; the second comes all the same.
+        try:
+            numba.set_num_threads(before)
+        finally:
+            numba.set_num_threads(before)
 
 
 class Kernel:
@@ -92,13 +94,15 @@ class Kernel:
             self._run(self.build(parallel=False), args)
             return
         dispatcher = self.build(parallel=True)
-        with _threads(n_threads):
-            # The workqueue layer aborts the process when two threads enter it at once (numba #8563).
-            if not dispatcher.signatures or numba.threading_layer() == "workqueue":
-                with _launch_lock:
-                    self._run(dispatcher, args)
-            else:
+        _with_threads(n_threads, lambda: self._launch(dispatcher, args))
+
+    def _launch(self, dispatcher: Any, args: tuple[Any, ...]) -> None:
+        # The workqueue layer aborts the process when two threads enter it at once (numba #8563).
+        if not dispatcher.signatures or numba.threading_layer() == "workqueue":
+            with _launch_lock:
                 self._run(dispatcher, args)
+        else:
+            self._run(dispatcher, args)
 
     @staticmethod
     def _run(dispatcher: Any, args: tuple[Any, ...]) -> None:
