@@ -64,6 +64,8 @@ def check_writable(name: str, value: Array) -> None:
 def _extent(value: Array) -> tuple[int, int]:
     """First byte and the byte after the last that the array can touch."""
     start = value.__array_interface__["data"][0]
+    if value.flags.c_contiguous:
+        return start, start + value.nbytes
     if value.size == 0:
         return start, start
     reach = [(n - 1) * s for n, s in zip(value.shape, value.strides, strict=True)]

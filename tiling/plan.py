@@ -361,7 +361,7 @@ class PrologPlan:
         """Operations of the int8 products."""
         return self._sum("int8_ops")
 
-    @property
+    @cached_property
     def workspace_bytes(self) -> int:
         """Bytes of the largest tile's buffers; the tiles use them one after the other."""
         return max((tile.workspace_bytes for tile in self.tile_plans), default=0)

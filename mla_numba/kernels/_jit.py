@@ -67,11 +67,11 @@ def _with_threads(n_threads: int, run: Callable[[], None]) -> None:
         numba.set_num_threads(n_threads)
         run()
     finally:
-        # Ctrl-C may end the first of these before it has done anything; the second comes all the same.
         try:
             numba.set_num_threads(before)
-        finally:
+        except BaseException:  # Ctrl-C, before it has done anything
             numba.set_num_threads(before)
+            raise
 
 
 class Kernel:

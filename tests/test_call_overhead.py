@@ -1,0 +1,50 @@
+"""What a call costs besides its kernels."""
+
+import time
+import tracemalloc
+
+import pytest
+from helpers import make_call, make_inputs, make_weights
+
+from mla_numba import MlaDims, MlaProlog
+
+DIMS = MlaDims(64, 2, 32, 32, 16, 8)
+
+
+@pytest.fixture(scope="module")
+def prolog():
+    return MlaProlog(make_weights(DIMS, "b"))
+
+
+def arguments(t):
+    n_blocks = -(-t // 64)
+    call = make_call(DIMS, True, t, n_blocks, 64)
+    return (*make_inputs(DIMS, t, n_blocks * 64), call.cache, call.out)
+
+
+@pytest.mark.parametrize("t", [1, 1000])
+def test_a_call_into_given_outputs_allocates_no_arrays(prolog, t):
+    given = arguments(t)
+    prolog(*given)
+    tracemalloc.start()
+    try:
+        prolog(*given)  # what is kept from a first call under tracemalloc itself
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        prolog(*given)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1000
+    # Views and tuples for the kernel, the same for every t: x alone has t * 128 bytes.
+    assert peak - before < 16_000, (before, after, peak)
+
+
+def test_a_tiny_call_takes_less_than_100_microseconds(prolog):
+    given = arguments(1)
+    times = []
+    for _ in range(3000):
+        begin = time.perf_counter()
+        prolog(*given)
+        times.append(time.perf_counter() - begin)
+    assert min(times) < 100e-6, f"{min(times) * 1e6:.1f} us"
