@@ -94,7 +94,7 @@ def multiply_tiles(repeats, k, a, b, c):
         simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, c, 0, True, True)
 
 
-def test_no_microkernel_beats_the_peaks():
+def test_microkernels_come_near_the_peaks_and_never_beat_them():
     k, repeats = 128, 2000
     n_ops = 2 * simd.MR * simd.NR * k * repeats
     operands = {
@@ -116,6 +116,8 @@ def test_no_microkernel_beats_the_peaks():
                 best[dtype] = max(best[dtype], n_ops / (time.perf_counter() - begin))
     for dtype in operands:
         assert best[f"peak {dtype}"] >= 0.9 * best[dtype] > 0, best
+        if ISA.name != "portable":  # plain loops are far from any port's limit
+            assert best[dtype] >= 0.85 * best[f"peak {dtype}"], best
 
 
 def test_runs_take_turns_and_the_first_does_not_count():

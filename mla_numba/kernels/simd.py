@@ -169,7 +169,8 @@ class _Operands:
         builder, args = self.builder, self.args
         operands = [
             args[0], builder.udiv(args[1], ir.Constant(I64, kernel.kr)), self.address(2, 3), self.n_bytes(2, 4),
-            self.address(5, 6), self.address(5, 6, 7), self.n_bytes(5, 8), self.address(9, 10), args[11], *output,
+            ir.Constant(I64, kernel.a_bytes), self.address(5, 6), self.address(5, 6, 7), self.n_bytes(5, 8),
+            self.address(9, 10), args[11], *output,
         ]  # fmt: skip
         load_microkernels()
         function = declare_tile_function(builder.module, kernel, store)

@@ -19,6 +19,7 @@ from .atomics import fetch_add, give_way, look
 from .scalars import window
 
 COUNTER_STRIDE = 8  # int64 elements between two counters: a cache line each
+_FAREWELL = 64  # looks, some microseconds
 _SPINS = 4096  # looks at a counter before the core is given to whoever else wants it
 
 
@@ -72,3 +73,12 @@ def wait_for(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
         spins += 1
         if spins % _SPINS == 0:
             give_way()
+
+
+@register_jitable
+def linger(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
+    """Returns when all tasks of a phase are done and who did the last one has had the time to leave the region."""
+    wait_for(counters, phase, n_workers, n_tasks)
+    done = _counter(counters, phase, n_workers, n_workers)
+    for _ in range(_FAREWELL):
+        look(done)

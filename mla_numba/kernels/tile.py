@@ -30,7 +30,7 @@ from .query_heads import head_task
 from .rows import key_row, query_row
 from .scalars import row_of, window
 from .scatter import is_last
-from .tasks import block_start, ceil_div, draw, finish, wait_for
+from .tasks import block_start, ceil_div, draw, finish, linger, wait_for
 
 PHASES = ("pack", "down", "query", "key", "heads")
 PACK, DOWN, QUERY, KEY, HEADS = range(len(PHASES))
@@ -244,8 +244,12 @@ def _heads(
                 tokens.query_rope, c_up, c_uk, q_head, row_of(buffers.y, worker), blocks.mc_heads, blocks.kc_up,
                 blocks.walk_up, blocks.mc_uk, blocks.kc_uk, blocks.walk_uk, d,
             )  # fmt: skip
+        finish(buffers.counters, HEADS, n_workers, end - first)
         first, end = draw(buffers.counters, HEADS, worker, n_workers, n_tasks, blocks.grain_heads)
     _stamp(buffers, worker, HEADS, 1, traced)
+    if worker == 0:
+        # The caller's own thread, that would fall asleep at the end of the region and have to be woken.
+        linger(buffers.counters, HEADS, n_workers, n_tasks)
 
 
 @register_jitable

@@ -1,9 +1,11 @@
 """The microkernels' vector code: for each row count a loop over k that keeps its tile of C in registers.
 
-    f(mr, steps, a, lda, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset)
+    f(mr, steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset)
 
-See `simd` for what it computes. Here lda, ahead_step and ldy count bytes. Where y is null the sums go to c, else, as
-bf16, to y. In step s the lines at ahead + s*ahead_step and behind it are prefetched.
+See `simd` for what it computes. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a
+row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
+which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
+ahead + s*ahead_step and behind it are prefetched.
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ def declare_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type
     return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
 
 
-# steps, a, lda, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset
-_ARGUMENTS = [I64, POINTER, I64, POINTER, POINTER, I64, POINTER, I1, POINTER, I64, POINTER, POINTER, POINTER]
+# steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset
+_ARGUMENTS = [I64, POINTER, I64, I64, POINTER, POINTER, I64, POINTER, I1, POINTER, I64, POINTER, POINTER, POINTER]
 
 
 def _define_switch(function: ir.Function, kernel: MicroKernel, store: ir.Type) -> None:
@@ -107,7 +109,7 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
     body = _rows_function(function, 1, kernel, store)
     entry, loop, done = (function.append_basic_block(s) for s in ("entry", "loop", "done"))
     builder = ir.IRBuilder(entry)
-    mr, steps, a, lda, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset = function.args
+    mr, steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset = function.args
     stores = builder.icmp_unsigned("!=", y, ir.Constant(POINTER, None))
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -119,7 +121,7 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
     scale_here = builder.gep(row_scale, [builder.mul(row, ir.Constant(I64, 4))])
     builder.call(
         body,
-        [steps, a_here, lda, b, ahead, ahead_step, c_here, carry, y_here, ldy, scale_here, col_scale, offset],
+        [steps, a_here, lda, a_step, b, ahead, ahead_step, c_here, carry, y_here, ldy, scale_here, col_scale, offset],
     )
     following = builder.add(row, ir.Constant(I64, 1))
     row.add_incoming(following, loop)
@@ -132,7 +134,7 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
     """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step."""
     vector = _WORDS if kernel.is_int8 else _FLOATS
     function = internal_function(parent.module, ir.FunctionType(ir.VoidType(), _ARGUMENTS), f"{parent.name}_{mr}")
-    steps, a, lda, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset = function.args
+    steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset = function.args
     names = ("entry", "load", "loop", "done", "keep", "finish")
     entry, load_c, loop, done, keep, finish = (function.append_basic_block(s) for s in names)
     builder = ir.IRBuilder(entry)
@@ -159,7 +161,7 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
     ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
     for line in range(0, kernel.b_bytes, 64):
         prefetch(builder, builder.gep(ahead_here, [ir.Constant(I64, line)]))
-    new = kernel.emit_step(builder, rows, builder.mul(step, ir.Constant(I64, kernel.a_bytes)), b_here, list(acc))
+    new = kernel.emit_step(builder, rows, builder.mul(step, a_step), b_here, list(acc))
     following = builder.add(step, ir.Constant(I64, 1))
     step.add_incoming(following, loop)
     for phi, value in zip(acc, new, strict=True):
