@@ -100,7 +100,7 @@ def test_more_tiles_of_tokens_are_weighed():
 
 ALL = CpuTiling(
     unroll_list=(40, 20), n_threads=3, down_mc=10, down_kc=101, down_walk=2, down_grain=3, rows_q=5, rows_k=6, qb_mc=20,
-    qb_kc=64, qb_walk=3, q_rows=4, wuk_mc=8, wuk_kc=30, wuk_walk=5, heads_grain=2,
+    qb_kc=64, qb_walk=3, wuk_mc=8, wuk_kc=30, wuk_walk=5, heads_grain=2,
 )  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_what_a_tiling_prescribes_is_planned():
     assert [(g.mc, g.kc, g.walk) for g in (qa, kva)] == [(10, 102, 2), (10, 102, 2)]  # kr is 2
     assert (qb.mc, qb.kc, qb.walk) == (20, 64, 3)
     assert (wuk.mc, wuk.kc, wuk.walk) == (8, 30, 5)
-    assert (tile.down.grain, tile.heads.grain, tile.heads.q_rows) == (3, 2, 4)
+    assert (tile.down.grain, tile.heads.grain) == (3, 2)
     assert (tile.rows.rows_q, tile.rows.rows_k) == (5, 6)
     assert {name for name, _, _ in plan.acting} == set(ALL.given())
     assert PrologPlan.from_json(plan.to_json()) == plan

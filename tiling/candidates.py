@@ -211,7 +211,6 @@ class Chooser:
         rows_q, rows_k = min(pairs, key=lambda pair: model.rows(self.t, *pair))
         values = dict(blocks) | {"qb_mc": qb_mc} | dict(up) | dict(uk)
         values |= {"down_grain": down_grain, "heads_grain": heads_grain, "rows_q": rows_q, "rows_k": rows_k}
-        values["q_rows"] = self.given.q_rows or self.micro[self.shapes[1].dtype].mr
         return Choice(
             values,
             self.down_cost(blocks, down_grain),
