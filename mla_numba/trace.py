@@ -77,6 +77,14 @@ class Trace:
         """Seconds of each sweep, tiles added up."""
         return {name: sum(tile.seconds[name] for tile in self.tiles) for name in SWEEPS}
 
+    def busy_s(self, phase: str) -> list[float]:
+        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another."""
+        spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
+        seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
+        for span in spans:
+            seconds[span.worker] += (span.end_ns - span.begin_ns) / 1e9
+        return seconds
+
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace as a file of Chrome's trace format, which Perfetto shows too."""
         start = min((tile.begin_ns for tile in self.tiles), default=0)

@@ -242,10 +242,8 @@ class TestMovedToAnotherCpu:
             assert run_python("-c", probe, str(saved), NUMBA_CPU_NAME="cascadelake").strip() == "130"
         if ISA.name != "portable":
             said = run_python("-c", probe, str(saved), NUMBA_CPU_NAME="generic")
-            assert (
-                "expected panels as portable reads them (order 1, nr 64, kr_bf16 1, kr_int8 1, a_offset 0, odd_k_first 0)"
-                in said
-            )
+            facts = "order 1, nr 64, kr_bf16 1, kr_int8 1, a_offset 0, odd_k_first 0"
+            assert f"expected panels as portable reads them ({facts})" in said
 
     def test_int8_has_none(self):
         weights = make_weights(DIMS, "b").pack()

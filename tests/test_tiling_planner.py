@@ -81,8 +81,8 @@ def test_quant_modes_name_and_type_the_stages():
     ("t", "machine", "expected"),
     [
         (8, BIG_CACHES, [(8, 3584, 32, 1), (8, 1536, 192, 4), (8, 3584, 32, 1), (8, 128, 512, 16)]),
-        (128, BIG_CACHES, [(16, 3584, 32, 1), (16, 1536, 192, 4), (16, 3584, 32, 1), (12, 128, 512, 16)]),
-        (128, SMALL_CACHES, [(32, 896, 32, 1), (64, 1536, 48, 1), (32, 896, 32, 1), (48, 128, 128, 4)]),
+        (128, BIG_CACHES, [(16, 256, 32, 1), (16, 1536, 192, 4), (16, 256, 32, 1), (16, 128, 512, 16)]),
+        (128, SMALL_CACHES, [(43, 256, 32, 1), (64, 1536, 48, 1), (43, 256, 32, 1), (64, 128, 512, 16)]),
     ],
 )
 def test_own_choice_pinned(t, machine, expected):
@@ -116,7 +116,7 @@ def test_own_tiles_are_even_for_every_t():
 
 @pytest.mark.parametrize(
     ("t", "n_threads", "rows"),
-    [(1, 2, (1, 1)), (8, 2, (8, 8)), (128, 2, (4, 8)), (100, 4, (2, 4)), (256, 2, (4, 8)), (256, 32, (1, 2))],
+    [(1, 2, (1, 1)), (8, 2, (1, 2)), (128, 2, (4, 8)), (100, 4, (2, 4)), (256, 2, (4, 8)), (256, 32, (1, 2))],
 )
 def test_own_rows_per_task(t, n_threads, rows):
     tile = plan_of(t, n_threads=n_threads).tile_plan(t)
@@ -273,7 +273,7 @@ def test_options_act_on_the_own_choice_too():
     assert (own.acting, own.inert) == ((), ())
     assert [g.walk for g in steered.tile_plan(8).gemms] == [3, 4, 1, 16]
     assert (own.tile_plan(8).heads.grain, steered.tile_plan(8).heads.grain) == (1, 2)
-    assert (steered.tile_plan(8).rows.rows_q, steered.tile_plan(8).rows.rows_k) == (8, 4)
+    assert (steered.tile_plan(8).rows.rows_q, steered.tile_plan(8).rows.rows_k) == (1, 4)
     assert [name for name, _, _ in steered.acting] == [
         "cube_l1_reuse_setting",
         "cube_nbuffer_setting",
