@@ -10,9 +10,10 @@ from typing import NamedTuple
 from ._checks import Array
 from .kernels import tile
 
-__all__ = ["SWEEPS", "Span", "TileTrace", "Trace"]
+__all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
 
 SWEEPS = ("down", "rows", "heads")
+PHASES = tile.PHASES
 
 # The reference operator's names of what a phase does.
 _STAGES = {
@@ -68,9 +69,14 @@ class Trace:
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))
-            for i, phase in enumerate(tile.PHASES)
+            for i, phase in enumerate(PHASES)
         ]
         self.tiles.append(TileTrace(t0, t, begin_ns, end_ns, tuple(found)))
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the call's tiles."""
+        return sum(tile.end_ns - tile.begin_ns for tile in self.tiles) / 1e9
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -86,7 +92,10 @@ class Trace:
         return seconds
 
     def to_chrome(self, path: str | Path) -> None:
-        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too."""
+        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span.
+
+        Times are microseconds from the call's begin on. Raises `OSError` where the file cannot be written.
+        """
         start = min((tile.begin_ns for tile in self.tiles), default=0)
         events = [
             {
