@@ -60,7 +60,7 @@ class RowPlan:
 
     Query rows (RmsNorm_qa, Quant_qMnRes) go in tasks of ``rows_q`` tokens at most, key rows (RmsNorm_compressedkv,
     Quant_knope, RotaryPosEmb, ScatterUpdate_*) in tasks of ``rows_k``. ``quantised`` says whether codes and scales are
-    written, or bf16. The tasks of query rows come first.
+    written, or bf16. The tasks of query rows come first. Hidden states are packed in tasks of ``rows_q``, too.
     """
 
     t: int

@@ -39,7 +39,7 @@ _INERT: dict[str, str] = {
 
 _ACTING: dict[str, str] = {
     "m_tile": "row blocks of Matmul_qNope_wUk",
-    "mv_tile": "token rows per task of the query's norm and quantisation (rows_q)",
+    "mv_tile": "token rows per task of packing x and of the query's norm and quantisation (rows_q)",
     "pre_quant_cube_tile.m_l1": "row blocks (mc) of the down projections",
     "pre_quant_cube_tile.k_l1": "k blocks (kc) of the down projections",
     "pre_quant_cube_tile.n_l1": "columns of one tile (nc) of the down projections",
