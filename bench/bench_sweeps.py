@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 from contenders import OURS, make_inputs
-from mla_numba.sweeps import SWEEPS
 from rotation import STATES, rotate
 from suite import TOKENS, Stopwatch, Work, token_id
 
 from mla_numba._report import sweep_work
-from mla_numba.cli_run import time_sweeps
+from mla_numba.trace import SWEEPS
 
 CLOCK = Stopwatch()
 
@@ -37,7 +36,7 @@ def test_sweep(benchmark, suite, prolog_cases, t, sweep, state):
     out = prologs[0].allocate_output(t)
 
     def call_of(prolog):
-        return lambda: {times.name: times.times_s[0] for times in time_sweeps(prolog, inputs, cache, out, 1)}
+        return lambda: prolog.profile(*inputs, cache, out)[1].seconds
 
     call = rotate([call_of(prolog) for prolog in prologs], state)
     plan = prologs[0].plan(t)
@@ -49,7 +48,7 @@ def test_sweep(benchmark, suite, prolog_cases, t, sweep, state):
         verified="bit for bit against the reference",
     )
     benchmark.extra_info["weights"] = f"cold, {len(prologs)} sets in turns" if state == "cold" else "warm, one set"
-    rounds = suite.rounds(call()["total"])
+    rounds = suite.rounds(sum(call().values()))
 
     def run():
         benchmark.pedantic(lambda: CLOCK.add(call()[sweep]), rounds=rounds)

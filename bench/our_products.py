@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
+from numba import prange
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
-from mla_numba.cli_run import time_sweeps
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.inputs import Inputs
-from mla_numba.kernels import gemm, packing, rmsnorm_quant
-from mla_numba.memory import aligned_empty
+from mla_numba.kernels import gemm, tile
+from mla_numba.kernels._jit import kernel
+from mla_numba.kernels.simd import A_OFFSET
+from mla_numba.kernels.tile import _down, _pack
+from mla_numba.memory import aligned_empty, as_bits
 from mla_numba.packed import PackedGemm, pack_gemm
-from mla_numba.workspace import Memory, TileBuffers
-from tiling import GemmPlan, PrologPlan, TilePlan, plan_prolog
+from mla_numba.workspace import Memory, Prepared
+from tiling import PrologPlan, TilePlan, plan_prolog
 
 __all__ = ["Products", "down_product", "heads_plan", "heads_prologs", "heads_seconds", "key_product", "up_product"]
 
@@ -34,30 +38,45 @@ class Products(NamedTuple):
     plan: str
 
 
-def _planned(dims: MlaDims, t: int, quant: str, n_threads: int) -> tuple[TilePlan, TileBuffers]:
-    plan = plan_prolog(dims, t, None, this_machine(), micro=MICRO_TILES, quant=quant, n_threads=n_threads)
-    (tile,) = plan.tile_plans  # no number of tokens of the suite is cut
-    return tile, Memory(plan).buffers(tile)
-
-
-def _launch(
-    tile: TilePlan,
-    buffers: TileBuffers,
-    a: Array,
-    weight: PackedGemm,
-    row_scale: Array,
-    y: Sequence[Array],
-    plans: Sequence[GemmPlan],
-    grain: int,
+@kernel
+def pack_and_multiply(
+    tokens: tile.Tokens, down: tile.Product, buffers: tile.Buffers, blocks: tile.Blocks, t: Any, traced: Any
 ) -> None:
-    first = plans[0]
-    c = buffers.c_i32 if first.dtype == "int8" else buffers.c_f32
-    y0, y1 = (part.view(np.uint16) for part in y)
-    gemm.matmul_pair(
-        tile.n_workers, a, weight.kp, weight.panels, weight.offset, row_scale, weight.col_scale, weight.n_parts,
-        buffers.least, weight.least, y0, y1, c, buffers.zeroed_counters(), first.mc, first.kc, first.walk,
-        plans[1].walk if len(plans) > 1 else 1, grain, tile.n_workers,
+    """The first two phases of a tile of t tokens, as in `tile.prolog_tile`: x packed, then both down products."""
+    for index in prange(blocks.n_workers):
+        worker = np.int64(index)
+        _pack(worker, tokens, down, buffers, blocks, 0, t, traced)
+        _down(worker, down, buffers, blocks, t, traced)
+
+
+def _planned(dims: MlaDims, t: int, quant: str, n_threads: int) -> tuple[TilePlan, Memory]:
+    plan = plan_prolog(dims, t, None, this_machine(), micro=MICRO_TILES, quant=quant, n_threads=n_threads)
+    (tile_plan,) = plan.tile_plans  # no number of tokens of the suite is cut
+    return tile_plan, Memory(plan)
+
+
+def _calls(
+    x: Array, weights: Sequence[PackedGemm], y: tuple[Array, Array], prepared: Prepared
+) -> list[Callable[[], None]]:
+    """Calls of `pack_and_multiply`, one a weight, into y[0] (T, columns) and y[1] (T, the other columns)."""
+    no_bits, no_queries = np.zeros((0, 2), np.uint16), np.zeros((0, 1, 1), np.uint16)
+    tokens = tile.Tokens(
+        x=as_bits(x), cos=no_bits, sin=no_bits, cache_index=np.zeros(0, np.int64), query_nope=no_queries,
+        query_rope=no_queries, q_norm=no_bits, q_norm_scale=np.zeros(0, np.float32),
     )  # fmt: skip
+    q_a, kv_a = (part.view(np.uint16) for part in y)
+    blocks, buffers = prepared.blocks, prepared.buffers._replace(q_a=q_a, kv_a=kv_a)
+
+    def call_of(weight: PackedGemm) -> Callable[[], None]:
+        down = weight.as_argument()
+
+        def call() -> None:
+            buffers.counters.fill(0)
+            pack_and_multiply(blocks.n_workers, tokens, down, buffers, blocks, len(x), False)
+
+        return call
+
+    return [call_of(weight) for weight in weights]
 
 
 def down_product(x: Array, w_dq: Array, w_dkv_kr: Array, n_copies: int, n_threads: int) -> Products:
@@ -67,65 +86,58 @@ def down_product(x: Array, w_dq: Array, w_dkv_kr: Array, n_copies: int, n_thread
     """
     t, hidden = x.shape
     dims = MlaDims(hidden, 1, w_dq.shape[1], w_dkv_kr.shape[1] - 2, 2, 2)
-    tile, buffers = _planned(dims, t, "none", n_threads)
+    tile_plan, memory = _planned(dims, t, "none", n_threads)
     y = aligned_empty(t * (w_dq.shape[1] + w_dkv_kr.shape[1]), x.dtype)
     cut = t * w_dq.shape[1]
     parts = (y[:cut].reshape(t, -1), y[cut:].reshape(t, -1))
-    plans = (tile.down.qa, tile.down.kva)
-
-    def call_of(weight: PackedGemm) -> Callable[[], None]:
-        def call() -> None:
-            bits = x.view(np.uint16)
-            packing.pack_rows_bf16(tile.n_row_workers, bits, 2, plans[0].mc, buffers.x_pack, buffers.least)
-            _launch(tile, buffers, buffers.x_pack, weight, buffers.ones, parts, plans, tile.down.grain)
-
-        return call
-
     packed = [pack_gemm([w_dq, w_dkv_kr], [None, None], n_threads, n_parts=2) for _ in range(n_copies)]
-    return Products([call_of(weight) for weight in packed], y, f"{plans[0]}; {plans[1]}")
+    calls = _calls(x, packed, parts, memory.prepare(tile_plan))
+    return Products(calls, y, f"{tile_plan.down.qa}; {tile_plan.down.kva}")
 
 
 def key_product(x: Array, w_dkv_kr: Array, n_copies: int, n_threads: int) -> Products:
     """x (T, K) bf16 times w_dkv_kr (K, N) alone, packing x included."""
     t, hidden = x.shape
-    tile, buffers = _planned(MlaDims(hidden, 1, 2, w_dkv_kr.shape[1] - 2, 2, 2), t, "none", n_threads)
+    tile_plan, memory = _planned(MlaDims(hidden, 1, 2, w_dkv_kr.shape[1] - 2, 2, 2), t, "none", n_threads)
+    plan = tile_plan.down.kva
+    prepared = memory.prepare(tile_plan)
+    blocks = prepared.blocks._replace(mc_down=plan.mc, kc_down=plan.kc, walk_qa=plan.walk, walk_kva=1)
     y = aligned_empty((t, w_dkv_kr.shape[1]), x.dtype)
-    parts = (y, np.empty((t, 0), x.dtype))
+    packed = [pack_gemm([w_dkv_kr], [None], n_threads) for _ in range(n_copies)]
+    calls = _calls(x, packed, (y, np.empty((t, 0), x.dtype)), prepared._replace(blocks=blocks))
+    return Products(calls, y, str(plan))
 
-    def call_of(weight: PackedGemm) -> Callable[[], None]:
+
+def up_product(codes: Array, scale: Array, weight: Array, w_scale: Array, n_copies: int, n_threads: int) -> Products:
+    """codes (T, K) int8 with a scale (T,) fp32 a row, times weight (K, N) int8 with a scale (N,) a column, as bf16.
+
+    To write the codes as the kernels' operand is not timed: in the prolog the phase before this one does.
+    """
+    (t, k), n = codes.shape, weight.shape[1]
+    tile_plan, memory = _planned(MlaDims(2, 1, k, 4, n - 2, 2), t, "b", n_threads)
+    blocks, buffers = memory.prepare(tile_plan)
+    y = aligned_empty((t, n), ml_dtypes.bfloat16)
+    nothing = np.empty((t, 0), np.uint16)
+    rows = buffers.q_rows
+    rows[:, :k] = codes.astype(np.int32) + A_OFFSET
+    rows[:, k:] = A_OFFSET
+    no_least = np.zeros(t, np.int32)
+
+    def call_of(packed: PackedGemm) -> Callable[[], None]:
+        b = packed.as_argument()
+
         def call() -> None:
-            bits = x.view(np.uint16)
-            packing.pack_rows_bf16(tile.n_row_workers, bits, 1, tile.down.kva.mc, buffers.x_pack, buffers.least)
-            _launch(tile, buffers, buffers.x_pack, weight, buffers.ones, parts, [tile.down.kva], tile.down.grain)
+            buffers.counters.fill(0)
+            gemm.matmul_pair(
+                blocks.n_workers, rows, rows.shape[1], b.kp, b.panels, b.offset, scale, b.col_scale, b.n_parts,
+                no_least, b.least, y.view(np.uint16), nothing, buffers.c_up, buffers.counters, blocks.mc_heads,
+                blocks.kc_up, blocks.walk_up, 1, blocks.grain_heads, blocks.n_workers,
+            )  # fmt: skip
 
         return call
 
-    packed = [pack_gemm([w_dkv_kr], [None], n_threads) for _ in range(n_copies)]
-    return Products([call_of(weight) for weight in packed], y, str(tile.down.kva))
-
-
-def up_product(x: Array, weight: Array, w_scale: Array, n_copies: int, n_threads: int) -> tuple[Products, Array, Array]:
-    """x (T, K) bf16, quantised a row beforehand, times weight (K, N) int8 with a scale (N,) a column; and with it the
-    codes (T, K) int8 and their scales (T,) fp32.
-
-    Packing the codes is not timed: in the prolog the sweep before this one writes them packed.
-    """
-    (t, k), n = x.shape, weight.shape[1]
-    tile, buffers = _planned(MlaDims(2, 1, k, 4, n - 2, 2), t, "b", n_threads)
-    plan = tile.heads.qb
-    y = aligned_empty((t, n), x.dtype)
-    parts = (y, np.empty((t, 0), x.dtype))
-    codes, scale = np.empty((t, k), np.int8), np.empty(t, np.float32)
-    packed = [pack_gemm([weight], [w_scale], n_threads) for _ in range(n_copies)]
-    n_row = tile.n_row_workers
-    rmsnorm_quant.quant_x(
-        n_row, x.view(np.uint16), plan.mc, packed[0].kp, buffers.y, codes, scale, buffers.a_up, n_row
-    )  # fmt: skip
-
-    def call_of(weight: PackedGemm) -> Callable[[], None]:
-        return lambda: _launch(tile, buffers, buffers.a_up, weight, scale, parts, [plan], tile.heads.grain)
-
-    return Products([call_of(weight) for weight in packed], y, str(plan)), codes, scale
+    calls = [call_of(pack_gemm([weight], [w_scale], n_threads)) for _ in range(n_copies)]
+    return Products(calls, y, str(tile_plan.heads.qb))
 
 
 def heads_prologs(w_uk: Array, n_copies: int, n_threads: int) -> tuple[MlaWeights, list[MlaProlog]]:
@@ -140,7 +152,8 @@ def heads_prologs(w_uk: Array, n_copies: int, n_threads: int) -> tuple[MlaWeight
 
 def heads_seconds(prolog: MlaProlog, inputs: Inputs, cache: PagedCache, out: PrologOutput) -> float:
     """Seconds of the heads sweep of one call."""
-    return next(times.times_s[0] for times in time_sweeps(prolog, inputs, cache, out, 1) if times.name == "heads")
+    _, trace = prolog.profile(*inputs, cache, out)
+    return trace.seconds["heads"]
 
 
 def heads_plan(plan: PrologPlan) -> str:

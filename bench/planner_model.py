@@ -15,6 +15,8 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import count
+from statistics import median
 
 import click
 from rich import box
@@ -31,7 +33,7 @@ from tiling import Costs, CpuTiling
 from tiling.candidates import Candidate, Chooser
 from tiling.costs import COSTS_FILE
 
-MEASURED = ("memory_bytes_s", "core_bytes_s", "bf16_flops_s", "int8_ops_s")
+MEASURED = ("memory_bytes_s", "core_bytes_s", "bf16_flops_s", "int8_ops_s", "row_s")
 STEPS = (2.0, 1.4, 1.15, 1.05)
 
 
@@ -73,14 +75,21 @@ def measure(arena: Arena, t: int, n_candidates: int, n_rounds: int, rng: random.
         tiling = CpuTiling(unroll_list=(t,), **dict(both[0].values), **dict(both[1].values))
         runs.append((arena.contender(t, tiling), both))
     times: dict[Candidate, list[float]] = {candidate: [] for _, both in runs for candidate in both}
+    calls = count()  # the next weight set for each, so that none finds what the one before it has just read
     with quiet():
         for round_ in range(-1, n_rounds):
             for contender, both in rng.sample(runs, len(runs)):
-                spent = arena.sweep_seconds(contender, round_ % 2)
+                spent = arena.profile(contender, next(calls)).seconds
                 if round_ >= 0:
                     for candidate in both:
                         times[candidate].append(spent[candidate.sweep])
     return [Sample(chooser, candidate, min(seconds)) for candidate, seconds in times.items()]
+
+
+def row_seconds(arena: Arena, t: int, n_calls: int) -> float:
+    """Seconds of one token's elementwise steps by one thread, in the planner's own plan."""
+    traces = [arena.profile(arena.baseline(t), i) for i in range(n_calls)]
+    return median(sum(trace.busy_s("query")) + sum(trace.busy_s("key")) for trace in traces) / t
 
 
 def error(samples: Sequence[Sample], costs: Costs) -> float:
@@ -132,7 +141,6 @@ LIMITS = {
     "step_rows": (0.01, 12.0),
     "call_s": (1e-9, 1e-6),
     "element_s": (1e-11, 1e-8),
-    "row_s": (1e-7, 1e-4),
     "task_s": (1e-8, 1e-5),
     "launch_s": (1e-7, 2e-4),
     "overlap_loss": (0.01, 1.0),
@@ -205,6 +213,7 @@ def fit_command(
     samples = []
     for n in threads:
         arena = arena_of(tokens, n, 2, sizes)
+        costs = replace(costs, row_s=row_seconds(arena, max(tokens), 5))
         for t in tokens:
             progress.print(f"{t} tokens, {n} threads: timing candidates")
             samples += measure(arena, t, candidates, rounds, rng)

@@ -3,8 +3,8 @@
 In each round every implementation makes one call, the order moved on by one each round, so that a slow spell of the
 machine falls on all of them and a ratio of one round compares calls made within milliseconds of each other. Between
 two turns of one implementation the others have put their own weights into the caches; with several weight sets each
-call also takes the next set, as the layers of a model do. Worker threads have to sleep, not spin, between turns:
-`compare_peers.py` sets that in the environment.
+call also takes the next set, as the layers of a model do, so that none finds what the one before it has just read.
+Worker threads have to sleep, not spin, between turns: `compare_peers.py` sets that in the environment.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -127,13 +128,14 @@ def compare(
 def _time(contenders: Sequence[Contender], timed: Sequence[Timed], n_rounds: int) -> None:
     """Time all contenders for n_rounds, after one round that isn't counted."""
     pairs = list(zip(contenders, timed, strict=True))
+    turns = count()
     gc.collect()
     gc.disable()
     try:
         for i in range(-1, n_rounds):
             shift = i % len(pairs)
             for contender, times in (*pairs[shift:], *pairs[:shift]):
-                call = contender.calls[i % len(contender.calls)]
+                call = contender.calls[next(turns) % len(contender.calls)]
                 start = time.perf_counter_ns()
                 call()
                 elapsed = time.perf_counter_ns() - start

@@ -20,10 +20,13 @@ from rich.table import Column, Table
 
 from tiling import PrologPlan
 
-__all__ = ["Steps", "SweepTimes", "folder_size", "megabytes", "sweep_table", "sweep_work"]
+from .trace import PHASES, Trace
+
+__all__ = ["Steps", "SweepTimes", "folder_size", "megabytes", "sweep_table", "sweep_work", "trace_table"]
 
 _log = logging.getLogger("mla_numba")
 _REDRAW_S = 0.2
+_THREADS_SHOWN = 8
 
 
 class Steps(logging.Handler):
@@ -178,6 +181,29 @@ def sweep_table(sweeps: list[SweepTimes]) -> Table:
             f"{sweep.gb_per_s:.1f}",
             f"{sweep.gop_per_s:.1f}" if sweep.n_ops else "",
         )
+    return table
+
+
+def trace_table(trace: Trace) -> Table:
+    """What each thread did in a call, a row a phase; of many threads the least, the mean and the most."""
+    rows = {phase: trace.busy_s(phase) for phase in PHASES}
+    busy = [sum(of_thread) for of_thread in zip(*rows.values(), strict=True)]
+    rows["waiting"] = [trace.total_s - seconds for seconds in busy]
+    names = [f"thread {i}" for i in range(len(busy))]
+    if len(busy) > _THREADS_SHOWN:
+        names = ["least", "mean", "most"]
+        rows = {name: [min(times), statistics.fmean(times), max(times)] for name, times in rows.items()}
+    table = Table(
+        "phase",
+        *(Column(name, justify="right") for name in names),
+        box=box.SIMPLE,
+        caption="ms in the last call",
+        caption_justify="right",
+    )
+    for name, seconds in rows.items():
+        if name == "waiting":
+            table.add_section()
+        table.add_row(name, *(f"{s * 1e3:.3f}" for s in seconds))
     return table
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from tiling import CpuTiling, MlaTileConfig, plan_prolog
 
-from ._report import Steps, folder_size, megabytes, sweep_table
+from ._report import Steps, folder_size, megabytes, sweep_table, trace_table
 from ._version import __version__
 from .cache import PAGED_MODES
 from .checkpoint import Checkpoint
@@ -59,6 +59,13 @@ def main() -> None:
 main.add_command(bench)
 
 
+def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuses a file in a folder that is not there, before anything is timed."""
+    if value is not None and not value.parent.is_dir():
+        raise click.BadParameter(f"expected a file in a folder that exists, got {str(value)!r}")
+    return value
+
+
 @main.command()
 @what_to_plan
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of a call.")
@@ -77,6 +84,10 @@ main.add_command(bench)
     "--block-size", type=click.IntRange(1, 2**16), default=128, show_default=True, help="Tokens of a cache block."
 )
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
+@click.option(
+    "--trace", "trace_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_in_a_folder,
+    help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
+)  # fmt: skip
 @json_option
 @click.pass_context
 def run(
@@ -95,6 +106,7 @@ def run(
     cache_mode: str,
     block_size: int,
     no_check: bool,
+    trace_file: Path | None,
     as_json: bool,
 ) -> None:
     """Run the prolog on random weights, time its sweeps and compare every bit with the reference.
@@ -112,13 +124,21 @@ def run(
             weights = MlaWeights.random(dims, seed, quant, smooth)
         job = Job(dims, tokens, phase, tile_config, options, threads, seed, repeats, not no_check)
         report = run_job(job, weights, cache, steps)
+    if trace_file is not None:
+        try:
+            report.trace.to_chrome(trace_file)
+        except OSError as error:
+            raise click.ClickException(f"--trace: {error}") from None
     if as_json:
-        settings = {name: value for name, value in ctx.params.items() if name not in ("dims", "as_json")}
+        unsaid = ("dims", "as_json", "trace_file")
+        settings = {name: value for name, value in ctx.params.items() if name not in unsaid}
         head = {"version": __version__, "machine": asdict(this_machine()), "options": settings, "dims": asdict(dims)}
         click.echo(json.dumps(head | report.as_dict(), indent=2))
     else:
         click.echo(f"{this_machine()}\n{report.plan}")
         Console().print(sweep_table(report.sweeps))
+        if trace_file is not None:
+            Console().print(trace_table(report.trace))
         click.echo(report.verdict)
     if report.exact is False:
         ctx.exit(1)

@@ -16,6 +16,7 @@ from .cache import PagedCache
 from .dims import MlaDims
 from .engine import MlaProlog, PrologOutput
 from .inputs import Inputs, random_inputs
+from .trace import PHASES, Trace
 from .weights import MlaWeights
 
 __all__ = ["Job", "Report", "allocate_cache", "run_job", "time_sweeps"]
@@ -38,10 +39,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a job. `seconds` are those of its steps; `mismatches` is None where nothing was compared."""
+    """What came of a job. `seconds` are those of its steps; `mismatches` is None where nothing was compared.
+
+    `trace` is that of the last call.
+    """
 
     plan: PrologPlan
     sweeps: list[SweepTimes]
+    trace: Trace
     seconds: dict[str, float]
     n_arrays: int
     mismatches: list[verify.Mismatch] | None
@@ -66,6 +71,7 @@ class Report:
             "exact": self.exact,
             "mismatches": [asdict(mismatch) for mismatch in self.mismatches or []],
             "sweeps": {sweep.name: sweep.as_dict() for sweep in self.sweeps},
+            "last_call_busy_s": {phase: self.trace.busy_s(phase) for phase in PHASES},
             "seconds": self.seconds,
             "plan": json.loads(self.plan.to_json()),
         }
@@ -90,7 +96,7 @@ def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> R
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
     with steps.step(f"timing {job.repeats} calls", job.repeats) as advance:
-        sweeps = time_sweeps(prolog, inputs, cache, out, job.repeats, advance)
+        sweeps, trace = time_sweeps(prolog, inputs, cache, out, job.repeats, advance)
     mismatches = None
     if job.check:
         with steps.step("computing the reference"):
@@ -98,7 +104,7 @@ def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> R
         with steps.step("comparing"):
             mismatches = verify.check_output(out, cache, reference)
     n_arrays = len(cache.arrays()) + sum(array is not None for array in out)
-    return Report(plan, sweeps, dict(steps.seconds), n_arrays, mismatches)
+    return Report(plan, sweeps, trace, dict(steps.seconds), n_arrays, mismatches)
 
 
 def time_sweeps(
@@ -108,8 +114,12 @@ def time_sweeps(
     out: PrologOutput,
     repeats: int,
     advance: Callable[[], None] = lambda: None,
-) -> list[SweepTimes]:
-    """Times of each sweep and, under "total", of the whole call; `advance` is called between calls."""
+) -> tuple[list[SweepTimes], Trace]:
+    """Times of each sweep and, under "total", of the whole call, and the trace of the last of at least one call.
+
+    `advance` is called between calls.
+    """
+    trace = Trace()
     work = sweep_work(prolog.plan(inputs.x.shape[0]))
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
@@ -119,4 +129,4 @@ def time_sweeps(
         for name, seconds in spent.items():
             times[name].append(seconds)
         advance()
-    return [SweepTimes(name, *work[name], tuple(times[name])) for name in work]
+    return [SweepTimes(name, *work[name], tuple(times[name])) for name in work], trace

@@ -25,6 +25,7 @@ from .dims import MlaDims
 from .engine import MlaProlog
 from .inputs import Inputs, random_inputs
 from .packed import PackedWeights
+from .trace import Trace
 from .verify import Mismatch, compare_bits, poison, reference_run
 from .weights import MlaWeights
 
@@ -182,10 +183,10 @@ class Arena:
                 times[which].append(time.perf_counter() - begin)
             yield Pairs(tuple(times[0]), tuple(times[1]))
 
-    def sweep_seconds(self, contender: Contender, i: int) -> dict[str, float]:
-        """Seconds of each sweep of one call on weight set `i` modulo their number, tiles of tokens added up."""
+    def profile(self, contender: Contender, i: int) -> Trace:
+        """When the threads did what in one call on weight set `i` modulo their number."""
         _, trace = contender.prologs[i % len(self._weights)].profile(*self._arguments(contender.t))
-        return trace.seconds
+        return trace
 
     def _arguments(self, t: int) -> tuple[Any, ...]:
         return (*(array[:t] for array in self._inputs), self._cache, self._outputs[t])

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from ._checks import Array
 from .kernels import tile
 
-__all__ = ["SWEEPS", "Span", "TileTrace", "Trace"]
+__all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
 
 SWEEPS = ("down", "rows", "heads")
+PHASES = tile.PHASES
 
 # The reference operator's names of what a phase does.
 _STAGES = {
@@ -68,17 +69,33 @@ class Trace:
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))
-            for i, phase in enumerate(tile.PHASES)
+            for i, phase in enumerate(PHASES)
         ]
         self.tiles.append(TileTrace(t0, t, begin_ns, end_ns, tuple(found)))
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the call's tiles."""
+        return sum(tile.end_ns - tile.begin_ns for tile in self.tiles) / 1e9
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of each sweep, tiles added up."""
         return {name: sum(tile.seconds[name] for tile in self.tiles) for name in SWEEPS}
 
+    def busy_s(self, phase: str) -> list[float]:
+        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another."""
+        spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
+        seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
+        for span in spans:
+            seconds[span.worker] += (span.end_ns - span.begin_ns) / 1e9
+        return seconds
+
     def to_chrome(self, path: str | Path) -> None:
-        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too."""
+        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span.
+
+        Times are microseconds from the call's begin on. Raises `OSError` where the file cannot be written.
+        """
         start = min((tile.begin_ns for tile in self.tiles), default=0)
         events = [
             {

@@ -70,7 +70,6 @@ class Space:
             "qb_blocks": [1, 2, 3, 4, 6, 8],
             "qb_kc": sorted({ceil_div(kp_up, n) for n in (1, 2, 3, 4, 6, 8)}),
             "qb_walk": sorted({min(walk, n_up) for walk in (1, 2, 3, 4, 6)}),
-            "q_rows": [mr // 2 or 1, mr, 2 * mr, 4 * mr],
             "wuk_mc": [mr, 2 * mr, 4 * mr, 8 * mr],
             "wuk_walk": sorted({min(walk, n_uk) for walk in (1, 2, 4, 8, 16)}),
             "heads_grain": [1, 2, 4],
@@ -92,7 +91,7 @@ class Space:
             "tile": tile.t, "n_threads": tile.n_workers, "down_blocks": qa.n_row_blocks, "down_kc": qa.kc,
             "down_walk": qa.walk, "down_grain": tile.down.grain, "rows_q": tile.rows.rows_q,
             "rows_k": tile.rows.rows_k, "qb_blocks": qb.n_row_blocks, "qb_kc": qb.kc, "qb_walk": qb.walk,
-            "q_rows": tile.heads.q_rows, "wuk_mc": wuk.mc, "wuk_walk": wuk.walk, "heads_grain": tile.heads.grain,
+            "wuk_mc": wuk.mc, "wuk_walk": wuk.walk, "heads_grain": tile.heads.grain,
         }  # fmt: skip
 
         def closest(values: list[int], value: int) -> int:

@@ -15,9 +15,9 @@ sys.path.insert(0, str(BENCH))
 
 from agreement import TOLERANCES, Tolerance, check_agreement, compare_within  # noqa: E402
 from compare_peers import PEER_NAMES, main  # noqa: E402
-from contenders import OURS, DisagreementError  # noqa: E402
+from contenders import OURS, Contender, DisagreementError  # noqa: E402
 from peers import PEERS  # noqa: E402
-from round_robin import compare  # noqa: E402
+from round_robin import Timed, _time, compare  # noqa: E402
 from torch_operators import DOWN, HEADS, UP, Operator, TorchWeights, time_operators  # noqa: E402
 
 SIZES = (256, 4, 128, 128, 64, 64)
@@ -109,6 +109,18 @@ def test_a_wrong_peer_is_not_timed(weight_sets, prologs, monkeypatch):
 def test_peers_take_quant_b_alone():
     with pytest.raises(ValueError, match="weights: expected quant 'b' without smooth scales, got quant 'none'"):
         PEERS["P1"](1).prepare(MlaWeights.random(DIMS, quant="none"))
+
+
+def test_each_call_takes_the_next_weight_set_and_each_round_begins_with_the_next_implementation():
+    made = []
+    contenders = [
+        Contender(name, "", [lambda what=(name, i): made.append(what) for i in range(3)], lambda i: {})
+        for name in ("a", "b")
+    ]
+    timed = [Timed(name, "") for name in ("a", "b")]
+    _time(contenders, timed, 2)
+    assert made == [("b", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("a", 2)]
+    assert [len(times.ms) for times in timed] == [2, 2]
 
 
 def test_outliers_are_counted_and_placed():

@@ -161,6 +161,28 @@ def test_what_the_library_logs_is_shown_as_progress_and_nowhere_else(monkeypatch
 RANDOM = cli_run.MlaWeights.random
 
 
+def test_run_writes_a_trace_of_the_last_call(tmp_path):
+    path = tmp_path / "trace.json"
+    result = invoke("run", *SMALL, "--trace", str(path))
+    assert result.exit_code == 0, result.output
+    events = json.loads(path.read_text())["traceEvents"]
+    assert [event["cat"] for event in events] == ["pack", "down", "query", "key", "heads"]
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["phase", "thread", "0"] in lines
+    waiting = next(line for line in lines if line[:1] == ["waiting"])
+    assert len(waiting) == 2
+    assert float(waiting[1]) >= 0
+    found = json.loads(run_cli("run", *SMALL, "--json", "--trace", str(path))[1])
+    assert list(found["last_call_busy_s"]) == ["pack", "down", "query", "key", "heads"]
+    assert all(len(seconds) == 1 for seconds in found["last_call_busy_s"].values())
+    assert "thread 0" not in invoke("run", *SMALL).output
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_the_run(tmp_path):
+    said = one_line_error("run", *SMALL, "--trace", str(tmp_path / "none" / "trace.json"))
+    assert "'--trace': expected a file in a folder that exists, got " in said
+
+
 def test_dims_of_a_config_file(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(json.dumps(asdict(MlaDims(64, 2, 32, 32, 16, 16)) | {"vocab_size": 10}))

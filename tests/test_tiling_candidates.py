@@ -7,7 +7,7 @@ import pytest
 from test_tiling_planner import BIG_CACHES, COSTS, FULL, MICRO, SMALL_CACHES, plan_of
 
 from tiling import Costs, CpuTiling, MicroTile, PlanDims, PrologPlan, Rates, plan_prolog, preset
-from tiling.candidates import A_BEYOND_L2, C_BEYOND_L2, IDLE, MC_BEYOND, WALK_BEYOND
+from tiling.candidates import C_BEYOND_L2, IDLE, MC_BEYOND, WALK_BEYOND
 from tiling.machine import ISAS
 from tiling.model import Model, makespan
 from tiling.stages import StageShape
@@ -38,8 +38,12 @@ def test_a_product_by_hand():
     # B: a block of k of both panels is 16 KB, beyond half of L2: all 32 KB come again from behind it
     assert work.l3_bytes == 256 * 64 * 2
     # A: 8 x 256 bf16, and a tile beside B is beyond L1d, so it comes for each of the 2 panels; C: 8 x 64 x 4 bytes are
-    # beyond half of L1d, so they are stored and loaded for each of 2 blocks of k
-    assert work.l2_bytes == 2 * 8 * 256 * 2 + 2 * 2 * 8 * 64 * 4
+    # beyond half of L1d, so they are stored and loaded between the 2 blocks of k
+    assert work.l2_bytes == 2 * 8 * 256 * 2 + 2 * 8 * 64 * 4
+    # whole k stores no sums; but of a product with two parts, each part's are stored and read again at the end
+    assert Model(machine, costs, 1).product(shape, micro, 8, 1, 256, 2).l2_bytes == 2 * 8 * 256 * 2
+    halves = replace(shape, k_parts=2)
+    assert Model(machine, costs, 1).product(halves, micro, 8, 1, 128, 2).l2_bytes == 2 * 8 * 256 * 2 + 4 * 8 * 64 * 4
 
 
 def test_rows_that_do_not_fill_a_register_tile_cost_more_each():
@@ -67,13 +71,31 @@ def test_refused_candidates_have_named_reasons():
         return {c.refused for c in chooser.listed() if c.sweep == sweep} - {""}
 
     tiny = replace(SMALL_CACHES, l2_bytes=20_000)
-    assert reasons(chooser_of(128, tiny), "down") == {A_BEYOND_L2, C_BEYOND_L2}
+    assert reasons(chooser_of(128, tiny), "down") == {C_BEYOND_L2}
     assert reasons(chooser_of(128, tiny), "heads") == {C_BEYOND_L2, WALK_BEYOND, MC_BEYOND}
     many = chooser_of(8, replace(BIG_CACHES, n_physical_cores=64, n_usable_cores=64), n_threads=64)
     assert reasons(many, "down") == {IDLE}
     assert all((c.cost is None) == bool(c.refused) for c in many.listed())
     hopeless = replace(SMALL_CACHES, l1d_bytes=64, l2_bytes=64)
     assert plan_of(128, machine=hopeless).tile_plan(128).t == 128  # where all are refused there is a plan all the same
+
+
+@pytest.mark.parametrize("t", [1, 32, 128, 512])
+def test_whole_k_is_a_candidate_with_any_row_block(t):
+    chooser = chooser_of(t, n_threads=2)
+    qa = chooser.shapes[0]
+    listed = [c for c in chooser.listed() if c.sweep == "down"]
+    row_blocks = {dict(c.values)["down_mc"] for c in listed}
+    whole = {dict(c.values)["down_mc"] for c in listed if dict(c.values)["down_kc"] == qa.k // 2 and not c.refused}
+    assert whole == row_blocks
+    assert t in whole
+
+
+def test_threads_are_woken_once_a_tile():
+    dear = [chooser_of(32, n_threads=n, costs=replace(COSTS, launch_s=1)).choose() for n in (1, 2)]
+    cheap = [chooser_of(32, n_threads=n).choose() for n in (1, 2)]
+    assert [a.seconds - b.seconds for a, b in zip(dear, cheap, strict=True)] == pytest.approx([0, 1], abs=1e-4)
+    assert dear[1].down.seconds > 1 > dear[1].heads.seconds + dear[1].rows_s
 
 
 def test_explain_shows_the_best_and_the_refused():
@@ -100,7 +122,7 @@ def test_more_tiles_of_tokens_are_weighed():
 
 ALL = CpuTiling(
     unroll_list=(40, 20), n_threads=3, down_mc=10, down_kc=101, down_walk=2, down_grain=3, rows_q=5, rows_k=6, qb_mc=20,
-    qb_kc=64, qb_walk=3, q_rows=4, wuk_mc=8, wuk_kc=30, wuk_walk=5, heads_grain=2,
+    qb_kc=64, qb_walk=3, wuk_mc=8, wuk_kc=30, wuk_walk=5, heads_grain=2,
 )  # fmt: skip
 
 
@@ -114,7 +136,7 @@ def test_what_a_tiling_prescribes_is_planned():
     assert [(g.mc, g.kc, g.walk) for g in (qa, kva)] == [(10, 102, 2), (10, 102, 2)]  # kr is 2
     assert (qb.mc, qb.kc, qb.walk) == (20, 64, 3)
     assert (wuk.mc, wuk.kc, wuk.walk) == (8, 30, 5)
-    assert (tile.down.grain, tile.heads.grain, tile.heads.q_rows) == (3, 2, 4)
+    assert (tile.down.grain, tile.heads.grain) == (3, 2)
     assert (tile.rows.rows_q, tile.rows.rows_k) == (5, 6)
     assert {name for name, _, _ in plan.acting} == set(ALL.given())
     assert PrologPlan.from_json(plan.to_json()) == plan

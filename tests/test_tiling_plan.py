@@ -175,9 +175,7 @@ def test_prolog_plan_refuses(change, message):
 def test_parts_of_a_plan_must_belong_together():
     tile = small_plan().tile_plan(5)
     with pytest.raises(ValueError, match=r"wuk\.mc: expected at most qb\.mc = 2, got 5"):
-        replace(tile.heads, qb=replace(tile.heads.qb, mc=2), q_rows=1)
-    with pytest.raises(ValueError, match=r"q_rows: expected at most qb\.mc = 5, got 6"):
-        replace(tile.heads, q_rows=6)
+        replace(tile.heads, qb=replace(tile.heads.qb, mc=2))
     with pytest.raises(ValueError, match=r"kva\.m: expected that of qa, 5, got 6"):
         replace(tile.down, kva=replace(tile.down.kva, m=6))
     with pytest.raises(ValueError, match=r"rows: expected a plan for 5 tokens, got one for 4"):

@@ -42,7 +42,7 @@ def test_decode_preset_pinned():
     assert str(plan) == (
         "decode of 8 tokens, quant b, 4 threads on small: tiles 1 x 8; 86.3 MB, 0.38 Gflop, 0.60 Gop\n"
         "  tile of 8: 4 workers; down: 17 tasks by 1; rows: 5 tasks, rows_q 8 rows_k 2; "
-        "heads: 128 tasks by 4, q_rows 1; workspace 0.38 MiB\n"
+        "heads: 128 tasks by 4; workspace 0.37 MiB\n"
         "    Matmul_qa bf16 m8 k7168 in 2 parts n1536: mr12 nr32 kr2, mc8 kc256 nc128, walk 4 of 48 panels, 12 tasks\n"
         "    QuantMatmul_qb int8 128 x m8 k1536 n192: mr8 nr48 kr4, mc8 kc256 nc192, walk 4 of 4 panels, 128 tasks\n"
         "    Matmul_kva bf16 m8 k7168 n576: mr12 nr32 kr2, mc8 kc256 nc128, walk 4 of 18 panels, 5 tasks\n"
@@ -61,7 +61,7 @@ def test_prefill_preset_pinned():
     ]
     assert blocks(plan.tile_plan(8)) == [(8, 256, 128, 16), (8, 256, 192, 4), (8, 256, 128, 16), (8, 128, 128, 16)]
     tile = plan.tile_plan(128)
-    assert (tile.down.grain, tile.heads.grain, tile.heads.q_rows) == (1, 4, 32)
+    assert (tile.down.grain, tile.heads.grain) == (1, 4)
     assert (tile.rows.rows_q, tile.rows.rows_k) == (8, 32)
 
 
@@ -81,8 +81,8 @@ def test_quant_modes_name_and_type_the_stages():
     ("t", "machine", "expected"),
     [
         (8, BIG_CACHES, [(8, 3584, 32, 1), (8, 1536, 192, 4), (8, 3584, 32, 1), (8, 128, 512, 16)]),
-        (128, BIG_CACHES, [(16, 3584, 32, 1), (16, 1536, 192, 4), (16, 3584, 32, 1), (12, 128, 512, 16)]),
-        (128, SMALL_CACHES, [(32, 896, 32, 1), (64, 1536, 48, 1), (32, 896, 32, 1), (48, 128, 128, 4)]),
+        (128, BIG_CACHES, [(16, 256, 32, 1), (16, 1536, 192, 4), (16, 256, 32, 1), (16, 128, 512, 16)]),
+        (128, SMALL_CACHES, [(43, 256, 32, 1), (64, 1536, 48, 1), (43, 256, 32, 1), (64, 128, 512, 16)]),
     ],
 )
 def test_own_choice_pinned(t, machine, expected):
@@ -116,18 +116,11 @@ def test_own_tiles_are_even_for_every_t():
 
 @pytest.mark.parametrize(
     ("t", "n_threads", "rows"),
-    [(1, 2, (1, 1)), (8, 2, (8, 8)), (128, 2, (4, 8)), (100, 4, (2, 4)), (256, 2, (4, 8)), (256, 32, (1, 2))],
+    [(1, 2, (1, 1)), (8, 2, (1, 2)), (128, 2, (4, 8)), (100, 4, (2, 4)), (256, 2, (4, 8)), (256, 32, (1, 2))],
 )
 def test_own_rows_per_task(t, n_threads, rows):
     tile = plan_of(t, n_threads=n_threads).tile_plan(t)
     assert (tile.rows.rows_q, tile.rows.rows_k) == rows
-
-
-def test_few_rows_are_serial():
-    for t, n_row_workers in ((1, 1), (16, 1), (17, 32)):
-        tile = plan_of(t).tile_plan(t)
-        assert (tile.n_workers, tile.n_row_workers) == (32, n_row_workers)
-    assert plan_of(100, n_threads=1).tile_plan(100).n_row_workers == 1
 
 
 def test_small_work_is_serial():
@@ -203,7 +196,6 @@ def tiles_changed(name, value, options=None):
         ("m_tile", 24),
         ("mv_tile", 4),
         ("k_vec_tile0", 4),
-        ("q_vec_tile0", 4),
         ("pre_quant_cube_tile", [16, 64, 64, 128, 32, 64]),
         ("pre_quant_cube_tile", [16, 32, 64, 256, 32, 64]),
         ("pre_quant_cube_tile", [16, 32, 64, 128, 32, 96]),
@@ -240,6 +232,7 @@ def test_acting_settings_change_the_plan(name, value):
         ("pre_quant_cube_tile", [8, 32, 32, 128, 16, 64]),
         ("cube_qb_tile", [8, 32, 32, 128, 24, 96]),
         ("cube_wuk_tile", [24, 48, 8, 64, 16, 64]),
+        ("q_vec_tile0", 4),
         ("q_vec_tile1", 3),
         ("k_vec_tile1", 3),
         ("dynamic_unaligned_enable", True),
@@ -280,7 +273,7 @@ def test_options_act_on_the_own_choice_too():
     assert (own.acting, own.inert) == ((), ())
     assert [g.walk for g in steered.tile_plan(8).gemms] == [3, 4, 1, 16]
     assert (own.tile_plan(8).heads.grain, steered.tile_plan(8).heads.grain) == (1, 2)
-    assert (steered.tile_plan(8).rows.rows_q, steered.tile_plan(8).rows.rows_k) == (8, 4)
+    assert (steered.tile_plan(8).rows.rows_q, steered.tile_plan(8).rows.rows_k) == (1, 4)
     assert [name for name, _, _ in steered.acting] == [
         "cube_l1_reuse_setting",
         "cube_nbuffer_setting",

@@ -71,7 +71,6 @@ def assemble_tile(
     blocks: tuple[Blocks, Blocks, Blocks, Blocks],
     rows_q: int,
     rows_k: int,
-    q_rows: int,
     down_grain: int = 1,
     heads_grain: int = 1,
 ) -> TilePlan:
@@ -99,7 +98,6 @@ def assemble_tile(
         heads=HeadsPlan(
             qb=qb,
             wuk=context.gemm(t, 3, inner),
-            q_rows=min(q_rows, qb.mc),
             grain=max(context.set_grain(1), context.set_grain(3)) or heads_grain,
         ),
     )

@@ -17,9 +17,7 @@ from tiling.machine import Machine
 from tiling.model import Cost, Model, Product
 from tiling.stages import StageShape
 
-__all__ = ["SERIAL_ROWS", "Candidate", "Choice", "Chooser"]
-
-SERIAL_ROWS = 16  # to wake threads takes longer than so many rows of elementwise work
+__all__ = ["Candidate", "Choice", "Chooser"]
 
 _ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 16)
 _K_BLOCKS = (1, 2, 3, 4, 6, 8, 14, 20)
@@ -29,7 +27,6 @@ _ROWS = (1, 2, 4, 8, 16, 32)
 _MIN_KC = 64
 
 IDLE = "idle_threads: fewer tasks than threads"
-A_BEYOND_L2 = "a_block_beyond_l2: the packed rows of a task take more than L2"
 C_BEYOND_L2 = "accumulators_beyond_l2: a task's accumulators take more than L2"
 WALK_BEYOND = "walk_beyond_panels: the product has fewer panels"
 MC_BEYOND = "row_block_beyond_task: more rows than the task has"
@@ -118,14 +115,12 @@ class Chooser:
                         refused = WALK_BEYOND
                     elif (ceil_div(n_qa, walk) + ceil_div(n_kva, walk)) * n_blocks < self.n_workers:
                         refused = IDLE
-                    elif rows * kc * micro.a_bytes > l2:
-                        refused = A_BEYOND_L2
                     elif qa.k_parts * rows * walk * micro.nr * 4 > l2:
                         refused = C_BEYOND_L2
                     yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk)), refused
 
     def down_cost(self, values: Values, grain: int = 1) -> Cost:
-        """The model's word on blocks of the down sweep."""
+        """The model's word on blocks of the down sweep, and on waking the threads, which it is the first to need."""
         (_, mc), (_, kc), (_, walk) = values
         qa, _, kva, _ = self.shapes
         micro = self.micro[qa.dtype]
@@ -135,7 +130,8 @@ class Chooser:
         )
         n_tasks = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
         n_bytes = sum(_weight_bytes(shape, micro) for shape in (qa, kva)) + 2 * self.t * qa.k
-        return self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_tasks, grain)
+        cost = self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_tasks, grain)
+        return cost._replace(seconds=cost.seconds + self._model.launch_s)
 
     # heads
 
@@ -207,16 +203,14 @@ class Chooser:
         down_grain = self._grain("down_grain", lambda grain: self.down_cost(blocks, grain).seconds)
         (qb_mc, up, uk), works = self._choose_heads()
         heads_grain = self._grain("heads_grain", lambda grain: self.heads_cost(qb_mc, *works, grain).seconds)
-        model, pairs = self._rows()
-        rows_q, rows_k = min(pairs, key=lambda pair: model.rows(self.t, *pair))
+        rows_q, rows_k = min(self._rows(), key=lambda pair: self._model.rows(self.t, *pair))
         values = dict(blocks) | {"qb_mc": qb_mc} | dict(up) | dict(uk)
         values |= {"down_grain": down_grain, "heads_grain": heads_grain, "rows_q": rows_q, "rows_k": rows_k}
-        values["q_rows"] = self.given.q_rows or self.micro[self.shapes[1].dtype].mr
         return Choice(
             values,
             self.down_cost(blocks, down_grain),
             self.heads_cost(qb_mc, *works, heads_grain),
-            model.rows(self.t, rows_q, rows_k),
+            self._model.rows(self.t, rows_q, rows_k),
         )
 
     def _choose_heads(self) -> tuple[tuple[int, Values, Values], tuple[Product, Product]]:
@@ -236,10 +230,9 @@ class Chooser:
     def _grain(self, name: str, seconds: Callable[[int], float]) -> int:
         return min(self._axis(name, _GRAINS), key=seconds)
 
-    def _rows(self) -> tuple[Model, list[tuple[int, int]]]:
-        model = Model(self.machine, self.costs, 1 if self.t <= SERIAL_ROWS else self.n_workers)
+    def _rows(self) -> list[tuple[int, int]]:
         q, k = ([min(rows, self.t) for rows in self._axis(name, _ROWS)] for name in ("rows_q", "rows_k"))
-        return model, list(product(q, k))
+        return list(product(q, k))
 
     # listing
 

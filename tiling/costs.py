@@ -28,7 +28,7 @@ class Costs:
     - ``walk_s``: a walk's begin and end; ``jump_s``: going on in another panel, where the read ahead ends.
     - ``element_s``: one element of a sweep's results, scaled, rounded and stored; ``row_s``: one token's elementwise
       steps.
-    - ``task_s``: drawing a task; ``launch_s``: a parallel region of more than one thread.
+    - ``task_s``: drawing a task; ``launch_s``: waking the other threads, once a tile of tokens.
     - ``overlap_loss``: the part of the shorter of moving and computing that is not hidden behind the longer.
     """
 

@@ -21,9 +21,9 @@ class CpuTiling:
     - ``n_threads``: workers of the parallel regions; at most the threads that the plan is made for.
     - ``down_mc, down_kc, down_walk``: rows, k elements and panels of a task of the down projections; ``down_grain``:
       tasks a worker takes at a time.
-    - ``rows_q, rows_k``: token rows of an elementwise task of query and key.
-    - ``qb_mc``: token rows of a heads task; ``qb_kc, qb_walk``: k elements and panels of the query's up projection;
-      ``q_rows``: rows dequantised at a time.
+    - ``rows_q``: token rows of a task that packs hidden states, and of an elementwise one of the query; ``rows_k``: of
+      the key.
+    - ``qb_mc``: token rows of a heads task; ``qb_kc, qb_walk``: k elements and panels of the query's up projection.
     - ``wuk_mc, wuk_kc, wuk_walk``: rows, k elements and panels of the product with w_uk; ``heads_grain``: tasks a
       worker takes at a time.
     """
@@ -39,7 +39,6 @@ class CpuTiling:
     qb_mc: int | None = None
     qb_kc: int | None = None
     qb_walk: int | None = None
-    q_rows: int | None = None
     wuk_mc: int | None = None
     wuk_kc: int | None = None
     wuk_walk: int | None = None

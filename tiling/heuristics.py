@@ -60,7 +60,6 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
         ),
         rows_q=v["rows_q"],
         rows_k=v["rows_k"],
-        q_rows=v["q_rows"],
         down_grain=v["down_grain"],
         heads_grain=v["heads_grain"],
     )
@@ -83,7 +82,6 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
         (shared, why(f"{choice.down.seconds * 1e3:.4f} ms by the model", *_fields_of("down"))),
         (f"rows_q = {tile.rows.rows_q}, rows_k = {tile.rows.rows_k}", why(rows_reason, "rows_q", "rows_k")),
         (heads, why(f"{choice.heads.seconds * 1e3:.4f} ms by the model", *_fields_of("qb"), *_fields_of("wuk"))),
-        (f"q_rows = {tile.heads.q_rows}", why("the rows of one register tile are still in L1d", "q_rows")),
     ]
 
 

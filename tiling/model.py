@@ -2,11 +2,12 @@
 
 A sweep moves its weights from memory once and computes meanwhile:
 
-    seconds = max(moving, computing) + overlap_loss * min(moving, computing) + launch
+    seconds = max(moving, computing) + overlap_loss * min(moving, computing)
 
 ``moving`` is the weights' bytes by the threads' bandwidth. ``computing`` is one core's arithmetic in register tiles or,
 where that takes longer, its operands' bytes from L2 and from behind it; with what each call of the microkernel, each
 walk, each jump to another panel and accumulators beyond L1d cost; shared by the cores as evenly as tasks come out.
+Threads are woken once a tile of tokens, for ``launch_s``.
 """
 
 from dataclasses import dataclass
@@ -65,6 +66,11 @@ class Model:
     costs: Costs
     n_workers: int
 
+    @property
+    def launch_s(self) -> float:
+        """Seconds to wake the other threads for a tile of tokens."""
+        return self.costs.launch_s if self.n_workers > 1 else 0.0
+
     def product(
         self,
         shape: StageShape,
@@ -96,15 +102,19 @@ class Model:
         if walk * kc * row_b > l1 // 2:
             bytes_of[walk * kc * row_b <= l2 // 2] += weights * (n_tiles - 1) * n_blocks
         bytes_of[walk * kp * row_b <= l2 // 2] += weights * (n_blocks - 1)
-        # A: each panel of the walk meets the rows of a register tile; they stay in L1d if both blocks fit.
+        # A: each walk meets all rows. Its first panel brings those of a register tile, which stay in L1d for the others
+        # if both blocks fit, and in L2 if not.
         if not a_in_l1:
-            tile_fits = min(rows, micro.mr) * kc * micro.a_bytes + kc * row_b <= l1
-            times = batch * (ceil_div(n_panels, walk) if tile_fits else n_panels)
-            bytes_of[rows * kc * micro.a_bytes <= l2 // 2] += rows * n_blocks * kp * micro.a_bytes * times
-        # C: loaded and stored for each block of k, and read at the end.
+            all_rows = rows * n_blocks * kp * micro.a_bytes
+            n_first = ceil_div(n_panels, walk)
+            bytes_of[all_rows <= l2 // 2] += all_rows * batch * n_first
+            if min(rows, micro.mr) * kc * micro.a_bytes + kc * row_b > l1:
+                bytes_of[True] += all_rows * batch * (n_panels - n_first)
+        # C: stored and loaded between blocks of k, and of two parts at the end as well.
         c_bytes = 0.0
         if rows * walk * micro.nr * 4 > l1 // 2:
-            c_bytes = 2 * n_kblocks * rows * n_blocks * batch * n_panels * micro.nr * 4
+            n_stores = n_kblocks if shape.k_parts > 1 else n_kblocks - 1
+            c_bytes = 2 * n_stores * rows * n_blocks * batch * n_panels * micro.nr * 4
 
         # A step of k takes as long as its rows and those that loading B is worth; a full tile takes what the rate says.
         padded_rows = (rows + n_tiles * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
@@ -129,7 +139,7 @@ class Model:
     def sweep(
         self, products: tuple[Product, ...], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
     ) -> Cost:
-        """A sweep of some products in one parallel region, whose results have ``n_elements``."""
+        """A sweep of some products, whose results have ``n_elements``."""
         costs, n = self.costs, self.n_workers
         balance = makespan(n_tasks, grain, n)
         core_s = n_elements * costs.element_s + ceil_div(n_tasks, grain) * costs.task_s
@@ -144,8 +154,6 @@ class Model:
         computing = core_s / n * balance
         moving = memory_bytes / min(n * costs.core_bytes_s, costs.memory_bytes_s) * balance
         seconds = max(computing, moving) + costs.overlap_loss * min(computing, moving)
-        if n > 1:
-            seconds += costs.launch_s
         return Cost(seconds, core_s, memory_bytes, l3, l2, balance, 1 - ops / padded if padded else 0.0)
 
     def rows(self, t: int, rows_q: int, rows_k: int) -> float:
@@ -154,5 +162,4 @@ class Model:
         q, k = ceil_div(t, rows_q), ceil_div(t, rows_k)
         longest = max(2 / 3 * rows_q, 1 / 3 * rows_k) * costs.row_s
         even = t * costs.row_s / n
-        seconds = max(even + longest * (n - 1) / (2 * n), longest) + (q + k) * costs.task_s / n
-        return seconds + (costs.launch_s if n > 1 else 0)
+        return max(even + longest * (n - 1) / (2 * n), longest) + (q + k) * costs.task_s / n

@@ -60,7 +60,7 @@ class RowPlan:
 
     Query rows (RmsNorm_qa, Quant_qMnRes) go in tasks of ``rows_q`` tokens at most, key rows (RmsNorm_compressedkv,
     Quant_knope, RotaryPosEmb, ScatterUpdate_*) in tasks of ``rows_k``. ``quantised`` says whether codes and scales are
-    written, or bf16. The tasks of query rows come first.
+    written, or bf16. The tasks of query rows come first. Hidden states are packed in tasks of ``rows_q``, too.
     """
 
     t: int
@@ -124,27 +124,24 @@ class RowPlan:
 class HeadsPlan:
     """Sweep 3: one task is one head of one block of at most ``qb.mc`` tokens.
 
-    A task computes the head's qk_nope + qk_rope columns (``qb``), dequantises and rotates ``q_rows`` rows at a time,
-    and multiplies the nope part by the head's w_uk (``wuk``) in row blocks of at most ``wuk.mc``. ``grain`` is the
-    number of tasks a worker takes at a time.
+    A task computes the head's qk_nope + qk_rope columns (``qb``), rotates the rope part, and multiplies the nope part
+    by the head's w_uk (``wuk``) in row blocks of at most ``wuk.mc``. ``grain`` is the number of tasks a worker takes at
+    a time.
     """
 
     qb: GemmPlan
     wuk: GemmPlan
-    q_rows: int
     grain: int
 
     def __post_init__(self) -> None:
         """Check that both products belong together and that the inner blocks fit the task."""
         check_int("grain", self.grain, 1)
-        check_int("q_rows", self.q_rows, 1)
         for name in ("m", "batch"):
             qb, wuk = getattr(self.qb, name), getattr(self.wuk, name)
             if qb != wuk:
                 raise ValueError(f"wuk.{name}: expected that of qb, {qb}, got {wuk}")
-        for name, rows in (("wuk.mc", self.wuk.mc), ("q_rows", self.q_rows)):
-            if rows > self.qb.mc:
-                raise ValueError(f"{name}: expected at most qb.mc = {self.qb.mc}, got {rows}")
+        if self.wuk.mc > self.qb.mc:
+            raise ValueError(f"wuk.mc: expected at most qb.mc = {self.qb.mc}, got {self.wuk.mc}")
 
     @property
     def n_tasks(self) -> int:
@@ -163,7 +160,7 @@ class HeadsPlan:
 
     def __str__(self) -> str:
         """One line."""
-        return f"heads: {self.n_tasks} tasks by {self.grain}, q_rows {self.q_rows}"
+        return f"heads: {self.n_tasks} tasks by {self.grain}"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ _INERT: dict[str, str] = {
     "cube_wuk_tile.m_l1": _M_TILE,
     "cube_wuk_tile.k_l0": _REGISTER_K,
     "cube_wuk_tile.n_l0": _REGISTER,
+    "q_vec_tile0": "a head is dequantised in the product's registers, a register tile at a time",
     "q_vec_tile1": "a task is one head, so heads are not grouped",
     "k_vec_tile1": "a row is normalised as a whole, so its columns are not cut",
     "dynamic_unaligned_enable": "edges of any size are always handled",
@@ -38,7 +39,7 @@ _INERT: dict[str, str] = {
 
 _ACTING: dict[str, str] = {
     "m_tile": "row blocks of Matmul_qNope_wUk",
-    "mv_tile": "token rows per task of the query's norm and quantisation (rows_q)",
+    "mv_tile": "token rows per task of packing x and of the query's norm and quantisation (rows_q)",
     "pre_quant_cube_tile.m_l1": "row blocks (mc) of the down projections",
     "pre_quant_cube_tile.k_l1": "k blocks (kc) of the down projections",
     "pre_quant_cube_tile.n_l1": "columns of one tile (nc) of the down projections",
@@ -48,7 +49,6 @@ _ACTING: dict[str, str] = {
     "cube_wuk_tile.k_l1": "k blocks (kc) of Matmul_qNope_wUk",
     "cube_wuk_tile.n_l1": "columns of one tile (nc) of Matmul_qNope_wUk",
     "unroll_list": "sizes of the tiles of tokens",
-    "q_vec_tile0": "rows dequantised and rotated at a time (q_rows)",
     "k_vec_tile0": "token rows per task of the key's norm, rotation and scatter (rows_k)",
 }
 
@@ -83,7 +83,6 @@ def config_tile(context: TileContext, config: MlaTileConfig, t: int) -> TilePlan
         blocks=(down, _l1_blocks(config.cube_qb_tile), down, wuk),
         rows_q=config.mv_tile,
         rows_k=config.k_vec_tile0,
-        q_rows=config.q_vec_tile0,
     )
 
 

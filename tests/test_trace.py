@@ -1,0 +1,136 @@
+"""The trace of a call: what it says of itself, and what it leaves alone."""
+
+import json
+
+import pytest
+from helpers import make_cache, make_inputs, make_weights
+from rich.console import Console
+
+from mla_numba import MlaDims, MlaProlog
+from mla_numba._report import trace_table
+from mla_numba.kernels import max_threads
+from mla_numba.trace import PHASES, SWEEPS, Span, TileTrace, Trace
+from tiling import CpuTiling
+
+DIMS = MlaDims(514, 5, 101, 132, 33, 34)
+T = 70
+
+
+def make_call(n_threads):
+    """A prolog that takes its tokens in tiles of 40 and 30, and the arguments of a call."""
+    tiling = CpuTiling(unroll_list=(40, 30))
+    prolog = MlaProlog(make_weights(DIMS, "b"), tile_config=tiling, n_threads=n_threads)
+    cache = make_cache(DIMS, True, 5, 16)
+    return prolog, (*make_inputs(DIMS, T, 80), cache, prolog.allocate_output(T))
+
+
+@pytest.fixture(params=sorted({1, min(2, max_threads())}))
+def traced(request):
+    prolog, arguments = make_call(request.param)
+    return request.param, prolog.profile(*arguments)[1]
+
+
+def test_spans_are_in_order_and_inside_their_tile(traced):
+    n_threads, trace = traced
+    assert [(tile.t0, tile.t) for tile in trace.tiles] == [(0, 40), (40, 30)]
+    assert trace.tiles[0].end_ns <= trace.tiles[1].begin_ns
+    for tile in trace.tiles:
+        assert len(tile.spans) == n_threads * len(PHASES)
+        for worker in range(n_threads):
+            mine = [span for span in tile.spans if span.worker == worker]
+            assert [span.phase for span in mine] == ["pack", "down", "query", "key", "heads"]
+            moments = [moment for span in mine for moment in (span.begin_ns, span.end_ns)]
+            assert [tile.begin_ns, *moments, tile.end_ns] == sorted([tile.begin_ns, *moments, tile.end_ns])
+
+
+def test_seconds_of_the_sweeps_add_up(traced):
+    _, trace = traced
+    for tile in trace.tiles:
+        assert tuple(tile.seconds) == SWEEPS == ("down", "rows", "heads")
+        assert min(tile.seconds.values()) >= 0
+        assert sum(tile.seconds.values()) == pytest.approx((tile.end_ns - tile.begin_ns) / 1e9)
+    assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
+    assert sum(sum(trace.busy_s(phase)) for phase in PHASES) <= trace.total_s * traced[0]
+    assert all(seconds > 0 for phase in ("down", "heads") for seconds in trace.busy_s(phase))
+
+
+def test_a_profiled_call_computes_the_same(traced):
+    prolog, arguments = make_call(1)
+    plain = [array.copy() for array in prolog(*arguments) if array is not None]
+    out, _ = prolog.profile(*arguments)
+    assert all((a == b).all() for a, b in zip(plain, out, strict=True))
+
+
+def test_a_call_without_a_trace_leaves_the_spans_alone():
+    prolog, arguments = make_call(1)
+    prolog(*arguments)
+    (memory,) = prolog._memory
+    spans = [memory.prepare(tile).buffers.spans for tile in prolog.plan(T).tile_plans]
+    for array in spans:
+        array.fill(-7)
+    prolog(*arguments)
+    assert all((array == -7).all() for array in spans)
+    prolog.profile(*arguments)
+    assert all((array > 0).all() for array in spans)
+
+
+def by_hand():
+    """Two tiles; the second has one worker."""
+    ns = {"pack": (0, 1000), "down": (1500, 4000), "query": (4000, 5000), "key": (5000, 5500), "heads": (6000, 9000)}
+    first = [Span(phase, w, 100 + a + w, 100 + b + w) for w in range(2) for phase, (a, b) in ns.items()]
+    second = [Span(phase, 0, 20_000 + a, 20_000 + b) for phase, (a, b) in ns.items()]
+    return Trace([TileTrace(0, 8, 50, 9200, tuple(first)), TileTrace(8, 1, 19_900, 29_100, tuple(second))])
+
+
+def test_seconds_by_hand():
+    trace = by_hand()
+    # of the second worker, which ends last: 100 + 4000 + 1 is the end of the down products
+    assert trace.tiles[0].seconds == pytest.approx({"down": 4051e-9, "rows": 1000e-9, "heads": 4099e-9})
+    assert trace.seconds == pytest.approx({"down": 8151e-9, "rows": 2000e-9, "heads": 8199e-9})
+    assert trace.total_s == pytest.approx(18_350e-9)
+    assert trace.busy_s("down") == pytest.approx([5000e-9, 2500e-9])
+    assert (Trace().busy_s("down"), Trace().total_s) == ([], 0)
+
+
+def test_chrome_trace_by_hand(tmp_path):
+    by_hand().to_chrome(tmp_path / "trace.json")
+    read = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
+    events = read["traceEvents"]
+    assert len(events) == 3 * len(PHASES)
+    assert events[6] == {
+        "name": "Matmul_qa, Matmul_kva", "cat": "down", "ph": "X", "ts": 1.551, "dur": 2.5, "pid": 0, "tid": 1,
+        "args": {"t0": 0, "t": 8},
+    }  # fmt: skip
+    assert events[-1]["name"].startswith("QuantMatmul_qb")
+    assert (events[-1]["ts"], events[-1]["args"]) == (25.95, {"t0": 8, "t": 1})
+
+
+def test_chrome_trace_of_no_tokens(tmp_path):
+    Trace().to_chrome(tmp_path / "trace.json")
+    assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"] == []
+
+
+def shown(trace):
+    console = Console(width=100)
+    with console.capture() as text:
+        console.print(trace_table(trace))
+    return [line.split() for line in text.get().splitlines() if line.strip()]
+
+
+def test_table_has_a_row_a_phase_and_a_column_a_thread():
+    trace = by_hand()
+    trace.tiles = [TileTrace(t.t0, t.t, *(1000 * ns for ns in (t.begin_ns, t.end_ns)),
+                             tuple(s._replace(begin_ns=1000 * s.begin_ns, end_ns=1000 * s.end_ns) for s in t.spans))
+                   for t in trace.tiles]  # fmt: skip
+    rows = shown(trace)
+    assert rows[0] == ["phase", "thread", "0", "thread", "1"]
+    assert ["down", "5.000", "2.500"] in rows
+    assert ["waiting", "2.350", "10.350"] in rows
+
+
+def test_table_of_many_threads_is_a_summary():
+    spans = [Span(phase, w, 0, 1_000_000 * (w + 1)) for w in range(9) for phase in PHASES]
+    rows = shown(Trace([TileTrace(0, 1, 0, 50_000_000, tuple(spans))]))
+    assert rows[0] == ["phase", "least", "mean", "most"]
+    assert ["key", "1.000", "5.000", "9.000"] in rows
+    assert ["waiting", "5.000", "25.000", "45.000"] in rows
