@@ -28,6 +28,7 @@ _MIN_KC = 64
 
 IDLE = "idle_threads: fewer tasks than threads"
 C_BEYOND_L2 = "accumulators_beyond_l2: a task's accumulators take more than L2"
+WALK_BEYOND_L2 = "walk_beyond_l2: a walk's panels, and those that are fetched meanwhile, take more than half of L2"
 WALK_BEYOND = "walk_beyond_panels: the product has fewer panels"
 MC_BEYOND = "row_block_beyond_task: more rows than the task has"
 
@@ -117,7 +118,13 @@ class Chooser:
                         refused = IDLE
                     elif qa.k_parts * rows * walk * micro.nr * 4 > l2:
                         refused = C_BEYOND_L2
+                    elif self._beyond_l2(qa, walk, kc, micro):
+                        refused = WALK_BEYOND_L2
                     yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk)), refused
+
+    def _beyond_l2(self, shape: StageShape, walk: int, kc: int, micro: MicroTile) -> bool:
+        panels_bytes = walk * kc * micro.nr * ITEM_BYTES[shape.dtype]
+        return walk > 1 and 2 * panels_bytes > self.machine.l2_bytes // 2
 
     def down_cost(self, values: Values, grain: int = 1) -> Cost:
         """The model's word on blocks of the down sweep, and on waking the threads, which it is the first to need."""
@@ -150,6 +157,8 @@ class Chooser:
                     refused = IDLE
                 elif rows * walk * micro.nr * 4 > self.machine.l2_bytes:
                     refused = C_BEYOND_L2
+                elif self._beyond_l2(qb, walk, kc, micro):
+                    refused = WALK_BEYOND_L2
                 yield (("qb_kc", kc), ("qb_walk", walk)), refused
 
     def _uk(self, mc: int) -> Iterator[tuple[Values, str]]:
@@ -168,6 +177,8 @@ class Chooser:
                         refused = MC_BEYOND
                     elif mc_uk * walk * micro.nr * 4 > self.machine.l2_bytes:
                         refused = C_BEYOND_L2
+                    elif self._beyond_l2(wuk, walk, kc, micro):
+                        refused = WALK_BEYOND_L2
                     yield (("wuk_mc", mc_uk), ("wuk_kc", min(round_up(kc, micro.kr), round_up(wuk.k, micro.kr))),
                            ("wuk_walk", walk)), refused  # fmt: skip
 
