@@ -56,7 +56,7 @@ def _accumulate(mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: An
         column = window(b, b_off + p * NR, NR)
         for i in range(mr):
             row = window(c, c_off + i * NR, NR)
-            value = np.float32(a[a_off + i * lda + p])
+            value = np.float32(window(a, a_off + i * lda + p, 1)[0])
             for j in range(NR):
                 row[j] += value * as_f32(column[j])
 

@@ -20,8 +20,8 @@ change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the seco
 that one first: it is two multiply-adds, each rounded (Intel SDM), save that it takes subnormal numbers for 0. `normal`
 says that there can be none (`scalars.sums_stay_normal`); where there can be, plain multiply-adds do the work.
 
-Both take flat arrays and an offset into each. Called from Python they run their own bodies, the oracles of the compiled
-ones.
+Both take arrays as flat and an offset into each. Called from Python they run their own bodies, the oracles of the
+compiled ones.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def ukernel(
     tile = c[c_off : c_off + mr * NR].reshape(mr, NR)
     if not carry:
         tile[...] = 0
-    rows = a_off + np.arange(mr) * lda
+    a, rows = a.reshape(-1), a_off + np.arange(mr) * lda
     for p in range(k):
         step, r = divmod(p, kr)
         values = a[rows + step * kr + (kr - 1 - r if a.dtype == np.uint16 else r)]
