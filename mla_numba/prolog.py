@@ -240,9 +240,9 @@ def pre_compute_2d(
     if not isinstance(quant_inputs, MlaQuantInputs):
         raise TypeError(f"quant_inputs: expected MlaQuantInputs, got {type(quant_inputs).__name__}")
     quant_inputs.reject_unread()
-    check.check_choice("numerics", numerics, NUMERICS)
     if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
         raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
+    check.check_choice("numerics", numerics, NUMERICS)
     scale_dq, scale_dkv = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
     if scale_dq is None or scale_dkv is None:
         scale_dq = scale_dkv = None
