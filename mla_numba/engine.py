@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -34,6 +34,7 @@ from .dims import MlaDims
 from .kernels import ISA, max_threads, tile
 from .memory import aligned_empty, as_bits, unlocked
 from .packed import PackedWeights
+from .reference import NUMERICS
 from .trace import Trace
 from .weights import MlaWeights
 from .workspace import Memory
@@ -104,6 +105,9 @@ class MlaProlog:
       `options`: scheduling settings instead of those of the phase; none beside a `CpuTiling` or "auto".
     - `n_threads`: at most Numba's thread count, which is the default.
     - `check_finite`: raise where a hidden state is NaN or Inf.
+    - `numerics`: how rows are quantised. "pypto" is the reference operator's way: of the norm rounded to bf16, with the
+      scale `1 / (127 / amax)`. "cann": of the norm in float32, with the scale `amax / 127`; what is not quantised is
+      the same in both.
 
     A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
     Several threads may call one instance at once.
@@ -118,9 +122,11 @@ class MlaProlog:
         options: PassOptions | None = None,
         n_threads: int | None = None,
         check_finite: bool = False,
+        numerics: str = "pypto",
     ) -> None:
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
+        self.numerics = check.check_choice("numerics", numerics, NUMERICS)
         self.phase = check.check_choice("phase", phase, ("decode", "prefill"))
         if isinstance(tile_config, str):
             check.check_choice("tile_config", tile_config, ("auto",))
@@ -152,6 +158,7 @@ class MlaProlog:
         options: PassOptions | None = None,
         n_threads: int | None = None,
         check_finite: bool = False,
+        numerics: str = "pypto",
         verify: bool = False,
     ) -> Self:
         """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote, mapped and not read.
@@ -161,8 +168,12 @@ class MlaProlog:
         """
         return cls(
             PackedWeights.load(path, verify=verify), phase, tile_config=tile_config, options=options,
-            n_threads=n_threads, check_finite=check_finite,
+            n_threads=n_threads, check_finite=check_finite, numerics=numerics,
         )  # fmt: skip
+
+    @cached_property
+    def _arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+        return self.weights.arguments_for(self.numerics)
 
     @property
     def quantized(self) -> bool:
@@ -285,7 +296,7 @@ class MlaProlog:
                 blocks, buffers = memory.prepare(plan.tile_plan(factor))
                 begin = time.perf_counter_ns()
                 tile.prolog_tile(
-                    blocks.n_workers, call.tokens, call.caches, *self.weights.arguments, buffers, blocks, offset,
+                    blocks.n_workers, call.tokens, call.caches, *self._arguments, buffers, blocks, offset,
                     factor, tile.HEADS, trace is not None,
                 )  # fmt: skip
                 if trace is not None:

@@ -86,11 +86,16 @@ class PackedWeights:
 
     @cached_property
     def arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
-        """As the kernels take them."""
+        """As the kernels take them for numerics "pypto"."""
         gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
         d = self.dims.qk_nope_head_dim
-        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d)
+        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d, False)
         return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
+
+    def arguments_for(self, numerics: str) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+        """As the kernels take them for either numerics, "pypto" or "cann"."""
+        down, up, uk, vectors = self.arguments
+        return down, up, uk, vectors._replace(cann=numerics == "cann")
 
     @property
     def nbytes(self) -> int:

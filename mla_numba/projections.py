@@ -15,10 +15,11 @@ from .workspace import Memory
 __all__ = ["run_projections"]
 
 
-def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array) -> list[Array]:
+def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, numerics: str) -> list[Array]:
     """[q_b_proj, compressed_kv, q_norm] and, quantised, q_norm_scale, for token_x (T, H) bf16 under `plan`.
 
-    `weights.up` is packed as one matrix, not by heads; `weights.uk` and the key's weights are not read.
+    `weights.up` is packed as one matrix, not by heads; `weights.uk` and the key's weights are not read. `numerics`:
+    see `MlaProlog`.
     """
     t = token_x.shape[0]
     up = plan.dims.qk_nope_head_dim + plan.dims.qk_rope_head_dim
@@ -40,12 +41,13 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array) ->
         q_norm_scale=q_norm_scale.reshape(-1),
     )
     caches = _no_caches(quantised)
-    _, up_weight, _, _ = weights.arguments
+    arguments = weights.arguments_for(numerics)
+    _, up_weight, _, _ = arguments
     for t0, factor in plan.tiles:
         tile_plan = plan.tile_plan(factor)
         blocks, buffers = memory.prepare(tile_plan)
         n = blocks.n_workers
-        tile.prolog_tile(n, tokens, caches, *weights.arguments, buffers, blocks, t0, factor, tile.QUERY, False)
+        tile.prolog_tile(n, tokens, caches, *arguments, buffers, blocks, t0, factor, tile.QUERY, False)
         compressed_kv.view(np.uint16)[t0 : t0 + factor] = buffers.kv_a
         buffers.counters.fill(0)
         gemm.matmul_pair(

@@ -27,6 +27,7 @@ from .layouts import from_fractal_nz
 from .ops import MlaQuantInputs
 from .packed import PackedGemm, PackedWeights, pack_gemm
 from .projections import run_projections
+from .reference import NUMERICS
 from .weights import MlaWeights
 
 __all__ = [
@@ -68,6 +69,7 @@ def mla_prolog_quant_compute(
     rope_cfg: RopeTileShapeConfig | None = None,
     *,
     phase: str = "decode",
+    numerics: str = "pypto",
 ) -> None:
     """Computes the prolog of T tokens into the `*_out` arrays.
 
@@ -77,7 +79,7 @@ def mla_prolog_quant_compute(
     None. A cache's `_out` is usually the cache itself; where it is another array, it receives the cache with the new
     rows in it. Unquantised, `k_scale_cache` and `q_norm_scale_out` are left alone and may be None. `cache_mode` and the
     caches: see `PagedCache`; with "BSND" and "TND" `cache_index` is None. `rope_cfg` sets tiles of an NPU and changes
-    nothing on a CPU, where a row is rotated whole.
+    nothing on a CPU, where a row is rotated whole. `numerics`, "pypto" or "cann": see `MlaProlog`.
 
     Raises `TypeError` or `ValueError` naming the argument; nothing is written then.
     """
@@ -94,7 +96,7 @@ def mla_prolog_quant_compute(
         if not isinstance(w_dq, PackedWeights):
             w_dq, given["w_uq_qr"], given["w_dkv_kr"] = _prolog_weights(w_dq, given, token_x, cos)
         weights = _weights(w_dq, given, _scale_or_none(dequant_scale), epsilon_cq, epsilon_ckv)
-        prolog = MlaProlog(weights, phase, tile_config=tile_config)
+        prolog = MlaProlog(weights, phase, tile_config=tile_config, numerics=numerics)
         k_scale_out = _present("k_scale_cache", k_scale_cache_out) if prolog.quantized else None
         cache = PagedCache(kv_cache_out, kr_cache_out, k_scale_out, cache_mode)
     before = {"kv_cache": _present("kv_cache", kv_cache), "kr_cache": _present("kr_cache", kr_cache)}
@@ -124,7 +126,7 @@ _NAMES_HERE = {
 
 
 def _for_phase(phase: str, name: str) -> Callable[..., None]:
-    """`mla_prolog_quant_compute` for one phase, under the reference's name and with its 26 arguments."""
+    """`mla_prolog_quant_compute` for one phase, under the reference's name, with its 26 arguments and `numerics`."""
 
     @functools.wraps(mla_prolog_quant_compute)
     def entry(*args: Any, **kwargs: Any) -> None:
@@ -227,13 +229,16 @@ def pre_compute_2d(
     epsilon_cq: float,
     quant_inputs: MlaQuantInputs,
     tile_config: MlaTileConfig | None = None,
+    *,
+    numerics: str = "pypto",
 ) -> list[Array]:
     """The projections without heads: sweeps 1 and 2 for the query, and the up-projection as one matrix.
 
     token_x (T, H) bf16; w_dq (H, Rq), w_dkv_kr (H, C+R): bf16, int8 in quant_a; w_uq_qr (Rq, M): bf16, int8 in quant_b;
     gamma_cq (Rq,) bf16. Returns [q_b_proj (T, M) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq)] and in quant_b also
     q_norm_scale (T, 1) float32. Which of `quant_inputs` are given decides the mode, see `MlaQuantInputs`; one lone
-    scale of the two down-projections switches nothing, as in the reference.
+    scale of the two down-projections switches nothing, as in the reference. `numerics`, "pypto" or "cann": see
+    `MlaProlog`.
 
     Weights may be in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`). How many columns w_uq_qr or w_dkv_kr then has, only
     its scale tells: without one its padding counts, as columns of zeros.
@@ -246,6 +251,7 @@ def pre_compute_2d(
     epsilon = check.check_epsilon("epsilon_cq", epsilon_cq)
     if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
         raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
+    check.check_choice("numerics", numerics, NUMERICS)
     scale_dq, scale_dkv = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
     if scale_dq is None or scale_dkv is None:
         scale_dq = scale_dkv = None
@@ -293,7 +299,7 @@ def pre_compute_2d(
     plan = plan_prolog(
         weights.dims, token_x.shape[0], tile_config, this_machine(), micro=MICRO_TILES, quant=quant, n_threads=n_threads
     )
-    return run_projections(weights, plan, token_x)
+    return run_projections(weights, plan, token_x, numerics)
 
 
 def _vector(name: str, value: Array | None, n: int) -> Array | None:

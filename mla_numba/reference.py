@@ -9,6 +9,9 @@ matrices is one fp32 accumulator, from +0, taken in ascending k. A product of tw
 is zero or its magnitude lies in [2**-134, 2**128), so there a fused multiply-add gives the same bits. Casts to bf16
 round to nearest even, and NaN stays NaN.
 
+Numerics: what is quantised, and with which scale, is "pypto", the contract (``quant`` of the bf16 norm), or "cann"
+(``quant_cann`` of the fp32 norm). All else is the same in both.
+
 Codes and scales: ``real = code * scale``. NaN and Inf are computed with, silently, and stay in their own token.
 """
 
@@ -26,6 +29,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
+NUMERICS = ("pypto", "cann")
 N_LANES = 16  # accumulators of the sum of squares in rms_norm
 N_GROUPS = 4  # quantisation groups of the latent key
 NZ_C0_BYTES = 32  # the contiguous run of a PA_NZ cache
@@ -162,6 +166,21 @@ def quant(
     return _saturate(np.rint(y / scale) + zero_point), scale, zero_point
 
 
+@np.errstate(all="ignore")
+def quant_cann(input_tensor: Array, smooth_factor: Array | None = None) -> tuple[I8, F32]:
+    """Quantise as ``quant`` does symmetrically, but with the scale ``amax / 127``: its codes, and scales (..., 1) fp32.
+
+    Codes are ``rint(y * (127 / amax))``. Where that quotient overflows, codes and scale are 0, as in ``quant``.
+    """
+    y = input_tensor.astype(np.float32)
+    if smooth_factor is not None:
+        y = y * _row("smooth_factor", smooth_factor, y.shape[-1])
+    amax = np.max(np.abs(y), axis=-1, keepdims=True)
+    scale_quant = np.float32(127.0) / amax
+    scale = np.where(np.isinf(scale_quant), np.float32(0.0), amax / np.float32(127.0))
+    return _saturate(np.rint(y * scale_quant)), scale
+
+
 def k_nope_quant(x: Array) -> tuple[I8, F32]:
     """Quantise the normed latent key, (T, 4, C/4) bf16, to int8 codes and fp32 scales (T, 4, 1), one a group."""
     codes, scale = quant(x)
@@ -222,6 +241,7 @@ def pre_compute_2d(
     dequant_scale_w_dkv_kr: Array | None = None,
     dequant_scale_w_uq_qr: Array | None = None,
     smooth_scales_cq: Array | None = None,
+    numerics: str = "pypto",
 ) -> tuple[Array, Array, Array, F32 | None]:
     """Project tokens down, norm, quantise and project up: all that the query and key paths share, without heads.
 
@@ -235,11 +255,14 @@ def pre_compute_2d(
     Returns q_b_proj (T, N*(D+R)) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq) int8 and q_norm_scale (T, 1) fp32;
     when w_uq_qr is not quantised, the last two are the bf16 norm and None. Unquantised, the product with w_dq is two
     sums, one over each half of H, and one fp32 add. One scale of the two down projections alone switches nothing.
+
+    numerics: "pypto"; or "cann", where each quant is ``quant_cann`` and that of the norm reads it in fp32.
     """
+    is_cann = _is_cann(numerics)
     if token_x.dtype != BF16:
         raise TypeError(f"token_x: expected bfloat16, got {token_x.dtype}")
     if dequant_scale_w_dq is not None and dequant_scale_w_dkv_kr is not None:
-        codes, token_scale = quant(token_x)
+        codes, token_scale = quant_cann(token_x) if is_cann else quant(token_x)
         q_a_proj = _dequantised_product(codes, token_scale, w_dq, "dequant_scale_w_dq", dequant_scale_w_dq)
         compressed_kv = _dequantised_product(
             codes, token_scale, w_dkv_kr, "dequant_scale_w_dkv_kr", dequant_scale_w_dkv_kr
@@ -256,7 +279,11 @@ def pre_compute_2d(
     norm_res = rms_norm(q_a_proj, gamma_cq, epsilon_cq)
     if dequant_scale_w_uq_qr is None:
         return _bf16_product(norm_res, w_uq_qr), compressed_kv, norm_res, None
-    q_norm, q_norm_scale = quant(norm_res, True, smooth_scales_cq is not None, smooth_scales_cq)
+    if is_cann:
+        norm_fp32 = rms_norm(q_a_proj.astype(np.float32), gamma_cq, epsilon_cq)
+        q_norm, q_norm_scale = quant_cann(norm_fp32, smooth_scales_cq)
+    else:
+        q_norm, q_norm_scale = quant(norm_res, True, smooth_scales_cq is not None, smooth_scales_cq)
     q_b_proj = _dequantised_product(q_norm, q_norm_scale, w_uq_qr, "dequant_scale_w_uq_qr", dequant_scale_w_uq_qr)
     return q_b_proj, compressed_kv, q_norm, q_norm_scale
 
@@ -283,6 +310,7 @@ def mla_prolog(
     epsilon_cq: float = 1e-5,
     epsilon_ckv: float = 1e-5,
     cache_mode: str = "PA_BSND",
+    numerics: str = "pypto",
 ) -> ReferenceOutput:
     """Compute the whole prolog of T tokens; no argument is written to.
 
@@ -291,7 +319,7 @@ def mla_prolog(
     columns [n*(D+R), n*(D+R)+D) of w_uq_qr are head n's nope part, the R behind them its rope part; columns [0, C) of
     w_dkv_kr are the latent, [C, C+R) the rope key. w_uk (N, D, C) and gamma_ckv (C,) bf16. Each scale may be (n,),
     (1, n) or (n, 1). dequant_scale_w_uq_qr also decides that the KV cache is int8, with four scales a token; without it
-    the cache holds the bf16 norm and k_scale_cache comes back as it was.
+    the cache holds the bf16 norm and k_scale_cache comes back as it was. numerics as in pre_compute_2d.
     """
     n_heads, nope_dim, kv_lora_rank = w_uk.shape
     rope_dim = sin.shape[1]
@@ -314,6 +342,7 @@ def mla_prolog(
         dequant_scale_w_dkv_kr=dequant_scale_w_dkv_kr,
         dequant_scale_w_uq_qr=dequant_scale_w_uq_qr,
         smooth_scales_cq=smooth_scales_cq,
+        numerics=numerics,
     )
     query = q_b_proj.reshape(x.shape[0], n_heads, nope_dim + rope_dim)
     query_nope = np.empty((x.shape[0], n_heads, kv_lora_rank), BF16)
@@ -322,10 +351,16 @@ def mla_prolog(
     query_rope = rope_3d_v2(query[:, :, nope_dim:], cos, sin)
 
     k_rope = rope_v2(compressed_kv[:, kv_lora_rank:], cos, sin)
-    k_nope: Array = rms_norm(compressed_kv[:, :kv_lora_rank], gamma_ckv, epsilon_ckv)
+    latent = compressed_kv[:, :kv_lora_rank]
+    k_nope: Array = rms_norm(latent, gamma_ckv, epsilon_ckv)
     new_k_scale_cache = None if k_scale_cache is None else k_scale_cache.copy()
     if is_quant and k_scale_cache is not None:
-        codes, k_scale = k_nope_quant(k_nope.reshape(x.shape[0], N_GROUPS, kv_lora_rank // N_GROUPS))
+        groups = (x.shape[0], N_GROUPS, kv_lora_rank // N_GROUPS)
+        if _is_cann(numerics):
+            norm_fp32 = rms_norm(latent.astype(np.float32), gamma_ckv, epsilon_ckv)
+            codes, k_scale = quant_cann(norm_fp32.reshape(groups))
+        else:
+            codes, k_scale = k_nope_quant(k_nope.reshape(groups))
         k_nope = codes.reshape(x.shape[0], kv_lora_rank)
         # Four scales fill no NZ run: they lie in token order there too.
         scale_mode = "PA_BSND" if cache_mode == "PA_NZ" else cache_mode
@@ -415,6 +450,12 @@ def _bf16_product(a: Array, b: Array) -> Array:
 def _dequantised_product(codes: I8, token_scale: F32, weight: Array, name: str, w_scale: Array) -> Array:
     """Integer product of codes (T, K) and an int8 weight (K, n), brought back to bf16."""
     return dequant(BF16, matmul_int8(codes, weight), token_scale, _row(name, w_scale, weight.shape[1]))
+
+
+def _is_cann(numerics: str) -> bool:
+    if numerics not in NUMERICS:
+        raise ValueError(f"numerics: expected one of {', '.join(NUMERICS)}, got {numerics!r}")
+    return numerics == "cann"
 
 
 def _saturate(rounded: F32) -> I8:

@@ -102,8 +102,9 @@ def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOu
 
 
 def reference_run(
-    weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache
-) -> ReferenceOutput:
+    weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache,
+    *, numerics: str = "pypto",
+) -> ReferenceOutput:  # fmt: skip
     """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned."""
     return mla_prolog(
         x,
@@ -126,6 +127,7 @@ def reference_run(
         epsilon_cq=weights.epsilon_cq,
         epsilon_ckv=weights.epsilon_ckv,
         cache_mode=cache.cache_mode,
+        numerics=numerics,
     )
 
 

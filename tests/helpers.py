@@ -157,13 +157,14 @@ def make_call(dims, quantized, t, n_blocks, block_size, cache_mode="PA_BSND", se
 def assert_exact(weights, t, *, threads=THREADS, n_blocks=2, block_size=16, cache_mode="PA_BSND", seed=0, **settings):
     """Runs T tokens on each number of threads; outputs and whole caches equal the reference's. Returns the prologs."""
     dims, quantized = weights.dims, "b" in weights.quant
+    numerics = settings.get("numerics", "pypto")
     inputs = make_inputs(dims, t, n_blocks * block_size, seed)
     want = None
     prologs = []
     for n in threads:
         call = make_call(dims, quantized, t, n_blocks, block_size, cache_mode, seed)
         if want is None:
-            want = reference_run(weights, *inputs, call.cache)
+            want = reference_run(weights, *inputs, call.cache, numerics=numerics)
         prologs.append(MlaProlog(weights, n_threads=n, **settings))
         got = prologs[-1](*inputs, call.cache, call.out)
         assert got is call.out

@@ -188,7 +188,7 @@ class TestNoAllocation:
             tracemalloc.stop()
             return most
 
-        assert peak(None, cache) < peak(np.arange(t), paged) + 2000  # an index has 8 * t = 16,000 bytes
+        assert peak(None, cache) < peak(np.arange(t), paged) + 8000  # an index has 8 * t = 16,000 bytes, noise 4000
 
 
 class TestCaches:

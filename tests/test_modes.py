@@ -75,19 +75,20 @@ def make_cache_of(kind, quantized):
     return PagedCache(*cut, *([] if quantized else [None]), kind.cache_mode), whole
 
 
-def run_prolog(weights, inputs, cache, out):
-    MlaProlog(weights)(*inputs, cache, out)
+def run_prolog(weights, inputs, cache, out, numerics):
+    MlaProlog(weights, numerics=numerics)(*inputs, cache, out)
 
 
 def entry_point(w_dq_of):
     """A run of `mla_prolog_quant_compute`; `w_dq_of(weights)` gives its six weights and dequant_scale by name."""
 
-    def run(weights, inputs, cache, out):
+    def run(weights, inputs, cache, out, numerics):
         x, cos, sin, cache_index = inputs
         caches = {"kv_cache": cache.kv, "kr_cache": cache.kr, "k_scale_cache": cache.k_scale}
         mla.mla_prolog_quant_compute(
             token_x=x, cos=cos, sin=sin, cache_index=cache_index, cache_mode=cache.cache_mode,
-            epsilon_cq=weights.epsilon_cq, epsilon_ckv=weights.epsilon_ckv, **w_dq_of(weights), **caches,
+            epsilon_cq=weights.epsilon_cq, epsilon_ckv=weights.epsilon_ckv, numerics=numerics,
+            **w_dq_of(weights), **caches,
             **{f"{name}_out": array for name, array in (caches | out._asdict()).items()},
         )  # fmt: skip
 
@@ -108,12 +109,20 @@ def packed_weights(weights):
 
 
 class WeightKind(NamedTuple):
-    """Which call takes weights in which layout, and in which modes it can."""
+    """Which call takes weights in which layout, in which modes it can, and its numerics."""
 
     call: str
     layout: str
     run: object
     modes: tuple[str, ...]
+    numerics: str = "pypto"
+
+    @property
+    def column(self):
+        return f"{self.call} {self.layout}" + (f", {self.numerics}" if self.numerics != "pypto" else "")
+
+    def __str__(self):
+        return f"{self.layout}-{self.numerics}"
 
 
 PROLOG, ENTRY = "`MlaProlog`", "`mla_prolog_quant_compute`"
@@ -122,6 +131,8 @@ WEIGHTS = [
     WeightKind(ENTRY, "ND", entry_point(nd_weights), ("none", "b")),
     WeightKind(ENTRY, "FRACTAL_NZ", entry_point(fractal_weights), ("none", "b")),
     WeightKind(ENTRY, "packed", entry_point(packed_weights), MODES),
+    WeightKind(PROLOG, "ND", run_prolog, MODES, "cann"),
+    WeightKind(ENTRY, "packed", entry_point(packed_weights), MODES, "cann"),
 ]
 CELLS = [
     (weights, mode, cache)
@@ -130,10 +141,11 @@ CELLS = [
     for cache in CACHES
     if mode in weights.modes and ("b" in mode.split()[0] or not cache.fp16)
 ]
-PRE_COMPUTE_CELLS = [(mode, layout) for mode in MODES for layout in ("ND", "FRACTAL_NZ")]
+PRE_COMPUTE = {"ND": ("ND", "pypto"), "FRACTAL_NZ": ("FRACTAL_NZ", "pypto"), "ND, cann": ("ND", "cann")}
+PRE_COMPUTE_CELLS = [(mode, column) for mode in MODES for column in PRE_COMPUTE]
 
 
-@pytest.mark.parametrize(("weights", "mode", "kind"), CELLS, ids=lambda v: getattr(v, "layout", None) or str(v))
+@pytest.mark.parametrize(("weights", "mode", "kind"), CELLS, ids=str)
 def test_cell_is_exact(weights, mode, kind):
     given = make_weights(DIMS, mode)
     quantized = "b" in given.quant
@@ -141,26 +153,27 @@ def test_cell_is_exact(weights, mode, kind):
     inputs, out = make_inputs(DIMS, T, 48), make_output(DIMS, quantized, T)
     if not cache.paged:
         inputs = inputs._replace(cache_index=None)
-    want = reference_run(given, *inputs, cache)
+    want = reference_run(given, *inputs, cache, numerics=weights.numerics)
     expected = [array.copy() for array in whole]
     for name, array in zip(cache.arrays(), expected, strict=True):
         array[np.s_[1::2] if kind.strided else np.s_[:]] = getattr(want, name)
-    weights.run(given, inputs, cache, out)
+    weights.run(given, inputs, cache, out, weights.numerics)
     assert_none(check_output(out, cache, want))
     for name, array, all_of_it in zip(cache.arrays(), whole, expected, strict=True):
         assert_same_bits(name, array, all_of_it)
 
 
-@pytest.mark.parametrize(("mode", "layout"), PRE_COMPUTE_CELLS)
-def test_pre_compute_is_exact(mode, layout):
+@pytest.mark.parametrize(("mode", "column"), PRE_COMPUTE_CELLS)
+def test_pre_compute_is_exact(mode, column):
+    layout, numerics = PRE_COMPUTE[column]
     weights = make_weights(DIMS, mode)
     x = spread(np.random.default_rng(1), T, DIMS.hidden_size)
     scales = {name: getattr(weights, name) for name in DOWN_AND_UP}
-    want = reference.pre_compute_2d(x, *(getattr(weights, name) for name in FRACTALS), weights.gamma_cq, 1e-5, **scales)
     given = [getattr(weights, name) for name in FRACTALS]
+    want = reference.pre_compute_2d(x, *given, weights.gamma_cq, 1e-5, **scales, numerics=numerics)
     if layout == "FRACTAL_NZ":
         given = [to_fractal_nz(weight) for weight in given]
-    got = mla.pre_compute_2d(x, *given, weights.gamma_cq, 1e-5, MlaQuantInputs(**scales))
+    got = mla.pre_compute_2d(x, *given, weights.gamma_cq, 1e-5, MlaQuantInputs(**scales), numerics=numerics)
     assert len(got) == (4 if "b" in mode else 3)
     for i, (g, w) in enumerate(zip(got, want, strict=False)):
         assert_same_bits(f"result {i}", np.ascontiguousarray(g[:, : w.shape[1]]), w)
@@ -176,15 +189,14 @@ def cell_table():
         exact = [cache.variant for w, m, cache in CELLS if (w, m, cache.cache_mode) == (weights, mode, cache_mode)]
         return ", ".join(exact) or "-"
 
-    header = ["mode", "cache", *(f"{w.call} {w.layout}" for w in WEIGHTS)]
+    header = ["mode", "cache", *(w.column for w in WEIGHTS)]
     rows = [[mode, name, *(cell(w, mode, name) for w in WEIGHTS)] for mode in MODES for name in LEADS]
     return table(header, rows)
 
 
 def pre_compute_table():
-    layouts = ("ND", "FRACTAL_NZ")
-    rows = [[mode, *("exact" if (mode, n) in PRE_COMPUTE_CELLS else "-" for n in layouts)] for mode in MODES]
-    return table(["mode", *(f"`pre_compute_2d` {layout}" for layout in layouts)], rows)
+    rows = [[mode, *("exact" if (mode, c) in PRE_COMPUTE_CELLS else "-" for c in PRE_COMPUTE)] for mode in MODES]
+    return table(["mode", *(f"`pre_compute_2d` {column}" for column in PRE_COMPUTE)], rows)
 
 
 @pytest.mark.parametrize("made", [cell_table, pre_compute_table])

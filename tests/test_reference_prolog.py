@@ -35,7 +35,7 @@ def dot(row, column):
     return acc
 
 
-def model_norm(row, gamma, epsilon):
+def model_norm(row, gamma, epsilon, rounded=b16):
     lanes = [0.0] * 16
     for i, x in enumerate(row):
         lanes[i % 16] = f32(lanes[i % 16] + f32(f32(x * x) * f32(1 / len(row))))
@@ -43,17 +43,17 @@ def model_norm(row, gamma, epsilon):
         for i in range(half):
             lanes[i] = f32(lanes[i] + lanes[i + half])
     r = f32(1 / f32(sqrt(f32(lanes[0] + f32(epsilon)))))
-    return [b16(f32(g * f32(x * r))) for x, g in zip(row, gamma, strict=True)]
+    return [rounded(f32(g * f32(x * r))) for x, g in zip(row, gamma, strict=True)]
 
 
-def model_quant(row, smooth=None):
+def model_quant(row, smooth=None, cann=False):
     if smooth is not None:
         row = [f32(x * s) for x, s in zip(row, smooth, strict=True)]
     amax = max(abs(x) for x in row)
     if amax == 0:
         return [0] * len(row), 0.0
     s = f32(127 / amax)
-    return [max(-128, min(127, round(f32(x * s)))) for x in row], f32(1 / s)
+    return [max(-128, min(127, round(f32(x * s)))) for x in row], f32(amax / 127) if cann else f32(1 / s)
 
 
 def model_int8(codes, column, token_scale, channel_scale):
@@ -76,14 +76,14 @@ def floats(array):
     return array.astype(np.float64).tolist() if array is not None else None
 
 
-def model_token(t, arguments, weights):
+def model_token(t, arguments, weights, cann=False):
     """One token's outputs, as lists of Python numbers."""
     x, cos, sin = (floats(arguments[name])[t] for name in ("x", "cos", "sin"))
     gamma_cq, gamma_ckv = floats(weights["gamma_cq"]), floats(weights["gamma_ckv"])
     w_dq, w_dkv_kr, w_uq_qr = (columns(weights[name].astype(np.float64)) for name in ("w_dq", "w_dkv_kr", "w_uq_qr"))
     flat = {name: floats(np.ravel(weights[name])) for name in weights if "scale" in name and weights[name] is not None}
     if "dequant_scale_w_dq" in flat:
-        codes, scale = model_quant(x)
+        codes, scale = model_quant(x, cann=cann)
         q_a = [model_int8(codes, c, scale, s) for c, s in zip(w_dq, flat["dequant_scale_w_dq"], strict=True)]
         kv_a = [model_int8(codes, c, scale, s) for c, s in zip(w_dkv_kr, flat["dequant_scale_w_dkv_kr"], strict=True)]
     else:
@@ -94,9 +94,12 @@ def model_token(t, arguments, weights):
     k_nope = model_norm(kv_a[:C], gamma_ckv, weights["epsilon_ckv"])
     out = {"q_norm": norm, "q_norm_scale": None, "kv": k_nope, "k_scale": None}
     if "dequant_scale_w_uq_qr" in flat:
-        codes, scale = model_quant(norm, flat.get("smooth_scales_cq"))
+        if cann:
+            norm = model_norm(q_a, gamma_cq, weights["epsilon_cq"], rounded=f32)
+            k_nope = model_norm(kv_a[:C], gamma_ckv, weights["epsilon_ckv"], rounded=f32)
+        codes, scale = model_quant(norm, flat.get("smooth_scales_cq"), cann)
         q_b = [model_int8(codes, c, scale, s) for c, s in zip(w_uq_qr, flat["dequant_scale_w_uq_qr"], strict=True)]
-        groups = [model_quant(k_nope[g * C // 4 : (g + 1) * C // 4]) for g in range(4)]
+        groups = [model_quant(k_nope[g * C // 4 : (g + 1) * C // 4], cann=cann) for g in range(4)]
         out |= {"q_norm": codes, "q_norm_scale": [scale], "kv": [code for g in groups for code in g[0]]}
         out["k_scale"] = [g[1] for g in groups]
     else:
@@ -168,9 +171,9 @@ def assert_same_bits(got, expected):
             assert bits(mine) == bits(theirs), name
 
 
-def expected_output(arguments, weights):
+def expected_output(arguments, weights, cann=False):
     """The model's tokens put together and scattered, in token order, as BSND."""
-    tokens = [model_token(t, arguments, weights) for t in range(len(arguments["x"]))]
+    tokens = [model_token(t, arguments, weights, cann) for t in range(len(arguments["x"]))]
     caches = {name: arguments[f"{name}_cache"].copy() for name in ("kv", "kr", "k_scale")}
     for token, slot in zip(tokens, arguments["cache_index"].tolist(), strict=True):
         for name, cache in caches.items():
@@ -207,6 +210,14 @@ def test_the_model_itself():
 def test_prolog_agrees_with_the_scalar_model(mode, seed):
     arguments, weights = make(mode, seed)
     assert_same_bits(reference.mla_prolog(**arguments, **weights), expected_output(arguments, weights))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_cann_agrees_with_the_scalar_model(mode, seed):
+    arguments, weights = make(mode, seed)
+    got = reference.mla_prolog(**arguments, **weights, numerics="cann")
+    assert_same_bits(got, expected_output(arguments, weights, cann=True))
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 33, 48, 100])

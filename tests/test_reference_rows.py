@@ -214,6 +214,36 @@ def test_quant_of_nan_and_inf_stays_in_its_row_and_is_silent():
     assert scale[4, 0] == 1.0
 
 
+@pytest.mark.parametrize(("amax", "scale"), [(11.0, "0x1.62c58cp-4"), (13.0, "0x1.a3468ep-4"), (127.0, "0x1p0")])
+def test_quant_cann_has_the_scale_amax_over_127(amax, scale):
+    codes, got = reference.quant_cann(fp32(amax, 0.0, -amax))
+    assert (codes.dtype, got.dtype) == (np.int8, np.float32)
+    assert codes.tolist() == [[127, 0, -127]]
+    assert got.tolist() == [[float.fromhex(scale)]]
+
+
+def test_quant_cann_multiplies_by_the_rounded_quotient():
+    # 127 / 254 = 0.5, so 3 and 5 tie to 2 (1.5) and 2 (2.5); smooth 2 makes 6 and 10 of them, and 3 and 5.
+    assert reference.quant_cann(fp32(254.0, 3.0, 5.0))[0].tolist() == [[127, 2, 2]]
+    codes, scale = reference.quant_cann(fp32(254.0, 3.0, 5.0), fp32(1.0, 2.0, 2.0)[0])
+    assert codes.tolist() == [[127, 3, 5]]
+    assert scale.tolist() == [[2.0]]
+    with pytest.raises(ValueError, match=r"smooth_factor: expected shape \(2,\)"):
+        reference.quant_cann(fp32(1.0, 2.0), fp32(1.0))
+
+
+def test_quant_cann_of_zeros_nan_and_inf():
+    # 127 / 1e-37 overflows fp32, though 1e-37 / 127 is no zero: code and scale are 0 all the same.
+    rows = np.array([[0.0, -0.0], [1e-37, -1e-37], [1e-36, 0.0], [np.nan, 1.0], [-np.inf, 1.0]], np.float32)
+    codes, scale = reference.quant_cann(rows)
+    assert codes.tolist() == [[0, 0], [0, 0], [127, 0], [0, 0], [0, 0]]
+    assert scale[:2].tolist() == [[0.0], [0.0]]
+    assert not np.signbit(scale[:2]).any()
+    assert scale[2, 0] == np.float32(1e-36) / np.float32(127)
+    assert np.isnan(scale[3, 0])
+    assert scale[4, 0] == np.inf
+
+
 def test_k_nope_quant_has_one_scale_a_group():
     x = bf16(1.0, 127.0, -254.0, 3.0, 0.0, 0.0, 63.5, -31.75).reshape(1, 4, 2)
     codes, scale = reference.k_nope_quant(x)

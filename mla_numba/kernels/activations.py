@@ -17,7 +17,7 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 
 from .isa import ISA
-from .rmsnorm_quant import dequant_scale, quant_code, quant_scale
+from .rmsnorm_quant import quant_code, quant_scales
 from .scalars import NONE_NONZERO, least_magnitude, pair_window, widen, window
 from .simd import A_OFFSET, KR_BF16
 
@@ -63,39 +63,39 @@ def int8_operand_row(codes: Any, out: Any) -> None:
         out[j] = A_OFFSET
 
 
-def operand_row(bits: Any, weight: Any, n_parts: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
+def operand_row(bits: Any, weight: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     """A row of x, bf16 bits (n,), to out (kp,) as a packed weight takes it; returns its `least_magnitude`.
 
-    For an int8 weight that is Quant_x, whose dequantisation scale goes to scale[at]; y (n,) float32 is scratch.
+    For an int8 weight that is Quant_x, in the numerics of CANN if `cann`, whose dequantisation scale goes to scale[at];
+    y (n,) float32 is scratch.
     """
     take = _quantised_row if weight.dtype == np.int8 else _bf16_row
-    return take(bits, n_parts, y, out, scale, at)
+    return take(bits, n_parts, cann, y, out, scale, at)
 
 
 @overload(operand_row)
-def _operand_row(bits: Any, weight: Any, n_parts: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
+def _operand_row(bits: Any, weight: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     take = _quantised_row if weight.dtype == types.int8 else _bf16_row
 
-    def row(bits: Any, weight: Any, n_parts: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
-        return take(bits, n_parts, y, out, scale, at)
+    def row(bits: Any, weight: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
+        return take(bits, n_parts, cann, y, out, scale, at)
 
     return row
 
 
 @register_jitable
-def _bf16_row(bits: Any, n_parts: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
+def _bf16_row(bits: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     bf16_operand_row(bits, n_parts, out)
     return least_magnitude(bits)
 
 
 @register_jitable
-def _quantised_row(bits: Any, n_parts: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
+def _quantised_row(bits: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     n = len(bits)
     values = window(y, 0, n)
     for j in range(n):
         values[j] = widen(bits[j])
-    s = quant_scale(values)
-    scale[at] = dequant_scale(s)
+    s, scale[at] = quant_scales(values, cann)
     for j in range(n):
         out[j] = np.int32(quant_code(values[j], s)) + A_OFFSET
     for j in range(n, len(out)):

@@ -2,12 +2,14 @@
 
     y = bf16(gamma * (x * (1 / sqrt(sum(x * x * (1/n)) + eps)))),  s = 127 / max|y|,  code = rint(y * s),  scale = 1 / s
 
+In the numerics of CANN, `cann`, y is not rounded to bf16 before it is quantised, and scale = max|y| / 127.
+
 | array   | shape   | dtype             | notes                                                                  |
 |---------|---------|-------------------|------------------------------------------------------------------------|
 | x       | (n,)    | uint16            | bf16 bits of one row                                                   |
 | gamma   | (n,)    | float32           | widened once                                                           |
 | smooth  | (n,)    | float32           | empty where there is none                                              |
-| y       | (n+16,) | float32           | scratch: the normalised row, rounded to bf16 and widened; then lanes   |
+| y       | (n+16,) | float32           | scratch: the normalised row, usually rounded to bf16; then lanes       |
 | codes   | (n,)    | int8              |                                                                        |
 
 The sum of squares runs over 16 lanes (lane = index mod 16, ascending) that are then added as a tree.
@@ -51,25 +53,37 @@ def sum_of_squares(x: Any, y: Any) -> Any:
 
 
 @register_jitable
-def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, y: Any) -> None:
-    """y[0:n] = RMSNorm of x, as float32 values of bf16."""
+def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, in_fp32: Any, y: Any) -> None:
+    """y[0:n] = RMSNorm of x, as float32 values of bf16 unless it stays `in_fp32`."""
     total = sum_of_squares(x, y)
     r = np.float32(np.float32(1) / np.sqrt(np.float32(total + epsilon)))
-    for j in range(len(x)):
-        y[j] = widen(round_bf16(gamma[j] * (widen(x[j]) * r)))
+    if in_fp32:
+        for j in range(len(x)):
+            y[j] = gamma[j] * (widen(x[j]) * r)
+    else:
+        for j in range(len(x)):
+            y[j] = widen(round_bf16(gamma[j] * (widen(x[j]) * r)))
 
 
 @register_jitable
-def quant_scale(y: Any) -> Any:
-    """127 / max|y|, or 0 where that is not finite because the row is zero or nearly so; NaN for a row with a NaN."""
+def quant_scales(y: Any, cann: Any) -> Any:
+    """s = 127 / max|y| and the dequantisation scale.
+
+    Both are 0 where s overflows because the row is zero or nearly so, and NaN for a row with a NaN. An Inf makes s 0
+    and the scale Inf.
+    """
     top = np.int32(0)
     for j in range(len(y)):  # absolute values order as their bits do, and integers vectorise
         top = max(top, np.int32(np.int32(bits_of_f32(y[j])) & _ABS_MASK))
     amax = f32_of_bits(np.uint32(top))
     if amax == np.float32(0):
-        return np.float32(0)
+        return np.float32(0), np.float32(0)
+    if amax == np.float32(np.inf):
+        return np.float32(0), amax
     s = np.float32(np.float32(127) / amax)
-    return np.float32(0) if s == np.float32(np.inf) else s
+    if s == np.float32(np.inf):
+        return np.float32(0), np.float32(0)
+    return s, np.float32(amax / np.float32(127)) if cann else np.float32(np.float32(1) / s)
 
 
 @register_jitable
@@ -82,15 +96,9 @@ def quant_code(value: Any, s: Any) -> Any:
 
 @register_jitable
 def quant_row(y: Any, s: Any, codes: Any) -> None:
-    """The codes of a row whose scale is 1 / s."""
+    """The codes rint(y * s) of a row."""
     for j in range(len(y)):
         codes[j] = quant_code(y[j], s)
-
-
-@register_jitable
-def dequant_scale(s: Any) -> Any:
-    """1 / s, and 0 for the zero row's 0."""
-    return np.float32(0) if s == np.float32(0) else np.float32(np.float32(1) / s)
 
 
 @register_jitable

@@ -25,7 +25,7 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 
 from .activations import bf16_operand_row, int8_operand_row
-from .rmsnorm_quant import dequant_scale, quant_row, quant_scale, rmsnorm_row, smooth_row
+from .rmsnorm_quant import quant_row, quant_scales, rmsnorm_row, smooth_row
 from .rope import rotate_row
 from .scalars import NONE_NONZERO, least_magnitude, round_bf16, store_scale, window
 from .scatter import chunk_at, slot_base
@@ -34,36 +34,39 @@ N_GROUPS = 4  # quantisation groups of the latent
 
 
 def query_row(
-    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
-    """A token's q_norm, with its dequantisation scale at scale[at] if it is int8. Returns its `least_magnitude`."""
+    """A token's q_norm, with its dequantisation scale at scale[at] if it is int8. Returns its `least_magnitude`.
+
+    `cann`: whether int8 codes and scale are by the numerics of CANN, see `rmsnorm_quant`.
+    """
     take = _query_row_int8 if q_norm.dtype == np.int8 else _query_row_bf16
-    return take(q_a, gamma, epsilon, smooth, y, q_norm, scale, at, operand)
+    return take(q_a, gamma, epsilon, smooth, cann, y, q_norm, scale, at, operand)
 
 
 @overload(query_row)
 def _query_row(
-    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
     take = _query_row_int8 if q_norm.dtype == types.int8 else _query_row_bf16
 
     def row(
-        q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
-    ) -> Any:
-        return take(q_a, gamma, epsilon, smooth, y, q_norm, scale, at, operand)
+        q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any,
+        operand: Any,
+    ) -> Any:  # fmt: skip
+        return take(q_a, gamma, epsilon, smooth, cann, y, q_norm, scale, at, operand)
 
     return row
 
 
 @register_jitable
 def _query_row_int8(
-    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
-    rmsnorm_row(q_a, gamma, epsilon, y)
+    rmsnorm_row(q_a, gamma, epsilon, cann, y)
     smooth_row(y, smooth)
     values = window(y, 0, len(gamma))
-    s = quant_scale(values)
-    scale[at] = dequant_scale(s)
+    s, scale[at] = quant_scales(values, cann)
     quant_row(values, s, q_norm)
     int8_operand_row(q_norm, operand)
     return NONE_NONZERO
@@ -71,9 +74,9 @@ def _query_row_int8(
 
 @register_jitable
 def _query_row_bf16(
-    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
+    q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
-    rmsnorm_row(q_a, gamma, epsilon, y)
+    rmsnorm_row(q_a, gamma, epsilon, True, y)  # rounded below
     for j in range(len(gamma)):
         q_norm[j] = round_bf16(y[j])
     bf16_operand_row(q_norm, 1, operand)
@@ -82,42 +85,47 @@ def _query_row_bf16(
 
 @register_jitable
 def key_row(
-    kv_a: Any, gamma: Any, epsilon: Any, cos: Any, sin: Any, y: Any, slot: Any, kv: Any, kv_layout: Any, kr: Any,
-    kr_layout: Any, k_scale: Any, k_scale_layout: Any,
+    kv_a: Any, gamma: Any, epsilon: Any, cann: Any, cos: Any, sin: Any, y: Any, slot: Any, kv: Any, kv_layout: Any,
+    kr: Any, kr_layout: Any, k_scale: Any, k_scale_layout: Any,
 ) -> None:  # fmt: skip
     """A token's rows of the caches, at a slot."""
     latent = len(gamma)
-    rmsnorm_row(window(kv_a, 0, latent), gamma, epsilon, y)
-    _write_latent(window(y, 0, latent), slot, kv, kv_layout, k_scale, k_scale_layout)
+    # _write_bf16 rounds an unquantised row anyway.
+    rmsnorm_row(window(kv_a, 0, latent), gamma, epsilon, cann, y)
+    _write_latent(window(y, 0, latent), cann, slot, kv, kv_layout, k_scale, k_scale_layout)
     rotated = window(y, 0, len(cos))
     rotate_row(window(kv_a, latent, len(cos)), cos, sin, rotated)
     _write_bf16(rotated, kr, kr_layout, slot_base(kr_layout, slot))
 
 
-def _write_latent(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+def _write_latent(y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
     write = _write_latent_int8 if kv.dtype == np.int8 else _write_latent_bf16
-    write(y, slot, kv, kv_layout, k_scale, k_scale_layout)
+    write(y, cann, slot, kv, kv_layout, k_scale, k_scale_layout)
 
 
 @overload(_write_latent)
-def _write_latent_overload(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> Any:
+def _write_latent_overload(
+    y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any
+) -> Any:
     take = _write_latent_int8 if kv.dtype == types.int8 else _write_latent_bf16
 
-    def write(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
-        take(y, slot, kv, kv_layout, k_scale, k_scale_layout)
+    def write(y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+        take(y, cann, slot, kv, kv_layout, k_scale, k_scale_layout)
 
     return write
 
 
 @register_jitable
-def _write_latent_int8(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+def _write_latent_int8(
+    y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any
+) -> None:
     """Quant_knope: four groups, each with a scale of its own."""
     group = len(y) // N_GROUPS
     base, scale_at = slot_base(kv_layout, slot), slot_base(k_scale_layout, slot)
     for g in range(N_GROUPS):
         values = window(y, g * group, group)
-        s = quant_scale(values)
-        store_scale(k_scale, scale_at + g, dequant_scale(s))
+        s, scale = quant_scales(values, cann)
+        store_scale(k_scale, scale_at + g, scale)
         done = 0
         while done < group:
             at, room = chunk_at(kv_layout, base, g * group + done)
@@ -127,7 +135,9 @@ def _write_latent_int8(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any,
 
 
 @register_jitable
-def _write_latent_bf16(y: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any) -> None:
+def _write_latent_bf16(
+    y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any
+) -> None:
     _write_bf16(y, kv, kv_layout, slot_base(kv_layout, slot))
 
 

@@ -75,7 +75,10 @@ class Product(NamedTuple):
 
 
 class Vectors(NamedTuple):
-    """The norms' weights as float32, smooth may be empty; the epsilons are float32; d is qk_nope_head_dim."""
+    """The norms' weights as float32, smooth may be empty; the epsilons are float32; d is qk_nope_head_dim.
+
+    cann: whether rows are quantised by the numerics of CANN, see `rmsnorm_quant`.
+    """
 
     gamma_cq: Any
     gamma_ckv: Any
@@ -83,6 +86,7 @@ class Vectors(NamedTuple):
     epsilon_cq: Any
     epsilon_ckv: Any
     d: int
+    cann: bool
 
 
 class Buffers(NamedTuple):
@@ -139,7 +143,7 @@ def prolog_tile(
     """Tokens t0..t0+t, up to phase `last`. `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
     for index in prange(blocks.n_workers):
         worker = np.int64(index)  # which is unsigned: with it all below would be compiled a second time
-        _pack(worker, tokens, down, buffers, blocks, t0, t, traced)
+        _pack(worker, tokens, down, vectors.cann, buffers, blocks, t0, t, traced)
         _down(worker, down, buffers, blocks, t, traced)
         _query(worker, tokens, vectors, up.kp, buffers, blocks, t0, t, traced)
         if last > QUERY:
@@ -148,7 +152,9 @@ def prolog_tile(
 
 
 @register_jitable
-def _pack(worker: Any, tokens: Any, down: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any) -> None:
+def _pack(
+    worker: Any, tokens: Any, down: Any, cann: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
+) -> None:
     _stamp(buffers, worker, PACK, 0, traced)
     n_workers, n_tasks = blocks.n_workers, ceil_div(t, blocks.rows_x)
     x, x_rows, x_scale, least = tokens.x, buffers.x_rows, buffers.x_scale, buffers.least_x
@@ -157,7 +163,7 @@ def _pack(worker: Any, tokens: Any, down: Any, buffers: Any, blocks: Any, t0: An
     while task < end:
         for row in range(block_start(t, n_tasks, task), block_start(t, n_tasks, end)):
             operand = window(row_of(x_rows, row), 0, down.kp)
-            least[row] = operand_row(row_of(x, t0 + row), panels, n_parts, y, operand, x_scale, row)
+            least[row] = operand_row(row_of(x, t0 + row), panels, n_parts, cann, y, operand, x_scale, row)
         finish(buffers.counters, PACK, n_workers, end - task)
         task, end = draw(buffers.counters, PACK, worker, n_workers, n_tasks, 1)
     _stamp(buffers, worker, PACK, 1, traced)
@@ -196,8 +202,8 @@ def _query(
     while task < end:
         for row in range(block_start(t, n_tasks, task), block_start(t, n_tasks, end)):
             least[row] = query_row(
-                row_of(q_a, row), vectors.gamma_cq, vectors.epsilon_cq, vectors.smooth, y, row_of(q_norm, t0 + row),
-                scale, t0 + row, window(row_of(q_rows, row), 0, kp),
+                row_of(q_a, row), vectors.gamma_cq, vectors.epsilon_cq, vectors.smooth, vectors.cann, y,
+                row_of(q_norm, t0 + row), scale, t0 + row, window(row_of(q_rows, row), 0, kp),
             )  # fmt: skip
         finish(buffers.counters, QUERY, n_workers, end - task)
         task, end = draw(buffers.counters, QUERY, worker, n_workers, n_tasks, 1)
@@ -218,7 +224,7 @@ def _key(
             slot = cache_index[token]
             if slot >= 0 and is_last(cache_index, token):
                 key_row(
-                    row_of(kv_a, row), vectors.gamma_ckv, vectors.epsilon_ckv, row_of(tokens.cos, token),
+                    row_of(kv_a, row), vectors.gamma_ckv, vectors.epsilon_ckv, vectors.cann, row_of(tokens.cos, token),
                     row_of(tokens.sin, token), y, slot, caches.kv, caches.kv_layout, caches.kr, caches.kr_layout,
                     caches.k_scale, caches.k_scale_layout,
                 )  # fmt: skip
