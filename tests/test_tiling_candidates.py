@@ -7,7 +7,7 @@ import pytest
 from test_tiling_planner import BIG_CACHES, COSTS, FULL, MICRO, SMALL_CACHES, plan_of
 
 from tiling import Costs, CpuTiling, MicroTile, PlanDims, PrologPlan, Rates, plan_prolog, preset
-from tiling.candidates import C_BEYOND_L2, IDLE, MC_BEYOND, WALK_BEYOND
+from tiling.candidates import C_BEYOND_L2, IDLE, MC_BEYOND, WALK_BEYOND, WALK_BEYOND_L2
 from tiling.machine import ISAS
 from tiling.model import Model, makespan
 from tiling.stages import StageShape
@@ -71,10 +71,15 @@ def test_refused_candidates_have_named_reasons():
         return {c.refused for c in chooser.listed() if c.sweep == sweep} - {""}
 
     tiny = replace(SMALL_CACHES, l2_bytes=20_000)
-    assert reasons(chooser_of(128, tiny), "down") == {C_BEYOND_L2}
-    assert reasons(chooser_of(128, tiny), "heads") == {C_BEYOND_L2, WALK_BEYOND, MC_BEYOND}
+    assert reasons(chooser_of(128, tiny), "down") == {C_BEYOND_L2, WALK_BEYOND_L2}
+    assert reasons(chooser_of(128, tiny), "heads") == {C_BEYOND_L2, WALK_BEYOND_L2, WALK_BEYOND, MC_BEYOND}
     many = chooser_of(8, replace(BIG_CACHES, n_physical_cores=64, n_usable_cores=64), n_threads=64)
     assert reasons(many, "down") == {IDLE}
+    walks = [(dict(c.values), c.refused) for c in chooser_of(32, BIG_CACHES, n_threads=2).listed() if c.sweep == "down"]
+    # Of L2's 2 MiB, a walk of panels of 32 bf16 columns and the one behind it may take half; a single panel always may.
+    beyond = [v["down_walk"] > 1 and 2 * v["down_walk"] * v["down_kc"] * 32 * 2 > 2**20 for v, _ in walks]
+    assert [refused == WALK_BEYOND_L2 for _, refused in walks] == beyond
+    assert 0 < sum(beyond) < len(walks)
     assert all((c.cost is None) == bool(c.refused) for c in many.listed())
     hopeless = replace(SMALL_CACHES, l1d_bytes=64, l2_bytes=64)
     assert plan_of(128, machine=hopeless).tile_plan(128).t == 128  # where all are refused there is a plan all the same
