@@ -32,6 +32,7 @@ from .dims import MlaDims
 from .engine import MICRO_TILES, stored_choice, this_machine
 from .kernels import ISA, cache_folder, max_threads
 from .measure import least_ms, measure_all, rates_as_dict, show_rates
+from .reference import NUMERICS
 from .weights import QUANT_MODES, MlaWeights
 
 __all__ = ["main"]
@@ -83,6 +84,9 @@ def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None)
 @click.option(
     "--block-size", type=click.IntRange(1, 2**16), default=128, show_default=True, help="Tokens of a cache block."
 )
+@click.option(
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Whose quantiser is computed."
+)
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
     "--trace", "trace_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_in_a_folder,
@@ -105,6 +109,7 @@ def run(
     repeats: int,
     cache_mode: str,
     block_size: int,
+    numerics: str,
     no_check: bool,
     trace_file: Path | None,
     as_json: bool,
@@ -122,7 +127,7 @@ def run(
     with Steps() as steps:
         with steps.step("making weights"), blame("--dims"):
             weights = MlaWeights.random(dims, seed, quant, smooth)
-        job = Job(dims, tokens, phase, tile_config, options, threads, seed, repeats, not no_check)
+        job = Job(dims, tokens, phase, tile_config, options, threads, seed, repeats, numerics, not no_check)
         report = run_job(job, weights, cache, steps)
     if trace_file is not None:
         try:

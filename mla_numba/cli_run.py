@@ -34,6 +34,7 @@ class Job:
     n_threads: int
     seed: int
     repeats: int
+    numerics: str
     check: bool
 
 
@@ -87,7 +88,12 @@ def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> R
     inputs = random_inputs(job.dims, job.t, job.seed, cache.capacity)
     with steps.step("packing weights"):
         prolog = MlaProlog(
-            weights, job.phase, tile_config=job.tile_config, options=job.options, n_threads=job.n_threads
+            weights,
+            job.phase,
+            tile_config=job.tile_config,
+            options=job.options,
+            n_threads=job.n_threads,
+            numerics=job.numerics,
         )
     plan = prolog.plan(job.t)
     out = prolog.allocate_output(job.t)
@@ -100,7 +106,7 @@ def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> R
     mismatches = None
     if job.check:
         with steps.step("computing the reference"):
-            reference = verify.reference_run(weights, *inputs, before)
+            reference = verify.reference_run(weights, *inputs, before, numerics=job.numerics)
         with steps.step("comparing"):
             mismatches = verify.check_output(out, cache, reference)
     n_arrays = len(cache.arrays()) + sum(array is not None for array in out)

@@ -94,6 +94,7 @@ def test_run_json_is_alone_on_standard_output():
         ["--quant", "a"],
         ["--preset", "decode_b64_s2", "--npuarch", "910"],
         ["--seed", "7", "--block-size", "1"],
+        ["--numerics", "cann"],
     ],
     ids=" ".join,
 )
