@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
-from numba import prange
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.inputs import Inputs
 from mla_numba.kernels import gemm, tile
-from mla_numba.kernels._jit import kernel
 from mla_numba.kernels.simd import A_OFFSET
-from mla_numba.kernels.tile import _down, _pack
 from mla_numba.memory import aligned_empty, as_bits
 from mla_numba.packed import PackedGemm, pack_gemm
 from mla_numba.workspace import Memory, Prepared
@@ -38,17 +35,6 @@ class Products(NamedTuple):
     plan: str
 
 
-@kernel
-def pack_and_multiply(
-    tokens: tile.Tokens, down: tile.Product, buffers: tile.Buffers, blocks: tile.Blocks, t: Any, traced: Any
-) -> None:
-    """The first two phases of a tile of t tokens, as in `tile.prolog_tile`: x packed, then both down products."""
-    for index in prange(blocks.n_workers):
-        worker = np.int64(index)
-        _pack(worker, tokens, down, buffers, blocks, 0, t, traced)
-        _down(worker, down, buffers, blocks, t, traced)
-
-
 def _planned(dims: MlaDims, t: int, quant: str, n_threads: int) -> tuple[TilePlan, Memory]:
     plan = plan_prolog(dims, t, None, this_machine(), micro=MICRO_TILES, quant=quant, n_threads=n_threads)
     (tile_plan,) = plan.tile_plans  # no number of tokens of the suite is cut
@@ -58,12 +44,16 @@ def _planned(dims: MlaDims, t: int, quant: str, n_threads: int) -> tuple[TilePla
 def _calls(
     x: Array, weights: Sequence[PackedGemm], y: tuple[Array, Array], prepared: Prepared
 ) -> list[Callable[[], None]]:
-    """Calls of `pack_and_multiply`, one a weight, into y[0] (T, columns) and y[1] (T, the other columns)."""
+    """The first two phases of a tile, one call a weight: x packed, then both products, into y[0] and y[1]."""
     no_bits, no_queries = np.zeros((0, 2), np.uint16), np.zeros((0, 1, 1), np.uint16)
     tokens = tile.Tokens(
         x=as_bits(x), cos=no_bits, sin=no_bits, cache_index=np.zeros(0, np.int64), query_nope=no_queries,
         query_rope=no_queries, q_norm=no_bits, q_norm_scale=np.zeros(0, np.float32),
     )  # fmt: skip
+    layout, bits, no_vector = np.zeros(5, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.float32)
+    caches = tile.Caches(bits, layout, bits, layout, no_vector, layout)
+    nothing, zero = PackedGemm.nothing().as_argument(), np.float32(0)
+    vectors = tile.Vectors(no_vector, no_vector, no_vector, zero, zero, d=1, cann=False)
     q_a, kv_a = (part.view(np.uint16) for part in y)
     blocks, buffers = prepared.blocks, prepared.buffers._replace(q_a=q_a, kv_a=kv_a)
 
@@ -72,7 +62,10 @@ def _calls(
 
         def call() -> None:
             buffers.counters.fill(0)
-            pack_and_multiply(blocks.n_workers, tokens, down, buffers, blocks, len(x), False)
+            tile.prolog_tile(
+                blocks.n_workers, tokens, caches, down, nothing, nothing, vectors, buffers, blocks, 0, len(x),
+                tile.DOWN, False,
+            )  # fmt: skip
 
         return call
 

@@ -140,13 +140,17 @@ def prolog_tile(
     tokens: Tokens, caches: Caches, down: Product, up: Product, uk: Product, vectors: Vectors, buffers: Buffers,
     blocks: Blocks, t0: Any, t: Any, last: Any, traced: Any,
 ) -> None:  # fmt: skip
-    """Tokens t0..t0+t, up to phase `last`. `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
+    """Tokens t0..t0+t, up to phase `last`: DOWN, QUERY or HEADS.
+
+    `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk.
+    """
     for index in prange(blocks.n_workers):
         worker = np.int64(index)  # which is unsigned: with it all below would be compiled a second time
         _pack(worker, tokens, down, vectors.cann, buffers, blocks, t0, t, traced)
         _down(worker, down, buffers, blocks, t, traced)
-        _query(worker, tokens, vectors, up.kp, buffers, blocks, t0, t, traced)
-        if last > QUERY:
+        if last >= QUERY:
+            _query(worker, tokens, vectors, up.kp, buffers, blocks, t0, t, traced)
+        if last >= HEADS:
             _key(worker, tokens, caches, vectors, buffers, blocks, t0, t, traced)
             _heads(worker, tokens, up, uk, vectors.d, buffers, blocks, t0, t, traced)
 
