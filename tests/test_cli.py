@@ -117,8 +117,8 @@ def test_json_without_a_check_holds_null():
     assert json.loads(out)["exact"] is None
 
 
-def wrong_reference(*args):
-    output = REFERENCE(*args)
+def wrong_reference(*args, **keywords):
+    output = REFERENCE(*args, **keywords)
     output.query_rope.view("u2")[2, 1, 3] ^= 1
     output.k_scale_cache[0, 0, 0, 0] = 5
     return output
