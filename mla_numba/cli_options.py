@@ -21,11 +21,13 @@ __all__ = [
     "NPU_ARCHS",
     "blame",
     "json_option",
+    "layer_options",
     "parse_dims",
     "threads_option",
     "tile_settings",
     "token_list",
     "tokens_type",
+    "weight_sets_option",
     "what_to_plan",
 ]
 
@@ -116,6 +118,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON t
 threads_option = click.option(
     "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
 )
+layer_options = _options(
+    click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="What is int8."),
+    click.option(
+        "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
+        help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
+    ),
+    click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself."),
+    threads_option,
+)  # fmt: skip
+weight_sets_option = click.option(
+    "--weight-sets", type=click.IntRange(1), default=2, show_default=True,
+    help="Layers to take in turns, so that weights come from memory.",
+)  # fmt: skip
 
 
 def tile_settings(

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tiling import PRESETS, CpuTiling, PrologPlan, Rates, plan_prolog, preset
 
 from ._version import __version__
-from .cli_options import NPU_ARCHS, blame, parse_dims, threads_option, token_list
+from .cli_options import NPU_ARCHS, blame, layer_options, token_list, weight_sets_option
 from .contest import Arena, ExactnessError
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
@@ -27,7 +27,6 @@ from .tile_plots import draw_all
 from .tile_report import show_rows, write_csv, write_json
 from .tile_space import Candidate, Grid, check_restriction, parse_values
 from .tile_sweep import Effort, Job, Journal, Row, finals, list_jobs, run_job, time_pairs, with_limits
-from .weights import QUANT_MODES
 
 __all__ = ["SMALL_DIMS", "facts_of", "progress_bar", "sweep"]
 
@@ -143,23 +142,9 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
     show_default=True,
     help="Phase: with fields of MlaTileConfig it decides the scheduling settings.",
 )
-@click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="What is int8.")
-@click.option(
-    "--dims",
-    type=parse_dims,
-    metavar="H,N,Rq,C,D,R|PATH",
-    help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
-)
-@click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself.")
-@threads_option
+@layer_options
 @click.option("--pairs", type=click.IntRange(3), default=7, show_default=True, help="Least pairs of calls a candidate.")
-@click.option(
-    "--weight-sets",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Layers to take in turns, so that weights come from memory.",
-)
+@weight_sets_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the order.")
 @click.option(
     "--out",

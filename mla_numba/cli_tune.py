@@ -15,14 +15,13 @@ from rich.table import Column, Table
 from tiling import store
 
 from ._version import __version__
-from .cli_options import json_option, parse_dims, threads_option, token_list
+from .cli_options import json_option, layer_options, token_list, weight_sets_option
 from .cli_sweep import SMALL_DIMS, progress_bar
 from .contest import Arena, ExactnessError
 from .dims import MlaDims
 from .engine import this_machine
 from .measure import Probes, rates_as_dict
 from .tuner import Outcome, search
-from .weights import QUANT_MODES
 
 __all__ = ["tune"]
 
@@ -38,22 +37,8 @@ __all__ = ["tune"]
     show_default=True,
     help="Seconds of searching in all, shared by the numbers of tokens.",
 )
-@click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="What is int8.")
-@click.option(
-    "--dims",
-    type=parse_dims,
-    metavar="H,N,Rq,C,D,R|PATH",
-    help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
-)
-@click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself.")
-@threads_option
-@click.option(
-    "--weight-sets",
-    type=click.IntRange(1),
-    default=2,
-    show_default=True,
-    help="Layers to take in turns, so that weights come from memory.",
-)
+@layer_options
+@weight_sets_option
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the search.")
 @click.option("--dry-run", is_flag=True, help="Keep nothing.")
 @json_option

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -69,7 +69,7 @@ class PackedGemm:
         return tile.Product(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
     """`MlaWeights` in kernel order: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
 
@@ -84,18 +84,12 @@ class PackedWeights:
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
 
-    @cached_property
-    def arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
-        """As the kernels take them for numerics "pypto"."""
-        gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
-        d = self.dims.qk_nope_head_dim
-        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d, False)
-        return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
-
     def arguments_for(self, numerics: str) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
         """As the kernels take them for either numerics, "pypto" or "cann"."""
-        down, up, uk, vectors = self.arguments
-        return down, up, uk, vectors._replace(cann=numerics == "cann")
+        gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
+        d, cann = self.dims.qk_nope_head_dim, numerics == "cann"
+        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d, cann)
+        return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
 
     @property
     def nbytes(self) -> int:

@@ -1,6 +1,7 @@
 """The loops around the microkernel, for bf16 and int8 alike.
 
-    y[t, col] = bf16((float32(sum_k a[t, k] * b[k, col] + offset[col]) * row_scale[t]) * col_scale[col])
+    int8: y[t, col] = bf16((float32(sum_k a[t, k] * b[k, col] + offset[col]) * row_scale[t]) * col_scale[col])
+    bf16: y[t, col] = bf16(sum_k a[t, k] * b[k, col])
 
 Five loops as in BLIS, from the outside in: token blocks of mc rows and walks of panels are the tasks (loops 5 and 4),
 then k in blocks of kc (3), register tiles down the token block (2) and across the walk's panels (1). An output element
@@ -11,7 +12,7 @@ is one accumulator in ascending k: a block of k loads what the block before it s
 |---------|--------------------------------|------------------|------------------------------------------------------|
 | a       | (t, lda >= kp)                 | see `simd`       | activations, see `activations`                       |
 | b       | [panel][kp / KR][NR][KR]       | uint16 or int8   | packed weights; parts of k padded to KR by zeros     |
-| offset  | [panel][NR]                    | c's dtype        | what the u8 form of A adds, negated; else 0          |
+| offset  | [panel][NR]                    | int32            | what the u8 form of A adds, negated; of int8 only    |
 | c       | (n_workers, parts * walk * mc * NR) | float32 or int32 | scratch: sums that go on, or that fill no panel |
 """
 
