@@ -23,6 +23,10 @@ def start(environment):
     return subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stderr=subprocess.PIPE, text=True)
 
 
+def run(environment):
+    subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True, capture_output=True, timeout=300)
+
+
 def test_processes_that_start_at_once_on_an_empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     environment = dict(os.environ)
@@ -38,3 +42,16 @@ def test_processes_that_start_at_once_on_an_empty_cache(tmp_path, monkeypatch):
     assert later.communicate(timeout=300)[1] == ""
     assert later.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == saved
+
+
+def test_a_kernel_whose_worker_is_lost_from_the_cache(tmp_path, monkeypatch):
+    """A kernel's code knows its worker's name only: the worker is compiled again before the kernel is loaded."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    environment = dict(os.environ)
+    run(environment)
+    workers = [path for path in tmp_path.rglob("*.nb?") if path.parent.name == "worker"]
+    assert workers
+    for path in workers:
+        path.unlink()
+    run(environment)
+    assert all(path.exists() for path in workers)

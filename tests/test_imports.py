@@ -11,7 +11,7 @@ PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OPTIONAL = {"torch", "safetensors", "matplotlib", "optuna"}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
-EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache")
+EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache", "_outlined")
 
 
 def module_name(path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from filelock import FileLock
 from numba.core import caching, config
 from platformdirs import user_cache_dir
 
-__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "say_compiling"]
+__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "releasing", "say_compiling"]
 
 log = logging.getLogger("mla_numba")
 
@@ -71,14 +72,18 @@ class _Locator(caching._CacheLocator):
 class KernelCache(caching.FunctionCache):
     """A function cache that one process fills at a time: a miss takes a file lock until the entry is saved.
 
-    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile.
+    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile. `before`
+    is called with the arguments' types before an entry is looked for.
     """
 
-    def __init__(self, py_func: Any) -> None:
+    def __init__(self, py_func: Any, before: Callable[[Any], object] | None) -> None:
         super().__init__(py_func)
+        self._before = before
         self._lock = FileLock(Path(self.cache_path) / f"{py_func.__name__}.lock")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        if self._before is not None:
+            self._before(sig)
         found = super().load_overload(sig, target_context)
         if found is None:
             self._lock.acquire()
@@ -99,6 +104,18 @@ class KernelCache(caching.FunctionCache):
         self._lock.release()
 
 
+@contextlib.contextmanager
+def releasing(dispatcher: Any) -> Iterator[None]:
+    """Gives the lock of a dispatcher's cache back where compiling is interrupted or fails."""
+    try:
+        yield
+    except BaseException:
+        cache = getattr(dispatcher, "_cache", None)
+        if isinstance(cache, KernelCache):
+            cache.release()
+        raise
+
+
 _said = False
 
 
@@ -109,10 +126,12 @@ def say_compiling() -> None:
         log.warning("compiling kernels for this CPU (once, some seconds; kept in %s)", cache_folder())
 
 
-def make_cache(py_func: Callable[..., Any], build: str) -> KernelCache | None:
+def make_cache(
+    py_func: Callable[..., Any], build: str, before: Callable[[Any], object] | None = None
+) -> KernelCache | None:
     locator = type("Locator", (_Locator,), {"folder": cache_folder() / build})
     impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
     try:
-        return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)
+        return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func, before)
     except RuntimeError:
         return None

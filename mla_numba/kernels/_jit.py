@@ -13,22 +13,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config, types
 
-from ._cache import KernelCache, cache_folder, log, make_cache
+from ._cache import cache_folder, log, make_cache, releasing
+from ._outlined import Outlined
 from .microlib import load_microkernels
 
 _warned_no_cache = False
 
 
-def _compile(py_func: Callable[..., Any], parallel: bool) -> Any:
+def _compile(py_func: Callable[..., Any], build: str, worker: Outlined | None = None, **options: Any) -> Any:
     """A dispatcher that compiles on its first call. No fastmath: it would reorder sums."""
     global _warned_no_cache
-    dispatcher = numba.njit(parallel=parallel, nogil=True, error_model="numpy")(py_func)
+    dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(py_func)
     if config.DISABLE_JIT:
         return dispatcher
     load_microkernels()
-    cache = make_cache(py_func, "parallel" if parallel else "serial")
+    cache = make_cache(py_func, build, None if worker is None else lambda args: worker.provide((types.int64, *args)))
     if cache is not None:
         dispatcher._cache = cache
     elif not _warned_no_cache:
@@ -74,11 +75,17 @@ def _with_threads(n_threads: int, run: Callable[[], None]) -> None:
             raise
 
 
+def _run(dispatcher: Any, args: tuple[Any, ...]) -> None:
+    with releasing(dispatcher):
+        dispatcher(*args)
+
+
 class Kernel:
     """A kernel body with its two builds, each compiled when first needed."""
 
-    def __init__(self, body: Callable[..., Any]) -> None:
+    def __init__(self, body: Callable[..., Any], worker: Outlined | None = None) -> None:
         self.body = body
+        self._worker = worker
         self.__name__, self.__doc__ = body.__name__, body.__doc__
         self._builds: dict[bool, Any] = {}
 
@@ -86,12 +93,15 @@ class Kernel:
         """The dispatcher of the parallel or the serial build."""
         found = self._builds.get(parallel)
         # setdefault: of two threads that are here at once, both get the same dispatcher.
-        return found or self._builds.setdefault(parallel, _compile(self.body, parallel))
+        if found is None:
+            build = "parallel" if parallel else "serial"
+            found = self._builds.setdefault(parallel, _compile(self.body, build, self._worker, parallel=parallel))
+        return found
 
     def __call__(self, n_threads: int, *args: Any) -> None:
         """Runs the body on `n_threads` threads. In a forked child, or for one thread, the serial build."""
         if n_threads == 1 or _forked or config.DISABLE_JIT:
-            self._run(self.build(parallel=False), args)
+            _run(self.build(parallel=False), args)
             return
         dispatcher = self.build(parallel=True)
         _with_threads(n_threads, lambda: self._launch(dispatcher, args))
@@ -100,21 +110,24 @@ class Kernel:
         # The workqueue layer aborts the process when two threads enter it at once (numba #8563).
         if not dispatcher.signatures or numba.threading_layer() == "workqueue":
             with _launch_lock:
-                self._run(dispatcher, args)
+                _run(dispatcher, args)
         else:
-            self._run(dispatcher, args)
-
-    @staticmethod
-    def _run(dispatcher: Any, args: tuple[Any, ...]) -> None:
-        try:
-            dispatcher(*args)
-        except BaseException:
-            cache = getattr(dispatcher, "_cache", None)
-            if isinstance(cache, KernelCache):
-                cache.release()
-            raise
+            _run(dispatcher, args)
 
 
 def kernel(body: Callable[..., Any]) -> Kernel:
     """Makes a `Kernel` of a function; nothing is compiled before the first call."""
     return Kernel(body)
+
+
+def kernel_of(worker: Callable[..., None]) -> Callable[[Callable[..., Any]], Kernel]:
+    """Makes a `Kernel` of a function whose body calls `worker(index, *args)`, index int64 and args its own arguments.
+
+    The worker is outlined, see `_outlined`.
+    """
+
+    def dispatcher() -> Any:
+        return _compile(worker, "worker", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    outlined = Outlined(worker, dispatcher)
+    return lambda body: Kernel(body, outlined)

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.extending import overload, register_jitable
 
+from ._callee import callee, overload_callee
 from .isa import ISA
 from .rmsnorm_quant import quant_code, quant_scales
 from .scalars import NONE_NONZERO, least_magnitude, pair_window, widen, window
@@ -24,7 +24,7 @@ from .simd import A_OFFSET, KR_BF16
 BF16_PAIRS = ISA.bf16_dot
 
 
-@register_jitable
+@callee
 def bf16_operand_row(bits: Any, n_parts: Any, out: Any) -> None:
     """bf16 bits (n,) uint16 to out (n_parts * part_kp,)."""
     n = len(bits) // n_parts
@@ -35,7 +35,7 @@ def bf16_operand_row(bits: Any, n_parts: Any, out: Any) -> None:
 
 if BF16_PAIRS:
 
-    @register_jitable
+    @callee
     def _operand_part(bits: Any, out: Any) -> None:
         n_pairs = len(bits) // KR_BF16
         pairs, swapped = pair_window(bits, 0, n_pairs), pair_window(out, 0, len(out) // KR_BF16)
@@ -46,7 +46,7 @@ if BF16_PAIRS:
 
 else:
 
-    @register_jitable
+    @callee
     def _operand_part(bits: Any, out: Any) -> None:
         for j in range(len(bits)):
             out[j] = widen(bits[j])
@@ -54,7 +54,7 @@ else:
             out[j] = np.float32(0)
 
 
-@register_jitable
+@callee
 def int8_operand_row(codes: Any, out: Any) -> None:
     """Codes (n,) int8 to out (kp,)."""
     for j in range(len(codes)):
@@ -73,7 +73,7 @@ def operand_row(bits: Any, weight: Any, n_parts: Any, cann: Any, y: Any, out: An
     return take(bits, n_parts, cann, y, out, scale, at)
 
 
-@overload(operand_row)
+@overload_callee(operand_row)
 def _operand_row(bits: Any, weight: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     take = _quantised_row if weight.dtype == types.int8 else _bf16_row
 
@@ -83,13 +83,13 @@ def _operand_row(bits: Any, weight: Any, n_parts: Any, cann: Any, y: Any, out: A
     return row
 
 
-@register_jitable
+@callee
 def _bf16_row(bits: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     bf16_operand_row(bits, n_parts, out)
     return least_magnitude(bits)
 
 
-@register_jitable
+@callee
 def _quantised_row(bits: Any, n_parts: Any, cann: Any, y: Any, out: Any, scale: Any, at: Any) -> Any:
     n = len(bits)
     values = window(y, 0, n)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
+from ._callee import overload_callee
 from .llvm_ir import I32, I64, declare
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
@@ -39,7 +40,7 @@ def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
     return types.int64(counter, types.int64), codegen
 
 
-@overload(fetch_add)
+@overload_callee(fetch_add)
 def _fetch_add(counter: Any, step: Any) -> Any:
     def add(counter: Any, step: Any) -> Any:
         return _fetch_add_intrinsic(counter, np.int64(step))
@@ -63,7 +64,7 @@ def _look_intrinsic(_typingctx: Any, counter: Any) -> Any:
     return types.int64(counter), codegen
 
 
-@overload(look)
+@overload_callee(look)
 def _look(counter: Any) -> Any:
     def load(counter: Any) -> Any:
         return _look_intrinsic(counter)
@@ -85,7 +86,7 @@ def _give_way_intrinsic(_typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-@overload(give_way)
+@overload_callee(give_way)
 def _give_way() -> Any:
     def give() -> None:
         _give_way_intrinsic()
@@ -112,7 +113,7 @@ def _now_ns_intrinsic(_typingctx: Any) -> Any:
     return types.int64(), codegen
 
 
-@overload(now_ns)
+@overload_callee(now_ns)
 def _now_ns() -> Any:
     def now() -> Any:
         return _now_ns_intrinsic()

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.extending import overload, register_jitable
 
+from ._callee import callee, overload_callee
 from .scalars import round_bf16, widen, window
 
 
@@ -23,7 +23,7 @@ def add_int32(a: Any, b: Any) -> Any:
         return a + b
 
 
-@overload(add_int32)
+@overload_callee(add_int32)
 def _add_int32(a: Any, b: Any) -> Any:
     def add(a: Any, b: Any) -> Any:
         return np.int32(a + b)
@@ -36,7 +36,7 @@ def put_bf16(y: Any, j: Any, bits: Any) -> None:
     y[j] = bits if y.dtype == np.uint16 else widen(bits)
 
 
-@overload(put_bf16)
+@overload_callee(put_bf16)
 def _put_bf16(y: Any, j: Any, bits: Any) -> Any:
     if y.dtype == types.uint16:
 
@@ -59,7 +59,7 @@ def store_tile(
     store(rows, n_cols, c, c_off, ldc, y, y_off, ldy, row_scale, row_off, col_scale, offset, col_off)
 
 
-@overload(store_tile)
+@overload_callee(store_tile)
 def _store_tile(
     rows: Any, n_cols: Any, c: Any, c_off: Any, ldc: Any, y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any,
     col_scale: Any, offset: Any, col_off: Any,
@@ -75,7 +75,7 @@ def _store_tile(
     return store
 
 
-@register_jitable
+@callee
 def _store_scaled(
     rows: Any, n_cols: Any, c: Any, c_off: Any, ldc: Any, y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any,
     col_scale: Any, offset: Any, col_off: Any,
@@ -89,7 +89,7 @@ def _store_scaled(
             put_bf16(out, j, round_bf16(np.float32(np.float32(value * scale) * scales[j])))
 
 
-@register_jitable
+@callee
 def _store_rounded(
     rows: Any, n_cols: Any, c: Any, c_off: Any, ldc: Any, y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any,
     col_scale: Any, offset: Any, col_off: Any,

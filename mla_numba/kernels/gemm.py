@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numba import prange
 from numba.core import types
-from numba.extending import overload, register_jitable
 
+from ._callee import callee, overload_callee
 from ._jit import kernel
 from .epilogue import store_tile
 from .llvm_ir import PREFETCH_BYTES
@@ -38,7 +38,7 @@ def step_of(b: Any) -> Any:
     return KR_INT8 if b.dtype == np.int8 else KR_BF16
 
 
-@overload(step_of)
+@overload_callee(step_of)
 def _step_of(b: Any) -> Any:
     kr = KR_INT8 if b.dtype == types.int8 else KR_BF16
 
@@ -48,7 +48,7 @@ def _step_of(b: Any) -> Any:
     return step
 
 
-@register_jitable
+@callee
 def multiply_block(
     a: Any, a_off: Any, lda: Any, rows: Any, kp: Any, k0: Any, k1: Any, kc: Any, b: Any, panel0: Any, walk: Any, c: Any,
     c_off: Any, normal: Any, y: Any, y_off: Any, ldy: Any, n_cols: Any, row_scale: Any, row_off: Any, col_scale: Any,
@@ -90,7 +90,7 @@ def multiply_block(
                         )  # fmt: skip
 
 
-@register_jitable
+@callee
 def _what_to_prefetch(ks: Any, k_cur: Any, kp: Any, walk: Any, kr: Any, ib: Any, n_blocks: Any, distance: Any) -> Any:
     """(ahead, ahead_step) of `ukernel`, in elements of B.
 
@@ -105,7 +105,7 @@ def _what_to_prefetch(ks: Any, k_cur: Any, kp: Any, walk: Any, kr: Any, ib: Any,
     return np.int64(following + k_cur * NR * ib // n_blocks), np.int64(NR * kr // n_blocks)
 
 
-@register_jitable
+@callee
 def _store_split(c: Any, second_off: Any, rows: Any, walk: Any, n_cols: Any, y: Any, y_off: Any) -> None:
     """Two sums, one add, one rounding."""
     for p in range(walk):
@@ -118,13 +118,13 @@ def _store_split(c: Any, second_off: Any, rows: Any, walk: Any, n_cols: Any, y: 
                 out[j] = round_bf16(first[j] + second[j])
 
 
-@register_jitable
+@callee
 def n_pair_tasks(t: Any, n0: Any, n1: Any, mc: Any, walk0: Any, walk1: Any) -> Any:
     """Tasks of two products of the same A, with n0 and n1 columns."""
     return (ceil_div(ceil_div(n0, NR), walk0) + ceil_div(ceil_div(n1, NR), walk1)) * ceil_div(t, mc)
 
 
-@register_jitable
+@callee
 def pair_task(
     task: Any, a: Any, lda: Any, kp: Any, b: Any, offset: Any, row_scale: Any, col_scale: Any, n_parts: Any,
     least_a: Any, least_b: Any, y0: Any, y1: Any, c: Any, mc: Any, kc: Any, walk0: Any, walk1: Any,

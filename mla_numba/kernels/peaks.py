@@ -30,8 +30,9 @@ import numpy as np
 from llvmlite import ir
 from numba import prange
 from numba.core import config, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
+from ._callee import overload_callee
 from ._jit import kernel
 from .isa import ISA
 from .llvm_ir import (
@@ -72,7 +73,7 @@ def sum_words(words: Any, start: Any, n: Any) -> Any:
     return np.sum(words[start : start + n], dtype=np.uint32)
 
 
-@overload(sum_words)
+@overload_callee(sum_words)
 def _sum_words(words: Any, start: Any, n: Any) -> Any:
     def emitted(words: Any, start: Any, n: Any) -> Any:
         return _sum_words_simd(window(words, start, n), np.int64(n // READ_WORDS))
@@ -88,7 +89,7 @@ def fma_chain(acc: Any, operands: Any, steps: Any) -> None:
         chains[...] = chains * x + y
 
 
-@overload(fma_chain)
+@overload_callee(fma_chain)
 def _fma_chain(acc: Any, operands: Any, steps: Any) -> Any:
     def emitted(acc: Any, operands: Any, steps: Any) -> None:
         _fma_chain_simd(acc, operands, np.int64(steps))
@@ -105,7 +106,7 @@ def bf16_chain(acc: Any, operands: Any, steps: Any) -> None:
         chains[...] = (chains + high[0] * high[1]) + low[0] * low[1]
 
 
-@overload(bf16_chain)
+@overload_callee(bf16_chain)
 def _bf16_chain(acc: Any, operands: Any, steps: Any) -> Any:
     def emitted(acc: Any, operands: Any, steps: Any) -> None:
         _bf16_chain_simd(acc, operands, np.int64(steps))
@@ -126,7 +127,7 @@ def dot_chain(acc: Any, operands: Any, steps: Any) -> None:
         chains += np.sum(pieces * x, axis=2, dtype=np.int32)
 
 
-@overload(dot_chain)
+@overload_callee(dot_chain)
 def _dot_chain(acc: Any, operands: Any, steps: Any) -> Any:
     if ISA.name == "portable":
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
+from ._callee import callee
 from .isa import ISA
 from .scalars import as_f32, window
 
@@ -19,14 +19,14 @@ NR = ISA.nr
 K_EXACT = 1024  # 1024 * 127 * 128 < 2**24
 
 
-@register_jitable
+@callee
 def _four_steps(a: Any, at: Any) -> Any:
     """A row's next four values as float32."""
     values = window(a, at, 4)
     return np.float32(values[0]), np.float32(values[1]), np.float32(values[2]), np.float32(values[3])
 
 
-@register_jitable
+@callee
 def _accumulate(mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, c: Any, c_off: Any) -> None:
     """C[mr, NR] += A[mr, k] @ B[k, NR] in float32, ascending k."""
     whole = k - k % 4
@@ -61,7 +61,7 @@ def _accumulate(mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: An
                 row[j] += value * as_f32(column[j])
 
 
-@register_jitable
+@callee
 def ukernel_bf16_portable(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
 ) -> None:
@@ -73,7 +73,7 @@ def ukernel_bf16_portable(
     _accumulate(mr, k, a, a_off, lda, b, b_off, c, c_off)
 
 
-@register_jitable
+@callee
 def ukernel_int8_portable(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, c: Any, c_off: Any, carry: Any
 ) -> None:

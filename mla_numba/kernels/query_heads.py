@@ -25,8 +25,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
+from ._callee import callee
 from .gemm import multiply_block
 from .rope import rotate_row
 from .scalars import NONE_NONZERO, least_magnitude, least_of, round_bf16, row_of, sums_stay_normal, window
@@ -34,7 +34,7 @@ from .simd import NR
 from .tasks import block_start, ceil_div
 
 
-@register_jitable
+@callee
 def _rope_head(
     q_head: Any, rows: Any, ldq: Any, cos: Any, sin: Any, token0: Any, head: Any, y: Any, query_rope: Any
 ) -> None:
@@ -49,7 +49,7 @@ def _rope_head(
             out[j] = round_bf16(rotated[j])
 
 
-@register_jitable
+@callee
 def _least_nope(q_head: Any, first: Any, rows: Any, ldq: Any, col0: Any, d: Any) -> Any:
     """The `least_magnitude` of the nope part of some rows of q_head."""
     least = NONE_NONZERO
@@ -58,7 +58,7 @@ def _least_nope(q_head: Any, first: Any, rows: Any, ldq: Any, col0: Any, d: Any)
     return np.int32(least)
 
 
-@register_jitable
+@callee
 def head_task(
     task: Any, t0: Any, t: Any, a: Any, kp: Any, w_uq_qr: Any, offset: Any, row_scale: Any, col_scale: Any,
     least_a: Any, least_up: Any, w_uk: Any, kp_uk: Any, least_uk: Any, cos: Any, sin: Any, query_nope: Any,

@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
+from ._callee import callee
 from .scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
 
 N_LANES = 16
@@ -29,7 +29,7 @@ _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 below
 _ABS_MASK = np.int32(0x7FFFFFFF)
 
 
-@register_jitable
+@callee
 def sum_of_squares(x: Any, y: Any) -> Any:
     """sum((x*x) * (1/n)) in 16 lanes and a tree; y (n+16,) is scratch."""
     n = len(x)
@@ -52,7 +52,7 @@ def sum_of_squares(x: Any, y: Any) -> Any:
     return lanes[0]
 
 
-@register_jitable
+@callee
 def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, in_fp32: Any, y: Any) -> None:
     """y[0:n] = RMSNorm of x, as float32 values of bf16 unless it stays `in_fp32`."""
     total = sum_of_squares(x, y)
@@ -65,7 +65,7 @@ def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, in_fp32: Any, y: Any) -> None:
             y[j] = widen(round_bf16(gamma[j] * (widen(x[j]) * r)))
 
 
-@register_jitable
+@callee
 def quant_scales(y: Any, cann: Any) -> Any:
     """s = 127 / max|y| and the dequantisation scale.
 
@@ -86,7 +86,7 @@ def quant_scales(y: Any, cann: Any) -> Any:
     return s, np.float32(amax / np.float32(127)) if cann else np.float32(np.float32(1) / s)
 
 
-@register_jitable
+@callee
 def quant_code(value: Any, s: Any) -> Any:
     """rint(value * s) saturated to int8, half to even; 0 where the product is not a number."""
     code = np.float32(np.float32(value * s) + _ROUND) - _ROUND
@@ -94,14 +94,14 @@ def quant_code(value: Any, s: Any) -> Any:
     return np.int8(np.int32(code))
 
 
-@register_jitable
+@callee
 def quant_row(y: Any, s: Any, codes: Any) -> None:
     """The codes rint(y * s) of a row."""
     for j in range(len(y)):
         codes[j] = quant_code(y[j], s)
 
 
-@register_jitable
+@callee
 def smooth_row(y: Any, smooth: Any) -> None:
     """y *= smooth, in place; an empty `smooth` is none."""
     for j in range(len(smooth)):

@@ -17,12 +17,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
+from ._callee import callee
 from .scalars import as_f32, widen, window
 
 
-@register_jitable
+@callee
 def rotate_row(x: Any, cos: Any, sin: Any, y: Any) -> None:
     """One row."""
     half = len(x) // 2

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.extending import overload, register_jitable
 
+from ._callee import callee, overload_callee
 from .activations import bf16_operand_row, int8_operand_row
 from .rmsnorm_quant import quant_row, quant_scales, rmsnorm_row, smooth_row
 from .rope import rotate_row
@@ -44,7 +44,7 @@ def query_row(
     return take(q_a, gamma, epsilon, smooth, cann, y, q_norm, scale, at, operand)
 
 
-@overload(query_row)
+@overload_callee(query_row)
 def _query_row(
     q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
@@ -59,7 +59,7 @@ def _query_row(
     return row
 
 
-@register_jitable
+@callee
 def _query_row_int8(
     q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
@@ -72,7 +72,7 @@ def _query_row_int8(
     return NONE_NONZERO
 
 
-@register_jitable
+@callee
 def _query_row_bf16(
     q_a: Any, gamma: Any, epsilon: Any, smooth: Any, cann: Any, y: Any, q_norm: Any, scale: Any, at: Any, operand: Any
 ) -> Any:
@@ -83,7 +83,7 @@ def _query_row_bf16(
     return least_magnitude(q_norm)
 
 
-@register_jitable
+@callee
 def key_row(
     kv_a: Any, gamma: Any, epsilon: Any, cann: Any, cos: Any, sin: Any, y: Any, slot: Any, kv: Any, kv_layout: Any,
     kr: Any, kr_layout: Any, k_scale: Any, k_scale_layout: Any,
@@ -103,7 +103,7 @@ def _write_latent(y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale
     write(y, cann, slot, kv, kv_layout, k_scale, k_scale_layout)
 
 
-@overload(_write_latent)
+@overload_callee(_write_latent)
 def _write_latent_overload(
     y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any
 ) -> Any:
@@ -115,7 +115,7 @@ def _write_latent_overload(
     return write
 
 
-@register_jitable
+@callee
 def _write_latent_int8(
     y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any
 ) -> None:
@@ -134,14 +134,14 @@ def _write_latent_int8(
             done += n
 
 
-@register_jitable
+@callee
 def _write_latent_bf16(
     y: Any, cann: Any, slot: Any, kv: Any, kv_layout: Any, k_scale: Any, k_scale_layout: Any
 ) -> None:
     _write_bf16(y, kv, kv_layout, slot_base(kv_layout, slot))
 
 
-@register_jitable
+@callee
 def _write_bf16(y: Any, cache: Any, layout: Any, base: Any) -> None:
     """A float32 row, rounded to bf16, to the slot at `base`."""
     done = 0

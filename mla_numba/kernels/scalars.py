@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
+
+from ._callee import callee, overload_callee
 
 
 def window(array: Any, start: Any, n: Any) -> Any:
@@ -52,7 +54,7 @@ _window_intrinsic = _define_window(None)
 _pair_window_intrinsic = _define_window(types.uint32)
 
 
-@overload(window)
+@overload_callee(window)
 def _window(array: Any, start: Any, n: Any) -> Any:
     def view(array: Any, start: Any, n: Any) -> Any:
         return _window_intrinsic(array, np.int64(start), np.int64(n))
@@ -60,7 +62,7 @@ def _window(array: Any, start: Any, n: Any) -> Any:
     return view
 
 
-@overload(pair_window)
+@overload_callee(pair_window)
 def _pair_window(array: Any, start: Any, n: Any) -> Any:
     def view(array: Any, start: Any, n: Any) -> Any:
         return _pair_window_intrinsic(array, np.int64(start), np.int64(n))
@@ -68,7 +70,7 @@ def _pair_window(array: Any, start: Any, n: Any) -> Any:
     return view
 
 
-@register_jitable
+@callee
 def row_of(array: Any, i: Any) -> Any:
     """Row i of a C-contiguous array of rows, all leading axes taken as one."""
     n = array.shape[array.ndim - 1]
@@ -100,7 +102,7 @@ _to_f32 = _bitcast(types.float32)
 _to_u32 = _bitcast(types.uint32)
 
 
-@overload(f32_of_bits)
+@overload_callee(f32_of_bits)
 def _f32_of_bits(bits: Any) -> Any:
     def cast(bits: Any) -> Any:
         return _to_f32(np.uint32(bits))
@@ -108,7 +110,7 @@ def _f32_of_bits(bits: Any) -> Any:
     return cast
 
 
-@overload(bits_of_f32)
+@overload_callee(bits_of_f32)
 def _bits_of_f32(value: Any) -> Any:
     def cast(value: Any) -> Any:
         return _to_u32(np.float32(value))
@@ -116,7 +118,7 @@ def _bits_of_f32(value: Any) -> Any:
     return cast
 
 
-@register_jitable
+@callee
 def widen(bits: Any) -> Any:
     """The float32 of a bf16 given as uint16 bits."""
     return f32_of_bits(np.uint32(bits) << np.uint32(16))
@@ -127,7 +129,7 @@ def as_f32(value: Any) -> Any:
     return widen(value) if value.dtype == np.uint16 else np.float32(value)
 
 
-@overload(as_f32)
+@overload_callee(as_f32)
 def _as_f32(value: Any) -> Any:
     if value == types.uint16:
 
@@ -141,7 +143,7 @@ def _as_f32(value: Any) -> Any:
     return convert
 
 
-@register_jitable
+@callee
 def round_bf16(value: Any) -> Any:
     """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
     bits = bits_of_f32(value)
@@ -162,7 +164,7 @@ def least_magnitude(values: Any) -> Any:
     return _least_bits(values) if values.dtype == np.uint16 else NONE_NONZERO
 
 
-@overload(least_magnitude)
+@overload_callee(least_magnitude)
 def _least_magnitude(values: Any) -> Any:
     if values.dtype == types.uint16:
 
@@ -176,7 +178,7 @@ def _least_magnitude(values: Any) -> Any:
     return least
 
 
-@register_jitable
+@callee
 def _least_bits(bits: Any) -> Any:
     least = NONE_NONZERO
     for j in range(len(bits)):
@@ -185,7 +187,7 @@ def _least_bits(bits: Any) -> Any:
     return np.int32(least)
 
 
-@register_jitable
+@callee
 def least_of(values: Any) -> Any:
     """The least of some rows' `least_magnitude` (int32)."""
     least = NONE_NONZERO
@@ -194,7 +196,7 @@ def least_of(values: Any) -> Any:
     return np.int32(least)
 
 
-@register_jitable
+@callee
 def sums_stay_normal(least_a: Any, least_b: Any) -> Any:
     """Whether no operand, product or sum of products is subnormal, given both operands' `least_magnitude`.
 
@@ -205,7 +207,7 @@ def sums_stay_normal(least_a: Any, least_b: Any) -> Any:
     return ea > 0 and eb > 0 and ea + eb >= 2 * 127 + 2 * 7 - 126
 
 
-@register_jitable
+@callee
 def round_f16(value: Any) -> Any:
     """The uint16 bits of the fp16 nearest to a float32, ties to even; Inf from 65520 on."""
     bits = bits_of_f32(value)
@@ -228,7 +230,7 @@ def store_scale(scales: Any, at: Any, value: Any) -> None:
     scales[at] = round_f16(value) if scales.dtype == np.uint16 else value
 
 
-@overload(store_scale)
+@overload_callee(store_scale)
 def _store_scale(scales: Any, at: Any, value: Any) -> Any:
     if scales.dtype == types.uint16:
 

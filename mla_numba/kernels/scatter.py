@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba.extending import register_jitable
-
+from ._callee import callee
 from .scalars import window
 
 
-@register_jitable
+@callee
 def slot_base(layout: Any, slot: Any) -> Any:
     """The flat position of element 0 of a slot."""
     return slot // layout[0] * layout[1] + slot % layout[0] * layout[4]
 
 
-@register_jitable
+@callee
 def is_last(cache_index: Any, token: Any) -> Any:
     """Whether no later token names the same slot. It makes the later one win whichever thread writes first.
 
@@ -39,7 +38,7 @@ def is_last(cache_index: Any, token: Any) -> Any:
     return n_later == 0
 
 
-@register_jitable
+@callee
 def chunk_at(layout: Any, base: Any, element: Any) -> Any:
     """Where elements element, element + 1, ... of the slot at `base` lie, and how many of them side by side."""
     c0 = layout[2]

@@ -31,8 +31,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
+from ._callee import overload_callee
 from .epilogue import store_tile
 from .isa import ISA
 from .llvm_ir import F32, I16, I64, POINTER
@@ -82,7 +83,7 @@ def _widened(bits: Any) -> Any:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-@overload(ukernel)
+@overload_callee(ukernel)
 def _ukernel(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
     c: Any, c_off: Any, carry: Any, normal: Any,
@@ -113,7 +114,7 @@ def _ukernel(
     return simd
 
 
-@overload(ukernel_store)
+@overload_callee(ukernel_store)
 def _ukernel_store(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
     c: Any, c_off: Any, carry: Any, normal: Any,

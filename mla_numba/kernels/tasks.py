@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba.extending import register_jitable
 
+from ._callee import callee
 from .atomics import fetch_add, give_way, look
 from .scalars import window
 
@@ -28,24 +28,24 @@ def n_counters(n_workers: int, n_phases: int = 1) -> int:
     return n_phases * (n_workers + 1) * COUNTER_STRIDE
 
 
-@register_jitable
+@callee
 def ceil_div(a: Any, b: Any) -> Any:
     """The least n with n * b >= a, for a >= 0 and b > 0."""
     return (a + b - 1) // b
 
 
-@register_jitable
+@callee
 def block_start(rows: Any, n_blocks: Any, block: Any) -> Any:
     """First row of a block when `rows` are cut into `n_blocks` nearly even ones; block n_blocks starts at `rows`."""
     return rows * block // n_blocks
 
 
-@register_jitable
+@callee
 def _counter(counters: Any, phase: Any, n_workers: Any, worker: Any) -> Any:
     return window(counters, (phase * (n_workers + 1) + worker) * COUNTER_STRIDE, 1)
 
 
-@register_jitable
+@callee
 def draw(counters: Any, phase: Any, worker: Any, n_workers: Any, n_tasks: Any, grain: Any) -> Any:
     """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
     for other in range(n_workers):
@@ -58,13 +58,13 @@ def draw(counters: Any, phase: Any, worker: Any, n_workers: Any, n_tasks: Any, g
     return np.int64(n_tasks), np.int64(n_tasks)
 
 
-@register_jitable
+@callee
 def finish(counters: Any, phase: Any, n_workers: Any, n_done: Any) -> None:
     """Says that `n_done` tasks of a phase are done; what they wrote is seen by whoever waits for them."""
     fetch_add(_counter(counters, phase, n_workers, n_workers), n_done)
 
 
-@register_jitable
+@callee
 def wait_for(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
     """Returns when all `n_tasks` of a phase are done."""
     done = _counter(counters, phase, n_workers, n_workers)
@@ -75,7 +75,7 @@ def wait_for(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
             give_way()
 
 
-@register_jitable
+@callee
 def linger(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
     """Returns when all tasks of a phase are done and who did the last one has had the time to leave the region."""
     wait_for(counters, phase, n_workers, n_tasks)

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
-from numba.extending import register_jitable
 
-from ._jit import kernel
+from ._callee import callee
+from ._jit import kernel_of
 from .activations import operand_row
 from .atomics import now_ns
 from .gemm import n_pair_tasks, pair_task
@@ -135,7 +135,21 @@ class Blocks(NamedTuple):
     grain_heads: int
 
 
-@kernel
+def _work(
+    worker: Any, tokens: Any, caches: Any, down: Any, up: Any, uk: Any, vectors: Any, buffers: Any, blocks: Any,
+    t0: Any, t: Any, last: Any, traced: Any,
+) -> None:  # fmt: skip
+    """One worker's way through the phases."""
+    _pack(worker, tokens, down, vectors.cann, buffers, blocks, t0, t, traced)
+    _down(worker, down, buffers, blocks, t, traced)
+    if last >= QUERY:
+        _query(worker, tokens, vectors, up.kp, buffers, blocks, t0, t, traced)
+    if last >= HEADS:
+        _key(worker, tokens, caches, vectors, buffers, blocks, t0, t, traced)
+        _heads(worker, tokens, up, uk, vectors.d, buffers, blocks, t0, t, traced)
+
+
+@kernel_of(_work)
 def prolog_tile(
     tokens: Tokens, caches: Caches, down: Product, up: Product, uk: Product, vectors: Vectors, buffers: Buffers,
     blocks: Blocks, t0: Any, t: Any, last: Any, traced: Any,
@@ -145,17 +159,12 @@ def prolog_tile(
     `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk.
     """
     for index in prange(blocks.n_workers):
-        worker = np.int64(index)  # which is unsigned: with it all below would be compiled a second time
-        _pack(worker, tokens, down, vectors.cann, buffers, blocks, t0, t, traced)
-        _down(worker, down, buffers, blocks, t, traced)
-        if last >= QUERY:
-            _query(worker, tokens, vectors, up.kp, buffers, blocks, t0, t, traced)
-        if last >= HEADS:
-            _key(worker, tokens, caches, vectors, buffers, blocks, t0, t, traced)
-            _heads(worker, tokens, up, uk, vectors.d, buffers, blocks, t0, t, traced)
+        _work(
+            np.int64(index), tokens, caches, down, up, uk, vectors, buffers, blocks, t0, t, last, traced
+        )  # fmt: skip
 
 
-@register_jitable
+@callee
 def _pack(
     worker: Any, tokens: Any, down: Any, cann: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
@@ -174,7 +183,7 @@ def _pack(
     wait_for(buffers.counters, PACK, n_workers, n_tasks)
 
 
-@register_jitable
+@callee
 def _down(worker: Any, b: Any, buffers: Any, blocks: Any, t: Any, traced: Any) -> None:
     _stamp(buffers, worker, DOWN, 0, traced)
     n_workers = blocks.n_workers
@@ -194,7 +203,7 @@ def _down(worker: Any, b: Any, buffers: Any, blocks: Any, t: Any, traced: Any) -
     wait_for(buffers.counters, DOWN, n_workers, n_tasks)
 
 
-@register_jitable
+@callee
 def _query(
     worker: Any, tokens: Any, vectors: Any, kp: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
@@ -214,7 +223,7 @@ def _query(
     _stamp(buffers, worker, QUERY, 1, traced)
 
 
-@register_jitable
+@callee
 def _key(
     worker: Any, tokens: Any, caches: Any, vectors: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
@@ -236,7 +245,7 @@ def _key(
     _stamp(buffers, worker, KEY, 1, traced)
 
 
-@register_jitable
+@callee
 def _heads(
     worker: Any, tokens: Any, up: Any, uk: Any, d: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
@@ -262,7 +271,7 @@ def _heads(
         linger(buffers.counters, HEADS, n_workers, n_tasks)
 
 
-@register_jitable
+@callee
 def _stamp(buffers: Any, worker: Any, phase: Any, end: Any, traced: Any) -> None:
     if traced:
         buffers.spans[worker, phase, end] = now_ns()
