@@ -61,9 +61,9 @@ def check_writable(name: str, value: Array) -> None:
         raise ValueError(f"{name}: expected a writable array, got a read-only one")
 
 
-def _extent(value: Array) -> tuple[int, int]:
+def extent(value: Array) -> tuple[int, int]:
     """First byte and the byte after the last that the array can touch."""
-    start = value.__array_interface__["data"][0]
+    start = value.ctypes.data
     if value.flags.c_contiguous:
         return start, start + value.nbytes
     if value.size == 0:
@@ -72,13 +72,17 @@ def _extent(value: Array) -> tuple[int, int]:
     return start + sum(r for r in reach if r < 0), start + sum(r for r in reach if r > 0) + value.itemsize
 
 
-def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:
+def check_disjoint(
+    written: Mapping[str, Array], read: Mapping[str, Array], known: Iterable[tuple[int, int]], also: Mapping[str, Array]
+) -> None:
     """Raises `ValueError` if an array that is written shares bytes with another written or read one.
 
-    Arrays whose blocks are strided may interleave in one buffer, so extents that overlap are looked at exactly.
+    `also` are written too, their extents are `known`. Arrays whose blocks are strided may interleave in one buffer, so
+    extents that overlap are looked at exactly.
     """
-    spans = [(*_extent(a), True) for a in written.values() if a.size]
-    spans += [(*_extent(a), False) for a in read.values() if a.size]
+    spans = [(*extent(a), True) for a in written.values() if a.size]
+    spans += [(*span, True) for span in known]
+    spans += [(*extent(a), False) for a in read.values() if a.size]
     spans.sort()
     end, end_written = -1, False
     for start, stop, is_written in spans:
@@ -88,8 +92,8 @@ def check_disjoint(written: dict[str, Array], read: dict[str, Array]) -> None:
             end, end_written = stop, is_written
     else:
         return
-    others = [*written.items(), *read.items()]
-    for i, (name, array) in enumerate(written.items()):
+    others = [*written.items(), *also.items(), *read.items()]
+    for i, (name, array) in enumerate(others[: len(written) + len(also)]):
         for other_name, other in others[i + 1 :]:
             if np.shares_memory(array, other):
                 raise ValueError(f"{name}: expected memory of its own, got an overlap with {other_name}")

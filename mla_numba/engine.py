@@ -256,13 +256,15 @@ class MlaProlog:
         """
         slots = self._check_inputs(x, cos, sin, cache_index, cache)
         t = x.shape[0]
-        written = cache.arrays()
+        written = {}
         if out is None:
             out = self.allocate_output(t)
         else:
-            written = self._check_output(out, t) | written
-        index = {} if cache_index is None else {"cache_index": cache_index}
-        check.check_disjoint(written, {"x": x, "cos": cos, "sin": sin, **index, **also_read})
+            written = self._check_output(out, t)
+        read = {"x": x, "cos": cos, "sin": sin, **also_read}
+        if cache_index is not None:
+            read["cache_index"] = cache_index
+        check.check_disjoint(written, read, cache.extents, cache.arrays())
         views = cache.views
         kv, kr = views["kv_cache"], views["kr_cache"]
         k_scale = views["k_scale_cache"] if self.quantized else None

@@ -14,7 +14,7 @@ GUARD = 64
 
 @numba.njit
 def call_ukernel(mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal):
-    simd.ukernel(mr, k, a, a_off, lda, b, b_off, 100, 7, c, c_off, carry, normal)
+    simd.ukernel(mr, k, a, a_off, lda, b, b_off, 100, 7, mr % 2 == 0, c, c_off, carry, normal)
 
 
 @numba.njit
@@ -22,8 +22,9 @@ def call_ukernel_store(
     mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal, y, y_off, ldy, row_scale, col_scale, offset
 ):
     simd.ukernel_store(
-        mr, k, a, a_off, lda, b, b_off, 0, 0, c, c_off, carry, normal, y, y_off, ldy, row_scale, 1, col_scale, offset, 2
-    )
+        mr, k, a, a_off, lda, b, b_off, 0, 0, mr % 2 == 0, c, c_off, carry, normal, y, y_off, ldy, row_scale, 1,
+        col_scale, offset, 2,
+    )  # fmt: skip
 
 
 def operands(rng, kind, mr, lda, k):
@@ -54,7 +55,7 @@ def test_ukernel_equals_its_oracle(kind, mr):
             want = got.copy()
             shifted_a, shifted_b = np.pad(a, (3, 0)), np.pad(b, (5, 0))
             call_ukernel(mr, k, shifted_a, 3, lda, shifted_b, 5, got, GUARD, carry, normal)
-            simd.ukernel(mr, k, a, 0, lda, b, 0, 0, 0, want, GUARD, carry, normal)
+            simd.ukernel(mr, k, a, 0, lda, b, 0, 0, 0, False, want, GUARD, carry, normal)
             assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry, normal)
             assert (got[:GUARD] == 77).all()
             assert (got[-GUARD:] == 77).all()
@@ -92,6 +93,7 @@ def test_ukernel_store_equals_its_oracle(kind, dtype, mr):
                     0,
                     0,
                     0,
+                    False,
                     c,
                     0,
                     carry,
@@ -131,7 +133,7 @@ def test_oracle_ukernel_by_hand():
     w[:, :2] = ((3, 5), (4, 6))
     x = np.array([[1, 2]], ml_dtypes.bfloat16)
     c = np.full(NR, np.nan, np.float32)
-    simd.ukernel(1, 2, pack_a(x), 0, 2, pack_b(w), 0, 0, 0, c, 0, False, True)
+    simd.ukernel(1, 2, pack_a(x), 0, 2, pack_b(w), 0, 0, 0, False, c, 0, False, True)
     assert c[:3].tolist() == [11, 17, 0]
 
 
@@ -146,7 +148,7 @@ def test_sums_that_may_be_subnormal_are_exact_too(scale):
     assert normal == (scale == 1.0)
     got, want = (np.empty(MR * NR, np.float32) for _ in range(2))
     call_ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, got, 0, False, normal)
-    simd.ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, 0, 0, want, 0, False, normal)
+    simd.ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, 0, 0, False, want, 0, False, normal)
     assert (got.view(np.int32) == want.view(np.int32)).all()
 
 

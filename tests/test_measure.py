@@ -91,7 +91,7 @@ def test_probes_without_compiling():
 @numba.njit(nogil=True)
 def multiply_tiles(repeats, k, a, b, c):
     for _ in range(repeats):
-        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, c, 0, True, True)
+        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, False, c, 0, True, True)
 
 
 def test_microkernels_come_near_the_peaks_and_never_beat_them():

@@ -58,23 +58,6 @@ def max_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
-def _with_threads(n_threads: int, run: Callable[[], None]) -> None:
-    """Runs with this thread's count of Numba threads set, and restores it."""
-    before = numba.get_num_threads()
-    if before == n_threads:
-        run()
-        return
-    try:
-        numba.set_num_threads(n_threads)
-        run()
-    finally:
-        try:
-            numba.set_num_threads(before)
-        except BaseException:  # Ctrl-C, before it has done anything
-            numba.set_num_threads(before)
-            raise
-
-
 def _run(dispatcher: Any, args: tuple[Any, ...]) -> None:
     with releasing(dispatcher):
         dispatcher(*args)
@@ -88,6 +71,7 @@ class Kernel:
         self._worker = worker
         self.__name__, self.__doc__ = body.__name__, body.__doc__
         self._builds: dict[bool, Any] = {}
+        self._may_overlap = False
 
     def build(self, parallel: bool) -> Any:
         """The dispatcher of the parallel or the serial build."""
@@ -103,16 +87,30 @@ class Kernel:
         if n_threads == 1 or _forked or config.DISABLE_JIT:
             _run(self.build(parallel=False), args)
             return
-        dispatcher = self.build(parallel=True)
-        _with_threads(n_threads, lambda: self._launch(dispatcher, args))
+        before = numba.get_num_threads()
+        if before == n_threads:
+            self._launch(args)
+            return
+        try:
+            numba.set_num_threads(n_threads)
+            self._launch(args)
+        finally:
+            try:
+                numba.set_num_threads(before)
+            except BaseException:  # Ctrl-C, before it has done anything
+                numba.set_num_threads(before)
+                raise
 
-    def _launch(self, dispatcher: Any, args: tuple[Any, ...]) -> None:
-        # The workqueue layer aborts the process when two threads enter it at once (numba #8563).
-        if not dispatcher.signatures or numba.threading_layer() == "workqueue":
-            with _launch_lock:
-                _run(dispatcher, args)
-        else:
+    def _launch(self, args: tuple[Any, ...]) -> None:
+        dispatcher = self.build(parallel=True)
+        if self._may_overlap:
             _run(dispatcher, args)
+            return
+        # The workqueue layer aborts the process when two threads enter it at once (numba #8563), and which layer it is
+        # shows after a first launch.
+        with _launch_lock:
+            _run(dispatcher, args)
+        self._may_overlap = numba.threading_layer() != "workqueue"
 
 
 def kernel(body: Callable[..., Any]) -> Kernel:

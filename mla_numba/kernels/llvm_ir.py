@@ -10,12 +10,14 @@ from llvmlite import ir
 from .isa import ISA
 
 __all__ = [
-    "F32", "I1", "I8", "I16", "I32", "I64", "LANES", "POINTER", "PREFETCH_BYTES", "BFloat", "declare",
+    "AHEAD_L1_BYTES", "AHEAD_L2_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "LANES", "POINTER", "BFloat", "declare",
     "dot_operand_type", "internal_function", "load", "prefetch", "splat",
 ]  # fmt: skip
 
 LANES = ISA.lanes
-PREFETCH_BYTES = 8192  # how far ahead of the loads a stream is prefetched; see docs/performance.md
+# How far ahead of the loads a stream is prefetched into each level of cache; see docs/performance.md
+AHEAD_L1_BYTES = 8192
+AHEAD_L2_BYTES = 6144
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32 = ir.FloatType()
@@ -50,10 +52,10 @@ def internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> ir
     return function
 
 
-def prefetch(builder: ir.IRBuilder, address: Any) -> None:
-    """Asks for the cache line at an address, which need not be one that may be read."""
+def prefetch(builder: ir.IRBuilder, address: Any, level: int) -> None:
+    """Asks for the cache line at an address, which need not be one that may be read, to come into L1 or L2 (level)."""
     fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
-    builder.call(fn, [address, *(ir.Constant(I32, n) for n in (0, 3, 1))])  # a read, into every level, of data
+    builder.call(fn, [address, *(ir.Constant(I32, n) for n in (0, 4 - level, 1))])  # a read, how near, of data
 
 
 def load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, align: int) -> Any:

@@ -36,13 +36,13 @@ from ._callee import overload_callee
 from ._jit import kernel
 from .isa import ISA
 from .llvm_ir import (
+    AHEAD_L2_BYTES,
     F32,
     I8,
     I16,
     I32,
     I64,
     LANES,
-    PREFETCH_BYTES,
     BFloat,
     declare,
     dot_operand_type,
@@ -187,7 +187,7 @@ def _read_function(module: ir.Module) -> ir.Function:
     def body(builder: ir.IRBuilder, number: Any, sums: list[Any]) -> list[Any]:
         here = builder.gep(address, [builder.mul(number, ir.Constant(I64, READ_WORDS * 4))])
         for line in range(0, READ_WORDS * 4, 64):
-            prefetch(builder, builder.gep(here, [ir.Constant(I64, PREFETCH_BYTES + line)]))
+            prefetch(builder, builder.gep(here, [ir.Constant(I64, AHEAD_L2_BYTES + line)]), 2)
         return [builder.add(s, load(builder, here, i * LANES * 4, vector, 4)) for i, s in enumerate(sums)]
 
     builder, sums = _loop(function, steps, start, body)

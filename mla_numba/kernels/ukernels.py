@@ -1,11 +1,11 @@
 """The microkernels' vector code: for each row count a loop over k that keeps its tile of C in registers.
 
-    f(mr, steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset)
+    f(mr, steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset)
 
 See `simd` for what it computes. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a
 row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
 which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
-ahead + s*ahead_step and behind it are prefetched.
+ahead + s*ahead_step and behind it are prefetched, into L2 if `to_l2`, else into L1.
 """
 
 from __future__ import annotations
@@ -87,8 +87,10 @@ def declare_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type
     return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
 
 
-# steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset
-_ARGUMENTS = [I64, POINTER, I64, I64, POINTER, POINTER, I64, POINTER, I1, POINTER, I64, POINTER, POINTER, POINTER]
+# steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset
+_ARGUMENTS = [
+    I64, POINTER, I64, I64, POINTER, POINTER, I64, I1, POINTER, I1, POINTER, I64, POINTER, POINTER, POINTER
+]  # fmt: skip
 
 
 def _define_switch(function: ir.Function, kernel: MicroKernel, store: ir.Type) -> None:
@@ -109,7 +111,9 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
     body = _rows_function(function, 1, kernel, store)
     entry, loop, done = (function.append_basic_block(s) for s in ("entry", "loop", "done"))
     builder = ir.IRBuilder(entry)
-    mr, steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset = function.args
+    mr, steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset = (
+        function.args
+    )
     stores = builder.icmp_unsigned("!=", y, ir.Constant(POINTER, None))
     builder.branch(loop)
     builder.position_at_end(loop)
@@ -119,10 +123,8 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
     c_here = builder.gep(c, [builder.mul(row, ir.Constant(I64, NR * 4))])
     y_here = builder.select(stores, builder.gep(y, [builder.mul(row, ldy)]), y)
     scale_here = builder.gep(row_scale, [builder.mul(row, ir.Constant(I64, 4))])
-    builder.call(
-        body,
-        [steps, a_here, lda, a_step, b, ahead, ahead_step, c_here, carry, y_here, ldy, scale_here, col_scale, offset],
-    )
+    operands = [steps, a_here, lda, a_step, b, ahead, ahead_step, to_l2, c_here, carry, y_here, ldy, scale_here]
+    builder.call(body, [*operands, col_scale, offset])
     following = builder.add(row, ir.Constant(I64, 1))
     row.add_incoming(following, loop)
     builder.cbranch(builder.icmp_unsigned("<", following, mr), loop, done)
@@ -134,7 +136,7 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
     """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step."""
     vector = _WORDS if kernel.is_int8 else _FLOATS
     function = internal_function(parent.module, ir.FunctionType(ir.VoidType(), _ARGUMENTS), f"{parent.name}_{mr}")
-    steps, a, lda, a_step, b, ahead, ahead_step, c, carry, y, ldy, row_scale, col_scale, offset = function.args
+    steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset = function.args
     names = ("entry", "load", "loop", "done", "keep", "finish")
     entry, load_c, loop, done, keep, finish = (function.append_basic_block(s) for s in names)
     builder = ir.IRBuilder(entry)
@@ -159,13 +161,17 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
         acc.append(phi)
     b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, kernel.b_bytes))])
     ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
-    for line in range(0, kernel.b_bytes, 64):
-        prefetch(builder, builder.gep(ahead_here, [ir.Constant(I64, line)]))
+    with builder.if_else(to_l2) as branches:
+        for branch, level in zip(branches, (2, 1), strict=True):
+            with branch:
+                for line in range(0, kernel.b_bytes, 64):
+                    prefetch(builder, builder.gep(ahead_here, [ir.Constant(I64, line)]), level)
+    loop_end = builder.block
     new = kernel.emit_step(builder, rows, builder.mul(step, a_step), b_here, list(acc))
     following = builder.add(step, ir.Constant(I64, 1))
-    step.add_incoming(following, loop)
+    step.add_incoming(following, loop_end)
     for phi, value in zip(acc, new, strict=True):
-        phi.add_incoming(value, loop)
+        phi.add_incoming(value, loop_end)
     builder.cbranch(builder.icmp_unsigned("<", following, steps), loop, done)
 
     builder.position_at_end(done)
