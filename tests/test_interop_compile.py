@@ -14,8 +14,6 @@ from torch._inductor.utils import run_and_get_code  # noqa: E402
 from mla_numba.interop.operator import mla_prolog, mla_prolog_out  # noqa: E402
 from mla_numba.interop.torch import TorchCache  # noqa: E402
 
-# Torch's own compiler says so of torch's own code.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 CHECKS = {"test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"}
 
 
