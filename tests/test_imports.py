@@ -77,7 +77,7 @@ LIBRARY = reachable("mla_numba")
 
 
 def layer(name):
-    """0 tiling, 1 kernels, 2 the rest of the library, 3 what stands on it: the command line and its reports."""
+    """0 tiling, 1 kernels, 2 the rest of the library, 3 what stands on it: the command line, its reports, interop."""
     if name.split(".")[0] == "tiling":
         return 0
     if name.startswith("mla_numba.kernels"):
@@ -94,7 +94,7 @@ def test_finds_the_modules():
     assert Import("mla_numba.cache", True, True) in IMPORTS["mla_numba"]
     library = "packed weights workspace trace engine prolog cache dims ops reference"
     assert {layer(f"mla_numba.{stem}") for stem in library.split()} == {2}
-    assert {layer(f"mla_numba.{stem}") for stem in ("__main__", "cli", "_report")} == {3}
+    assert {layer(f"mla_numba.{stem}") for stem in ("__main__", "cli", "_report", "interop.torch")} == {3}
 
 
 @pytest.mark.parametrize("package", ["numpy", "numba", "llvmlite", "ml_dtypes", "mla_numba"])
@@ -145,7 +145,7 @@ def test_tests_and_benches_are_seen_by_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_optional_packages_are_imported_where_they_are_needed(name):
     roots = {i.module.split(".")[0] for i in IMPORTS[name] if i.at_top}
-    assert not roots & OPTIONAL
+    assert not roots & (OPTIONAL - {"torch"} if name.startswith("mla_numba.interop.") else OPTIONAL)
     assert layer(name) == 3 or not roots & COMMAND_LINE
 
 
