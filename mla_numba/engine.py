@@ -146,7 +146,7 @@ class MlaProlog:
         self.dims = self.weights.dims
         self.machine = this_machine()
         self._memory: deque[Memory] = deque()
-        self._planned: Callable[[int], PrologPlan] = lru_cache(_PLANS_KEPT)(self._make_plan)
+        self._planned: Callable[[int, int], PrologPlan] = lru_cache(_PLANS_KEPT)(self._make_plan)
 
     @classmethod
     def load(
@@ -171,6 +171,11 @@ class MlaProlog:
             n_threads=n_threads, check_finite=check_finite, numerics=numerics,
         )  # fmt: skip
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: the weights and settings, with as many of the threads as there are where it is read."""
+        settings = ("tile_config", "options", "n_threads", "check_finite", "numerics")
+        return _unpickled, (type(self), self.weights, self.phase, {name: getattr(self, name) for name in settings})
+
     @cached_property
     def _arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
         return self.weights.arguments_for(self.numerics)
@@ -182,18 +187,18 @@ class MlaProlog:
 
     def plan(self, t: int) -> PrologPlan:
         """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`."""
-        return self._planned(check.check_int("t", t, 0))
+        return self._planned(check.check_int("t", t, 0), self.n_threads)
 
-    def _make_plan(self, t: int) -> PrologPlan:
+    def _make_plan(self, t: int, n_threads: int) -> PrologPlan:
         config, options = self.tile_config, self.options
         if options is None and isinstance(config, MlaTileConfig):
             options = pass_options(self.phase, t)
         costs, note = None, ""
         if isinstance(config, str):
-            config, costs, note = stored_choice(self.machine, self.dims, self.weights.quant, self.n_threads, t)
+            config, costs, note = stored_choice(self.machine, self.dims, self.weights.quant, n_threads, t)
         return plan_prolog(
             self.dims, t, config, self.machine, micro=MICRO_TILES, phase=self.phase, quant=self.weights.quant,
-            n_threads=self.n_threads, options=options, costs=costs, note=note,
+            n_threads=n_threads, options=options, costs=costs, note=note,
         )  # fmt: skip
 
     def allocate_output(self, t: int) -> PrologOutput:
@@ -287,9 +292,13 @@ class MlaProlog:
             ),
         )
 
-    def run(self, call: BoundCall, trace: Trace | None = None) -> PrologOutput:
-        """Computes a bound call; the same one may be run again, on the values that its arrays hold then."""
-        plan = self._planned(call.tokens.x.shape[0])
+    def run(self, call: BoundCall, trace: Trace | None = None, *, most_threads: int | None = None) -> PrologOutput:
+        """Computes a bound call; the same one may be run again, on the values that its arrays hold then.
+
+        `most_threads` lowers the number of threads for this once.
+        """
+        n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
+        plan = self._planned(call.tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
@@ -354,6 +363,11 @@ class MlaProlog:
         except IndexError:
             return Memory(plan)
         return memory if memory.holds(plan) else Memory(plan)
+
+
+def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, settings: dict[str, Any]) -> MlaProlog:
+    settings["n_threads"] = min(settings["n_threads"], max_threads())
+    return cls(weights, phase, **settings)
 
 
 def _slots(cache: PagedCache, cache_index: Array | None, t: int) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -116,6 +116,10 @@ class PackedWeights:
         }
         write_arrays(path, facts, arrays)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, whose result is refused, as `load` refuses a file, where panels are read otherwise."""
+        return _unpickled, (_packing(), ISA.name, {field.name: getattr(self, field.name) for field in fields(self)})
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
         """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
@@ -127,11 +131,7 @@ class PackedWeights:
         format version, truncated or corrupted, or packed for another instruction set's panels.
         """
         facts, arrays = read_arrays(path, verify)
-        if facts["packing"] != _packing():
-            raise ValueError(
-                f"{path}: expected panels as {ISA.name} reads them ({_as_text(_packing())}), got those of "
-                f"{facts['isa']} ({_as_text(facts['packing'])}); pack the weights again on this machine"
-            )
+        _check_packing(path, facts["packing"], facts["isa"])
 
         def product(name: str) -> PackedGemm:
             offset = arrays.get(f"{name}.offset", np.zeros(0, np.int32))
@@ -154,6 +154,16 @@ class PackedWeights:
             if not fits:
                 raise ValueError(f"{path}: expected {name} of the size and type that dims and quant give, got another")
         return weights
+
+
+def _unpickled(packing: dict[str, int], isa: str, values: dict[str, Any]) -> PackedWeights:
+    _check_packing("PackedWeights", packing, isa)
+    for name in _PRODUCTS:
+        gemm: PackedGemm = values[name]
+        panels = aligned_empty(gemm.panels.shape, gemm.panels.dtype)
+        panels[...] = gemm.panels
+        values[name] = replace(gemm, panels=panels)
+    return PackedWeights(**values)
 
 
 def pack_gemm(
@@ -301,6 +311,15 @@ def _packing() -> dict[str, int]:
     """All that decides where a weight lies among panels, and the offsets of its columns."""
     packing = {"order": _PANEL_ORDER, "nr": simd.NR, "kr_bf16": simd.KR_BF16, "kr_int8": simd.KR_INT8}
     return packing | {"a_offset": int(simd.A_OFFSET), "odd_k_first": int(ISA.bf16_dot)}
+
+
+def _check_packing(source: str | os.PathLike[str], packing: dict[str, int], isa: str) -> None:
+    """Raises `ValueError` naming the source of panels that these kernels would read otherwise."""
+    if packing != _packing():
+        raise ValueError(
+            f"{source}: expected panels as {ISA.name} reads them ({_as_text(_packing())}), got those of "
+            f"{isa} ({_as_text(packing)}); pack the weights again on this machine"
+        )
 
 
 def _as_text(packing: dict[str, Any]) -> str:

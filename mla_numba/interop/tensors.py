@@ -37,22 +37,23 @@ def to_numpy(tensor: Tensor, name: str = "tensor") -> Array:
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if isinstance(tensor, FakeTensor):
         raise TypeError(f"{name}: expected a tensor with memory, got a FakeTensor")
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name}: expected a strided tensor, got layout {tensor.layout}")
     if tensor.is_conj() or tensor.is_neg():
         kind = "conjugate" if tensor.is_conj() else "negative"
         raise ValueError(f"{name}: expected values as they lie in memory, got a {kind} view")
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            f"{name}: expected a tensor that needs no gradient (or torch.no_grad), as there is no backward, "
-            "got one that requires grad"
-        )
+    if tensor.requires_grad:
+        if torch.is_grad_enabled():
+            raise ValueError(
+                f"{name}: expected a tensor that needs no gradient (or torch.no_grad), as there is no backward, "
+                "got one that requires grad"
+            )
+        tensor = tensor.detach()
     integers, ours = _AS_INTEGERS.get(tensor.dtype, (None, None))
-    plain = tensor.detach()
     try:
-        array: Array = (plain if integers is None else plain.view(integers)).numpy()
+        array: Array = (tensor if integers is None else tensor.view(integers)).numpy()
     except (RuntimeError, TypeError) as error:
         raise TypeError(
             f"{name}: expected a plain tensor of a NumPy dtype, got {type(tensor).__name__} of {tensor.dtype}: {error}"
