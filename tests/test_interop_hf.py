@@ -328,3 +328,25 @@ def test_attention_weights(saved):
         assert ours.shape == theirs.shape
         assert (ours - theirs).abs().max() <= 0.05
     assert model(tokens).attentions is None
+
+
+def test_a_copy_of_a_patched_model(model):
+    tokens = make_prompt(2, 9)
+    patched = patch(model)
+    want = forward(model, tokens)
+    copied = copy.deepcopy(model)
+    patched.unpatch()
+    assert torch.equal(forward(copied, tokens), want)
+    assert copied.model.layers[0].self_attn.forward.prolog.prolog is patched.prologs[0]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_a_compiled_model_leaves_the_attention_out(saved):
+    model = saved("dense").load()
+    tokens = make_prompt(2, 9)
+    cache = patch(model).new_cache()
+    want = forward(model, tokens)
+    compiled = torch.compile(model, backend="eager")
+    got = torch.cat([forward(compiled, part, cache=cache) for part in tokens.split([5, 4], dim=1)], dim=1)
+    torch.compiler.reset()
+    assert rms(got, want).max() <= 0.02 * want.std()

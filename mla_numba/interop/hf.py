@@ -28,7 +28,7 @@ from ..weights import QUANT_MODES
 from .hf_attention import WRITTEN, AttentionForward
 from .hf_cache import CacheSettings, LatentCache
 from .hf_weights import AttentionPart
-from .tensors import to_torch
+from .torch import TorchProlog, to_torch
 
 __all__ = ["Patched", "patch"]
 
@@ -86,7 +86,7 @@ def patch(
         weights, w_uv = part.load(checkpoint)
         weights = weights.quantize(quant)
         prolog = MlaProlog(weights, n_threads=n_threads, numerics=numerics)
-        forwards.append(AttentionForward(part.attention, prolog, to_torch(w_uv), settings))
+        forwards.append(AttentionForward(part.attention, TorchProlog(prolog), to_torch(w_uv), settings))
         reports.append(weights.quantization or QuantizationReport({}))
     if not keep_projections:
         for part in parts:
@@ -111,7 +111,7 @@ class Patched:
         kept: bool,
     ) -> None:
         self.model = model
-        self.prologs = [forward.prolog for forward in forwards]
+        self.prologs = [forward.prolog.prolog for forward in forwards]
         self.quant = self.prologs[0].weights.quant
         self.quantization = quantization
         self._forwards = forwards

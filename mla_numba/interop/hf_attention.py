@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import Cache
 
-from ..engine import MlaProlog, PrologOutput
 from .hf_cache import CacheSettings, latent_layer
 from .latent_attention import latent_attention, read_rows
-from .tensors import to_numpy, to_torch
+from .torch import TorchCache, TorchOutput, TorchProlog
 
 __all__ = ["WRITTEN", "AttentionForward"]
 
@@ -25,12 +23,14 @@ class AttentionForward:
     `w_uv` (N, C, V) bf16: what the sums over latents are multiplied by, head by head.
     """
 
-    def __init__(self, attention: nn.Module, prolog: MlaProlog, w_uv: torch.Tensor, settings: CacheSettings) -> None:
+    def __init__(self, attention: nn.Module, prolog: TorchProlog, w_uv: torch.Tensor, settings: CacheSettings) -> None:
         self.attention: Any = attention
         self.prolog = prolog
         self.w_uv = w_uv
         self.settings = settings
 
+    # Blocks are bookkeeping in NumPy, so a compiled model is cut here.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(
         self,
         hidden_states: torch.Tensor,
@@ -54,7 +54,7 @@ class AttentionForward:
                 hidden_states, position_embeddings, attention_mask, cache, position_ids, written, keep_weights
             )
         if torch.is_grad_enabled() and hidden_states.requires_grad:
-            values = _NoBackward.apply(values, hidden_states)  # type: ignore[no-untyped-call]
+            values = _NoBackward.apply(values, hidden_states)
         return self.attention.o_proj(values), weights
 
     def _check(self, hidden_states: torch.Tensor) -> None:
@@ -77,24 +77,22 @@ class AttentionForward:
         keep_weights: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, n = hidden_states.shape[:2]
-        heads = self.prolog.dims.num_attention_heads
+        heads = self.settings.dims.num_attention_heads
         layer = latent_layer(cache, self.settings, self.attention.layer_idx)
         length = layer.length + n
         _check_mask(mask, batch, heads, n, length, self.settings.indexed)
         layer.pool.reserve(batch, layer.length, n)
-        slots = layer.pool.slots(layer.length, n)
+        slots = torch.from_numpy(layer.pool.slots(layer.length, n))
         if written is not None:
-            slots = np.where(written.numpy(), slots, -1)
-        x = to_numpy(hidden_states.reshape(batch * n, -1).contiguous(), "hidden_states")
-        cos, sin = (
-            to_numpy(table.expand(batch, n, -1).reshape(batch * n, -1).contiguous(), "position_embeddings")
-            for table in position_embeddings
-        )
-        out = self.prolog(x, cos, sin, slots.reshape(-1), layer.pool.cache(layer.index))
+            slots = slots.where(written, -1)
+        x = hidden_states.reshape(batch * n, -1).contiguous()
+        cos, sin = (table.expand(batch, n, -1).reshape(batch * n, -1).contiguous() for table in position_embeddings)
+        cache_tensors = TorchCache.from_numpy(layer.pool.cache(layer.index))
+        out = self.prolog(x, cos, sin, slots.reshape(-1), cache_tensors)
         if self.settings.indexed:
             q_norm = _dequantised(out).view(batch, n, -1)
             mask = self._selected(hidden_states, q_norm, position_embeddings, mask, position_ids, cache)
-        query_nope, query_rope = (to_torch(query).view(batch, n, heads, -1) for query in out[:2])
+        query_nope, query_rope = (query.view(batch, n, heads, -1) for query in (out.query_nope, out.query_rope))
         latents, k_rope = read_rows(layer.pool, layer.index, length)
         attended = latent_attention(
             query_nope, query_rope, latents, k_rope, self.w_uv, self.attention.scaling, mask, keep_weights
@@ -150,9 +148,6 @@ def _check_mask(mask: Any, batch: int, heads: int, n: int, length: int, needed: 
         raise ValueError(f"attention_mask: expected {wanted}, got shape {shape}")
 
 
-def _dequantised(out: PrologOutput) -> torch.Tensor:
+def _dequantised(out: TorchOutput) -> torch.Tensor:
     """q_norm (T, Rq) in bf16."""
-    q_norm = to_torch(out.q_norm)
-    if out.q_norm_scale is None:
-        return q_norm
-    return (q_norm.float() * to_torch(out.q_norm_scale)).to(torch.bfloat16)
+    return out.q_norm if out.q_norm_scale is None else (out.q_norm.float() * out.q_norm_scale).to(torch.bfloat16)

@@ -33,7 +33,7 @@ class CacheSettings:
         return [LatentLayer(self, pool, index) for index in range(self.n_layers)]
 
 
-class LatentLayer(CacheLayerMixin):  # type: ignore[misc]
+class LatentLayer(CacheLayerMixin):
     """The keys of one layer: `length` rows a sequence in `pool.cache(index)`.
 
     The layers of a cache share their pool, so what moves blocks is done by the first of them. Keys of an indexer
@@ -133,7 +133,7 @@ class LatentLayer(CacheLayerMixin):  # type: ignore[misc]
             self.indexer.batch_select_indices(indices)
 
 
-class LatentCache(Cache):  # type: ignore[misc]
+class LatentCache(Cache):
     """The cache of a patched model: a `PagedCache` a layer with block tables that all layers share.
 
     `Patched.new_cache()` makes one; a fresh `DynamicCache`, such as `generate` makes, is given the same layers when a

@@ -76,7 +76,9 @@ def latent_attention(
         scores = torch.bmm(query_rope[:, part].flatten(1, 2).float(), rope_keys.transpose(1, 2))
         scores.baddbmm_(query_nope[:, part].flatten(1, 2).float(), keys.transpose(1, 2)).mul_(scale)
         by_head = scores.view(batch, -1, heads, seen)
-        if mask is None:
+        if mask is None and by_head.shape[1] == 1 and seen == past + part.stop:
+            pass  # one query, which sees all of them
+        elif mask is None:
             ends = torch.arange(past + part.start, past + part.stop)
             _hide(by_head, (torch.arange(seen) <= ends[:, None])[None, None])
         elif mask.dtype == torch.bool:
