@@ -62,7 +62,7 @@ def generate(model, prompt, n, **settings):
 KINDS = {
     "moe": {},
     "dense": {"first_k_dense_replace": 3},
-    "halves": {"rope_interleave": False},
+    "halves": {"rope_interleave": False, "rms_norm_eps": 1e-2},
     "yarn": {"rope_parameters": YARN},
     "v32": {"indexer": True},
     "v32 sparse": {"indexer": True, "index_topk": 8},

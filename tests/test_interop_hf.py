@@ -97,6 +97,27 @@ def test_parameters_and_checkpoint_give_the_same_bits(saved, kind, quant):
     assert torch.equal(logits[0], logits[2])
 
 
+@pytest.mark.parametrize("from_checkpoint", [False, True])
+def test_epsilons_are_those_of_the_norms(saved, from_checkpoint):
+    """transformers' norms do not take the configuration's rms_norm_eps; whatever they have counts."""
+    model = saved("halves").load()
+    assert model.config.rms_norm_eps != 1e-6
+    checkpoint = saved("halves").folder if from_checkpoint else None
+    with patch(model, checkpoint=checkpoint) as patched:
+        assert {float(p.weights.epsilon_cq) for p in patched.prologs} == {float(np.float32(1e-6))}
+    tokens = make_prompt(2, 20)
+    before = forward(model, tokens)
+    for layer in model.model.layers:
+        layer.self_attn.q_a_layernorm.variance_epsilon = 0.25
+        layer.self_attn.kv_a_layernorm.variance_epsilon = 0.5
+    want = forward(model, tokens)
+    patched = patch(model, checkpoint=checkpoint)
+    assert [(p.weights.epsilon_cq, p.weights.epsilon_ckv) for p in patched.prologs] == [(0.25, 0.5)] * 3
+    error = rms(forward(model, tokens), want).median()
+    assert error <= 0.02 * want.std()
+    assert error < 0.2 * rms(before, want).median()
+
+
 @pytest.mark.parametrize(("quant", "most", "agreement"), [("a", 0.08, 0.85), ("b", 0.08, 0.85), ("ab", 0.1, 0.85)])
 @pytest.mark.parametrize("numerics", ["pypto", "cann"])
 def test_quantised_modes_stay_near(model, quant, most, agreement, numerics):
@@ -169,7 +190,7 @@ def test_left_padding_equals_single_sequences(saved, kind, implementation):
     assert (np.any(latents, axis=-1) == mask.numpy().astype(bool)).all()  # padding has slot -1: no row is written
 
 
-@pytest.mark.parametrize("kind", ["moe", "v32"])
+@pytest.mark.parametrize("kind", ["moe", "v32 sparse"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -223,6 +244,7 @@ def test_cropped_and_selected_caches(saved):
     forward(model, tokens, cache=cache)
     cache.crop(-4)
     assert [layer.get_seq_length() for layer in cache.layers] == [7] * 3
+    assert cache.pool.tables.shape == (3, 2)
     with pytest.raises(ValueError, match="tokens_to_remove: expected 0 or a negative number, got 2"):
         cache.crop(2)
     cache.batch_select_indices(torch.tensor([2, 0]))
