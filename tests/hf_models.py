@@ -64,7 +64,7 @@ KINDS = {
     "dense": {"first_k_dense_replace": 3},
     "halves": {"rope_interleave": False, "rms_norm_eps": 1e-2},
     "yarn": {"rope_parameters": YARN},
-    "v32": {"indexer": True},
+    "v32": {"indexer": True, "first_k_dense_replace": 3},
     "v32 sparse": {"indexer": True, "index_topk": 8},
 }
 

@@ -59,7 +59,7 @@ def test_the_same_greedy_tokens_and_logits_as_near_to_the_truth(saved, kind):
     assert ours.tolist() == tokens.tolist()
     truth = forward(saved(kind).load(torch.float32), torch.cat([prompt, tokens], 1)[:, :-1])[:, prompt.shape[1] - 1 :]
     error, unpatched_error = rms(our_logits, truth)[0], rms(logits, truth)[0]
-    for share in (0.5, 0.9, 1.0) if kind == "dense" else (0.5, 0.9):
+    for share in (0.5, 0.9, 1.0) if kind in ("dense", "v32") else (0.5, 0.9):
         assert error.quantile(share) <= 1.4 * unpatched_error.quantile(share)
     assert rms(our_logits, logits).median() <= 0.03 * truth.std()
 
@@ -190,7 +190,7 @@ def test_left_padding_equals_single_sequences(saved, kind, implementation):
     assert (np.any(latents, axis=-1) == mask.numpy().astype(bool)).all()  # padding has slot -1: no row is written
 
 
-@pytest.mark.parametrize("kind", ["moe", "v32 sparse"])
+@pytest.mark.parametrize("kind", ["dense", "v32"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -236,23 +236,26 @@ def test_going_on_with_a_cache(model):
         assert again.tolist() == first.tolist()
 
 
-def test_cropped_and_selected_caches(saved):
-    model = saved("v32").load()
+@pytest.mark.parametrize("kind", ["dense", "v32 sparse"])
+def test_cropped_and_selected_caches(saved, kind):
+    """Blocks and, where there is one, the indexer's keys; a median token, as rounding chooses between equal keys."""
+    model = saved(kind).load()
     patched = patch(model, block_size=4)
-    tokens, more = make_prompt(3, 11), make_prompt(3, 4, seed=1)
+    tokens, more = make_prompt(3, 31), make_prompt(3, 9, seed=1)
     cache = patched.new_cache()
     forward(model, tokens, cache=cache)
     cache.crop(-4)
-    assert [layer.get_seq_length() for layer in cache.layers] == [7] * 3
-    assert cache.pool.tables.shape == (3, 2)
+    assert [layer.get_seq_length() for layer in cache.layers] == [27] * 3
+    assert cache.pool.tables.shape == (3, 7)
     with pytest.raises(ValueError, match="tokens_to_remove: expected 0 or a negative number, got 2"):
         cache.crop(2)
     cache.batch_select_indices(torch.tensor([2, 0]))
     cache.batch_repeat_interleave(2)
-    chosen = [2, 2, 0, 0]
+    cache.reorder_cache(torch.tensor([1, 3, 0, 2]))
+    chosen = [2, 0, 2, 0]
     got = forward(model, more[chosen], cache=cache)
-    want = forward(model, torch.cat([tokens[:, :7], more], 1)[chosen])[:, 7:]
-    assert rms(got, want).max() <= 0.03 * want.std()
+    want = forward(model, torch.cat([tokens[:, :27], more], 1)[chosen])[:, 27:]
+    assert (rms(got, want).median(1).values <= 0.2 * want.std()).all()
     assert cache.get_max_length() == -1
 
 
