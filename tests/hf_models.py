@@ -62,8 +62,8 @@ def generate(model, prompt, n, **settings):
 KINDS = {
     "moe": {},
     "dense": {"first_k_dense_replace": 3},
-    "halves": {"rope_interleave": False, "rms_norm_eps": 1e-2},
-    "yarn": {"rope_parameters": YARN},
+    "halves": {"first_k_dense_replace": 3, "rope_interleave": False, "rms_norm_eps": 1e-2},
+    "yarn": {"first_k_dense_replace": 3, "rope_parameters": YARN},
     "v32": {"indexer": True, "first_k_dense_replace": 3},
     "v32 sparse": {"indexer": True, "index_topk": 8},
 }
