@@ -1,7 +1,14 @@
 """Small random DeepSeek models of transformers, saved and loaded again."""
 
+import sys
+from pathlib import Path
+
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DeepseekV32Config, DeepseekV32ForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+from random_deepseek import save_random_model
 
 YARN = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1,
@@ -17,29 +24,12 @@ SMALL = {
 INDEXER = {"index_n_heads": 4, "index_head_dim": 32, "index_topk": 2048}
 
 
-def save_model(folder, seed=0, indexer=False, habit=1.0, gain=1.0, **config):
-    """Writes a random bf16 model; `indexer` makes it a DeepSeek-V3.2.
-
-    Token t is mostly followed by t + 1, the more the larger `habit` is: of 64 choices by purely random logits some are
-    closer to a tie than bf16 is exact.
-    """
-    torch.manual_seed(seed)
+def save_model(folder, seed=0, indexer=False, habit=1.0, **config):
+    """Writes a random bf16 model; `indexer` makes it a DeepSeek-V3.2. `habit`: see `save_random_model`."""
     if indexer:
-        model = DeepseekV32ForCausalLM(DeepseekV32Config(**SMALL | INDEXER | config))
+        save_random_model(folder, DeepseekV32Config(**SMALL | INDEXER | config), seed, habit)
     else:
-        model = DeepseekV3ForCausalLM(DeepseekV3Config(**SMALL | config))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.uniform_(0.5, 1.5)
-            elif parameter.ndim > 1 and "embed" not in name:
-                # Products keep their input's size; a layer then says something, and logits spread over several units.
-                parameter.normal_(0, gain * parameter.shape[-1] ** -0.5)
-            else:
-                parameter.normal_(0, 1)
-        embedded = model.model.embed_tokens.weight
-        model.lm_head.weight += habit * torch.nn.functional.normalize(embedded).roll(1, dims=0)
-    model.to(torch.bfloat16).save_pretrained(folder)
+        save_random_model(folder, DeepseekV3Config(**SMALL | config), seed, habit)
 
 
 def load_model(folder, dtype=torch.bfloat16, indexer=False, **changes):

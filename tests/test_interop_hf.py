@@ -59,8 +59,8 @@ def test_the_same_greedy_tokens_and_logits_as_near_to_the_truth(saved, kind):
     assert ours.tolist() == tokens.tolist()
     truth = forward(saved(kind).load(torch.float32), torch.cat([prompt, tokens], 1)[:, :-1])[:, prompt.shape[1] - 1 :]
     error, unpatched_error = rms(our_logits, truth)[0], rms(logits, truth)[0]
-    for share in (0.5, 0.9) if kind == "moe" else (0.5, 0.9, 1.0):
-        assert error.quantile(share) <= 1.4 * unpatched_error.quantile(share)
+    for share, most in ((0.5, 1.4), (0.9, 1.4)) if kind == "moe" else ((0.5, 1.4), (0.9, 1.4), (1.0, 2)):
+        assert error.quantile(share) <= most * unpatched_error.quantile(share)
     assert rms(our_logits, logits).median() <= 0.03 * truth.std()
 
 
