@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import hf_agreement  # noqa: E402
+import hf_speed  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
 from hf_agreement import agreement, check_rows, main  # noqa: E402
 from hf_models import SMALL, make_prompt  # noqa: E402
@@ -49,3 +50,16 @@ def test_it_finds_a_row_that_is_not_the_references(saved, quant):
     model.model.layers[1].self_attn.forward = patched._forwards[0]
     with pytest.raises(Exception, match="layer 1, kv_cache"):
         check_rows(patched, checkpoint, make_prompt(1, 3), "pypto")
+
+
+def test_speed_compares_logits_first_and_prints_ratios(monkeypatch):
+    arguments = ["--tokens", "6", "--rounds", "2", "--hidden", "64", "--heads", "2"]
+    done = CliRunner().invoke(hf_speed.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["6 tokens", "1 more after 6"]
+    assert all(float(line.rpartition(" ")[2]) > 0 for line in lines)
+    monkeypatch.setattr(hf_speed, "MOST_ERROR", 0.0)
+    done = CliRunner().invoke(hf_speed.main, arguments)
+    assert done.exit_code == 1
+    assert "logits: expected a relative difference" in done.output
