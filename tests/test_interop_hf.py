@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hf_models import forward, generate, make_prompt  # noqa: E402
+from hf_models import forward, generate, load_model, make_prompt  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 from mla_numba import Checkpoint  # noqa: E402
@@ -217,6 +217,16 @@ def test_ways_to_generate(saved, kind, settings):
         found.append(model.generate(prompt, **plain | changes).tolist())
     assert found[0] == found[1]
     assert len({tuple(sequence) for sequence in found[0]}) == len(found[0])
+
+
+def test_patched_models_assist_and_are_assisted(saved):
+    """Drafts that are turned down are cut off the caches of both."""
+    models = [saved("dense").load(), load_model(saved("moe").folder)]
+    prompt = make_prompt(1, 10)
+    with patch(models[0], block_size=4), patch(models[1], quant="ab", block_size=4):
+        want, _ = generate(models[0], prompt, 16)
+        got, _ = generate(models[0], prompt, 16, assistant_model=models[1])
+    assert got.tolist() == want.tolist()
 
 
 def test_going_on_with_a_cache(model):
