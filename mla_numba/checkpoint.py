@@ -7,15 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ._checks import BF16, Array, check_choice, check_int, check_number
+from .attention_weights import CheckpointLayer, read_attention
 from .dims import MlaDims
 from .shards import Shard, find_shards, import_safetensors, read_json
-from .weights import QUANT_MODES, MlaWeights
+from .weights import QUANT_MODES
 
 __all__ = ["Checkpoint", "CheckpointLayer"]
 
@@ -25,17 +26,6 @@ _SCALES = ("F32", "BF16", "F8_E8M0")
 _VECTORS = ("BF16", "F32")
 _FP8_VALUES = np.arange(256, dtype=np.uint8).view(_FP8).astype(np.float32)
 _ROWS = 128  # of a weight without scales, taken at a time
-
-
-class CheckpointLayer(NamedTuple):
-    """What `Checkpoint.load_layer` gives.
-
-    `w_uv` (N, C, V) bf16 is the value half of `kv_b_proj`: attention multiplies its sums over the latents (T, N, C) by
-    it, head by head, and has its values (T, N, V).
-    """
-
-    weights: MlaWeights
-    w_uv: Array
 
 
 class Checkpoint:
@@ -114,28 +104,8 @@ class Checkpoint:
         if layer not in self.layers:
             raise ValueError(f"layer: expected one of {_ranges(self.layers)} in {self.folder}, got {layer}")
         source = _Source(self._shards, self._block, f"model.layers.{layer}.self_attn.", finished)
-        d = self.dims
-        up_rows = d.num_attention_heads * d.q_head_dim
-        kv_b = source.weight(
-            "kv_b_proj", d.num_attention_heads * (d.qk_nope_head_dim + self.v_head_dim), d.kv_lora_rank
-        )
-        by_head = kv_b.reshape(d.num_attention_heads, -1, d.kv_lora_rank)
-        w_uk, values = by_head[:, : d.qk_nope_head_dim].copy(), by_head[:, d.qk_nope_head_dim :]
-        w_uv = np.ascontiguousarray(values.transpose(0, 2, 1))
-        w_uq_qr = source.transposed("q_b_proj", up_rows, d.q_lora_rank)
-        w_dkv_kr = source.transposed("kv_a_proj_with_mqa", d.kv_a_dim, d.hidden_size)
-        if not self.config.get("rope_interleave", True):
-            w_uq_qr = _with_pairs(w_uq_qr, d.q_head_dim, d.qk_rope_head_dim)
-            w_dkv_kr = _with_pairs(w_dkv_kr, d.kv_a_dim, d.qk_rope_head_dim)
-        weights = MlaWeights(
-            w_dq=source.transposed("q_a_proj", d.q_lora_rank, d.hidden_size),
-            w_uq_qr=w_uq_qr,
-            w_uk=w_uk,
-            w_dkv_kr=w_dkv_kr,
-            gamma_cq=source.vector("q_a_layernorm", d.q_lora_rank),
-            gamma_ckv=source.vector("kv_a_layernorm", d.kv_lora_rank),
-            epsilon_cq=self._epsilon,
-            epsilon_ckv=self._epsilon,
+        weights, w_uv = read_attention(
+            source, self.dims, self.v_head_dim, self._epsilon, self.config.get("rope_interleave", True)
         )
         return CheckpointLayer(weights.quantize(quant, smooth_scales_cq), w_uv)
 
@@ -216,14 +186,6 @@ def _block_of(config: dict[str, Any]) -> tuple[int, int]:
 def _by_rows(weight: Array) -> Iterator[Array]:
     for row in range(0, len(weight), _ROWS):
         yield weight[row : row + _ROWS]
-
-
-def _with_pairs(weight: Array, width: int, rope_dim: int) -> Array:
-    """The last `rope_dim` of each `width` columns, two halves, as interleaved pairs."""
-    columns = np.arange(width)
-    columns[-rope_dim:] = columns[-rope_dim:].reshape(2, -1).T.reshape(-1)
-    starts = np.arange(0, weight.shape[1], width)
-    return weight.take((starts[:, None] + columns).reshape(-1), axis=1)
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -20,6 +20,21 @@ settings.register_profile(
 settings.load_profile(os.environ.get("MLA_HYPOTHESIS_PROFILE", "fixed"))
 
 
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """Small models of transformers by kind, see `hf_models.KINDS`, each saved once."""
+    from hf_models import Saved
+
+    made = {}
+
+    def get(kind="moe"):
+        if kind not in made:
+            made[kind] = Saved(tmp_path_factory.mktemp("model"), kind)
+        return made[kind]
+
+    return get
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """A random search gets a seed that the header can print, before hypothesis takes the option."""

@@ -9,7 +9,7 @@ from helpers import ROOT, run_python
 
 PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-OPTIONAL = {"torch", "safetensors", "matplotlib", "optuna"}
+OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna"}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
 EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache", "_outlined")
 
@@ -145,7 +145,7 @@ def test_tests_and_benches_are_seen_by_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_optional_packages_are_imported_where_they_are_needed(name):
     roots = {i.module.split(".")[0] for i in IMPORTS[name] if i.at_top}
-    assert not roots & (OPTIONAL - {"torch"} if name.startswith("mla_numba.interop.") else OPTIONAL)
+    assert not roots & (OPTIONAL - {"torch", "transformers"} if name.startswith("mla_numba.interop.") else OPTIONAL)
     assert layer(name) == 3 or not roots & COMMAND_LINE
 
 

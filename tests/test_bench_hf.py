@@ -1,0 +1,65 @@
+"""The bench that measures how far a patched model is from an unpatched one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+
+import hf_agreement  # noqa: E402
+import hf_speed  # noqa: E402
+from click.testing import CliRunner  # noqa: E402
+from hf_agreement import agreement, check_rows, main  # noqa: E402
+from hf_models import SMALL, make_prompt  # noqa: E402
+
+from mla_numba import Checkpoint  # noqa: E402
+from mla_numba.interop.hf import patch  # noqa: E402
+
+
+def test_agreement_by_hand():
+    truth = torch.tensor([[[3.0, -1.0], [-1.0, 1.0], [2.0, 0.0]]])
+    logits = truth + torch.tensor([[[0.5, 0.5], [-0.5, -2.5], [0.0, 0.0]]])
+    run, plain_run = torch.tensor([[4, 5, 6], [7, 8, 9]]), torch.tensor([[4, 0, 6], [7, 8, 9]])
+    got = agreement("none", logits, truth, truth, run, plain_run)
+    assert got.name == "none"
+    assert got.median == pytest.approx(0.5 / truth.std())
+    assert got.as_truth == got.as_unpatched == pytest.approx(2 / 3)
+    assert got.same_run == 2.0
+
+
+def test_it_prints_a_table_of_all_modes(monkeypatch):
+    monkeypatch.setattr(hf_agreement, "SIZES", SMALL)
+    arguments = ["--prompts", "2", "--tokens", "8", "--new", "3", "--checked", "3", "--habit", "1"]
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.output.splitlines() if "%" in line]
+    assert [line[0] for line in lines] == ["unpatched", "none", "a", "b", "ab"]
+    assert lines[0][4:] == ["100.0 %", "3.0"]
+
+
+@pytest.mark.parametrize("quant", ["none", "b"])
+def test_it_finds_a_row_that_is_not_the_references(saved, quant):
+    model = saved("dense").load()
+    checkpoint = Checkpoint(saved("dense").folder)
+    patched = patch(model, quant=quant)
+    check_rows(patched, checkpoint, make_prompt(1, 3), "pypto")
+    model.model.layers[1].self_attn.forward = patched._forwards[0]
+    with pytest.raises(Exception, match="layer 1, kv_cache"):
+        check_rows(patched, checkpoint, make_prompt(1, 3), "pypto")
+
+
+def test_speed_compares_logits_first_and_prints_ratios(monkeypatch):
+    arguments = ["--tokens", "6", "--rounds", "2", "--hidden", "64", "--heads", "2"]
+    done = CliRunner().invoke(hf_speed.main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["6 tokens", "1 more after 6"]
+    assert all(float(line.rpartition(" ")[2]) > 0 for line in lines)
+    monkeypatch.setattr(hf_speed, "MOST_ERROR", 0.0)
+    done = CliRunner().invoke(hf_speed.main, arguments)
+    assert done.exit_code == 1
+    assert "logits: expected a relative difference" in done.output
