@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from .weights import QUANT_MODES
 
 __all__ = ["check", "dump"]
 
-_TABLE_WIDTH = 140
+_TABLE_WIDTH = 130
 
 _folder = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 _dims_help = f"{DIMS_FORM}; or the path of a model's config.json."
@@ -75,12 +75,13 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, as_json: bool, **set
     if as_json:
         click.echo(json.dumps(_as_dict(folder, found, report, exact), indent=1))
     else:
+        click.echo(_what_was_checked(found))
         console = Console()
         console = Console(width=max(console.width, _TABLE_WIDTH))  # a file has no width, and names take room
         console.print(_table(report))
         for line in _remarks(found, report):
             click.echo(line)
-        click.echo(_verdict(found, report, exact))
+        click.echo(_verdict(report, exact))
     if not all(output.passed for output in report):
         ctx.exit(1)
 
@@ -153,22 +154,14 @@ def dump(
 
 
 def _table(report: list[Agreement]) -> Table:
-    right = {"elements", "bits differ", "max abs", "max rel", "beyond", "allowed", "NaN", "Inf"}
-    names = (
-        "output",
-        "elements",
-        "bits differ",
-        "max abs",
-        "max rel",
-        "beyond",
-        "allowed",
-        "NaN",
-        "Inf",
-        "verdict",
-        "file",
+    numbers = ("elements", "bits differ", "max abs", "max rel", "beyond", "allowed", "NaN, Inf")
+    table = Table(
+        Column("output", no_wrap=True),
+        *(Column(name, justify="right", no_wrap=True) for name in numbers),
+        *(Column(name, no_wrap=True) for name in ("verdict", "file")),
+        box=box.SIMPLE,
+        padding=(0, 1, 0, 0),
     )
-    columns = [Column(name, justify="right" if name in right else "left", no_wrap=True) for name in names]
-    table = Table(*columns, box=box.SIMPLE)
     for found in report:
         table.add_row(
             found.name,
@@ -178,8 +171,7 @@ def _table(report: list[Agreement]) -> Table:
             f"{found.max_rel:.3g}" if found.mismatch else "",
             f"{found.share_beyond:.4%}" if found.n_beyond else "none",
             f"{found.tolerance.share:.1%}" if found.tolerance.share else "none",
-            str(found.n_nan or ""),
-            str(found.n_inf or ""),
+            f"{found.n_nan}, {found.n_inf}" if found.n_nan or found.n_inf else "none",
             "exact" if found.exact and found.passed else "passed" if found.passed else "FAILED",
             escape(found.file),
         )
@@ -208,15 +200,20 @@ def _remarks(found: Dump, report: list[Agreement]) -> list[str]:
     return lines
 
 
-def _verdict(found: Dump, report: list[Agreement], exact: bool) -> str:
+def _what_was_checked(found: Dump) -> str:
+    smooth = " smooth" if found.weights.smooth_scales_cq is not None else ""
+    dims = ",".join(map(str, astuple(found.weights.dims)))
+    return (
+        f"{len(found.x)} tokens, mode {found.weights.quant}{smooth}, {found.settings.numerics} numerics, "
+        f"{found.settings.cache_mode}, dims {dims}"
+    )
+
+
+def _verdict(report: list[Agreement], exact: bool) -> str:
     passed = sum(output.passed for output in report)
     bits = sum(output.exact for output in report)
     how = "equal bits demanded" if exact else "by the tolerances of the reference operator's test"
-    return (
-        f"{passed} of {len(report)} outputs pass, {how}; {bits} exact to the bit; {len(found.x)} tokens, mode "
-        f"{found.weights.quant}{' smooth' if found.weights.smooth_scales_cq is not None else ''}, "
-        f"{found.settings.numerics} numerics, {found.settings.cache_mode}"
-    )
+    return f"{passed} of {len(report)} outputs pass, {how}; {bits} exact to the bit"
 
 
 def _as_dict(folder: Path, found: Dump, report: list[Agreement], exact: bool) -> dict[str, Any]:
