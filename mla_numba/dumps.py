@@ -107,7 +107,7 @@ class DumpSettings:
 
 
 class DumpedOutput(NamedTuple):
-    """An output that a folder holds: the argument's name, its file, and its elements in the oracle's shape."""
+    """An output that a folder holds: `name` of the argument, its `file`, and its `array` in the oracle's shape."""
 
     name: str
     file: str

@@ -13,6 +13,8 @@ from html.parser import HTMLParser
 import pytest
 from helpers import ROOT
 
+from mla_numba.cli import main
+
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 # Modules that users import from, besides the two packages.
 MODULES = ("dump_names", "dumps", "inputs", "layouts", "ops", "reference", "rope_table", "tolerance", "verify")
@@ -151,3 +153,8 @@ def test_a_broken_reference_fails(tmp_path, page, said):
     done = build(tmp_path, "--strict")
     assert done.returncode != 0
     assert said in re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
+
+
+def test_every_command_is_on_its_page():
+    page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z]+)` \|", page, flags=re.M)) == set(main.commands)
