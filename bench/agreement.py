@@ -1,4 +1,4 @@
-"""How far an independent implementation may be from the reference: the reference system's own test tolerances."""
+"""How far an independent implementation may be from the reference: `mla_numba.tolerance` for arrays of any dtype."""
 
 from __future__ import annotations
 
@@ -8,28 +8,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TOLERANCES", "Agreement", "Tolerance", "check_agreement", "compare_within"]
+from mla_numba.tolerance import TOLERANCES as BY_DTYPE
+from mla_numba.tolerance import Tolerance, tolerance_of
+
+__all__ = ["TOLERANCES", "Agreement", "check_agreement", "compare_within"]
 
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class Tolerance:
-    """An element is an outlier where ``|got - want| > abs + rel * |want|``; `share` of all elements may be."""
-
-    abs: float
-    rel: float
-    share: float
-
-
 TOLERANCES = {
-    "query_nope": Tolerance(0.005, 0.0078125, 0.005),
-    "query_rope": Tolerance(0.005, 0.0078125, 0.005),
-    "q_norm": Tolerance(1, 0, 0.005),
-    "q_norm_scale": Tolerance(2.5e-5, 0.005, 0.005),
-    "kv_cache": Tolerance(1, 0, 0),
-    "kr_cache": Tolerance(1e-4, 0.0078125, 0),
-    "k_scale_cache": Tolerance(2.5e-5, 0.005, 0),
+    name.removesuffix("_out"): tolerance_of(name, np.dtype(np.int8 if (name, "int8") in BY_DTYPE else np.float32))
+    for name in dict.fromkeys(name for name, _ in BY_DTYPE)
 }
 
 
@@ -51,8 +40,10 @@ class Agreement:
         return not self.n_not_finite and self.n_outliers <= round(self.tolerance.share * self.n_total)
 
     def __str__(self) -> str:
-        text = f"{self.name}: {self.n_outliers} of {self.n_total} elements beyond abs {self.tolerance.abs:g} + rel "
-        text += f"{self.tolerance.rel:g}, largest difference {self.max_difference:.3g}"
+        text = (
+            f"{self.name}: {self.n_outliers} of {self.n_total} elements beyond abs {self.tolerance.absolute:g} + rel "
+        )
+        text += f"{self.tolerance.relative:g}, largest difference {self.max_difference:.3g}"
         if self.first is not None:
             text += f", first at {list(self.first)}"
         return text + (f", {self.n_not_finite} NaN or Inf" if self.n_not_finite else "")
@@ -65,7 +56,7 @@ def compare_within(name: str, got: Array, want: Array, tolerance: Tolerance) -> 
     got_fp64, want_fp64 = got.astype(np.float64), want.astype(np.float64)
     finite = np.isfinite(got_fp64)
     difference = np.abs(np.where(finite, got_fp64, 0) - want_fp64)
-    outlier = (difference > tolerance.abs + tolerance.rel * np.abs(want_fp64)) | ~finite
+    outlier = (difference > tolerance.absolute + tolerance.relative * np.abs(want_fp64)) | ~finite
     first = np.unravel_index(int(outlier.argmax()), outlier.shape) if outlier.any() else None
     return Agreement(
         name=name,

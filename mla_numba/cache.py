@@ -86,12 +86,12 @@ class PagedCache:
     | kr      | (n_blocks, block_size, 1, R) | bf16 rotated key                                                |
     | k_scale | (n_blocks, block_size, 1, 4) | float32 or fp16, one a group of C / 4; or None when unquantised |
 
-    | cache_mode | slot s is                                                           | token t writes      |
-    |------------|---------------------------------------------------------------------|---------------------|
-    | PA_BSND    | row `s % block_size` of block `s // block_size`                     | slot cache_index[t] |
-    | PA_NZ      | the same, kv and kr ordered [d / c0][block_size][c0] within a block | slot cache_index[t] |
-    | BSND       | as PA_BSND, arrays (B, S, 1, d): B is n_blocks, S block_size        | slot t, no index    |
-    | TND        | row s, arrays (rows, 1, d)                                          | slot t, no index    |
+    | cache_mode | slot s is                                                             | token t writes      |
+    |------------|-----------------------------------------------------------------------|---------------------|
+    | PA_BSND    | row `s % block_size` of block `s // block_size`                       | slot cache_index[t] |
+    | PA_NZ      | the same, kv and kr ordered `[d / c0][block_size][c0]` within a block | slot cache_index[t] |
+    | BSND       | as PA_BSND, arrays (B, S, 1, d): B is n_blocks, S block_size          | slot t, no index    |
+    | TND        | row s, arrays (rows, 1, d)                                            | slot t, no index    |
 
     c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
     block the arrays are contiguous. BSND and TND may have no rows at all. Raises `TypeError` or `ValueError` naming the

@@ -22,6 +22,7 @@ from ._version import __version__
 from .cache import PAGED_MODES
 from .checkpoint import Checkpoint
 from .cli_bench import bench
+from .cli_check import check, dump
 from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_pack import pack_layer
 from .cli_run import Job, allocate_cache, run_job
@@ -290,6 +291,8 @@ def warmup(threads: int) -> None:
     )
 
 
+main.add_command(check)
+main.add_command(dump)
 main.add_command(sweep)
 main.add_command(tune)
 

@@ -18,6 +18,7 @@ from .kernels import max_threads
 from .weights import QUANT_MODES
 
 __all__ = [
+    "DIMS_FORM",
     "NPU_ARCHS",
     "blame",
     "json_option",

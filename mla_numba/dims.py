@@ -15,7 +15,7 @@ MAX_DIM = 2**31 - 1  # products of two, in bytes, stay far below what int64 hold
 class MlaDims:
     """Dimensions of the attention projections of one layer.
 
-    Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or above 2**31 - 1, or for an odd
+    Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or above 2^31 - 1, or for an odd
     `qk_rope_head_dim`.
     """
 

@@ -86,8 +86,8 @@ def from_fractal_nz(fractals: Array, k: int, n: int) -> Array:
 def pa_bsnd_to_pa_nz(cache: Array) -> Array:
     """A PA_BSND cache (blocks, block_size, 1, d), int8 or bf16, as PA_NZ, which has the same shape.
 
-    Blocks of PA_NZ are ordered [d / c0][block_size][c0]. Raises `TypeError` for another type or dtype, `ValueError` for
-    another shape or a d that is no multiple of c0.
+    Blocks of PA_NZ are ordered `[d / c0][block_size][c0]`. Raises `TypeError` for another type or dtype, `ValueError`
+    for another shape or a d that is no multiple of c0.
     """
     c0 = _check_cache(cache)
     blocks, block_size, _, d = cache.shape

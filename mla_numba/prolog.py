@@ -141,7 +141,9 @@ def _for_phase(phase: str, name: str) -> Callable[..., None]:
 
 
 mla_prolog_quant_p = _for_phase("prefill", "mla_prolog_quant_p")
+"""`mla_prolog_quant_compute` with the scheduling settings of the prefill phase: the same arguments but `phase`."""
 mla_prolog_quant_d = _for_phase("decode", "mla_prolog_quant_d")
+"""`mla_prolog_quant_compute` with the scheduling settings of the decode phase: the same arguments but `phase`."""
 
 
 def _scale_or_none(dequant_scale: Array | None) -> Array | None:

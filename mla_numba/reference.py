@@ -6,7 +6,7 @@ C kv_lora_rank, BS tokens in a cache block. bf16 arrays are NumPy arrays of ``ml
 
 Arithmetic: every fp32 operation is one IEEE rounding and nothing is reassociated. An output element of a product of
 matrices is one fp32 accumulator, from +0, taken in ascending k. A product of two bf16 values is exact in fp32 when it
-is zero or its magnitude lies in [2**-134, 2**128), so there a fused multiply-add gives the same bits. Casts to bf16
+is zero or its magnitude lies in [2^-134, 2^128), so there a fused multiply-add gives the same bits. Casts to bf16
 round to nearest even, and NaN stays NaN.
 
 Numerics: what is quantised, and with which scale, is "pypto", the contract (``quant`` of the bf16 norm), or "cann"
@@ -39,13 +39,15 @@ COLUMN_BLOCK = 512  # output columns at a time, so that accumulators stay in cac
 class ReferenceOutput(NamedTuple):
     """What the prolog gives back; the caches are new arrays.
 
-    query_nope    (T, N, C)           bf16
-    query_rope    (T, N, R)           bf16
-    q_norm        (T, Rq)             int8, or bf16 when w_uq_qr is not quantised
-    q_norm_scale  (T, 1)              fp32, or None when w_uq_qr is not quantised
-    kv_cache      (blocks, BS, 1, C)  int8, or bf16 when w_uq_qr is not quantised
-    kr_cache      (blocks, BS, 1, R)  bf16
-    k_scale_cache (blocks, BS, 1, 4)  fp32 or fp16 as it came, or None when none came
+    | field         | shape              | dtype                                         |
+    |---------------|--------------------|-----------------------------------------------|
+    | query_nope    | (T, N, C)          | bf16                                          |
+    | query_rope    | (T, N, R)          | bf16                                          |
+    | q_norm        | (T, Rq)            | int8, or bf16 when w_uq_qr is not quantised   |
+    | q_norm_scale  | (T, 1)             | fp32, or None when w_uq_qr is not quantised   |
+    | kv_cache      | (blocks, BS, 1, C) | int8, or bf16 when w_uq_qr is not quantised   |
+    | kr_cache      | (blocks, BS, 1, R) | bf16                                          |
+    | k_scale_cache | (blocks, BS, 1, 4) | fp32 or fp16 as it came, or None if none came |
     """
 
     query_nope: Array
@@ -85,7 +87,7 @@ def sum_of_products(a: Array, b: Array) -> F32:
 def matmul_int8(a: I8, b: I8) -> I32:
     """Exact integer product ``a @ b``: a (..., K) int8 in [-127, 127], b (K, N) int8, the result (..., N) int32.
 
-    It goes through fp64, which is exact here in any order: all partial sums are integers below 2**31, far below 2**53.
+    It goes through fp64, which is exact here in any order: all partial sums are integers below 2^31, far below 2^53.
     """
     _expect_inner("b", a, b)
     if a.dtype != np.int8 or b.dtype != np.int8:
@@ -245,12 +247,14 @@ def pre_compute_2d(
 ) -> tuple[Array, Array, Array, F32 | None]:
     """Project tokens down, norm, quantise and project up: all that the query and key paths share, without heads.
 
-    token_x   (T, H)          bf16
-    w_dq      (H, Rq)         bf16, or int8 with dequant_scale_w_dq (Rq,) and dequant_scale_w_dkv_kr
-    w_dkv_kr  (H, C + R)      the same, with dequant_scale_w_dkv_kr (C + R,)
-    w_uq_qr   (Rq, N*(D+R))   bf16, or int8 with dequant_scale_w_uq_qr (N*(D+R),)
-    gamma_cq  (Rq,)           bf16
-    smooth_scales_cq (1, Rq)  fp32, read only with dequant_scale_w_uq_qr
+    | argument                 | shape          | dtype                                                          |
+    |--------------------------|----------------|----------------------------------------------------------------|
+    | token_x                  | (T, H)         | bf16                                                           |
+    | w_dq                     | (H, Rq)        | bf16, or int8 with dequant_scale_w_dq (Rq,) and the next one's |
+    | w_dkv_kr                 | (H, C + R)     | the same, with dequant_scale_w_dkv_kr (C + R,)                 |
+    | w_uq_qr                  | (Rq, N*(D+R))  | bf16, or int8 with dequant_scale_w_uq_qr (N*(D+R),)            |
+    | gamma_cq                 | (Rq,)          | bf16                                                           |
+    | smooth_scales_cq         | (1, Rq)        | fp32, read only with dequant_scale_w_uq_qr                     |
 
     Returns q_b_proj (T, N*(D+R)) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq) int8 and q_norm_scale (T, 1) fp32;
     when w_uq_qr is not quantised, the last two are the bf16 norm and None. Unquantised, the product with w_dq is two

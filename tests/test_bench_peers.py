@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache
+from mla_numba.tolerance import Tolerance
 
 pytest.importorskip("torch")
 
 BENCH = Path(__file__).parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
-from agreement import TOLERANCES, Tolerance, check_agreement, compare_within  # noqa: E402
+from agreement import TOLERANCES, check_agreement, compare_within  # noqa: E402
 from compare_peers import PEER_NAMES, main  # noqa: E402
 from contenders import OURS, Contender, DisagreementError  # noqa: E402
 from peers import PEERS  # noqa: E402
@@ -126,7 +127,7 @@ def test_each_call_takes_the_next_weight_set_and_each_round_begins_with_the_next
 def test_outliers_are_counted_and_placed():
     want = np.array([0.0, 1, 10, 100])
     got = want + np.array([0.5, 2, 1.5, 12])
-    found = compare_within("a", got, want, Tolerance(abs=1, rel=0.1, share=0.25))
+    found = compare_within("a", got, want, Tolerance(absolute=1, relative=0.1, share=0.25))
     assert (found.n_outliers, found.first, found.max_difference) == (2, (1,), 12)
     assert not found.holds
     assert compare_within("a", got, want, Tolerance(1, 0.1, 0.5)).holds
@@ -138,7 +139,7 @@ def test_one_nan_or_inf_fails(bad):
     want = np.zeros(1000, np.float32)
     got = want.copy()
     got[7] = bad
-    found = compare_within("a", got, want, Tolerance(abs=1, rel=0, share=0.5))
+    found = compare_within("a", got, want, Tolerance(absolute=1, relative=0, share=0.5))
     assert (found.n_not_finite, found.first, found.holds) == (1, (7,), False)
     assert str(found).endswith("1 NaN or Inf")
 

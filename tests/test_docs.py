@@ -1,23 +1,84 @@
-"""Every Python block of README and docs runs, and every `mla-numba` line of their shell blocks works."""
+"""What README and docs show works: blocks run in the order of the page, in one folder, and say what the page says.
 
+| block                            | what happens to it                                                               |
+|----------------------------------|----------------------------------------------------------------------------------|
+| ```python                        | runs, with the names of the blocks before it                                     |
+| ```python title="name.py"        | is written to a file of this name; so is a block of any language                 |
+| ```sh                            | lines that begin with `mla-numba`, or with `python` and a file of the page, run; |
+|                                  | `# exit status 1` behind one says how it ends                                    |
+| ```text title="output"           | its lines are in what the block before it printed, in this order                 |
+"""
+
+import contextlib
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from checkpoint_maker import make_checkpoint
+from helpers import ROOT, python_environment
 
 from mla_numba import MlaDims
+from tiling import store
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", flags=re.S | re.M)
+
+SHELLS = ("sh", "bash", "console")
 
 
-def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+class Block(NamedTuple):
+    language: str
+    title: str
+    text: str
+
+
+def blocks(page):
+    return [Block(*found) for found in FENCE.findall(page.read_text(encoding="utf-8"))]
+
+
+def commands(block, files):
+    """Words of each line that is to run, and the exit status that is expected."""
+    for line in block.text.splitlines() if block.language in SHELLS else ():
+        words = shlex.split(line.removeprefix("$ "), comments=True)
+        status = re.search(r"# .*\bexit status (\d+)", line)
+        if words[:1] == ["mla-numba"] or (words[:1] == ["python"] and files & set(words)):
+            module = ["-m", "mla_numba"] if words[0] == "mla-numba" else []
+            yield [sys.executable, *module, *map(os.path.expandvars, words[1:])], int(status[1]) if status else 0
+
+
+def run_commands(block, files):
+    said = ""
+    for command, status in commands(block, files):
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=python_environment(), timeout=300, check=False
+        )
+        assert done.returncode == status, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
+        said += done.stdout
+    return said
+
+
+def run_python(block, namespace, page):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(compile(block.text, str(page), "exec"), namespace)
+    return said.getvalue()
+
+
+def expect_output(wanted, said):
+    rest = iter([line.rstrip() for line in said.splitlines()])
+    for line in filter(None, (line.rstrip() for line in wanted.splitlines())):
+        assert line in rest, f"expected the line {line!r}, got\n{said}"
+
+
+def runs(page):
+    found = blocks(page)
+    files = {block.title for block in found}
+    return any(block.language == "python" or any(commands(block, files)) for block in found)
 
 
 @pytest.fixture
@@ -25,34 +86,39 @@ def workplace(tmp_path, monkeypatch):
     """A folder to work in, and $CHECKPOINT, which the pages speak of."""
     make_checkpoint(tmp_path / "model", MlaDims(260, 3, 130, 68, 33, 34))
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "model"))
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path / "tuned"))
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.fullsize
 @pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
-def test_python_blocks_run_in_order(page):
-    namespace = {}
-    for block in blocks(page, "python"):
-        exec(compile(block, str(page), "exec"), namespace)
+@pytest.mark.parametrize("page", [p for p in PAGES if runs(p)], ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_run_in_order(page):
+    namespace, files, said = {"__name__": "__page__"}, set(), ""
+    for block in blocks(page):
+        if block.title == "output":
+            expect_output(block.text, said)
+        elif block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+            files.add(block.title)
+        elif block.language == "python":
+            said = run_python(block, namespace, page)
+        elif block.language in SHELLS:
+            said = run_commands(block, files)
 
 
-def command_lines():
+def test_every_fence_is_read():
+    """A block that the pattern does not know would never run."""
     for page in PAGES:
-        for block in blocks(page, "(?:bash|sh|console)"):
-            for line in block.splitlines():
-                words = shlex.split(line.removeprefix("$ "), comments=True)
-                if words and words[0] == "mla-numba":
-                    yield pytest.param(words[1:], id=f"{page.name}: {' '.join(words)}")
+        n_marks = len(re.findall(r"^```", page.read_text(encoding="utf-8"), flags=re.M))
+        assert n_marks == 2 * len(blocks(page)), page
 
 
-@pytest.mark.fullsize
-@pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize("arguments", list(command_lines()))
-def test_command_lines_work(arguments):
-    arguments = map(os.path.expandvars, arguments)
-    done = subprocess.run([sys.executable, "-m", "mla_numba", *arguments], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_an_output_that_is_not_the_page_s_is_found():
+    expect_output("b\n...\nd\n".replace("...\n", ""), "a\nb  \nc\nd\n")
+    for wanted in ("d\nb\n", "e\n"):
+        with pytest.raises(AssertionError, match="expected the line"):
+            expect_output(wanted, "a\nb\nd\n")
 
 
 def test_readme_names_the_test_command_that_ci_runs():
