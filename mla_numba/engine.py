@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -146,7 +146,7 @@ class MlaProlog:
         self.dims = self.weights.dims
         self.machine = this_machine()
         self._memory: deque[Memory] = deque()
-        self._planned: Callable[[int, int], PrologPlan] = lru_cache(_PLANS_KEPT)(self._make_plan)
+        self._plans: dict[tuple[int, int], PrologPlan] = {}
 
     @classmethod
     def load(
@@ -188,6 +188,15 @@ class MlaProlog:
     def plan(self, t: int) -> PrologPlan:
         """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`."""
         return self._planned(check.check_int("t", t, 0), self.n_threads)
+
+    def _planned(self, t: int, n_threads: int) -> PrologPlan:
+        # No lru_cache of a bound method, a cycle that would keep the weights until the garbage collector finds it.
+        plan = self._plans.get((t, n_threads))
+        if plan is None:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.clear()
+            plan = self._plans[t, n_threads] = self._make_plan(t, n_threads)
+        return plan
 
     def _make_plan(self, t: int, n_threads: int) -> PrologPlan:
         config, options = self.tile_config, self.options

@@ -1,7 +1,9 @@
 """What a call costs besides its kernels."""
 
+import gc
 import time
 import tracemalloc
+import weakref
 
 import pytest
 from helpers import make_call, make_inputs, make_weights
@@ -47,3 +49,17 @@ def test_a_tiny_call_takes_less_than_100_microseconds(prolog):
         prolog(*given)
         times.append(time.perf_counter() - begin)
     assert min(times) < 100e-6, f"{min(times) * 1e6:.1f} us"
+
+
+def test_a_prolog_goes_with_its_last_reference():
+    """Not when the garbage collector comes by, which may be long after: a layer's weights are 85 MB."""
+    prolog = MlaProlog(make_weights(DIMS, "b"))
+    prolog(*arguments(3))
+    prolog.plan(5)
+    alive = weakref.ref(prolog), weakref.ref(prolog.weights)
+    gc.disable()
+    try:
+        del prolog
+        assert [ref() for ref in alive] == [None, None]
+    finally:
+        gc.enable()

@@ -73,7 +73,7 @@ def test_every_public_name_has_an_entry(entries, package):
     assert missing == []
 
 
-@pytest.mark.parametrize("module", (*MODULES, *INTEROP))
+@pytest.mark.parametrize("module", [*MODULES, *INTEROP])
 def test_every_name_of_a_public_module_has_an_entry(entries, module):
     if module in INTEROP:
         pytest.importorskip(INTEROP[module])
