@@ -127,7 +127,12 @@ _FEW_SLOTS = 32
 
 def check_slots(cache_index: object, t: int, capacity: int) -> Array:
     """cache_index as contiguous int64 (t,), every slot -1 (padding) or in [0, capacity)."""
-    slots = check_indices("cache_index", cache_index, t)
+    return check_slot_range(check_indices("cache_index", cache_index, t), capacity)
+
+
+def check_slot_range(slots: Array, capacity: int) -> Array:
+    """`slots` int64 (t,) if each is -1 (padding) or in [0, capacity)."""
+    t = len(slots)
     # Few slots as numbers of Python: where weights have swept the caches, a reduction of NumPy is 20 us of misses.
     values = slots.tolist() if t <= _FEW_SLOTS else (slots.min(), slots.max())
     if t and (min(values) < -1 or max(values) >= capacity):

@@ -133,6 +133,10 @@ class PagedCache:
         # Made once, so that a call without an index allocates none.
         object.__setattr__(self, "row_slots", None if self.paged else np.arange(self.capacity))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For copies and pickle: of the arrays alone, since views and extents belong to their memory."""
+        return type(self), (self.kv, self.kr, self.k_scale, self.cache_mode)
+
     @classmethod
     def allocate(
         cls,

@@ -166,7 +166,8 @@ def dump_settings(folder: str | os.PathLike[str], **changes: Any) -> DumpSetting
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{folder / name}: {error}") from None
         break
-    return DumpSettings(**(found | changes))
+    given = {key: value for key, value in changes.items() if (key, value) != ("dims", None)}
+    return DumpSettings(**(found | given))
 
 
 def read_dump(folder: str | os.PathLike[str], settings: DumpSettings | None = None) -> Dump:

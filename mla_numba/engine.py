@@ -87,11 +87,12 @@ class PrologOutput(NamedTuple):
 
 
 class BoundCall(NamedTuple):
-    """A checked call: its outputs, and all its arrays as the kernels take them."""
+    """A checked call: its outputs, all its arrays as the kernels take them, and the slots of its cache."""
 
     out: PrologOutput
     tokens: tile.Tokens
     caches: tile.Caches
+    capacity: int
 
 
 class MlaProlog:
@@ -238,7 +239,7 @@ class MlaProlog:
         Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
         then as they were.
         """
-        return self.run(self.bind(x, cos, sin, cache_index, cache, out))
+        return self._run(self.bind(x, cos, sin, cache_index, cache, out))
 
     def profile(
         self,
@@ -252,7 +253,7 @@ class MlaProlog:
         """A call, and when each thread began and ended each phase of it."""
         call = self.bind(x, cos, sin, cache_index, cache, out)
         trace = Trace()
-        return self.run(call, trace), trace
+        return self._run(call, trace), trace
 
     def bind(
         self,
@@ -266,6 +267,7 @@ class MlaProlog:
     ) -> BoundCall:
         """Checks the arguments of a call and holds them for `run`; nothing is written yet.
 
+        An int32 cache_index is copied: `run` sees later values of an int64 one only.
         `also_read`: arrays by name that must not share memory with an output or a cache.
         """
         slots = self._check_inputs(x, cos, sin, cache_index, cache)
@@ -301,13 +303,19 @@ class MlaProlog:
                 kr.layout,
                 *((k_scale.flat, k_scale.layout) if k_scale else (_NO_SCALES, _NO_LAYOUT)),
             ),
+            cache.capacity,
         )
 
-    def run(self, call: BoundCall, trace: Trace | None = None, *, most_threads: int | None = None) -> PrologOutput:
+    def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
         """Computes a bound call; the same one may be run again, on the values that its arrays hold then.
 
-        `most_threads` lowers the number of threads for this once.
+        `most_threads` lowers the number of threads for this once. Raises `ValueError` for a slot that the cache has
+        not, before anything is written; `check_finite` has looked at the hidden states of `bind` only.
         """
+        check.check_slot_range(call.tokens.cache_index, call.capacity)
+        return self._run(call, most_threads=most_threads)
+
+    def _run(self, call: BoundCall, trace: Trace | None = None, most_threads: int | None = None) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
         plan = self._planned(call.tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)

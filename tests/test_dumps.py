@@ -295,7 +295,7 @@ def test_bin_files_need_dimensions(tmp_path):
     with pytest.raises(ValueError, match=r"w_qb_scale|dequant_scale \(dequant_scale\.bin\): expected 98304 bytes"):
         read_dump(folder)
     (folder / "config.json").write_text(json.dumps({name: getattr(DIMS, name) for name in DIMS.__slots__}))
-    assert dump_settings(folder) == DumpSettings(dims=DIMS)
+    assert dump_settings(folder) == dump_settings(folder, dims=None) == DumpSettings(dims=DIMS)
     assert all(found.exact for found in check_dump(read_dump(folder, dump_settings(folder, block_size=4))))
 
 

@@ -91,3 +91,23 @@ def test_too_few_blocks_change_nothing():
         pool.reserve(2, 3, 1)
     write(pool, 3, [[4, 5, 6]])
     assert read(pool, 6) == [[1, 2, 3, 4, 5, 6]]
+
+
+def test_a_growth_that_fails_changes_nothing(monkeypatch):
+    pool = BlockPool(DIMS, n_layers=3, block_size=4, n_blocks=None, quantized=True)
+    write(pool, 0, [[1, 2, 3]])
+    allocate, n_made = pool._allocate, 0
+
+    def no_memory_for_the_second(n_blocks):
+        nonlocal n_made
+        n_made += 1
+        if n_made == 2:
+            raise MemoryError
+        return allocate(n_blocks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "_allocate", no_memory_for_the_second)
+        with pytest.raises(MemoryError):
+            pool.reserve(1, 3, 40)
+    write(pool, 3, [list(range(4, 44))])
+    assert [read(pool, 43, layer) for layer in range(3)] == [[list(range(1, 44))]] * 3

@@ -14,6 +14,15 @@ from mla_numba.verify import check_output, reference_run
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 
 
+@pytest.mark.parametrize("again", [lambda c: pickle.loads(pickle.dumps(c)), copy.deepcopy, copy.copy])
+def test_a_call_writes_the_arrays_of_a_copied_cache(again):
+    weights, inputs = make_weights(DIMS, "b"), make_inputs(DIMS, 9, 32)
+    cache = make_cache(DIMS, True, 2, 16)
+    copied = again(cache)
+    want = reference_run(weights, *inputs, cache.copy())
+    assert check_output(MlaProlog(weights)(*inputs, copied), copied, want) == []
+
+
 @pytest.mark.parametrize("mode", ["none", "ab smooth"])
 @pytest.mark.parametrize("again", [lambda p: pickle.loads(pickle.dumps(p)), copy.deepcopy, copy.copy])
 def test_the_copy_computes_the_same(mode, again):

@@ -399,3 +399,15 @@ def test_an_error_leaves_the_next_call_right():
     got = case.prolog(**case.arguments)
     for name, array in wanted._asdict().items():
         assert_same_bits(name, getattr(got, name), array)
+
+
+@pytest.mark.parametrize("slot", [-2, BLOCKS * BLOCK_SIZE, 2**62])
+def test_a_bound_call_refuses_slots_that_changed(slot):
+    case = Case()
+    call = case.prolog.bind(**case.arguments)
+    case.arguments["cache_index"][3] = slot
+    before = [(array, array.copy()) for _, array in case.written]
+    with pytest.raises(ValueError, match=rf"cache_index\[3\]: expected .* below the capacity 48, got {slot}"):
+        case.prolog.run(call)
+    for array, copy in before:
+        assert_same_bits("written", array, copy)

@@ -227,11 +227,16 @@ def thread_counts():
 
 
 def interrupt_after(seconds, call):
-    """Makes the call again and again until a signal that comes after so many seconds raises KeyboardInterrupt."""
-    with contextlib.suppress(KeyboardInterrupt):
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+    """Makes the call again and again until a signal that comes after so many seconds raises KeyboardInterrupt.
+
+    Python swallows one that it raises in a `__del__` or a callback of C, of which loading has many: another follows.
+    """
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
         while True:
             call()
+    except KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def interrupted():

@@ -104,11 +104,13 @@ class BlockPool:
 
     def _grow(self, n_more: int) -> None:
         n_blocks = max(self.n_blocks + n_more, 2 * self.n_blocks)
-        for layer, old in enumerate(self.caches):
+        grown: list[PagedCache | None] = []
+        for old in self.caches:
             new = self._allocate(n_blocks)
             for name, array in old.arrays().items() if old else ():
                 new.arrays()[name][: self.n_blocks] = array
-            self.caches[layer] = new
+            grown.append(new)
+        self.caches = grown  # all or, where memory has run out meanwhile, none
         self._used = np.concatenate([self._used, np.zeros(n_blocks - self.n_blocks, bool)])
         self.n_blocks = n_blocks
 

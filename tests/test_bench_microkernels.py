@@ -1,0 +1,40 @@
+"""The bench of the microkernels by themselves."""
+
+import dataclasses
+import subprocess
+import sys
+
+import click
+import pytest
+from helpers import ROOT
+
+from mla_numba.kernels import ISA
+
+sys.path.insert(0, str(ROOT / "bench"))
+
+from microkernels import MR, cases
+
+
+def test_cases_are_checked_against_the_oracle():
+    found = list(cases(64))
+    assert {case.mr for case in found} == {1, MR}
+    assert {case.name for case in found} >= {"int8", "bf16"}
+    for case in found:
+        case.check()
+        wrong = dataclasses.replace(case, b=case.b.copy())
+        wrong.check()
+        # What the oracle reads is changed, and what the kernel reads is not.
+        object.__setattr__(wrong, "run", lambda n, c, case=case: case.run(n, c))
+        wrong.b[3] ^= 64
+        with pytest.raises(click.ClickException, match="not the bits"):
+            wrong.check()
+
+
+def test_the_command_prints_a_row_a_kernel():
+    script = str(ROOT / "bench" / "microkernels.py")
+    done = subprocess.run(
+        [sys.executable, script, "--k", "64", "--seconds", "0.01"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "%" in line]
+    assert len(rows) == (5 if ISA.bf16_dot else 4)
