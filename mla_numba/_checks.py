@@ -119,7 +119,10 @@ def check_indices(name: str, value: object, n: int | None) -> Array:
         raise ValueError(f"{name}: expected shape ({'n' if n is None else n},), got {value.shape}")
     if not value.flags.c_contiguous:
         raise ValueError(f"{name}: expected a contiguous array, got strides {value.strides}")
-    return value if value.dtype == np.int64 else value.astype(np.int64)
+    if type(value) is np.ndarray and value.dtype == np.int64:
+        return value
+    indices: Array = np.ascontiguousarray(value, dtype=np.int64)
+    return indices
 
 
 _FEW_SLOTS = 32
