@@ -360,7 +360,8 @@ def write_dump(
     `finished(argument)` is called after each file.
 
     The folder may be there, the files may not. Raises `TypeError` or `ValueError` naming the argument that does not
-    fit, `FileExistsError` naming the first file that is there; nothing is written then.
+    fit, `FileExistsError` naming the first file that is there, `OSError` where one cannot be written; no file of the
+    dump is left then.
     """
     folder = Path(folder)
     settings = settings or DumpSettings()
@@ -407,19 +408,27 @@ def write_dump(
     reference = reference_run(weights, x, cos, sin, cache_index, cache, numerics=settings.numerics)
     arrays |= {f"{name}_out": array for name, array in reference._asdict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, path in paths.items():
-        array = arrays[name]
-        assert array is not None
-        if file_format == "npy":
-            np.save(path, array, allow_pickle=False)
-        else:
-            np.ascontiguousarray(array).view(f"u{array.itemsize}").astype(f"<u{array.itemsize}", copy=False).tofile(
-                path
-            )
-        finished(name)
     content = asdict(dims) | {k: v for k, v in asdict(settings).items() if k != "dims"}
-    (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    try:
+        for name, path in paths.items():
+            array = arrays[name]
+            assert array is not None
+            _write_array(path, array)
+            finished(name)
+        (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except BaseException:
+        for path in (*paths.values(), folder / SETTINGS_FILE):
+            path.unlink(missing_ok=True)
+        raise
     return [*paths.values(), folder / SETTINGS_FILE]
+
+
+def _write_array(path: Path, array: Array) -> None:
+    if path.suffix == ".npy":
+        np.save(path, array, allow_pickle=False)
+    else:
+        bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")
+        bits.astype(f"<u{array.itemsize}", copy=False).tofile(path)
 
 
 def _random_cache(cache: PagedCache, seed: int, scale_dtype: str) -> PagedCache:

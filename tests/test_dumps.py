@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from dataclasses import replace
 
 import ml_dtypes
@@ -201,6 +202,23 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(FileExistsError, match=r"dims\.json"):
         folder_of(tmp_path, file_format="bin")
     assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*")} == before
+
+
+@pytest.mark.parametrize("file_format", ["npy", "bin"])
+def test_a_dump_that_cannot_be_written_leaves_no_file(tmp_path, file_format):
+    (tmp_path / "dump").mkdir()
+    (tmp_path / "dump" / "mine.txt").write_text("kept")
+    finished = []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Room for token_x, not for w_uq_qr.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r".*"):
+            folder_of(tmp_path, file_format=file_format, finished=finished.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert finished == ["token_x"]
+    assert [path.name for path in (tmp_path / "dump").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from torch import Tensor
 from .._checks import Array
 from ..cache import PagedCache
 from ..engine import MlaProlog, PrologOutput
-from .tensors import to_numpy, to_torch
+from .tensors import refuse_gradient, to_numpy, to_torch
 from .torch_cache import TorchCache
 
 __all__ = ["make_handle", "mla_prolog", "mla_prolog_out"]
@@ -140,13 +140,9 @@ def _without_gradients(operator: Any) -> Any:
     names = [argument.name for argument in operator._schema.arguments]
 
     def run(keys: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled():
-            for name, value in zip(names, args, strict=True):
-                if isinstance(value, Tensor) and value.requires_grad:
-                    raise ValueError(
-                        f"{name}: expected a tensor that needs no gradient (or torch.no_grad), as there is no "
-                        "backward, got one that requires grad"
-                    )
+        for name, value in zip(names, args, strict=True):
+            if isinstance(value, Tensor):
+                refuse_gradient(name, value)
         with torch._C._AutoDispatchBelowAutograd():
             return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
 

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensor
 
 from .._checks import BF16, Array, dtype_text
 
-__all__ = ["to_numpy", "to_torch"]
+__all__ = ["refuse_gradient", "to_numpy", "to_torch"]
 
 _AS_INTEGERS = {
     torch.bfloat16: (torch.int16, BF16),
@@ -44,12 +44,8 @@ def to_numpy(tensor: Tensor, name: str = "tensor") -> Array:
     if tensor.is_conj() or tensor.is_neg():
         kind = "conjugate" if tensor.is_conj() else "negative"
         raise ValueError(f"{name}: expected values as they lie in memory, got a {kind} view")
+    refuse_gradient(name, tensor)
     if tensor.requires_grad:
-        if torch.is_grad_enabled():
-            raise ValueError(
-                f"{name}: expected a tensor that needs no gradient (or torch.no_grad), as there is no backward, "
-                "got one that requires grad"
-            )
         tensor = tensor.detach()
     integers, ours = _AS_INTEGERS.get(tensor.dtype, (None, None))
     try:
@@ -59,6 +55,15 @@ def to_numpy(tensor: Tensor, name: str = "tensor") -> Array:
             f"{name}: expected a plain tensor of a NumPy dtype, got {type(tensor).__name__} of {tensor.dtype}: {error}"
         ) from None
     return array if ours is None else array.view(ours)
+
+
+def refuse_gradient(name: str, tensor: Tensor) -> None:
+    """Raises `ValueError` for a tensor whose gradient would be recorded."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name}: expected a tensor that needs no gradient (or torch.no_grad), as there is no backward, "
+            "got one that requires grad"
+        )
 
 
 def to_torch(array: Array, name: str = "array") -> Tensor:
