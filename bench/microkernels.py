@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from mla_numba import packed
 from mla_numba.engine import this_machine
 from mla_numba.kernels import ISA, simd
+from mla_numba.kernels.llvm_ir import IN_L1
 from mla_numba.measure import Probes
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +35,7 @@ def multiply(n_times: int, mr: int, k: int, a: Array, b: Array, c: Array, normal
     """`n_times` over, every tile of A times the panel; the last sums are left in c."""
     for _ in range(n_times):
         for tile in range(N_TILES):
-            simd.ukernel(mr, k, a, tile * mr * k, k, b, 0, 0, 0, False, c, tile * mr * NR, False, normal)
+            simd.ukernel(mr, k, a, tile * mr * k, k, b, 0, 0, 0, IN_L1, c, tile * mr * NR, False, normal)
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Case:
         self.run(1, got)
         for tile in range(N_TILES):
             at, to = tile * self.mr * self.k, tile * self.mr * NR
-            simd.ukernel(self.mr, self.k, self.a, at, self.k, self.b, 0, 0, 0, False, want, to, False, self.normal)
+            simd.ukernel(self.mr, self.k, self.a, at, self.k, self.b, 0, 0, 0, IN_L1, want, to, False, self.normal)
         if (got.view(np.int32) != want.view(np.int32)).any():
             raise click.ClickException(f"{self.name}: not the bits of its oracle")
 

@@ -7,14 +7,16 @@ import pytest
 
 from mla_numba import packed
 from mla_numba.kernels import activations, packing, scalars, simd, tasks
+from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
 
 MR, NR = simd.MR, simd.NR
 GUARD = 64
+LOCALITIES = (ONCE, IN_L2, IN_L1)
 
 
 @numba.njit
 def call_ukernel(mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal):
-    simd.ukernel(mr, k, a, a_off, lda, b, b_off, 100, 7, mr % 2 == 0, c, c_off, carry, normal)
+    simd.ukernel(mr, k, a, a_off, lda, b, b_off, 100, 7, LOCALITIES[mr % 3], c, c_off, carry, normal)
 
 
 @numba.njit
@@ -22,7 +24,7 @@ def call_ukernel_store(
     mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal, y, y_off, ldy, row_scale, col_scale, offset
 ):
     simd.ukernel_store(
-        mr, k, a, a_off, lda, b, b_off, 0, 0, mr % 2 == 0, c, c_off, carry, normal, y, y_off, ldy, row_scale, 1,
+        mr, k, a, a_off, lda, b, b_off, 0, 0, LOCALITIES[mr % 3], c, c_off, carry, normal, y, y_off, ldy, row_scale, 1,
         col_scale, offset, 2,
     )  # fmt: skip
 
@@ -55,7 +57,7 @@ def test_ukernel_equals_its_oracle(kind, mr):
             want = got.copy()
             shifted_a, shifted_b = np.pad(a, (3, 0)), np.pad(b, (5, 0))
             call_ukernel(mr, k, shifted_a, 3, lda, shifted_b, 5, got, GUARD, carry, normal)
-            simd.ukernel(mr, k, a, 0, lda, b, 0, 0, 0, False, want, GUARD, carry, normal)
+            simd.ukernel(mr, k, a, 0, lda, b, 0, 0, 0, IN_L1, want, GUARD, carry, normal)
             assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry, normal)
             assert (got[:GUARD] == 77).all()
             assert (got[-GUARD:] == 77).all()
@@ -93,7 +95,7 @@ def test_ukernel_store_equals_its_oracle(kind, dtype, mr):
                     0,
                     0,
                     0,
-                    False,
+                    IN_L1,
                     c,
                     0,
                     carry,
@@ -133,7 +135,7 @@ def test_oracle_ukernel_by_hand():
     w[:, :2] = ((3, 5), (4, 6))
     x = np.array([[1, 2]], ml_dtypes.bfloat16)
     c = np.full(NR, np.nan, np.float32)
-    simd.ukernel(1, 2, pack_a(x), 0, 2, pack_b(w), 0, 0, 0, False, c, 0, False, True)
+    simd.ukernel(1, 2, pack_a(x), 0, 2, pack_b(w), 0, 0, 0, IN_L1, c, 0, False, True)
     assert c[:3].tolist() == [11, 17, 0]
 
 

@@ -11,6 +11,7 @@ from helpers import ROOT, THREADS, run_python
 from mla_numba import MlaDims, measure
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA, max_threads, peaks, simd, tasks
+from mla_numba.kernels.llvm_ir import IN_L1
 from mla_numba.measure import Probes, least_ms, measure_all, measure_rates, rates_as_dict
 from tiling import Rates, least_seconds, plan_prolog
 
@@ -91,7 +92,7 @@ def test_probes_without_compiling():
 @numba.njit(nogil=True)
 def multiply_tiles(repeats, k, a, b, c):
     for _ in range(repeats):
-        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, False, c, 0, True, True)
+        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, IN_L1, c, 0, True, True)
 
 
 def test_microkernels_come_near_the_peaks_and_never_beat_them():

@@ -27,10 +27,13 @@ from numba.core import types
 from ._callee import callee, overload_callee
 from ._jit import kernel
 from .epilogue import store_tile
-from .llvm_ir import AHEAD_L1_BYTES, AHEAD_L2_BYTES
+from .llvm_ir import AHEAD_L2_BYTES, AHEAD_ONCE_BYTES, IN_L1, IN_L2, ONCE
 from .scalars import least_of, round_bf16, row_of, sums_stay_normal, window
 from .simd import KR_BF16, KR_INT8, MR, NR, ukernel, ukernel_store
 from .tasks import block_start, ceil_div, draw
+
+# Rows of a register tile that leave time to fetch each line of weights into L1 just before it is read.
+_FEW_ROWS = MR // 2
 
 
 def step_of(b: Any) -> Any:
@@ -69,19 +72,19 @@ def multiply_block(
         for ib in range(n_blocks):
             first = block_start(rows, n_blocks, ib)
             mr_cur = block_start(rows, n_blocks, ib + 1) - first
-            ahead, ahead_step, to_l2 = _what_to_prefetch(ks, k_cur, kp, walk, kr, ib, n_blocks, mr_cur, b.itemsize)
+            ahead, ahead_step, locality = _what_to_prefetch(ks, k_cur, kp, walk, kr, ib, n_blocks, mr_cur, b.itemsize)
             # Loop 1: the panels of the walk, while this block of A stays in L1 (B, C)
             for p in range(walk):
                 a_at, b_at = a_off + first * lda + ks, ((panel0 + p) * kp + ks) * NR
                 c_at, y_at = c_off + (p * rows + first) * NR, y_off + first * ldy + p * NR
                 if last and (p + 1) * NR <= n_cols:
                     ukernel_store(
-                        mr_cur, k_cur, a, a_at, lda, b, b_at, ahead, ahead_step, to_l2, c, c_at, ks > k0, normal,
+                        mr_cur, k_cur, a, a_at, lda, b, b_at, ahead, ahead_step, locality, c, c_at, ks > k0, normal,
                         y, y_at, ldy, row_scale, row_off + first, col_scale, offset, (panel0 + p) * NR,
                     )  # fmt: skip
                 else:
                     ukernel(
-                        mr_cur, k_cur, a, a_at, lda, b, b_at, ahead, ahead_step, to_l2, c, c_at, ks > k0, normal
+                        mr_cur, k_cur, a, a_at, lda, b, b_at, ahead, ahead_step, locality, c, c_at, ks > k0, normal
                     )  # fmt: skip
                     if last and p * NR < n_cols:
                         store_tile(
@@ -94,19 +97,20 @@ def multiply_block(
 def _what_to_prefetch(
     ks: Any, k_cur: Any, kp: Any, walk: Any, kr: Any, ib: Any, n_blocks: Any, mr_cur: Any, itemsize: Any
 ) -> Any:
-    """(ahead, ahead_step, to_l2) of `ukernel`, in elements of B.
+    """(ahead, ahead_step, locality) of `ukernel`, in elements of B.
 
     A single register tile reads each weight once, so it asks for what it will read itself a little later. Of several,
     only the first would wait for memory: so each asks for its share of the block that comes next in B, which has
-    arrived when this one is done. Into which level of cache was measured, see docs/performance.md.
+    arrived when this one is done. Which cache they come to was measured, see docs/performance.md.
     """
     if n_blocks == 1:
-        to_l2 = mr_cur == 1 or mr_cur > MR // 2
-        distance = AHEAD_L2_BYTES if to_l2 else AHEAD_L1_BYTES
-        return np.int64(distance // itemsize), np.int64(NR * kr), to_l2
+        few = mr_cur <= _FEW_ROWS
+        distance = AHEAD_ONCE_BYTES if few else AHEAD_L2_BYTES
+        return np.int64(distance // itemsize), np.int64(NR * kr), np.int64(ONCE if few else IN_L2)
     # Behind this block lies the panel's next one; behind its last the walk of panels that follows.
     following = (k_cur if ks + k_cur < kp else walk * kp - ks) * NR
-    return np.int64(following + k_cur * NR * ib // n_blocks), np.int64(NR * kr // n_blocks), n_blocks == 2
+    locality = np.int64(IN_L2 if n_blocks == 2 else IN_L1)
+    return np.int64(following + k_cur * NR * ib // n_blocks), np.int64(NR * kr // n_blocks), locality
 
 
 @callee

@@ -10,13 +10,16 @@ from llvmlite import ir
 from .isa import ISA
 
 __all__ = [
-    "AHEAD_L1_BYTES", "AHEAD_L2_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "LANES", "POINTER", "BFloat", "declare",
-    "dot_operand_type", "internal_function", "load", "prefetch", "splat",
+    "AHEAD_L2_BYTES", "AHEAD_ONCE_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "IN_L1", "IN_L2", "LANES", "ONCE",
+    "POINTER", "BFloat", "declare", "dot_operand_type", "internal_function", "load", "prefetch", "splat",
 ]  # fmt: skip
 
 LANES = ISA.lanes
-# How far ahead of the loads a stream is prefetched into each level of cache; see docs/performance.md
-AHEAD_L1_BYTES = 8192
+# Where a prefetched line comes to, as LLVM numbers it. One that is wanted ONCE comes into L1 and no other cache keeps
+# it afterwards, so that a stream of weights does not push everything else out of them.
+ONCE, IN_L2, IN_L1 = 0, 2, 3
+# How far ahead of the loads a stream is prefetched; see docs/performance.md
+AHEAD_ONCE_BYTES = 4096
 AHEAD_L2_BYTES = 6144
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
@@ -52,10 +55,12 @@ def internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> ir
     return function
 
 
-def prefetch(builder: ir.IRBuilder, address: Any, level: int) -> None:
-    """Asks for the cache line at an address, which need not be one that may be read, to come into L1 or L2 (level)."""
+def prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: int) -> None:
+    """Asks for the cache lines from an address on, which need not be one that may be read: ONCE, IN_L2 or IN_L1."""
     fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
-    builder.call(fn, [address, *(ir.Constant(I32, n) for n in (0, 4 - level, 1))])  # a read, how near, of data
+    a_read_of_data = (ir.Constant(I32, 0), ir.Constant(I32, locality), ir.Constant(I32, 1))
+    for line in range(0, n_bytes, 64):
+        builder.call(fn, [builder.gep(address, [ir.Constant(I64, line)]), *a_read_of_data])
 
 
 def load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, align: int) -> Any:

@@ -12,6 +12,7 @@ import numpy as np
 from numba import prange
 
 from ._jit import kernel
+from .llvm_ir import IN_L1
 from .scalars import least_magnitude, window
 from .simd import A_OFFSET, KR_INT8, MR, NR, ukernel
 from .tasks import ceil_div
@@ -76,6 +77,6 @@ def multiply_both_ways(a: Any, b: Any, k: Any, by_pairs: Any, by_steps: Any) -> 
     """One register tile by the instruction for bf16 pairs and by plain multiply-adds, to be compared."""
     for way in prange(2):
         if way == 0:
-            ukernel(MR, k, a, 0, k, b, 0, 0, 0, False, by_pairs, 0, False, True)
+            ukernel(MR, k, a, 0, k, b, 0, 0, 0, IN_L1, by_pairs, 0, False, True)
         else:
-            ukernel(MR, k, a, 0, k, b, 0, 0, 0, False, by_steps, 0, False, False)
+            ukernel(MR, k, a, 0, k, b, 0, 0, 0, IN_L1, by_steps, 0, False, False)

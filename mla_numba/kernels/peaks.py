@@ -42,6 +42,7 @@ from .llvm_ir import (
     I16,
     I32,
     I64,
+    IN_L2,
     LANES,
     BFloat,
     declare,
@@ -186,8 +187,7 @@ def _read_function(module: ir.Module) -> ir.Function:
 
     def body(builder: ir.IRBuilder, number: Any, sums: list[Any]) -> list[Any]:
         here = builder.gep(address, [builder.mul(number, ir.Constant(I64, READ_WORDS * 4))])
-        for line in range(0, READ_WORDS * 4, 64):
-            prefetch(builder, builder.gep(here, [ir.Constant(I64, AHEAD_L2_BYTES + line)]), 2)
+        prefetch(builder, builder.gep(here, [ir.Constant(I64, AHEAD_L2_BYTES)]), READ_WORDS * 4, IN_L2)
         return [builder.add(s, load(builder, here, i * LANES * 4, vector, 4)) for i, s in enumerate(sums)]
 
     builder, sums = _loop(function, steps, start, body)

@@ -13,7 +13,7 @@
 | row_scale, col_scale | [mr], [NR]   | float32                           | likewise; else the sum alone is rounded   |
 
 Meanwhile `b` is prefetched from b_off + ahead on, ahead_step elements a step of KR: what is read next, at the pace at
-which it is needed, into L2 if `to_l2`, else into L1.
+which it is needed, to where `locality` says (ONCE, IN_L2 or IN_L1 of `llvm_ir`).
 
 Every element of C is one accumulator that takes its products in ascending k, so tile, thread and instruction set never
 change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the second of the two, since vdpbf16ps takes
@@ -50,7 +50,7 @@ A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
 
 def ukernel(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
-    to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+    locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
 ) -> None:  # fmt: skip
     """One register tile; `b`'s dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
     is_int8 = b.dtype == np.int8
@@ -71,11 +71,11 @@ def ukernel(
 
 def ukernel_store(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
-    to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+    locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
     y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any, col_scale: Any, offset: Any, col_off: Any,
 ) -> None:  # fmt: skip
     """One register tile whose sums are complete after it. What it leaves in c is arbitrary."""
-    ukernel(mr, k, a, a_off, lda, b, b_off, ahead, ahead_step, to_l2, c, c_off, carry, normal)
+    ukernel(mr, k, a, a_off, lda, b, b_off, ahead, ahead_step, locality, c, c_off, carry, normal)
     store_tile(mr, NR, c, c_off, NR, y, y_off, ldy, row_scale, row_off, col_scale, offset, col_off)
 
 
@@ -86,7 +86,7 @@ def _widened(bits: Any) -> Any:
 @overload_callee(ukernel)
 def _ukernel(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
-    to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+    locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
 ) -> Any:  # fmt: skip
     is_int8 = b.dtype == types.int8
     if ISA.name == "portable":
@@ -94,7 +94,7 @@ def _ukernel(
 
         def portable(
             mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any,
-            ahead_step: Any, to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+            ahead_step: Any, locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
         ) -> None:  # fmt: skip
             loops(mr, k, a, a_off, lda, b, b_off, c, c_off, carry)
 
@@ -103,11 +103,11 @@ def _ukernel(
 
     def simd(
         mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
-        to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+        locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
     ) -> None:  # fmt: skip
         emitted(
             np.int64(mr), np.int64(k), a, np.int64(a_off), np.int64(lda), b, np.int64(b_off),
-            np.int64(ahead), np.int64(ahead_step), to_l2, c, np.int64(c_off), carry, normal,
+            np.int64(ahead), np.int64(ahead_step), np.int64(locality), c, np.int64(c_off), carry, normal,
             c, np.int64(0), np.int64(0), c, np.int64(0), c, c, np.int64(0),
         )  # fmt: skip
 
@@ -117,17 +117,17 @@ def _ukernel(
 @overload_callee(ukernel_store)
 def _ukernel_store(
     mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
-    to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+    locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
     y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any, col_scale: Any, offset: Any, col_off: Any,
 ) -> Any:  # fmt: skip
     if ISA.name == "portable":
 
         def portable(
             mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any,
-            ahead_step: Any, to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+            ahead_step: Any, locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
             y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any, col_scale: Any, offset: Any, col_off: Any,
         ) -> None:  # fmt: skip
-            ukernel(mr, k, a, a_off, lda, b, b_off, ahead, ahead_step, to_l2, c, c_off, carry, normal)
+            ukernel(mr, k, a, a_off, lda, b, b_off, ahead, ahead_step, locality, c, c_off, carry, normal)
             store_tile(mr, NR, c, c_off, NR, y, y_off, ldy, row_scale, row_off, col_scale, offset, col_off)
 
         return portable
@@ -135,12 +135,12 @@ def _ukernel_store(
 
     def simd(
         mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any, ahead_step: Any,
-        to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+        locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
         y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any, col_scale: Any, offset: Any, col_off: Any,
     ) -> None:  # fmt: skip
         emitted(
             np.int64(mr), np.int64(k), a, np.int64(a_off), np.int64(lda), b, np.int64(b_off),
-            np.int64(ahead), np.int64(ahead_step), to_l2, c, np.int64(c_off), carry, normal,
+            np.int64(ahead), np.int64(ahead_step), np.int64(locality), c, np.int64(c_off), carry, normal,
             y, np.int64(y_off), np.int64(ldy), row_scale, np.int64(row_off), col_scale, offset, np.int64(col_off),
         )  # fmt: skip
 
@@ -186,7 +186,7 @@ def _define(kernel: MicroKernel, subnormal: MicroKernel | None, stores: bool) ->
     @intrinsic
     def call(
         _typingctx: Any, mr: Any, k: Any, a: Any, a_off: Any, lda: Any, b: Any, b_off: Any, ahead: Any,
-        ahead_step: Any, to_l2: Any, c: Any, c_off: Any, carry: Any, normal: Any,
+        ahead_step: Any, locality: Any, c: Any, c_off: Any, carry: Any, normal: Any,
         y: Any, y_off: Any, ldy: Any, row_scale: Any, row_off: Any, col_scale: Any, offset: Any, col_off: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -203,7 +203,7 @@ def _define(kernel: MicroKernel, subnormal: MicroKernel | None, stores: bool) ->
             return operands.call(kernel, subnormal, store, output)
 
         signature = types.void(
-            mr, k, a, a_off, lda, b, b_off, ahead, ahead_step, to_l2, c, c_off, carry, normal,
+            mr, k, a, a_off, lda, b, b_off, ahead, ahead_step, locality, c, c_off, carry, normal,
             y, y_off, ldy, row_scale, row_off, col_scale, offset, col_off,
         )  # fmt: skip
         return signature, codegen

@@ -1,11 +1,11 @@
 """The microkernels' vector code: for each row count a loop over k that keeps its tile of C in registers.
 
-    f(mr, steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset)
+    f(mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset)
 
 See `simd` for what it computes. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a
 row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
 which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
-ahead + s*ahead_step and behind it are prefetched, into L2 if `to_l2`, else into L1.
+ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from .llvm_ir import (
     I16,
     I32,
     I64,
+    IN_L1,
+    IN_L2,
     LANES,
+    ONCE,
     POINTER,
     BFloat,
     declare,
@@ -87,9 +90,9 @@ def declare_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type
     return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
 
 
-# steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset
+# steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset
 _ARGUMENTS = [
-    I64, POINTER, I64, I64, POINTER, POINTER, I64, I1, POINTER, I1, POINTER, I64, POINTER, POINTER, POINTER
+    I64, POINTER, I64, I64, POINTER, POINTER, I64, I64, POINTER, I1, POINTER, I64, POINTER, POINTER, POINTER
 ]  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
     body = _rows_function(function, 1, kernel, store)
     entry, loop, done = (function.append_basic_block(s) for s in ("entry", "loop", "done"))
     builder = ir.IRBuilder(entry)
-    mr, steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset = (
+    mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset = (
         function.args
     )
     stores = builder.icmp_unsigned("!=", y, ir.Constant(POINTER, None))
@@ -123,7 +126,7 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
     c_here = builder.gep(c, [builder.mul(row, ir.Constant(I64, NR * 4))])
     y_here = builder.select(stores, builder.gep(y, [builder.mul(row, ldy)]), y)
     scale_here = builder.gep(row_scale, [builder.mul(row, ir.Constant(I64, 4))])
-    operands = [steps, a_here, lda, a_step, b, ahead, ahead_step, to_l2, c_here, carry, y_here, ldy, scale_here]
+    operands = [steps, a_here, lda, a_step, b, ahead, ahead_step, locality, c_here, carry, y_here, ldy, scale_here]
     builder.call(body, [*operands, col_scale, offset])
     following = builder.add(row, ir.Constant(I64, 1))
     row.add_incoming(following, loop)
@@ -136,7 +139,9 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
     """The loop over k for exactly `mr` rows: MR x NR/LANES accumulators in registers from first to last step."""
     vector = _WORDS if kernel.is_int8 else _FLOATS
     function = internal_function(parent.module, ir.FunctionType(ir.VoidType(), _ARGUMENTS), f"{parent.name}_{mr}")
-    steps, a, lda, a_step, b, ahead, ahead_step, to_l2, c, carry, y, ldy, row_scale, col_scale, offset = function.args
+    steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset = (
+        function.args
+    )
     names = ("entry", "load", "loop", "done", "keep", "finish")
     entry, load_c, loop, done, keep, finish = (function.append_basic_block(s) for s in names)
     builder = ir.IRBuilder(entry)
@@ -161,11 +166,7 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
         acc.append(phi)
     b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, kernel.b_bytes))])
     ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
-    with builder.if_else(to_l2) as branches:
-        for branch, level in zip(branches, (2, 1), strict=True):
-            with branch:
-                for line in range(0, kernel.b_bytes, 64):
-                    prefetch(builder, builder.gep(ahead_here, [ir.Constant(I64, line)]), level)
+    _prefetch(builder, ahead_here, kernel.b_bytes, locality)
     loop_end = builder.block
     new = kernel.emit_step(builder, rows, builder.mul(step, a_step), b_here, list(acc))
     following = builder.add(step, ir.Constant(I64, 1))
@@ -188,6 +189,19 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
         _store_row(builder, new[i * N_VECTORS : (i + 1) * N_VECTORS], at, store, kernel.short_round)
     builder.ret_void()
     return function
+
+
+def _prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: Any) -> None:
+    """`prefetch` for a locality that is known when the code runs."""
+    behind = builder.append_basic_block("prefetched")
+    switch = builder.switch(locality, behind)
+    for each in (ONCE, IN_L2, IN_L1):
+        block = builder.append_basic_block(f"prefetch{each}")
+        switch.add_case(ir.Constant(I64, each), block)
+        builder.position_at_end(block)
+        prefetch(builder, address, n_bytes, each)
+        builder.branch(behind)
+    builder.position_at_end(behind)
 
 
 def _scaled(builder: ir.IRBuilder, sums: list[Any], row_scale: Any, col_scale: Any, offset: Any) -> list[Any]:
