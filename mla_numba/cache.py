@@ -21,7 +21,6 @@ from ._checks import (
     check_int,
     expect_array,
     expect_type,
-    extent,
 )
 from .dims import MlaDims
 from .layouts import C0_BYTES
@@ -103,7 +102,6 @@ class PagedCache:
     k_scale: Array | None = None
     cache_mode: str = "PA_BSND"
     views: dict[str, CacheView] = field(init=False, repr=False)
-    extents: list[tuple[int, int]] = field(init=False, repr=False)
     row_slots: Array | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -129,12 +127,11 @@ class PagedCache:
         modes = {"k_scale_cache": "PA_BSND"}
         views = {name: CacheView.of(a, modes.get(name, mode)) for name, a in self.arrays().items()}
         object.__setattr__(self, "views", views)
-        object.__setattr__(self, "extents", [extent(a) for a in self.arrays().values() if a.size])
         # Made once, so that a call without an index allocates none.
         object.__setattr__(self, "row_slots", None if self.paged else np.arange(self.capacity))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """For copies and pickle: of the arrays alone, since views and extents belong to their memory."""
+        """For copies and pickle: of the arrays alone, since views belong to their memory."""
         return type(self), (self.kv, self.kr, self.k_scale, self.cache_mode)
 
     @classmethod

@@ -280,7 +280,7 @@ class MlaProlog:
         read = {"x": x, "cos": cos, "sin": sin, **also_read}
         if cache_index is not None:
             read["cache_index"] = cache_index
-        check.check_disjoint(written, read, cache.extents, cache.arrays())
+        check.check_disjoint(written | cache.arrays(), read)
         views = cache.views
         kv, kr = views["kv_cache"], views["kr_cache"]
         k_scale = views["k_scale_cache"] if self.quantized else None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import logging
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from filelock import FileLock
 from numba.core import caching, config
 from platformdirs import user_cache_dir
 
-__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "releasing", "say_compiling"]
+__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "release", "say_compiling"]
 
 log = logging.getLogger("mla_numba")
 
@@ -104,16 +103,11 @@ class KernelCache(caching.FunctionCache):
         self._lock.release()
 
 
-@contextlib.contextmanager
-def releasing(dispatcher: Any) -> Iterator[None]:
-    """Gives the lock of a dispatcher's cache back where compiling is interrupted or fails."""
-    try:
-        yield
-    except BaseException:
-        cache = getattr(dispatcher, "_cache", None)
-        if isinstance(cache, KernelCache):
-            cache.release()
-        raise
+def release(dispatcher: Any) -> None:
+    """Gives the lock of a dispatcher's cache back, where compiling was interrupted or failed."""
+    cache = getattr(dispatcher, "_cache", None)
+    if isinstance(cache, KernelCache):
+        cache.release()
 
 
 _said = False
