@@ -71,7 +71,7 @@ def check_disjoint(written: Mapping[str, Array], read: Mapping[str, Array]) -> N
 
     Arrays whose blocks are strided may interleave in one buffer, so extents that overlap are looked at exactly.
     """
-    # Pairs and not sorted extents: where weights have swept the caches, asking for addresses costs twice as much.
+    # By pairs, which are few: where weights have swept the caches, asking each array for its address takes longer.
     others = [*written.items(), *read.items()]
     for i, (name, array) in enumerate(others[: len(written)]):
         for other_name, other in others[i + 1 :]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
@@ -409,18 +410,22 @@ def write_dump(
     arrays |= {f"{name}_out": array for name, array in reference._asdict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     content = asdict(dims) | {k: v for k, v in asdict(settings).items() if k != "dims"}
+    begun = []
     try:
         for name, path in paths.items():
             array = arrays[name]
             assert array is not None
+            begun.append(path)
             _write_array(path, array)
             finished(name)
-        (folder / SETTINGS_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        begun.append(folder / SETTINGS_FILE)
+        begun[-1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except BaseException:
-        for path in (*paths.values(), folder / SETTINGS_FILE):
-            path.unlink(missing_ok=True)
+        for path in begun:
+            with suppress(OSError):
+                path.unlink()
         raise
-    return [*paths.values(), folder / SETTINGS_FILE]
+    return begun
 
 
 def _write_array(path: Path, array: Array) -> None:

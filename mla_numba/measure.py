@@ -1,9 +1,9 @@
 """What this machine reaches, measured with the library's own vector code: from these rates follows a plan's least time.
 
 - Read bandwidth: the bytes a second that the threads together take from memory into registers, each reading a part of
-  one buffer front to back, with the loads and the prefetch of the microkernels. The buffer is several times as large as
-  the last-level cache, and a run reads the quarter that was read longest ago. Nothing is written; a byte written costs
-  at least as much as one read, so a least time that counts both at this rate stays one.
+  one buffer front to back, with the loads of the microkernels and the prefetch of those with many rows. The buffer is
+  several times as large as the last-level cache, and a run reads the quarter that was read longest ago. Nothing is
+  written; a byte written costs at least as much as one read, so a least time that counts both at this rate stays one.
 - FMA and dot peaks: the operations a second of the microkernels' multiply-adds, fp32, int8 and, where there is such an
   instruction, pairs of bf16, on registers alone. A multiply-add is two operations. A CPU without vector code of its own
   multiplies int8 codes as fp32.

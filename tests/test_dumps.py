@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 from dataclasses import replace
 
 import ml_dtypes
@@ -206,11 +205,12 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.parametrize("file_format", ["npy", "bin"])
 def test_a_dump_that_cannot_be_written_leaves_no_file(tmp_path, file_format):
+    resource = pytest.importorskip("resource")
     (tmp_path / "dump").mkdir()
     (tmp_path / "dump" / "mine.txt").write_text("kept")
     finished = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # Room for token_x, not for w_uq_qr.
+    # Room for token_x, not for w_dq.
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(OSError, match=r".*"):
@@ -219,6 +219,16 @@ def test_a_dump_that_cannot_be_written_leaves_no_file(tmp_path, file_format):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert finished == ["token_x"]
     assert [path.name for path in (tmp_path / "dump").iterdir()] == ["mine.txt"]
+
+
+def test_a_dump_that_is_interrupted_leaves_no_file(tmp_path):
+    def interrupt(name):
+        if name == "w_uk":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        folder_of(tmp_path, finished=interrupt)
+    assert not list((tmp_path / "dump").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_sums_that_may_be_subnormal_are_exact_too(scale):
     assert normal == (scale == 1.0)
     got, want = (np.empty(MR * NR, np.float32) for _ in range(2))
     call_ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, got, 0, False, normal)
-    simd.ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, 0, 0, False, want, 0, False, normal)
+    simd.ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, 0, 0, IN_L1, want, 0, False, normal)
     assert (got.view(np.int32) == want.view(np.int32)).all()
 
 

@@ -76,7 +76,8 @@ def _threads() -> Any:
 
 @functools.cache
 def _threads_dispatcher() -> Any:
-    numba.get_num_threads()  # loads the threading layer, whose function the compiled code calls
+    # Loads the threading layer and tells LLVM of its function, by whose name the compiled code calls it.
+    numba.get_num_threads()
     return _compile(_threads, "serial")
 
 

@@ -15,8 +15,8 @@ __all__ = [
 ]  # fmt: skip
 
 LANES = ISA.lanes
-# Where a prefetched line comes to, as LLVM numbers it. One that is wanted ONCE comes into L1 and no other cache keeps
-# it afterwards, so that a stream of weights does not push everything else out of them.
+# Where a prefetched line comes to, as LLVM numbers it. One that is wanted ONCE comes into L1, and on AMD no other cache
+# keeps it afterwards, so that a stream of weights does not push everything else out of them.
 ONCE, IN_L2, IN_L1 = 0, 2, 3
 # How far ahead of the loads a stream is prefetched; see docs/performance.md
 AHEAD_ONCE_BYTES = 4096
