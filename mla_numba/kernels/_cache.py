@@ -17,7 +17,7 @@ from filelock import FileLock
 from numba.core import caching, config
 from platformdirs import user_cache_dir
 
-__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "release", "say_compiling"]
+__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "run_releasing", "say_compiling"]
 
 log = logging.getLogger("mla_numba")
 
@@ -103,11 +103,15 @@ class KernelCache(caching.FunctionCache):
         self._lock.release()
 
 
-def release(dispatcher: Any) -> None:
-    """Gives the lock of a dispatcher's cache back, where compiling was interrupted or failed."""
-    cache = getattr(dispatcher, "_cache", None)
-    if isinstance(cache, KernelCache):
-        cache.release()
+def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """`function(*args)`, which may compile; if it raises, the lock of the dispatcher's cache is given back."""
+    try:
+        return function(*args)
+    except BaseException:
+        cache = getattr(dispatcher, "_cache", None)
+        if isinstance(cache, KernelCache):
+            cache.release()
+        raise
 
 
 _said = False

@@ -16,7 +16,7 @@ from typing import Any
 import numba
 from numba.core import config, types
 
-from ._cache import cache_folder, log, make_cache, release
+from ._cache import cache_folder, log, make_cache, run_releasing
 from ._outlined import Outlined
 from .microlib import load_microkernels
 
@@ -60,11 +60,7 @@ def max_threads() -> int:
 
 
 def _run(dispatcher: Any, args: tuple[Any, ...]) -> Any:
-    try:
-        return dispatcher(*args)
-    except BaseException:
-        release(dispatcher)
-        raise
+    return run_releasing(dispatcher, dispatcher, args)
 
 
 _get_num_threads = types.ExternalFunction("get_num_threads", types.int32())

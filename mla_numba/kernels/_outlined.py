@@ -16,7 +16,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin
 
-from ._cache import release
+from ._cache import run_releasing
 
 __all__ = ["Outlined"]
 
@@ -40,11 +40,7 @@ class Outlined:
         if name is None:
             if self._dispatcher is None:
                 self._dispatcher = self._make_dispatcher()
-            try:
-                self._dispatcher.compile(args)
-            except BaseException:
-                release(self._dispatcher)
-                raise
+            run_releasing(self._dispatcher, self._dispatcher.compile, (args,))
             result = self._dispatcher.overloads[args]
             name = f"mla_numba_{self.body.__name__}_{sha256(repr(args).encode()).hexdigest()[:16]}"
             llvm.add_symbol(name, result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
