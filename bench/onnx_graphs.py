@@ -136,7 +136,7 @@ class _Graph:
         def run() -> None:
             session.run_with_iobinding(binding)
 
-        run.held = held  # type: ignore[attr-defined]
+        run.held = held  # type: ignore[attr-defined]  # keeps them alive as long as the call
         return run
 
 
