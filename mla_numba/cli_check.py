@@ -18,8 +18,8 @@ from ._version import __version__
 from .cache import CACHE_MODES
 from .cli_options import DIMS_FORM, json_option, parse_dims, tokens_type
 from .dims import MlaDims
-from .dump_names import INPUTS, OUTPUTS, SCALES, STYLES
 from .dumps import FORMATS, Dump, DumpSettings, check_dump, dump_settings, read_dump, write_dump
+from .dumps.names import INPUTS, OUTPUTS, SCALES, STYLES
 from .reference import NUMERICS
 from .tolerance import Agreement
 from .weights import QUANT_MODES

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._checks import BF16, FP32, Array, dtype_text
-from .dump_names import OUTPUTS, meaning_of
-from .layouts import C0_BYTES, FRACTAL_ROWS
+from .._checks import BF16, FP32, Array, dtype_text
+from ..layouts import C0_BYTES, FRACTAL_ROWS
+from .names import OUTPUTS, meaning_of
 
 __all__ = [
     "DumpFile",

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._checks import (
+from .._checks import (
     BF16,
     FP16,
     FP32,
@@ -46,9 +46,15 @@ from ._checks import (
     check_slots,
     renamed,
 )
-from .cache import CACHE_MODES, CONTIGUOUS_MODES, N_SCALES, PagedCache
-from .dims import MlaDims
-from .dump_files import (
+from ..cache import CACHE_MODES, CONTIGUOUS_MODES, N_SCALES, PagedCache
+from ..dims import MlaDims
+from ..inputs import random_inputs
+from ..layouts import from_fractal_nz, pa_nz_to_pa_bsnd, to_fractal_nz
+from ..reference import NUMERICS, ReferenceOutput
+from ..tolerance import Agreement, compare_within
+from ..verify import reference_run
+from ..weights import MlaWeights
+from .files import (
     DumpFiles,
     Kind,
     cache_like,
@@ -62,13 +68,7 @@ from .dump_files import (
     rows,
     vector,
 )
-from .dump_names import INPUTS, NZ_WEIGHTS, OUTPUTS, SCALES, STYLES, name_in
-from .inputs import random_inputs
-from .layouts import from_fractal_nz, pa_nz_to_pa_bsnd, to_fractal_nz
-from .reference import NUMERICS, ReferenceOutput
-from .tolerance import Agreement, compare_within
-from .verify import reference_run
-from .weights import MlaWeights
+from .names import INPUTS, NZ_WEIGHTS, OUTPUTS, SCALES, STYLES, name_in
 
 __all__ = ["Dump", "DumpSettings", "DumpedOutput", "check_dump", "dump_settings", "read_dump", "write_dump"]
 
