@@ -1,235 +1,127 @@
-"""One dumped file as an array: which shapes and elements it may have, and how a `.npy` or `.bin` is read as them."""
+"""The files of a folder of dumps, by the argument that each holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from math import prod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from .._checks import BF16, FP32, Array, dtype_text
-from ..layouts import C0_BYTES, FRACTAL_ROWS
+from .._checks import Array
+from .elements import as_kind, load_npy, read_bin
+from .kinds import Kind, Shape
 from .names import OUTPUTS, meaning_of
+from .torch_file import load_tensors
 
-__all__ = [
-    "DumpFile",
-    "DumpFiles",
-    "Kind",
-    "cache_like",
-    "exactly",
-    "find_files",
-    "first_cache",
-    "fractals",
-    "has_elements",
-    "npy_shape",
-    "read_file",
-    "rows",
-    "vector",
-]
+__all__ = ["SUFFIXES", "DumpFile", "DumpFiles", "find_files"]
 
 SUBFOLDERS = ("", "input", "inputs", "output", "outputs", "golden", "goldens")
-_BITS = (np.dtype("V2"), np.dtype(np.uint16), np.dtype(np.int16))
-
-Shape = tuple[int, ...]
-
-
-class Kind(NamedTuple):
-    """What a file may hold: elements of `dtype` in `shape`, where None stands for a length that its size tells.
-
-    `fit` gives the shape in which to see a `.npy` of another shape, or None where it cannot be the same array.
-    """
-
-    shape: tuple[int | None, ...]
-    dtype: np.dtype[Any]
-    fit: Callable[[Shape], Shape | None]
-
-    def __str__(self) -> str:
-        return f"({', '.join('any' if n is None else str(n) for n in self.shape)}) {self.dtype}"
-
-    @property
-    def known_bytes(self) -> int:
-        """Bytes of the file, or of which they are a multiple."""
-        return prod(n for n in self.shape if n is not None) * self.dtype.itemsize
-
-
-def exactly(shape: Shape, dtype: np.dtype[Any]) -> Kind:
-    """An array of this shape only."""
-    return Kind(shape, dtype, lambda got: shape if got == shape else None)
-
-
-def vector(n: int, *dtypes: np.dtype[Any]) -> list[Kind]:
-    """n elements with any axes of length 1."""
-    return [Kind((n,), d, lambda got: (n,) if prod(got) == n and max(got, default=1) == n else None) for d in dtypes]
-
-
-def rows(t: int | None, *tail: int, dtype: np.dtype[Any]) -> Kind:
-    """A row a token, (T, *tail); (B, S, *tail) is the same, and (T,) is (T, 1)."""
-
-    def fit(got: Shape) -> Shape | None:
-        n_lead = len(got) - len(tail)
-        if tail == (1,) and prod(got) == t:
-            return (t, 1)
-        if n_lead < 1 or got[n_lead:] != tail or t not in (None, prod(got[:n_lead])):
-            return None
-        return (prod(got[:n_lead]), *tail)
-
-    return Kind((t, *tail), dtype, fit)
-
-
-def fractals(k: int, n: int, dtype: np.dtype[Any]) -> Kind:
-    """A (k, n) weight in FRACTAL_NZ; (ceil(n / c0), k padded to 16, c0) is the same."""
-    c0 = C0_BYTES // dtype.itemsize
-    shape = (-(-n // c0), -(-k // FRACTAL_ROWS), FRACTAL_ROWS, c0)
-    flat = (shape[0], shape[1] * shape[2], c0)
-    return Kind(shape, dtype, lambda got: shape if got in (shape, flat) else None)
-
-
-def first_cache(d: int, dtype: np.dtype[Any], cache_mode: str, block_size: int) -> Kind:
-    """A cache of any number of slots. A `.npy` shows its block size, unless it is flat: (slots, d)."""
-
-    def fit(got: Shape) -> Shape | None:
-        if cache_mode == "TND":
-            return (prod(got[:-1]), 1, d) if got[-1:] == (d,) else None
-        if len(got) in (3, 4) and got[-1] == d and got[2:-1] in ((), (1,)):
-            return (*got[:2], 1, d)
-        c0 = C0_BYTES // dtype.itemsize
-        if cache_mode == "PA_NZ" and len(got) == 4 and got[1] * got[3] == d and got[3] == c0:
-            return (got[0], got[2], 1, d)
-        if len(got) == 2 and got[1] == d and got[0] % block_size == 0:
-            return (got[0] // block_size, block_size, 1, d)
-        return None
-
-    return Kind((None, 1, d) if cache_mode == "TND" else (None, block_size, 1, d), dtype, fit)
-
-
-def cache_like(kv: Array, d: int, dtype: np.dtype[Any], cache_mode: str) -> Kind:
-    """A cache of d elements a slot with the slots of another."""
-    shape = (*kv.shape[:-1], d)
-
-    def fit(got: Shape) -> Shape | None:
-        block_size = 1 if kv.ndim == 3 else kv.shape[1]
-        return shape if first_cache(d, dtype, cache_mode, block_size).fit(got) == shape else None
-
-    return Kind(shape, dtype, fit)
+COLLECTIONS = (*SUBFOLDERS[1:], "dump")  # names of a .pt that holds several tensors
+SUFFIXES = (".npy", ".bin", ".pt")
 
 
 class DumpFile(NamedTuple):
-    """A file by its path in the folder, and what its name says of it."""
+    """A file by its path in the folder, which of its tensors where it holds several, and what their names say."""
 
     path: Path
+    entry: str | None
     is_golden: bool
     is_nz: bool
 
+    def __str__(self) -> str:
+        return str(self.path) if self.entry is None else f"{self.path}[{self.entry!r}]"
 
-class DumpFiles(NamedTuple):
+
+@dataclass
+class DumpFiles:
     """The files of a folder by the argument that they hold; `unread` are those that no argument is."""
 
-    inputs: dict[str, DumpFile]
-    outputs: dict[str, list[DumpFile]]
-    unread: list[str]
+    folder: Path
+    inputs: dict[str, DumpFile] = field(default_factory=dict)
+    outputs: dict[str, list[DumpFile]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    tensors: dict[Path, dict[str | None, Array]] = field(default_factory=dict)
+
+    def shape(self, name: str) -> Shape | None:
+        """The shape of an input; None for a `.bin`, which does not tell."""
+        file = self.inputs[name]
+        return None if file.path.suffix == ".bin" else self._array(name, file).shape
+
+    def has_elements(self, name: str) -> bool:
+        """Whether an input is more than empty."""
+        file = self.inputs[name]
+        if file.path.suffix == ".bin":
+            return (self.folder / file.path).stat().st_size > 0
+        return self._array(name, file).size > 0
+
+    def read(self, name: str, file: DumpFile, kinds: Iterable[Kind]) -> Array:
+        """The file as the first of `kinds` that it can be.
+
+        Raises `ValueError` for another size or shape or for float32 values that bf16 does not hold, `TypeError` for
+        other elements, both with the argument's and the file's name.
+        """
+        label = f"{name} ({file})"
+        if file.path.suffix == ".bin":
+            return read_bin(self.folder / file.path, label, kinds)
+        return as_kind(self._array(name, file), label, kinds)
+
+    def _array(self, name: str, file: DumpFile) -> Array:
+        if file.path.suffix == ".pt":
+            return self.tensors[file.path][file.entry]
+        return load_npy(self.folder / file.path, f"{name} ({file})")
 
 
 def find_files(folder: Path) -> DumpFiles:
-    """The `.npy` and `.bin` files of a folder and of the subfolders that are known.
+    """The `.npy`, `.bin` and `.pt` files of a folder and of the subfolders that are known.
 
-    Of a weight that is there in ND and in FRACTAL_NZ, the ND one is taken. Raises `ValueError` for two files that are
-    the same input, `FileNotFoundError` for a folder that is not there.
+    A `.pt` with several tensors counts as a folder of its own name: those of `inputs.pt` are inputs. One that is called
+    neither as an argument nor as in `COLLECTIONS` is not opened. Of a weight that is there in ND and in FRACTAL_NZ, the
+    ND one is taken. Raises `ValueError` for two files that are the same input
+    and for one that is no regular file, `FileNotFoundError` for a folder that is not there, and what `load_tensors`
+    raises.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected a folder, got none")
-    files = DumpFiles({}, {}, [])
-    paths = [path for sub in SUBFOLDERS for path in (folder / sub).glob("*") if path.suffix in (".npy", ".bin")]
+    files = DumpFiles(folder)
+    paths = [path for sub in SUBFOLDERS for path in (folder / sub).glob("*") if path.suffix in SUFFIXES]
     for path in sorted(paths):
-        meaning = meaning_of(path.stem, path.parent.name if path.parent != folder else "")
         inside = path.relative_to(folder)
-        if meaning is None:
-            files.unread.append(str(inside))
-            continue
-        file = DumpFile(inside, meaning.is_golden, meaning.is_nz)
-        if meaning.argument in OUTPUTS:
-            files.outputs.setdefault(meaning.argument, []).append(file)
-            continue
-        other = files.inputs.setdefault(meaning.argument, file)
-        if other is file:
-            continue
-        if other.is_nz == file.is_nz:
-            raise ValueError(f"{meaning.argument}: expected one file, got {other.path} and {file.path}")
-        nd, nz = (file, other) if other.is_nz else (other, file)
-        files.inputs[meaning.argument] = nd
-        files.unread.append(str(nz.path))
+        of_folder = path.parent.name if path.parent != folder else ""
+        for entry, name, sub in _names(files, path, inside, of_folder):
+            meaning = meaning_of(name, sub)
+            if meaning is None:
+                files.unread.append(str(DumpFile(inside, entry, False, False)))
+                continue
+            if not path.is_file():
+                raise ValueError(f"{meaning.argument} ({inside}): expected a regular file, got another kind")
+            file = DumpFile(inside, entry, meaning.is_golden, meaning.is_nz)
+            if meaning.argument in OUTPUTS:
+                files.outputs.setdefault(meaning.argument, []).append(file)
+            else:
+                _add_input(files, meaning.argument, file)
     return files
 
 
-def npy_shape(folder: Path, name: str, file: DumpFile) -> Shape | None:
-    """The shape of a `.npy`; None for a `.bin`."""
-    return None if file.path.suffix == ".bin" else _load(folder, name, file).shape
+def _names(files: DumpFiles, path: Path, inside: Path, of_folder: str) -> Iterator[tuple[str | None, str, str]]:
+    """What a file holds: which tensor of several, its name, and the folder that the name counts in."""
+    known = meaning_of(path.stem, of_folder)
+    if path.suffix != ".pt" or not path.is_file() or (known is None and path.stem not in COLLECTIONS):
+        yield None, path.stem, of_folder
+        return
+    files.tensors[inside] = tensors = load_tensors(path, str(inside))
+    for entry in tensors:
+        if entry is None:
+            yield None, path.stem, of_folder
+        else:
+            yield entry, entry, path.stem if path.stem in SUBFOLDERS else of_folder
 
 
-def has_elements(folder: Path, name: str, file: DumpFile) -> bool:
-    """Whether the file is more than empty."""
-    if file.path.suffix == ".bin":
-        return (folder / file.path).stat().st_size > 0
-    return _load(folder, name, file).size > 0
-
-
-def read_file(folder: Path, name: str, file: DumpFile, kinds: Iterable[Kind]) -> Array:
-    """The file as the first of `kinds` that it can be.
-
-    Raises `ValueError` for another size or shape or for float32 values that bf16 does not hold, `TypeError` for other
-    elements, both with the argument's and the file's name.
-    """
-    kinds = list(kinds)
-    label = f"{name} ({file.path})"
-    if file.path.suffix == ".npy":
-        return _from_npy(label, _load(folder, name, file), kinds)
-    n_bytes = (folder / file.path).stat().st_size
-    for kind in kinds:
-        n_known = kind.known_bytes
-        if n_bytes == n_known or (None in kind.shape and n_bytes % n_known == 0):
-            raw = np.fromfile(folder / file.path, f"<u{kind.dtype.itemsize}")
-            bits = raw.astype(raw.dtype.newbyteorder("="), copy=False)
-            array: Array = bits.view(kind.dtype).reshape([-1 if n is None else n for n in kind.shape])
-            return array
-    multiple = "a multiple of " if None in kinds[0].shape else ""
-    wanted = " or ".join(f"{multiple}{kind.known_bytes} bytes, {kind}" for kind in kinds)
-    raise ValueError(f"{label}: expected {wanted}, got {n_bytes} bytes")
-
-
-def _load(folder: Path, name: str, file: DumpFile) -> Array:
-    try:
-        array: Array = np.load(folder / file.path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{name} ({file.path}): expected a .npy of numbers, got one that fails: {error}") from None
-    return array
-
-
-def _from_npy(label: str, array: Array, kinds: list[Kind]) -> Array:
-    fitting = [(kind, shape) for kind in kinds if (shape := kind.fit(array.shape)) is not None]
-    if not fitting:
-        wanted = " or ".join(dict.fromkeys(str(kind).rpartition(" ")[0] for kind in kinds))
-        raise ValueError(f"{label}: expected shape {wanted}, got {array.shape}")
-    for kind, shape in fitting:
-        if array.dtype == kind.dtype and array.dtype.isnative:
-            return np.array(array, order="C").reshape(shape)
-        if kind.dtype == BF16 and array.dtype in _BITS and array.dtype.isnative:
-            values: Array = np.array(array, order="C").view(BF16)
-            return values.reshape(shape)
-        if kind.dtype == BF16 and array.dtype == FP32 and array.dtype.isnative:
-            return _rounded(label, array).reshape(shape)
-    dtypes = list(dict.fromkeys(kind.dtype for kind, _ in fitting))
-    more = " (|V2, its bits as uint16 or int16, or float32 that bf16 holds)" if BF16 in dtypes else ""
-    raise TypeError(f"{label}: expected {' or '.join(map(str, dtypes))}{more}, got {dtype_text(array.dtype)}")
-
-
-def _rounded(label: str, array: Array) -> Array:
-    """float32 as bf16, which has to hold every value."""
-    values = array.astype(BF16, order="C")
-    lost = (values.astype(FP32) != array) & ~np.isnan(array)
-    if lost.any():
-        at = np.unravel_index(int(lost.argmax()), array.shape)
-        raise ValueError(
-            f"{label}: expected float32 values that bf16 holds, got {array[at]} at [{', '.join(map(str, at))}]"
-        )
-    return values
+def _add_input(files: DumpFiles, name: str, file: DumpFile) -> None:
+    other = files.inputs.setdefault(name, file)
+    if other is file:
+        return
+    if other.is_nz == file.is_nz:
+        raise ValueError(f"{name}: expected one file, got {other} and {file}")
+    nd, nz = (file, other) if other.is_nz else (other, file)
+    files.inputs[name] = nd
+    files.unread.append(str(nz))
