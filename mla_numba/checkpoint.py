@@ -108,6 +108,8 @@ class Checkpoint:
         """
         check_int("layer", layer, 0)
         check_choice("quant", quant, QUANT_MODES)
+        if smooth_scales_cq is not None and "b" not in quant:
+            raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
         names = self._names(layer)
         int8 = {module for mode, modules in _INT8_OF_MODE.items() if mode in quant for module in modules}
         source = _Source(self._shards, self._block, names, int8, finished)
@@ -119,7 +121,7 @@ class Checkpoint:
                 f"smooth_scales_cq: expected None where {names.module('q_b_proj')} holds int8 codes "
                 "(load_layer(layer, 'none').weights.quantize quantises them anew), got scales"
             )
-        if weights.quant != quant or quant == "none" or smooth_scales_cq is not None:
+        if weights.quant != quant or quant == "none":
             weights = weights.quantize(quant, smooth_scales_cq)
         return CheckpointLayer(weights, w_uv)
 
