@@ -80,7 +80,8 @@ class Shard:
 
     def check_finite(self, name: str, values: Array, row: int) -> None:
         """`values` are those from row `row` of the tensor on."""
-        finite = np.isfinite(values)
+        # Of bf16 by its bits: ml_dtypes' isfinite takes 20 times as long.
+        finite = values.view(np.uint16) & 0x7F80 != 0x7F80 if values.dtype == BF16 else np.isfinite(values)
         if not finite.all():
             first = row + int(finite.reshape(len(values), -1).all(axis=1).argmin())
             raise ValueError(f"{self.path}: {name}: expected finite values, got NaN or Inf in row {first}")

@@ -56,6 +56,18 @@ def test_json_and_an_older_file(folder, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
 
 
+@pytest.mark.parametrize("quant", ["b", "none"])
+def test_int8_of_the_checkpoint_is_packed_as_it_is(tmp_path, quant):
+    make_checkpoint(tmp_path / "model", DIMS, dtype="int8 rows", layers=(0,))
+    out = tmp_path / "file"
+    result = invoke(tmp_path / "model", "--layer", 0, "--out", out, "--quant", quant, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["quantization"] is None  # no error is ours
+    got, want = MlaProlog.load(out).weights, Checkpoint(tmp_path / "model").load_layer(0, quant).weights.pack()
+    for name in ("down", "up", "uk"):
+        assert_same_bits(name, getattr(got, name).panels, getattr(want, name).panels)
+
+
 def test_faults_are_one_line(folder, tmp_path):
     out = tmp_path / "file"
     result = invoke(folder, "--layer", 7, "--out", out)
