@@ -88,8 +88,9 @@ class Checkpoint:
 
         Weights are bf16, or float32 or float16 (rounded to bf16), or codes, FP8 E4M3 or int8, with a scale
         `weight_scale_inv`, `weight_scale` or (DeepSeek's own) `scale`, in float32, bf16, float16 or E8M0: one for the
-        tensor, for each row (out,) or (out, 1), or for each block. The last blocks of a row or column may be partial;
-        the size of a block is `quantization_config.weight_block_size`, by default 128 x 128.
+        tensor, for each row (out,) or (out, 1), for 32 columns of a row (E8M0 only), or for each block. The last blocks
+        of a row or column may be partial; the size of a block is `quantization_config.weight_block_size`, by default
+        128 x 128.
 
         int8 codes with one scale a row become `w_uq_qr` in modes b and ab, `w_dq` and `w_dkv_kr` in a and ab, as they
         are, codes and scales to the bit. All other codes become `bf16(float32(code) * scale)`, those of `kv_b_proj` in

@@ -23,6 +23,7 @@ _DTYPES = {  # by their names in a safetensors file
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "I8": INT8,
+    "U8": np.dtype(np.uint8),
 }
 
 

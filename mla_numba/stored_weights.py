@@ -18,6 +18,9 @@ VECTORS = ("BF16", "F32", "F16")
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _QUANTISED = ("F8_E4M3", "I8")
 _SCALES = ("F32", "BF16", "F16", "F8_E8M0")
+_E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+_MX = ("U8", "F8_E8M0")  # both hold E8M0
+_MX_GROUP = 32
 _OFFSETS = ("F32", "BF16", "F16", "I8")
 _PACKED = ("U8", "I32", "F4")  # several values in an element
 _FP8_VALUES = np.arange(256, dtype=np.uint8).view(_FP8).astype(FP32)
@@ -114,12 +117,15 @@ def _scales(shard: Shard, name: str, shape: tuple[int, int], block: tuple[int, i
         as_blocks, block = (n_out, 1), (1, n_in)
     elif given == by_blocks:
         as_blocks, block = by_blocks, (rows, columns)
+    elif given == (n_out, -(-n_in // _MX_GROUP)) and shard.dtype(name) in _MX:
+        as_blocks, block = given, (1, _MX_GROUP)
     else:
         raise ValueError(
             f"{shard.path}: {name}: expected shape {by_blocks} for blocks of {block[0]} x {block[1]}, "
             f"({n_out}, 1) for rows or (1,), got {given}"
         )
-    scales = shard.tensor(name, _SCALES, given).astype(FP32).reshape(as_blocks)
+    stored = shard.tensor(name, (*_SCALES, "U8"), given)
+    scales = (stored.view(_E8M0) if stored.dtype == np.uint8 else stored).astype(FP32).reshape(as_blocks)
     shard.check_finite(name, scales, 0)
     return scales, block
 

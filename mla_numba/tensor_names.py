@@ -29,7 +29,7 @@ _OWN = {
     "wkv_b": "kv_b_proj",
 }
 _PATTERNS = tuple(
-    (re.compile(re.escape(prefix).replace("N", "(0|[1-9][0-9]{0,8})") + "(.+)"), prefix.endswith(".attn."))
+    (re.compile(re.escape(prefix).replace("N", "(0|[1-9][0-9]{0,8})") + "(.+)", re.DOTALL), prefix.endswith(".attn."))
     for prefix in PREFIXES
 )
 
@@ -53,7 +53,7 @@ _FORMATS = (
     ("AQLM", re.compile(r"codebooks")),
     ("W8A8 of ModelSlim, whose activations have static scales,", re.compile(r"deq_scale|quant_bias|input_offset")),
     ("W4A8 of ModelSlim", re.compile(r"weight_scale_second|scale_bias")),
-    ("activations with static scales", re.compile(r"input_scale|input_zero_point|input_global_scale")),
+    ("activations with static scales", re.compile(r"(input|activation)_(global_)?(scale|zero_point)")),
     ("a LoRA adapter", re.compile(r"lora_|base_layer\.")),
 )
 

@@ -62,6 +62,8 @@ CODED = {  # codes; what shares a scale; the name, dtype and shape of the scales
     "fp8 blocks, E8M0 weight_scale": (to_fp8, "block", "weight_scale", E8M0, None),
     "fp8 rows": (to_fp8, "row", "weight_scale", np.float32, None),
     "fp8 rows, E8M0 (n,)": (to_fp8, "row", "weight_scale_inv", E8M0, (-1,)),
+    "fp8 groups of 32, E8M0": (to_fp8, "group", "weight_scale", E8M0, None),
+    "fp8 groups of 32, E8M0 as uint8": (to_fp8, "group", "weight_scale_inv", "as uint8", None),
     "fp8 tensor ()": (to_fp8, "tensor", "weight_scale", np.float32, ()),
     "fp8 tensor, float16 (1,)": (to_fp8, "tensor", "weight_scale_inv", np.float16, (1,)),
     "int8 rows": (to_int8, "row", "weight_scale", np.float32, None),
@@ -77,8 +79,9 @@ def encoded(weight, dtype, block):
     if dtype in PLAIN:
         return {"weight": weight.astype(PLAIN[dtype])}
     to_codes, shared, kind, scale_dtype, shape = CODED[dtype]
-    codes, scales = to_codes(weight, {"block": block, "row": (1, weight.shape[1]), "tensor": weight.shape}[shared])
-    scales = scales.astype(scale_dtype)
+    blocks = {"block": block, "group": (1, 32), "row": (1, weight.shape[1]), "tensor": weight.shape}
+    codes, scales = to_codes(weight, blocks[shared])
+    scales = scales.astype(E8M0).view(np.uint8) if scale_dtype == "as uint8" else scales.astype(scale_dtype)
     return {"weight": codes, kind: scales if shape is None else scales.reshape(shape)}
 
 

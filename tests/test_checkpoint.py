@@ -342,7 +342,7 @@ class TestErrors:
             ("q_a_proj.weight", "f8", "expected dtype BF16 or F32 or F16 or F8_E4M3 or I8, got F64"),
             ("q_a_proj.weight", ml_dtypes.float8_e5m2, "expected dtype .* or I8, got F8_E5M2"),
             ("q_a_proj.weight", "u1", r"expected dtype .* got U8, as of packed weights \(NVFP4, MXFP4, int4\)"),
-            ("q_a_proj.weight_scale_inv", "f8", "expected dtype F32 or BF16 or F16 or F8_E8M0, got F64"),
+            ("q_a_proj.weight_scale_inv", "f8", "expected dtype F32 or BF16 or F16 or F8_E8M0 or U8, got F64"),
             ("q_a_layernorm.weight", "i4", "expected dtype BF16 or F32 or F16, got I32"),
         ],
     )

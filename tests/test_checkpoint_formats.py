@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from checkpoint_maker import (
     CODED,
+    E8M0,
     FP8,
     PLAIN,
     encoded,
@@ -36,10 +37,13 @@ def values_of(tensors, module):
     if scales is None:
         return weight.astype(BF16)
     rows, columns = np.indices(weight.shape)
+    scales = scales.view(E8M0) if scales.dtype == np.uint8 else scales
     if scales.size == 1:
         scale = np.broadcast_to(scales.reshape(-1), weight.shape)
     elif scales.size == len(weight):
         scale = scales.reshape(-1)[rows]
+    elif len(scales) == len(weight):
+        scale = scales[rows, columns // 32]
     else:
         scale = scales[rows // BLOCK[0], columns // BLOCK[1]]
     return (weight.astype(np.float32) * scale.astype(np.float32)).astype(BF16)

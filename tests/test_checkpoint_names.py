@@ -110,7 +110,7 @@ def test_what_the_prolog_does_not_compute_is_passed(tmp_path, tensors, name):
 
 
 @pytest.mark.parametrize(
-    "kind", ["bias", "weight_zero_point", "weight_mask", "weight_shape", "output_scale", "module.weight"]
+    "kind", ["bias", "weight_zero_point", "weight_mask", "weight_shape", "output_scale", "module.weight", "bias\n"]
 )
 @pytest.mark.parametrize("module", [*linear_shapes(DIMS, V)])
 def test_a_tensor_beside_a_weight(tmp_path, tensors, module, kind):
@@ -159,6 +159,7 @@ FORMATS = {  # what stands in the place of a weight, and what that is called
     ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"): "bitsandbytes 4-bit",
     ("weight", "SCB", "weight_format"): "bitsandbytes int8",
     ("weight", "weight_scale", "input_scale"): "activations with static scales",
+    ("weight", "weight_scale_inv", "activation_scale"): "activations with static scales",
     ("weight", "deq_scale", "quant_bias", "input_scale", "input_offset"): (
         "W8A8 of ModelSlim, whose activations have static scales,"
     ),
