@@ -80,7 +80,8 @@ class AttentionNames:
         own = {ours: theirs for theirs, ours in _OWN.items()} if self.prefix.endswith(".attn.") else {}
         return self.prefix + own.get(module, module)
 
-    def _add(self, name: str, rest: str, is_own: bool) -> None:
+    def add(self, name: str, rest: str, is_own: bool) -> None:
+        """Takes in a tensor that is `rest` behind the prefix; `is_own` where DeepSeek's own names are in use."""
         module, _, kind = rest.partition(".")
         module = _OWN.get(module, "") if is_own else module
         if kind and module in (*LINEARS, *NORMS):
@@ -98,7 +99,7 @@ def find_attentions(names: Iterable[str]) -> dict[int, list[AttentionNames]]:
             if match:
                 layer, rest = int(match[1]), match[2]
                 prefix = name[: len(name) - len(rest)]
-                found.setdefault((layer, prefix), AttentionNames(prefix))._add(name, rest, is_own)
+                found.setdefault((layer, prefix), AttentionNames(prefix)).add(name, rest, is_own)
     layers: dict[int, list[AttentionNames]] = {}
     for (layer, _), attention in sorted(found.items()):
         if attention.modules:
