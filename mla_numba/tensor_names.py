@@ -54,6 +54,7 @@ _FORMATS = (
     ("W8A8 of ModelSlim, whose activations have static scales,", re.compile(r"deq_scale|quant_bias|input_offset")),
     ("W4A8 of ModelSlim", re.compile(r"weight_scale_second|scale_bias")),
     ("activations with static scales", re.compile(r"(input|activation)_(global_)?(scale|zero_point)")),
+    ("asymmetric codes", re.compile(r"weight_zero_point")),
     ("a LoRA adapter", re.compile(r"lora_|base_layer\.")),
 )
 

@@ -109,9 +109,7 @@ def test_what_the_prolog_does_not_compute_is_passed(tmp_path, tensors, name):
     assert_same_weights(got, want)
 
 
-@pytest.mark.parametrize(
-    "kind", ["bias", "weight_zero_point", "weight_mask", "weight_shape", "output_scale", "module.weight", "bias\n"]
-)
+@pytest.mark.parametrize("kind", ["bias", "weight_mask", "weight_shape", "output_scale", "module.weight", "bias\n"])
 @pytest.mark.parametrize("module", [*linear_shapes(DIMS, V)])
 def test_a_tensor_beside_a_weight(tmp_path, tensors, module, kind):
     name = f"{prefix(0)}{module}.{kind}"
@@ -164,6 +162,7 @@ FORMATS = {  # what stands in the place of a weight, and what that is called
         "W8A8 of ModelSlim, whose activations have static scales,"
     ),
     ("weight", "weight_scale", "weight_scale_second", "scale_bias"): "W4A8 of ModelSlim",
+    ("weight", "weight_scale", "weight_zero_point"): "asymmetric codes",
     ("weight", "lora_A.weight", "lora_B.weight"): "a LoRA adapter",
     ("W_q", "meta"): "HQQ",
     ("codes", "codebooks", "scales"): "AQLM",
