@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -161,8 +160,6 @@ def _number(name: str, value: Any, least: float = -_MAX_FLOAT, most: float = _MA
     """`value` if it is a number from `least` to `most`, without `least` where it is to be above it."""
     if value is None:
         raise ValueError(f"{name}: expected a number, got none")
-    if isinstance(value, int) and abs(value) > most:
-        value = math.copysign(math.inf, value) if value.bit_length() > 1023 else value
     number = check_number(name, value)
     if above and not number > least:
         raise ValueError(f"{name}: expected a number above {least:g}, got {shown(value)}")
