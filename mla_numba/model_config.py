@@ -13,7 +13,7 @@ import numpy as np
 from ._checks import check_epsilon, check_flag
 from .json_file import read_object
 
-__all__ = ["FAMILIES", "MAX_DIM", "Family", "ModelConfig", "read_config_file", "read_model_config", "shown"]
+__all__ = ["FAMILIES", "MAX_DIM", "Family", "ModelConfig", "is_set", "read_config_file", "read_model_config", "shown"]
 
 MAX_DIM = 2**31 - 1  # products of two, in bytes, stay far below what int64 holds
 _MAX_BYTES = 16 << 20  # of a config.json: the longest published ones have some 40 KB
@@ -206,7 +206,7 @@ def _names(source: Any) -> Iterable[str]:
     return [name for name in names if isinstance(name, str) and not name.startswith("_")]
 
 
-def _is_set(value: Any) -> bool:
+def is_set(value: Any) -> bool:
     """Whether a setting is more than null, false, 0 or empty."""
     return bool(value) if isinstance(value, (int, float, str, list, tuple, Mapping)) else value is not None
 
@@ -215,16 +215,16 @@ def _refuse_settings(source: Any, name: str) -> None:
     """Raises for a setting that the prolog does not compute, in the configuration or in its rope's."""
     for setting in [*_REFUSED, *_names(source)]:
         value = _get(source, setting)
-        if not _is_set(value):
+        if not is_set(value):
             continue
         if setting in _REFUSED:
             _refuse(f"{name}.{setting}", value, _REFUSED[setting])
         if _OF_ATTENTION.fullmatch(setting) and setting not in _KNOWN:
-            _refuse(f"{name}.{setting}", value, "this prolog knows no such setting of an attention")
+            _refuse(f"{name}.{setting[:60]}", value, "this prolog knows no such setting of an attention")
     for rope in ("rope_scaling", "rope_parameters"):
         scaling = _get(source, rope)
         for setting in ("llama_4_scaling_beta", "mla_use_nope"):
-            if isinstance(scaling, Mapping) and _is_set(scaling.get(setting)):
+            if isinstance(scaling, Mapping) and is_set(scaling.get(setting)):
                 _refuse(f"{name}.{rope}.{setting}", scaling[setting], _REFUSED[setting])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._checks import check_number
-from .model_config import ModelConfig, shown
+from .model_config import ModelConfig, is_set, shown
 
 __all__ = ["Yarn", "read_count", "read_theta", "read_yarn"]
 
@@ -136,13 +136,13 @@ def _kind(model: ModelConfig, where: str, scaling: Mapping[str, Any]) -> str | N
         raise ValueError(f"{model.name}.rope_scaling.type: expected yarn, default or no scaling, got {shown(kind)}")
     is_yarn = kind in _YARN
     for name, value in scaling.items():
-        if value is None or name in _OF_EVERY_TYPE or (name in _OF_YARN and is_yarn):
+        if name in _OF_EVERY_TYPE or (name in _OF_YARN and is_yarn):
             continue
-        place = f"{model.name}.{where}.{shown(name)[1:-1] if isinstance(name, str) else shown(name)}"
-        if name not in _OF_YARN:
+        place = f"{model.name}.{where}.{str(name)[:60]}"
+        if name not in _OF_YARN and is_set(value):
             known = ", ".join(sorted(_OF_EVERY_TYPE | (_OF_YARN if is_yarn else set())))
             raise ValueError(f"{place}: expected no settings but {known}, got {shown(value)}")
-        if (name, value) != ("factor", 1):
+        if name in _OF_YARN and value is not None and (name, value) != ("factor", 1):
             said = "without a rope_type" if kind is None else f"beside rope_type {kind}"
             raise ValueError(f"{place}: expected it beside rope_type yarn, got {shown(value)} {said}")
     return str(kind) if is_yarn else None
