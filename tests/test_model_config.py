@@ -302,3 +302,84 @@ class TestFilesOfStrangers:
             except (TypeError, ValueError) as error:
                 said.append(str(error))
         assert all(re.match(rf"config\.(rope_scaling\.)?{field}: expected ", text) for text in said), said
+
+
+class TestCheckpoint:
+    DIMS = MlaDims(32, 2, 16, 16, 8, 4)
+
+    def open(self, folder, **config):
+        """The checkpoint with these settings in place of its own; ... leaves one out, `text_config` takes them all."""
+        from checkpoint_maker import config_of, make_checkpoint
+
+        from mla_numba import Checkpoint
+
+        pytest.importorskip("safetensors")
+        make_checkpoint(folder, self.DIMS, 6, "bf16", layers=(0,))
+        settings = config_of(self.DIMS, 6, "bf16") | config
+        settings = {key: value for key, value in settings.items() if value is not ...}
+        if settings.pop("nested", False):
+            settings = {"model_type": "kimi_k25", "text_config": settings}
+        (folder / "config.json").write_text(json.dumps(settings))
+        return Checkpoint(folder)
+
+    def test_nested_settings(self, tmp_path):
+        plain = self.open(tmp_path, rms_norm_eps=1e-3)
+        nested = self.open(tmp_path, rms_norm_eps=1e-3, nested=True)
+        assert (nested.dims, nested.v_head_dim) == (plain.dims, plain.v_head_dim) == (self.DIMS, 6)
+        assert nested.load_layer(0, "none").weights.epsilon_cq == 1e-3
+        assert (
+            RopeTable.from_hf(nested.config).frequencies.tolist()
+            == RopeTable.from_hf(plain.config).frequencies.tolist()
+        )
+
+    def test_order_and_epsilon_are_the_familys(self, tmp_path):
+        pairs = self.open(tmp_path).load_layer(0, "none").weights
+        unsaid = self.open(tmp_path, rope_interleave=None, rms_norm_eps=None).load_layer(0, "none").weights
+        said = self.open(tmp_path, rope_interleave=False).load_layer(0, "none").weights
+        family = {"architectures": ["MiniCPM3ForCausalLM"], "rms_norm_eps": ...}
+        halves = self.open(tmp_path, **family).load_layer(0, "none").weights
+        assert (unsaid.w_dkv_kr == pairs.w_dkv_kr).all()
+        assert unsaid.epsilon_cq == 1e-6
+        assert halves.epsilon_ckv == 1e-5
+        d = self.DIMS
+        for name, width in (("w_dkv_kr", d.kv_a_dim), ("w_uq_qr", d.q_head_dim)):
+            first = [
+                getattr(w, name).reshape(len(getattr(w, name)), -1, width)[..., -4:] for w in (pairs, said, halves)
+            ]
+            assert (first[1] == first[2]).all()
+            assert (first[1][..., [0, 2, 1, 3]] == first[0]).all()
+            assert (first[1] != first[0]).any()
+
+    @pytest.mark.parametrize(
+        ("config", "error", "text"),
+        [
+            ({"mla_use_nope": True}, ValueError, "config.mla_use_nope: expected false"),
+            ({"mla_use_nope": True, "nested": True}, ValueError, "config.text_config.mla_use_nope: expected false"),
+            ({"mla_scale_q_lora": True}, ValueError, "config.mla_scale_q_lora: expected false"),
+            ({"model_type": "longcat_flash", "architectures": ...}, ValueError, "config.model_type: expected a model"),
+            ({"rope_scaling": {"llama_4_scaling_beta": 0.1}}, ValueError, "config.rope_scaling.llama_4_scaling_beta: "),
+            (
+                {"q_lora_rank": None, "nested": True},
+                ValueError,
+                "config.text_config.q_lora_rank: expected an int, got n",
+            ),
+            ({"kv_lora_rank": ...}, ValueError, "config.kv_lora_rank: expected an int, got none"),
+            ({"hidden_size": 2**31 - 1, "q_lora_rank": 2**30}, ValueError, "config.hidden_size: expected dimensions"),
+            ({"v_head_dim": 2**31 - 1}, ValueError, "config.v_head_dim: expected at most 1073741824, got 2147483647"),
+            ({"v_head_dim": 1.5}, TypeError, "config.v_head_dim: expected int, got float"),
+            ({"rms_norm_eps": -1}, ValueError, "config.rms_norm_eps: expected a number of at least 0"),
+            ({"rope_interleave": "true"}, TypeError, "config.rope_interleave: expected bool, got str"),
+        ],
+    )
+    def test_errors_name_file_and_field(self, tmp_path, config, error, text):
+        with pytest.raises(error, match=f"^{re.escape(f'{tmp_path}/config.json: {text}')}"):
+            self.open(tmp_path, **config)
+
+    @pytest.mark.parametrize("text", ['{"hidden_size": NaN}', "[" * 100_000, '{"hidden_size": 1' + "0" * 5000 + "}"])
+    def test_json_that_no_model_has(self, tmp_path, text):
+        from mla_numba import Checkpoint
+
+        pytest.importorskip("safetensors")
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path))}/config\.json: expected "):
+            Checkpoint(tmp_path)
