@@ -238,7 +238,8 @@ def _model_type(source: Any, name: str) -> str | None:
     given = _get(source, "model_type")
     if given is not None and not isinstance(given, str):
         raise TypeError(f"{name}.model_type: expected a string, got {type(given).__name__}")
-    classes = _get(source, "architectures") or ()
+    classes = _get(source, "architectures")
+    classes = () if classes is None else classes
     if not isinstance(classes, (list, tuple)) or not all(isinstance(each, str) for each in classes):
         raise TypeError(f"{name}.architectures: expected a list of strings, got {shown(classes)}")
     if given:
@@ -267,7 +268,7 @@ def _check_widths(source: Any, family: Family, name: str) -> None:
     nope, rope, width = (_get(source, f"qk_{part}head_dim") for part in ("nope_", "rope_", ""))
     if not all(type(n) is int and 0 < n <= MAX_DIM for n in (nope, rope)):
         return  # whoever needs them says so
-    if width is not None and width != nope + rope:
+    if width is not None and (not isinstance(width, int) or width != nope + rope):
         raise ValueError(
             f"{name}.qk_head_dim: expected {shown(nope + rope)}, qk_nope_head_dim + qk_rope_head_dim, "
             f"got {shown(width)}"

@@ -63,11 +63,10 @@ def read_theta(model: ModelConfig) -> float:
     where, chosen, other = _mappings(model)
     name = f"{model.name}.rope_theta"
     theta = next((t for t in (chosen.get("rope_theta"), model.get("rope_theta")) if t is not None), None)
-    if theta is None and other.get("rope_theta") is not None:
-        theta = other["rope_theta"]
-        if theta != _DEFAULT_THETA:  # transformers takes the default
-            raise ValueError(f"{name}: expected a number in {where}, got {shown(theta)} in rope_parameters beside it")
-    value = _number(name, theta, most=_MAX_FLOAT)
+    passed_over = other.get("rope_theta") if theta is None else None
+    value = _number(name, theta if passed_over is None else passed_over, most=_MAX_FLOAT)
+    if passed_over is not None and value != _DEFAULT_THETA:  # transformers takes the default
+        raise ValueError(f"{name}: expected a number in {where}, got {value} in rope_parameters beside it")
     if not value > 1:
         raise ValueError(f"{name}: expected a number above 1, got {value}")
     return value
@@ -132,7 +131,7 @@ def _mappings(model: ModelConfig) -> tuple[str, Mapping[str, Any], Mapping[str, 
 def _kind(model: ModelConfig, where: str, scaling: Mapping[str, Any]) -> str | None:
     """The type of a scaling, None for none; raises for a setting that it does not have."""
     kind = next((k for k in (scaling.get("rope_type"), scaling.get("type")) if k is not None), None)
-    if kind is not None and kind not in _PLAIN + _YARN:
+    if kind is not None and (not isinstance(kind, str) or kind not in _PLAIN + _YARN):
         raise ValueError(f"{model.name}.rope_scaling.type: expected yarn, default or no scaling, got {shown(kind)}")
     is_yarn = kind in _YARN
     for name, value in scaling.items():
@@ -142,7 +141,8 @@ def _kind(model: ModelConfig, where: str, scaling: Mapping[str, Any]) -> str | N
         if name not in _OF_YARN and is_set(value):
             known = ", ".join(sorted(_OF_EVERY_TYPE | (_OF_YARN if is_yarn else set())))
             raise ValueError(f"{place}: expected no settings but {known}, got {shown(value)}")
-        if name in _OF_YARN and value is not None and (name, value) != ("factor", 1):
+        is_one = name == "factor" and isinstance(value, (int, float)) and value == 1
+        if name in _OF_YARN and value is not None and not is_one:
             said = "without a rope_type" if kind is None else f"beside rope_type {kind}"
             raise ValueError(f"{place}: expected it beside rope_type yarn, got {shown(value)} {said}")
     return str(kind) if is_yarn else None
