@@ -154,8 +154,8 @@ def check_number(name: str, value: object) -> float:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         return float(value)
-    except OverflowError:  # an int of hundreds of digits
-        raise ValueError(f"{name}: expected a number that is a finite float, got a larger int") from None
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that float64 holds, got a larger int") from None
 
 
 def check_epsilon(name: str, value: object) -> np.float32:
