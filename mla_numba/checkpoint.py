@@ -53,7 +53,7 @@ class Checkpoint:
             model = read_model_config(self.config)
             self.dims = MlaDims.from_hf(self.config)
             most = max(MAX_WEIGHT_BYTES // (2 * self.dims.num_attention_heads * self.dims.kv_lora_rank), 1)
-            self.v_head_dim = check_int(f"{model.name}.v_head_dim", model.get("v_head_dim"), 1, most)
+            self.v_head_dim = check_int(f"{model.name}.v_head_dim", model.v_head_dim, 1, most)
             self._epsilon = model.epsilon
             self._rope_interleave = model.rope_interleave
             self._block = _block_of(self.config)

@@ -28,11 +28,13 @@ class Family:
     | rope_interleave | whether rope columns are pairs, or halves; None: the setting of that name, or true   |
     | rms_norm_eps    | where the configuration has none                                                    |
     | part_of_head    | `partial_rotary_factor` counts the D + R columns of a head, not the R of the rope    |
+    | splits_hidden   | a head has `hidden_size // num_attention_heads` values where no `v_head_dim` is given |
     """
 
     rope_interleave: bool | None = None
     rms_norm_eps: float = 1e-6
     part_of_head: bool = False
+    splits_hidden: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -45,7 +47,7 @@ FAMILIES: Mapping[str, Family] = {
     "glm4_moe_lite": Family(rms_norm_eps=1e-5),
     "youtu": Family(),
     "mistral4": Family(part_of_head=True),
-    "minicpm3": Family(rope_interleave=False, rms_norm_eps=1e-5),
+    "minicpm3": Family(rope_interleave=False, rms_norm_eps=1e-5, splits_hidden=True),
 }
 _PLAIN = Family()  # of a configuration that names no model
 _OTHERS = {  # models with latents of another attention, and why
@@ -148,6 +150,14 @@ class ModelConfig:
             return self.family.rms_norm_eps
         check_epsilon(f"{self.name}.rms_norm_eps", given)
         return float(given)
+
+    @property
+    def v_head_dim(self) -> Any:
+        """Columns of a head's values, as the configuration has them or its family counts them; None for neither."""
+        given, hidden, heads = (self.get(name) for name in ("v_head_dim", "hidden_size", "num_attention_heads"))
+        if given is not None or not self.family.splits_hidden:
+            return given
+        return hidden // heads if type(hidden) is int and type(heads) is int and heads > 0 else None
 
 
 def read_config_file(path: Path) -> dict[str, Any]:

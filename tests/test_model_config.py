@@ -150,6 +150,15 @@ class TestFamily:
             with pytest.raises(ValueError, match=r"^config\.rms_norm_eps: expected a number"):
                 _ = read_model_config({"rms_norm_eps": wrong}).epsilon
 
+    def test_v_head_dim(self):
+        assert read_model_config(DEEPSEEK).v_head_dim == 128
+        assert read_model_config(DIMS).v_head_dim is None
+        minicpm = {"model_type": "minicpm3", "hidden_size": 2560, "num_attention_heads": 40}
+        assert read_model_config(minicpm).v_head_dim == 64
+        assert read_model_config(minicpm | {"v_head_dim": 32}).v_head_dim == 32
+        for heads in (0, None, "40"):
+            assert read_model_config(minicpm | {"num_attention_heads": heads}).v_head_dim is None
+
 
 class TestSettings:
     @pytest.mark.parametrize("model", [{}, {"model_type": "deepseek_v3"}, {"model_type": "minicpm3"}])
