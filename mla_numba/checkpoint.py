@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ._checks import BF16, Array, check_choice, check_int, check_number
+from ._checks import BF16, Array, check_choice, check_int
 from .attention_weights import CheckpointLayer, Int8Linear, read_attention
-from .dims import MlaDims
-from .json_file import read_object
+from .dims import MAX_WEIGHT_BYTES, MlaDims
+from .model_config import read_config_file, read_model_config
 from .quantization_config import block_of, method_of
 from .shards import Shard, find_shards, import_safetensors
 from .stored_weights import VECTORS, StoredWeight
@@ -27,30 +27,31 @@ _INT8_OF_MODE = {"a": ("q_a_proj", "kv_a_proj_with_mqa"), "b": ("q_b_proj",)}
 class Checkpoint:
     """A folder with `config.json` and `model.safetensors`, or shards of it and `model.safetensors.index.json`.
 
-    DeepSeek-V3, V3.1, V3.2, and V2 with a `q_lora_rank`. Opening one reads the JSON files only. Needs the package
-    safetensors (`pip install 'mla_numba[hf]'`).
+    Models of the families in `mla_numba.model_config.FAMILIES`: DeepSeek-V3, V3.1, V3.2, V2 with a `q_lora_rank`, and
+    others of that attention. Opening one reads the JSON files only. Needs the package safetensors
+    (`pip install 'mla_numba[hf]'`).
 
     `config` is the parsed `config.json` (`RopeTable.from_hf(checkpoint.config)` has the rope's tables), `dims` the
     model's `MlaDims`, `v_head_dim` its V.
 
     Raises `ImportError` without safetensors, `OSError` for a file that is missing or cannot be read, `TypeError` or
-    `ValueError` naming the file and the field for a model that this prolog does not compute: one without `q_lora_rank`
-    or with biases.
+    `ValueError` naming the file and the field for a model that this prolog does not compute: of another family, without
+    `q_lora_rank`, or with a setting that changes queries, keys or the cache's rows.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         import_safetensors()
         self.folder = Path(folder)
         path = self.folder / "config.json"
-        self.config = read_object(path)
+        self.config = read_config_file(path)
         try:
+            model = read_model_config(self.config)
             self.dims = MlaDims.from_hf(self.config)
-            self.v_head_dim = check_int("config.v_head_dim", self.config.get("v_head_dim"), 1)
-            self._epsilon = self.config.get("rms_norm_eps", 1e-6)
-            check_number("config.rms_norm_eps", self._epsilon)
+            most = max(MAX_WEIGHT_BYTES // (2 * self.dims.num_attention_heads * self.dims.kv_lora_rank), 1)
+            self.v_head_dim = check_int(f"{model.name}.v_head_dim", model.v_head_dim, 1, most)
+            self._epsilon = model.epsilon
+            self._rope_interleave = model.rope_interleave
             self._block, self._method = block_of(self.config), method_of(self.config)
-            if self.config.get("attention_bias"):
-                raise ValueError("config.attention_bias: expected false (the prolog adds no bias), got true")
         except (TypeError, ValueError) as error:
             raise type(error)(f"{path}: {error}") from None
         self._shards = find_shards(self.folder)
@@ -114,9 +115,7 @@ class Checkpoint:
         names = self._names(layer)
         int8 = {module for mode, modules in _INT8_OF_MODE.items() if mode in quant for module in modules}
         source = _Source(self._shards, self._block, names, int8, finished)
-        weights, w_uv = read_attention(
-            source, self.dims, self.v_head_dim, self._epsilon, self.config.get("rope_interleave", True)
-        )
+        weights, w_uv = read_attention(source, self.dims, self.v_head_dim, self._epsilon, self._rope_interleave)
         if "b" in weights.quant and smooth_scales_cq is not None:
             raise ValueError(
                 f"smooth_scales_cq: expected None where {names.module('q_b_proj')} holds int8 codes "
