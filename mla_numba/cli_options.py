@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -15,6 +14,7 @@ from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
 
 from .dims import MlaDims
 from .kernels import max_threads
+from .model_config import read_config_file
 from .weights import QUANT_MODES
 
 __all__ = [
@@ -46,7 +46,7 @@ def parse_dims(text: str) -> MlaDims:
         if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
             return MlaDims(*map(int, numbers))
         if Path(text).is_file():
-            return MlaDims.from_hf(json.loads(Path(text).read_text(encoding="utf-8")))
+            return MlaDims.from_hf(read_config_file(Path(text)))
     except (OSError, TypeError, ValueError) as error:
         raise click.BadParameter(f"{text!r}: {error}") from None
     raise click.BadParameter(f"expected six integers with commas or the path of a config.json, got {text!r}")

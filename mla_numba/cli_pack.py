@@ -40,11 +40,8 @@ class Packed:
 
 def pack_layer(checkpoint: Checkpoint, layer: int, quant: str, out: Path, n_threads: int, steps: Steps) -> Packed:
     """Reads, quantises, packs and writes a layer, reads the file back with its checksums, and times a plain load."""
-    with steps.step(f"reading layer {layer}", _N_TENSORS) as advance:
-        weights = checkpoint.load_layer(layer, "none", finished=lambda name: advance()).weights
-    if quant != "none":
-        with steps.step(f"quantising, mode {quant}"):
-            weights = weights.quantize(quant)
+    with steps.step(f"reading layer {layer}, mode {quant}", _N_TENSORS) as advance:
+        weights = checkpoint.load_layer(layer, quant, finished=lambda name: advance()).weights
     with steps.step("packing weights"):
         packed = weights.pack(n_threads)
     with steps.step("writing the file"):
@@ -54,6 +51,6 @@ def pack_layer(checkpoint: Checkpoint, layer: int, quant: str, out: Path, n_thre
     begin = time.perf_counter()
     MlaProlog.load(out)
     load_s = time.perf_counter() - begin
-    report = getattr(weights, "quantization", None)
-    shown = None if report is None or quant == "none" else str(report)
+    report = weights.quantization
+    shown = str(report) if report is not None and report.errors else None
     return Packed(out, os.stat(out).st_size, load_s, shown, dict(steps.seconds))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-__all__ = ["MlaDims"]
+from .model_config import MAX_DIM, read_model_config, shown
 
-MAX_DIM = 2**31 - 1  # products of two, in bytes, stay far below what int64 holds
+__all__ = ["MAX_WEIGHT_BYTES", "MlaDims"]
+
+MAX_WEIGHT_BYTES = 2**36  # of a layer in bf16, far more than any model has: 0.35 GB in DeepSeek-V3.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class MlaDims:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{field.name}: expected int, got {type(value).__name__}")
             if value < 1:
-                raise ValueError(f"{field.name}: expected at least 1, got {value}")
+                raise ValueError(f"{field.name}: expected at least 1, got {shown(value)}")
             if value > MAX_DIM:
-                raise ValueError(f"{field.name}: expected at most {MAX_DIM}, got {value}")
+                raise ValueError(f"{field.name}: expected at most {MAX_DIM}, got {shown(value)}")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}")
 
@@ -64,14 +65,28 @@ class MlaDims:
     def from_hf(cls, config: Any) -> Self:
         """From a model's configuration: a mapping (the parsed `config.json`) or an object with those attributes.
 
-        Raises `ValueError` naming the first field that is missing or null (a model without `q_lora_rank` has no query
-        down-projection, so this prolog does not apply to it).
+        What a model of text and pictures has under `text_config` is found there. Raises `ValueError` naming the first
+        field that is missing or null (a model without `q_lora_rank` has no query down-projection, so this prolog does
+        not apply to it), the largest one where a layer's weights would take more than 64 GiB, and a setting that this
+        prolog does not compute (see `read_model_config`).
         """
-        values = {}
-        for field in fields(cls):
-            is_mapping = isinstance(config, Mapping)
-            value = config.get(field.name) if is_mapping else getattr(config, field.name, None)
+        model = read_model_config(config)
+        values = {field.name: model.get(field.name) for field in fields(cls)}
+        for name, value in values.items():
             if value is None:
-                raise ValueError(f"config.{field.name}: expected an int, got none")
-            values[field.name] = value
-        return cls(**values)
+                raise ValueError(f"{model.name}.{name}: expected an int, got none")
+        dims = cls(**values)
+        n_bytes = 2 * dims._n_weights()
+        if n_bytes > MAX_WEIGHT_BYTES:
+            largest = max(values, key=lambda name: getattr(dims, name))
+            raise ValueError(
+                f"{model.name}.{largest}: expected dimensions whose weights take at most {MAX_WEIGHT_BYTES} bytes a "
+                f"layer, got {values[largest]}, hence {n_bytes} bytes"
+            )
+        return dims
+
+    def _n_weights(self) -> int:
+        """Elements of the projections of one layer."""
+        down = self.hidden_size * (self.q_lora_rank + self.kv_a_dim)
+        per_head = self.q_lora_rank * self.q_head_dim + self.qk_nope_head_dim * self.kv_lora_rank
+        return down + self.num_attention_heads * per_head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: expected a regular file, got another kind")
     with path.open("rb") as file:
-        text = file.read(max_bytes + 1)
+        text = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)  # a read takes what it may read at once
     if len(text) > max_bytes:
         raise ValueError(f"{path}: expected at most {max_bytes} bytes of JSON, got more")
     return parse_object(text, str(path))

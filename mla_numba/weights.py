@@ -169,28 +169,33 @@ class MlaWeights:
     def quantize(self, quant: str, smooth_scales_cq: Array | None = None) -> Self:
         """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
 
-        `self` holds bf16 weights. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so
-        the rows of w_uq_qr are divided by it first. The error that this introduced is the result's `quantization`, a
-        `QuantizationReport` with an entry for each weight that became int8.
+        `self` holds bf16 weights, or those of mode "a" or "b" of which "ab" is asked: what is int8 already stays as it
+        is. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so the rows of w_uq_qr are
+        divided by it first. The error that this introduced is the result's `quantization`, a `QuantizationReport` with
+        an entry for each weight that became int8.
 
-        Raises `ValueError` for weights that are not bf16 or not finite, and for scales that are 0 or not finite.
+        Raises `ValueError` for weights that are int8 and should not be or are so in just that mode, for weights that
+        are not finite, and for scales that are 0 or not finite or whose w_uq_qr is int8 already.
         """
         check_choice("quant", quant, QUANT_MODES)
-        if self.quant != "none":
+        if self.quant != "none" and not (self.quant in ("a", "b") and quant == "ab"):
             raise ValueError(f"quantize: expected bf16 weights, got mode {self.quant!r}")
+        if "b" in self.quant and smooth_scales_cq is not None:
+            raise ValueError("smooth_scales_cq: expected None where w_uq_qr is int8 already, got an array")
         smooth = None
         if "b" in quant and smooth_scales_cq is not None:
             smooth = check_vector("smooth_scales_cq", smooth_scales_cq, FP32, self.w_dq.shape[1])
             if not (np.isfinite(smooth).all() and smooth.all()):
                 raise ValueError("smooth_scales_cq: expected finite values other than 0, got one that is not")
         names = (("w_dq", "w_dkv_kr") if "a" in quant else ()) + (("w_uq_qr",) if "b" in quant else ())
-        changes: dict[str, Array | None] = {"smooth_scales_cq": smooth_scales_cq}
-        errors: dict[str, WeightError] = {}
+        changes: dict[str, Array | None] = {} if "b" in self.quant else {"smooth_scales_cq": smooth_scales_cq}
+        errors: dict[str, WeightError] = dict(self.quantization.errors) if self.quantization else {}
         for name in names:
-            codes, scale, errors[name] = quantize_columns(
-                name, getattr(self, name), smooth if name == "w_uq_qr" else None
-            )
-            changes |= {name: codes, f"dequant_scale_{name}": scale}
+            if getattr(self, f"dequant_scale_{name}") is None:
+                codes, scale, errors[name] = quantize_columns(
+                    name, getattr(self, name), smooth if name == "w_uq_qr" else None
+                )
+                changes |= {name: codes, f"dequant_scale_{name}": scale}
         result = replace(self, **changes)  # type: ignore[arg-type]
         result.quantization = QuantizationReport(errors)
         return result
