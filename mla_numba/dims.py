@@ -75,7 +75,10 @@ class MlaDims:
         for name, value in values.items():
             if value is None:
                 raise ValueError(f"{model.name}.{name}: expected an int, got none")
-        dims = cls(**values)
+        try:
+            dims = cls(**values)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{model.name}.{error}") from None
         n_bytes = 2 * dims._n_weights()
         if n_bytes > MAX_WEIGHT_BYTES:
             largest = max(values, key=lambda name: getattr(dims, name))

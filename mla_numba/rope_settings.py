@@ -86,10 +86,9 @@ def read_yarn(model: ModelConfig) -> Yarn | None:
     if kind is None:
         return None
 
-    def number(name: str, default: float | None = None, least: float = 0.0, above: bool = False) -> float:
+    def number(name: str, default: float | None = None, above: bool = False) -> float:
         value = scaling.get(name)
-        value = default if value is None else value
-        return _number(f"{model.name}.{name}", value, least, _MAX_FLOAT, above)
+        return _number(f"{model.name}.{name}", default if value is None else value, 0, _MAX_FLOAT, above)
 
     longest = model.get("max_position_embeddings")
     longest = scaling.get("max_position_embeddings") if longest is None else longest
