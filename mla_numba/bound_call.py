@@ -11,7 +11,7 @@ from ._checks import BF16, FP32, INT8, Array
 from .cache import PagedCache
 from .dims import MlaDims
 from .kernels import tile
-from .memory import as_bits
+from .memory import UINT16, as_bits
 
 __all__ = ["BoundCall", "CallInputs", "PrologOutput", "check_inputs", "check_output", "hold"]
 
@@ -56,7 +56,7 @@ class BoundCall(NamedTuple):
 
     def check_fits(self, dims: MlaDims, quant: str) -> None:
         """Raises `ValueError` unless it was bound by a prolog of these dimensions and this mode."""
-        if self.dims != dims:
+        if self.dims is not dims and self.dims != dims:
             raise ValueError(f"call: expected one that a prolog of {dims} bound, got one of {self.dims}")
         if self.quant != quant:
             raise ValueError(f"call: expected one that a prolog of quant {quant!r} bound, got one of {self.quant!r}")
@@ -65,8 +65,8 @@ class BoundCall(NamedTuple):
         """The tokens with the slots that cache_index holds now, copied and then checked."""
         if self.cache_index is None:
             return self.tokens
-        slots = check.check_slots(self.cache_index, len(self.tokens.cache_index), self.capacity)
-        return self.tokens._replace(cache_index=slots)
+        x, cos, sin, slots, *written = self.tokens
+        return tile.Tokens(x, cos, sin, check.check_slots(self.cache_index, len(slots), self.capacity), *written)
 
 
 class CallInputs(NamedTuple):
@@ -138,9 +138,9 @@ def hold(given: CallInputs, slots: Array, out: PrologOutput, dims: MlaDims, quan
             cos=as_bits(given.cos),
             sin=as_bits(given.sin),
             cache_index=slots,
-            query_nope=out.query_nope.view(np.uint16),
-            query_rope=out.query_rope.view(np.uint16),
-            q_norm=out.q_norm.view(np.int8 if quantized else np.uint16),
+            query_nope=out.query_nope.view(UINT16),
+            query_rope=out.query_rope.view(UINT16),
+            q_norm=out.q_norm.view(INT8 if quantized else UINT16),
             q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
         ),
         tile.Caches(

@@ -218,7 +218,8 @@ class MlaProlog:
         Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
         then as they were.
         """
-        return self._run(self.bind(x, cos, sin, cache_index, cache, out))
+        call = self.bind(x, cos, sin, cache_index, cache, out)
+        return self._run(call, call.tokens)
 
     def profile(
         self,
@@ -232,7 +233,7 @@ class MlaProlog:
         """A call, and when each thread began and ended each phase of it."""
         call = self.bind(x, cos, sin, cache_index, cache, out)
         trace = Trace()
-        return self._run(call, trace), trace
+        return self._run(call, call.tokens, trace), trace
 
     def bind(
         self,
@@ -280,18 +281,20 @@ class MlaProlog:
         call.check_fits(self.dims, self.weights.quant)
         if most_threads is not None:
             check.check_int("most_threads", most_threads, 1)
-        return self._run(call._replace(tokens=call.tokens_now()), most_threads=most_threads)
+        return self._run(call, call.tokens_now(), most_threads=most_threads)
 
-    def _run(self, call: BoundCall, trace: Trace | None = None, most_threads: int | None = None) -> PrologOutput:
+    def _run(
+        self, call: BoundCall, tokens: tile.Tokens, trace: Trace | None = None, most_threads: int | None = None
+    ) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
-        plan = self._planned(call.tokens.x.shape[0], n_threads)
+        plan = self._planned(tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
                 blocks, buffers = memory.prepare(plan.tile_plan(factor))
                 begin = time.perf_counter_ns()
                 tile.prolog_tile(
-                    blocks.n_workers, call.tokens, call.caches, *self._arguments, buffers, blocks, offset,
+                    blocks.n_workers, tokens, call.caches, *self._arguments, buffers, blocks, offset,
                     factor, tile.HEADS, trace is not None,
                 )  # fmt: skip
                 if trace is not None:
