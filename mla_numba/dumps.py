@@ -65,6 +65,7 @@ from .dump_files import (
 from .dump_names import INPUTS, NZ_WEIGHTS, OUTPUTS, SCALES, STYLES, name_in
 from .inputs import random_inputs
 from .layouts import from_fractal_nz, pa_nz_to_pa_bsnd, to_fractal_nz
+from .output_file import output_file, write_text
 from .reference import NUMERICS, ReferenceOutput
 from .tolerance import Agreement, compare_within
 from .verify import reference_run
@@ -404,7 +405,7 @@ def write_dump(
     ]
     paths = {name: folder / f"{name_in(style, name)}.{file_format}" for name in names}
     for path in (*paths.values(), folder / SETTINGS_FILE):
-        if path.exists():
+        if os.path.lexists(path):
             raise FileExistsError(f"{path}: expected no such file, got one")
     reference = reference_run(weights, x, cos, sin, cache_index, cache, numerics=settings.numerics)
     arrays |= {f"{name}_out": array for name, array in reference._asdict().items()}
@@ -419,7 +420,7 @@ def write_dump(
             _write_array(path, array)
             finished(name)
         begun.append(folder / SETTINGS_FILE)
-        begun[-1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(begun[-1], json.dumps(content, indent=1) + "\n")
     except BaseException:
         for path in begun:
             with suppress(OSError):
@@ -429,11 +430,12 @@ def write_dump(
 
 
 def _write_array(path: Path, array: Array) -> None:
-    if path.suffix == ".npy":
-        np.save(path, array, allow_pickle=False)
-    else:
-        bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")
-        bits.astype(f"<u{array.itemsize}", copy=False).tofile(path)
+    with output_file(path) as file:
+        if path.suffix == ".npy":
+            np.save(file, array, allow_pickle=False)
+        else:
+            bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")
+            bits.astype(f"<u{array.itemsize}", copy=False).tofile(file)
 
 
 def _random_cache(cache: PagedCache, seed: int, scale_dtype: str) -> PagedCache:
