@@ -89,13 +89,10 @@ def _existing(path: StrPath, streams: bool) -> os.stat_result | None:
         return None
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    is_stream = _is_stream(found)
-    if is_stream and not streams:
-        what = kind_of(found.st_mode)
-        got = f"{what} that this process writes its output to" if stat.S_ISREG(found.st_mode) else what
+    is_regular, is_stream = stat.S_ISREG(found.st_mode), _is_stream(found)
+    if not (streams if is_stream else is_regular):
+        got = kind_of(found.st_mode) + " that this process writes its output to" * (is_regular and is_stream)
         raise ValueError(f"{path}: expected a regular file or none, which is then made, got {got}")
-    if not is_stream and not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"{path}: expected a regular file or none, which is then made, got {kind_of(found.st_mode)}")
     return found
 
 

@@ -163,6 +163,10 @@ class PackedWeights:
         found, arrays = read_arrays(path, verify)
         facts = read_facts(str(path), found)
         _check_packing(path, facts.packing, facts.isa)
+        known = {*_VECTORS, *(f"{name}.{part}" for name in PRODUCTS for part in _PARTS)}
+        for name, array in arrays.items():
+            if name not in known or not array.size:
+                raise ValueError(f"{path}: expected arrays of packed weights, got {name[:40]} of shape {array.shape}")
         nothing = PackedGemm.nothing()
 
         def product(name: str) -> PackedGemm:
