@@ -152,7 +152,10 @@ def check_number(name: str, value: object) -> float:
     """`value` if it is a real number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a number that a float holds, got an int of more digits") from None
 
 
 def check_epsilon(name: str, value: object) -> np.float32:

@@ -12,8 +12,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from tiling import store
-
 from ._version import __version__
 from .cli_options import json_option, layer_options, token_list, weight_sets_option
 from .cli_sweep import SMALL_DIMS, progress_bar
@@ -21,6 +19,7 @@ from .contest import Arena, ExactnessError
 from .dims import MlaDims
 from .engine import this_machine
 from .measure import Probes, rates_as_dict
+from .tuned import FOLDER_VARIABLE, Tuned, bucket_of, save_rates, save_tuned, store_folder
 from .tuner import Outcome, search
 
 __all__ = ["tune"]
@@ -61,7 +60,7 @@ def tune(
     """
     if small and dims:
         raise click.UsageError("--small: expected without --dims, got both")
-    buckets = [store.bucket_of(t) for t in tokens]
+    buckets = [bucket_of(t) for t in tokens]
     if len(set(buckets)) < len(buckets):
         raise click.UsageError(f"--tokens: expected numbers with a power of two between them, got {list(tokens)}")
     sizes = dims or (SMALL_DIMS if small else MlaDims.deepseek_v32())
@@ -81,24 +80,22 @@ def tune(
     if not dry_run:
         date = time.strftime("%Y-%m-%d")
         try:
-            store.save_rates(machine, __version__, threads, rates)
+            save_rates(machine, __version__, threads, rates)
             for found in outcomes:
-                kept = store.Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
-                store.save_tuned(machine, __version__, sizes, quant, threads, kept)
+                kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
+                save_tuned(machine, __version__, sizes, quant, threads, kept)
         except OSError as error:
-            raise click.ClickException(
-                f"{store.store_folder()}: expected a folder to keep results in, got {error}"
-            ) from None
+            raise click.ClickException(f"{store_folder()}: expected a folder to keep results in, got {error}") from None
     if as_json:
         facts = {"machine": asdict(machine), "threads": threads, "rates": rates_as_dict(rates)}
-        folder = None if dry_run else str(store.store_folder())
+        folder = None if dry_run else str(store_folder())
         click.echo(
             json.dumps(facts | {"folder": folder, "outcomes": [_as_dict(found) for found in outcomes]}, indent=1)
         )
         return
     console = Console()
     console.print(_table(outcomes))
-    where = "nothing was kept (--dry-run)" if dry_run else f"kept in {store.store_folder()} ({store.FOLDER_VARIABLE})"
+    where = "nothing was kept (--dry-run)" if dry_run else f"kept in {store_folder()} ({FOLDER_VARIABLE})"
     click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned take what is kept')
 
 

@@ -12,10 +12,11 @@ import pytest
 from test_cli import ROOT, invoke, one_line_error, run_cli
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
+from mla_numba import tuned as store
 from mla_numba._version import __version__
 from mla_numba.cli_sweep import SMALL_DIMS
 from mla_numba.engine import this_machine
-from tiling import PRESETS, CpuTiling, PassOptions, Rates, store
+from tiling import PRESETS, CpuTiling, PassOptions, Rates
 
 SMALL = ["--small", "--threads", "1", "--weight-sets", "1", "--pairs", "3"]
 GRID = ["--tokens", "4,9", "--set", "down_kc=64,128", "--set", "down_walk=1:3", "--where", "down_kc // down_walk >= 64"]
