@@ -31,6 +31,7 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 
 import mla_numba as mla
+from mla_numba._report import beyond_limit, share_text
 from mla_numba.cli_options import threads_option
 from mla_numba.engine import this_machine
 from mla_numba.inputs import Inputs, random_inputs
@@ -72,6 +73,7 @@ class Block:
             "least_ms": self.least_ms,
             "share_of_min": self.least_ms / min(self.ms),
             "share_of_median": self.least_ms / median(self.ms),
+            "beyond_limit": beyond_limit([self.least_ms / min(self.ms)]),
             "rates_before": rates_as_dict(self.before),
             "rates_after": rates_as_dict(self.after),
             "load_before": self.load[0],
@@ -185,15 +187,21 @@ def show_blocks(blocks: Sequence[Block], n_threads: int, n_rounds: int, n_sets: 
     times = Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
     names = ("read GB/s", "FMA GFLOP/s", "int8 GOP/s", "bf16 GFLOP/s")[: len(rates_as_dict(blocks[0].before))]
     rates = Table(*(Column(heading, justify="right") for heading in ("tokens", *names, "load")), box=box.SIMPLE)
+    all_shares: list[float] = []
     for block in blocks:
         low, middle = min(block.ms), median(block.ms)
-        shares = (f"{block.least_ms / time_ms:.1%}" for time_ms in (low, middle))
-        times.add_row(str(block.plan.t), *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)), *shares)
+        shares = [block.least_ms / time_ms for time_ms in (low, middle)]
+        all_shares += shares
+        times.add_row(
+            str(block.plan.t),
+            *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)),
+            *(share_text(share, 1) for share in shares),
+        )
         pairs = zip(rates_as_dict(block.before).values(), rates_as_dict(block.after).values(), strict=True)
         measured = (f"{before:.0f}, {after:.0f}" for before, after in pairs)
         rates.add_row(str(block.plan.t), *measured, "{:.1f}, {:.1f}".format(*block.load))
     heading = f"{n_rounds} rounds, {n_threads} threads, {n_sets} weight sets; least: at the mean of the rates below"
-    return Group(heading, times, "before the rounds, after them", rates)
+    return Group(heading, times, beyond_limit(all_shares), "before the rounds, after them", rates)
 
 
 if __name__ == "__main__":

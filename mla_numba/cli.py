@@ -23,7 +23,7 @@ from .cache import PAGED_MODES
 from .checkpoint import Checkpoint
 from .cli_bench import bench
 from .cli_check import check, dump
-from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
+from .cli_options import blame, json_option, output_file, threads_option, tile_settings, tokens_type, what_to_plan
 from .cli_pack import pack_layer
 from .cli_run import Job, allocate_cache, run_job
 from .cli_sweep import sweep
@@ -61,13 +61,6 @@ def main() -> None:
 main.add_command(bench)
 
 
-def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuses a file in a folder that is not there, before anything is timed."""
-    if value is not None and not value.parent.is_dir():
-        raise click.BadParameter(f"expected a file in a folder that exists, got {str(value)!r}")
-    return value
-
-
 @main.command()
 @what_to_plan
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of a call.")
@@ -90,7 +83,7 @@ def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None)
 )
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
-    "--trace", "trace_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_in_a_folder,
+    "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=output_file,
     help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
 )  # fmt: skip
 @json_option
@@ -247,7 +240,9 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 @main.command()
 @click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, callback=output_file, help="File to write."
+)  # fmt: skip
 @click.option(
     "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
     help="What becomes int8: a the down projections, b the up projection and the cache.",

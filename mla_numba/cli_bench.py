@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ._bench_page import make_page
 from ._bench_results import Results
-from .cli_options import threads_option
+from .cli_options import finite, output_file, threads_option
 
 __all__ = ["bench"]
 
@@ -40,13 +40,16 @@ _TUNABLES = {
 @click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
 @click.option("--slow", is_flag=True, help="Also the first call on an empty kernel cache: half a minute.")
 @click.option("--tiny", is_flag=True, help="Small dimensions: to try the command, not the machine.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=0.5, show_default=True, help="Of timing each bench.")
+@click.option("--seconds", type=click.FloatRange(0.01, 3600), default=0.5, show_default=True, callback=finite,
+              help="Of timing each bench.")  # fmt: skip
 @threads_option
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("mla-numba-bench.html"),
-    show_default=True, help="The page.",
+    "--output", type=click.Path(path_type=Path), default=Path("mla-numba-bench.html"), show_default=True,
+    callback=output_file, help="The page.",
 )  # fmt: skip
-@click.option("--json", "save", type=click.Path(dir_okay=False, path_type=Path), help="Keep pytest-benchmark's JSON.")
+@click.option(
+    "--json", "save", type=click.Path(path_type=Path), callback=output_file, help="Keep pytest-benchmark's JSON."
+)
 @click.option(
     "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Run nothing; make the page of JSON that was kept.",
@@ -75,6 +78,9 @@ def bench(
     """
     if find_spec("matplotlib") is None:
         raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
+    for name, other in (("--json", save), ("--from", saved)):
+        if other is not None and other.resolve() == output.resolve():
+            raise click.UsageError(f"--output: expected another file than that of {name}, got {output}")
     if saved is not None:
         write_page(saved, f"mla-numba bench --from {saved}", output)
         return

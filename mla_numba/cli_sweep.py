@@ -18,15 +18,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tiling import PRESETS, CpuTiling, PrologPlan, Rates, plan_prolog, preset
 
 from ._version import __version__
-from .cli_options import NPU_ARCHS, blame, layer_options, token_list, weight_sets_option
+from .cli_options import NPU_ARCHS, blame, layer_options, output_folder, seed_option, token_list, weight_sets_option
 from .contest import Arena, ExactnessError
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
 from .measure import Probes, rates_as_dict
-from .tile_plots import draw_all
+from .output_path import fault_of_file
+from .tile_journal import Journal
+from .tile_plots import PICTURES, draw_all
 from .tile_report import show_rows, write_csv, write_json
-from .tile_space import Candidate, Grid, check_restriction, parse_values
-from .tile_sweep import Effort, Job, Journal, Row, finals, list_jobs, run_job, time_pairs, with_limits
+from .tile_space import MAX_CANDIDATES, Candidate, Grid, check_restriction, parse_values
+from .tile_sweep import (
+    MAX_PAIRS,
+    Effort,
+    Job,
+    Row,
+    finals,
+    list_jobs,
+    reasons_of,
+    run_job,
+    time_pairs,
+    with_limits,
+)
 
 __all__ = ["SMALL_DIMS", "facts_of", "progress_bar", "sweep"]
 
@@ -36,6 +49,7 @@ _DEFAULT = (
     {"down_kc": "256,512,896,1792,3584", "down_walk": "1,2,4,8"},
     {"unroll_list": "[512,256,128,64,32,16,8,4,2,1],[64,32,16,8,4,2,1],[32,16,8,4,2,1],[8,4,2,1]"},
 )
+_FILES = ("journal.jsonl", "sweep.csv", "sweep.json")
 _REDRAW_S = 0.2
 _TABLE_WIDTH = 110
 
@@ -143,14 +157,17 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
     help="Phase: with fields of MlaTileConfig it decides the scheduling settings.",
 )
 @layer_options
-@click.option("--pairs", type=click.IntRange(3), default=7, show_default=True, help="Least pairs of calls a candidate.")
+@click.option(
+    "--pairs", type=click.IntRange(3, MAX_PAIRS), default=7, show_default=True, help="Least pairs of calls a candidate."
+)
 @weight_sets_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the order.")
+@seed_option
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     default="sweep",
     show_default=True,
+    callback=output_folder,
     help="Folder for journal, CSV, JSON and pictures.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew where the folder holds a sweep.")
@@ -179,7 +196,8 @@ def sweep(
     """Time many plans against the planner's own, check every bit of each, and draw the results.
 
     Candidates come in an order by chance and are timed in pairs with the planner's own plan; hopeless ones are given
-    up. After Ctrl-C the same command goes on where it was. Exit status: 0, or 1 if a bit of any candidate is wrong.
+    up. After Ctrl-C the same command goes on where it was. Exit status: 0, or 1 if a bit of any candidate is wrong or
+    every candidate is refused.
     """
     if presets and (axes or base):
         raise click.UsageError("--presets: expected without --set and --base, got both")
@@ -191,6 +209,9 @@ def sweep(
     with blame("--set"):
         grids = [] if presets else _grids(axes, base, npuarch)
         candidates = _presets(npuarch) if presets else [(c, quant) for grid in grids for c in grid.candidates()]
+    if len(candidates) * len(tokens) > MAX_CANDIDATES:
+        n = f"{len(candidates)} times {len(tokens)}"
+        raise click.UsageError(f"--set, --tokens: expected at most {MAX_CANDIDATES} combinations in all, got {n}")
     with blame("--where"):
         names = [name for grid in grids for name in grid.axes]
         restrictions = [check_restriction(text, names) for text in where]
@@ -201,17 +222,24 @@ def sweep(
             n_threads=threads, options=job.options,
         )  # fmt: skip
 
+    for name in (*_FILES, *(() if no_plot else PICTURES)):
+        fault = fault_of_file(out / name) if out.is_dir() else ""
+        if fault:
+            raise click.BadParameter(fault, param_hint="'--out'")
     with blame("--where"):
         jobs, n_left_out = list_jobs(candidates, tokens, restrictions, plan, phase, npuarch)
     if not jobs:
         raise click.UsageError(f"--where: expected to leave a candidate, got none of {n_left_out}")
+    if all(job.refused for job in jobs):
+        reasons = "\n".join(reasons_of([job.refused for job in jobs]))
+        raise click.ClickException(f"every candidate is refused, so nothing was timed\n{reasons}")
     spec = {
         "tokens": tokens, "phase": phase, "dims": asdict(sizes), "threads": threads, "pairs": pairs,
         "weight_sets": weight_sets, "seed": seed, "version": __version__, "machine": str(this_machine()),
         "jobs": [[job.number, job.t, job.quant, str(job.candidate), base or ""] for job in jobs],
     }  # fmt: skip
     journal = _journal(out, spec, restart, threads)
-    effort = Effort(pairs=pairs)
+    effort = Effort(pairs=pairs, most=max(Effort.most, pairs))
     interrupted = False
     try:
         _sweep(jobs, journal, effort, sizes, phase, threads, seed, weight_sets)
@@ -219,7 +247,7 @@ def sweep(
         interrupted = True
     except ExactnessError as error:
         raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
-    rows = with_limits(journal.rows, Rates(**journal.facts["rates_exact"]))
+    rows = with_limits(journal.rows, journal.rates)
     write_csv(out / "sweep.csv", rows)
     write_json(out / "sweep.json", journal.facts, spec, rows)
     console = Console()
@@ -230,7 +258,7 @@ def sweep(
     if not no_plot:
         title = f"{this_machine().name}, {threads} threads, quant {', '.join(dict.fromkeys(r.quant for r in rows))}"
         try:
-            click.echo(", ".join(map(str, draw_all(out, rows, journal.facts["rates"], title))))
+            click.echo(", ".join(map(str, draw_all(out, rows, rates_as_dict(journal.rates), title))))
         except ImportError:
             click.echo(
                 "no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again"
@@ -297,7 +325,7 @@ def _sweep(
             journal.add(row)
             advance(_note(row), 1)
     # What the machine was seen to reach, before or after: other tenants take their part at times.
-    before, after = Rates(**journal.facts["rates_exact"]), Probes(n_threads).rates()
+    before, after = journal.rates, Probes(n_threads).rates()
     rates = Rates(
         max(before.bandwidth_bytes_s, after.bandwidth_bytes_s),
         max(before.flops_s, after.flops_s),
@@ -319,4 +347,5 @@ def _summary(rows: list[Row], n_left_out: int) -> str:
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     bits = f"{len(exact) - len(wrong)} of {len(exact)} plans gave every bit of the reference"
     lines = [f"{said}; {n_left_out} left out by restrictions; {bits}"]
+    lines += reasons_of([row.reason for row in rows if row.status == "refused"])
     return "\n".join([*lines, *(f"wrong: {row.settings} at {row.t} tokens: {row.reason}" for row in wrong)])

@@ -12,6 +12,7 @@ from typing import Any
 from rich import box
 from rich.table import Column, Table
 
+from ._report import beyond_limit, share_text
 from .tile_sweep import Row
 
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
@@ -55,6 +56,7 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
         caption_justify="right",
     )
     shown: dict[tuple[int, str], int] = {}
+    shares = []
     for row in best_rows(rows):
         group = row.t, row.quant
         shown[group] = shown.get(group, 0) + 1
@@ -72,8 +74,11 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             "" if row.final_ratio is None else f"{row.final_ratio:.3f}",
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
-            f"{row.share:.0%}",
+            share_text(row.share or 0),
         )
+        shares.append(row.share)
+    if beyond_limit(shares):
+        table.caption = f"{table.caption}\n{beyond_limit(shares)}"
     return table
 
 

@@ -10,7 +10,8 @@ from rich.console import Console
 from mla_numba import MlaDims, MlaProlog
 from mla_numba._report import trace_table
 from mla_numba.engine import MICRO_TILES, this_machine
-from mla_numba.kernels import max_threads, tile
+from mla_numba.kernels import max_threads
+from mla_numba.kernels.tile import HEADS, prolog_tile
 from mla_numba.trace import PHASES, SWEEPS, Span, TileTrace, Trace
 from mla_numba.workspace import Memory
 from tiling import CpuTiling, plan_prolog
@@ -119,7 +120,7 @@ def test_a_second_worker_held_back_until_the_first_has_done_all():
     call, own = prolog.bind(*inputs, cache), prolog(*inputs, cache.copy())
     blocks, buffers = Memory(plan).prepare(tile_plan)
     begin = time.perf_counter_ns()
-    tile.prolog_tile(1, call.tokens, call.caches, *prolog._arguments, buffers, blocks, 0, T, tile.HEADS, True)
+    prolog_tile(1, call.tokens, call.caches, *prolog._arguments, buffers, blocks, 0, T, HEADS, True)
     trace = Trace()
     trace.add(begin, time.perf_counter_ns(), 0, T, buffers.spans)
     assert all((a == b).all() for a, b in zip(call.out, own, strict=True))
