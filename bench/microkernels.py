@@ -21,6 +21,7 @@ from rich.table import Column, Table
 
 from mla_numba import packed
 from mla_numba._report import share_text
+from mla_numba.cli_options import finite
 from mla_numba.engine import this_machine
 from mla_numba.kernels import ISA, simd
 from mla_numba.kernels.llvm_ir import IN_L1
@@ -115,7 +116,10 @@ def measure(case: Case, probes: Probes, seconds: float) -> tuple[float, float]:
 
 @click.command(help=__doc__)
 @click.option("--k", default=512, type=click.IntRange(4), show_default=True, help="Length of k, a multiple of 4.")
-@click.option("--seconds", default=0.6, type=click.FloatRange(0), show_default=True, help="Of measuring each.")
+@click.option(
+    "--seconds", default=0.6, type=click.FloatRange(0, 3600), show_default=True, callback=finite,
+    help="Of measuring each.",
+)  # fmt: skip
 def main(k: int, seconds: float) -> None:
     if k % 4:
         raise click.UsageError(f"--k: expected a multiple of 4, got {k}")

@@ -159,7 +159,7 @@ def environment(n_threads: int) -> dict[str, str]:
 def write_page(results: Path, command: str, output: Path) -> None:
     """Makes the page of results; raises `click.ClickException` where they are none, or it can't be written."""
     try:
-        output.write_text(make_page(Results.read(results), command), encoding="utf-8")
+        output.write_bytes(make_page(Results.read(results), command).encode("utf-8", "xmlcharrefreplace"))
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     click.echo(f"wrote {output}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +50,7 @@ _DEFAULT = (
     {"unroll_list": "[512,256,128,64,32,16,8,4,2,1],[64,32,16,8,4,2,1],[32,16,8,4,2,1],[8,4,2,1]"},
 )
 _FILES = ("journal.jsonl", "sweep.csv", "sweep.json")
+_PLANNED_UNSEEN = 500  # about a second
 _REDRAW_S = 0.2
 _TABLE_WIDTH = 110
 
@@ -210,8 +211,10 @@ def sweep(
         grids = [] if presets else _grids(axes, base, npuarch)
         candidates = _presets(npuarch) if presets else [(c, quant) for grid in grids for c in grid.candidates()]
     if len(candidates) * len(tokens) > MAX_CANDIDATES:
-        n = f"{len(candidates)} times {len(tokens)}"
-        raise click.UsageError(f"--set, --tokens: expected at most {MAX_CANDIDATES} combinations in all, got {n}")
+        raise click.UsageError(
+            f"--set, --tokens: expected at most {MAX_CANDIDATES} combinations in all, got {len(candidates)} times "
+            f"{len(tokens)}"
+        )
     with blame("--where"):
         names = [name for grid in grids for name in grid.axes]
         restrictions = [check_restriction(text, names) for text in where]
@@ -226,8 +229,10 @@ def sweep(
         fault = fault_of_file(out / name) if out.is_dir() else ""
         if fault:
             raise click.BadParameter(fault, param_hint="'--out'")
-    with blame("--where"):
-        jobs, n_left_out = list_jobs(candidates, tokens, restrictions, plan, phase, npuarch)
+    n = len(candidates) * len(tokens)
+    shown = progress_bar("plan", n) if n > _PLANNED_UNSEEN else nullcontext(lambda note, by: None)
+    with blame("--where"), shown as planned:
+        jobs, n_left_out = list_jobs(candidates, tokens, restrictions, plan, phase, npuarch, lambda: planned("", 1))
     if not jobs:
         raise click.UsageError(f"--where: expected to leave a candidate, got none of {n_left_out}")
     if all(job.refused for job in jobs):

@@ -126,6 +126,10 @@ def _row(where: str, line: dict[str, Any]) -> Row:
     if not needed <= set(line) <= set(known):
         wrong = sorted(needed - set(line)) or sorted(set(line) - set(known))
         raise ValueError(f"{where}: expected the fields of a row, got none or another of {wrong[0][:80]!r}")
+    try:
+        json.dumps(line, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{where}: expected text that can be written, got a lone surrogate") from None
     for name, value in line.items():
         if not _fits(value, known[name]):
             raise ValueError(f"{where}: {name}: expected {known[name]}, got {str(value)[:80]}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
 from ._report import beyond_limit, share_text
@@ -65,7 +66,7 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
         if shown[group] == 1 and len(shown) > 1:
             table.add_section()
         table.add_row(
-            ", ".join(f"{name} {_cell(value)}" for name, value in row.settings.items()) + _mark(row),
+            escape(", ".join(f"{name} {_cell(value)}" for name, value in row.settings.items()) + _mark(row)),
             str(row.t),
             row.quant,
             f"{row.median_ms:.3f}",

@@ -96,16 +96,19 @@ def list_jobs(
     plan: Callable[[Job], PrologPlan],
     phase: str,
     npuarch: str,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Job], int]:
     """A job for each candidate (with its quant mode) and T, and how many the restrictions left out.
 
     A candidate that its config or the planner refuses, or whose plan is that of an earlier job, comes with the reason.
+    `advance` is called after each.
     """
     jobs: list[Job] = []
     first_of: dict[Any, int] = {}
     n_left_out = 0
     for candidate, quant in candidates:
         for t in tokens:
+            advance()
             if not all(holds(restriction, candidate, t) for restriction in restrictions):
                 n_left_out += 1
                 continue

@@ -7,12 +7,14 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mla_numba import CpuTiling, MlaDims, MlaTileConfig
+from mla_numba._report import beyond_limit, share_text
 from mla_numba.contest import Arena, ExactnessError, Pairs
 from mla_numba.tile_journal import Journal
 from mla_numba.tile_plots import draw_all, heat_axes
-from mla_numba.tile_report import best_rows, write_csv, write_json
+from mla_numba.tile_report import best_rows, show_rows, write_csv, write_json
 from mla_numba.tile_space import Candidate, Grid, check_restriction, holds, parse_values
 from mla_numba.tile_sweep import Effort, Job, Row, finals, reasons_of, run_job, with_limits
 from tiling import Rates
@@ -306,9 +308,10 @@ LINES = [HEADER, asdict(row(0)), asdict(row(1, ratio=None, status="refused"))]
         ({"settings": [1]}, r"settings: expected dict\[str, Any\], got \[1\]"),
         ({"number": 5}, "expected a job of this sweep, got number 5, t 8"),
         ({"t": 9}, "expected a job of this sweep, got number 0, t 9"),
+        ({"reason": "\ud800"}, "expected text that can be written, got a lone surrogate"),
         ({"beside": 1}, "expected the fields of a row, got none or another of 'beside'"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=lambda value: ascii(value) if isinstance(value, dict) else "",
 )
 def test_a_row_that_no_sweep_wrote_is_refused_with_its_line(changes, message, tmp_path):
     path = tmp_path / "journal.jsonl"
@@ -380,6 +383,23 @@ def test_csv_and_json(tmp_path):
     assert Row(**read["rows"][3]) == ROWS[3]
 
 
+def shown(rows):
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(show_rows(rows))
+    return " ".join(text.get().split())
+
+
+def test_a_share_above_the_limit_is_marked_and_explained():
+    rows = with_limits({0: row(0, ratio=0.5, down_mc=4)}, RATES)  # four times as fast as the rates allow
+    assert (share_text(1.0), share_text(1.004), share_text(0.954, 1)) == ("100%", "100% (!)", "95.4%")
+    assert "400% (!)" in shown(rows)
+    assert "down_mc [/x]" in shown([replace(rows[0], settings={"down_mc": "[/x]"})])
+    assert "(!) more than 100 %: faster than the rates" in shown(rows)
+    assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES))
+    assert beyond_limit([None, 1.0]) == "" != beyond_limit([None, 1.01])
+
+
 def texts(figure):
     return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
 
@@ -410,7 +430,8 @@ def test_pictures_have_labels_and_a_thousand_pixels(tmp_path, monkeypatch):
         assert wanted in lists
     for wanted in ("operations by byte of weights, inputs and outputs, op/byte", "operations by time, Gop/s"):
         assert wanted in roof
-    assert any(text.startswith("T = 8: best ") for text in roof)
+    assert any(text.startswith("T = 8: best ") and "(!) of the limit" in text for text in roof)
+    assert any(text.startswith("(!) more than 100 %") for text in roof)
     assert all("made up, 2 threads" in "\n".join(of_picture) for of_picture in (heat, lists, roof))
 
 
