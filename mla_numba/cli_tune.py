@@ -15,9 +15,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from ._sweep_run import progress_bar
 from ._version import __version__
 from .cli_options import finite, json_option, layer_options, seed_option, token_list, weight_sets_option
-from .cli_sweep import SMALL_DIMS, progress_bar
+from .cli_sweep import SMALL_DIMS
 from .contest import Arena, ExactnessError
 from .dims import MlaDims
 from .engine import this_machine
