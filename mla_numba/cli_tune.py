@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 from rich import box
@@ -29,6 +27,7 @@ from .tuner import Outcome, search
 
 __all__ = ["tune"]
 
+_FOLDER = "expected a folder to keep results in"
 _NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
 
 
@@ -77,8 +76,10 @@ def tune(
     if find_spec("optuna") is None:
         raise click.ClickException(_NO_OPTUNA)
     if not dry_run:
-        with _folder_errors():
+        try:
             make_store_folder()
+        except OSError as error:
+            raise click.ClickException(f"{_FOLDER}, got {error}") from None
     sizes = dims or (SMALL_DIMS if small else MlaDims.deepseek_v32())
     machine = this_machine()
     rates = Probes(threads).rates()
@@ -94,40 +95,41 @@ def tune(
     except ExactnessError as error:
         raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
     timed = [found for found in outcomes if found.contest is not None]
-    if not dry_run and timed:
+    fault = ""
+    if timed and not dry_run:
         date = time.strftime("%Y-%m-%d")
-        with _folder_errors():
+        try:
             save_rates(machine, __version__, threads, rates)
             for found in timed:
                 kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
                 save_tuned(machine, __version__, sizes, quant, threads, kept)
+        except OSError as error:  # what was found is shown all the same
+            fault = f"{_FOLDER}, got {error}"
+    is_kept = bool(timed) and not dry_run and not fault
     if as_json:
         facts = {"machine": asdict(machine), "threads": threads, "rates": rates_as_dict(rates)}
-        folder = None if dry_run else str(store_folder())
+        folder = str(store_folder()) if is_kept else None
         click.echo(
             json.dumps(facts | {"folder": folder, "outcomes": [_as_dict(found) for found in outcomes]}, indent=1)
         )
-        _end(ctx, outcomes)
+    else:
+        _show(outcomes, is_kept, dry_run)
+    if fault:
+        raise click.ClickException(fault)
+    if any(found.n_wrong or found.contest is None for found in outcomes):
+        ctx.exit(1)
+
+
+def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:
+    """The table, where results are kept, and what stood against candidates."""
     console = Console()
     console.print(_table(outcomes))
-    where = "nothing was kept (--dry-run)" if dry_run else f"kept in {store_folder()} ({FOLDER_VARIABLE})"
+    nothing = f"nothing was kept{' (--dry-run)' if dry_run else ''}"
+    where = f"kept in {store_folder()} ({FOLDER_VARIABLE})" if is_kept else nothing
     click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned take what is kept')
     for found in outcomes:
         for line in reasons_of(found.against, what="wrong or refused"):
             click.echo(f"T {found.t}: {line}")
-    _end(ctx, outcomes)
-
-
-def _end(ctx: click.Context, outcomes: Sequence[Outcome]) -> NoReturn:
-    ctx.exit(1 if any(found.n_wrong or found.contest is None for found in outcomes) else 0)
-
-
-@contextmanager
-def _folder_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise click.ClickException(f"expected a folder to keep results in, got {error}") from None
 
 
 def _table(outcomes: list[Outcome]) -> Table:

@@ -213,7 +213,21 @@ def test_a_search_whose_candidates_are_all_wrong_or_refused_says_why(tmp_path, m
     assert "nothing was timed: every candidate was wrong or refused" in " ".join(result.output.split())
     assert "T 8: wrong or refused, 1 of 2: query_rope: 1 of 8 elements differ" in result.output
     assert "T 8: wrong or refused, 1 of 2: down_kc: expected another" in result.output
+    assert "nothing was kept; " in result.output
     assert not list(tmp_path.iterdir())
+
+
+@needs_optuna
+def test_what_was_found_is_shown_where_it_cannot_be_kept(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(cli_tune, "save_rates", full)
+    result = invoke("tune", "--small", "--threads", "1", "--weight-sets", "1", "--tokens", "8", "--budget", "0.01")
+    assert result.exit_code == 1
+    assert "medians of a contest after the search" in result.output
+    assert result.output.endswith("Error: expected a folder to keep results in, got No space left on device\n")
 
 
 @needs_optuna
