@@ -1,5 +1,6 @@
 """Bit-exact CPU kernels for the quantised MLA prolog of DeepSeek-V3.2."""
 
+from . import _own_tiling  # noqa: F401  # isort: skip (before anything of tiling)
 from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
 from . import layouts

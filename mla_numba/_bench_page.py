@@ -8,6 +8,7 @@ from html import escape
 
 from ._bench_charts import bars, lines
 from ._bench_results import Group, Results, Row
+from ._report import beyond_limit, share_text
 
 __all__ = ["make_page"]
 
@@ -27,7 +28,7 @@ _NOTE = (
     "Times are of whole calls, in milliseconds. Each bench ran by itself, one after the other, so that a slow spell of "
     "the machine falls on one of them: ratios below 1.1 need <code>bench/compare_peers.py</code>, which takes turns. "
     "The share of the roofline is the least time that the machine's rates allow, measured right before and after each "
-    "bench, over the fastest round. With warm weights it may pass 100 %, since caches are faster than memory. GB/s and "
+    "bench, over the fastest round; where it passes 100 %, it is marked. GB/s and "
     "Gop/s are at the median, and of the work, whatever an implementation makes of it. Machine GB/s is the read "
     "bandwidth measured beside a bench: rows of a group compare only where it is about the same."
 )
@@ -78,11 +79,13 @@ def _group(group: Group, heading: str) -> str:
     shortest = group.rows[0].median_s * 1e3
     decimals = 4 if shortest < 1 else 3 if shortest < 100 else 1
     body = "".join(_row(row, baseline, decimals) for row in group.rows)
+    beyond = escape(beyond_limit(row.share for row in group.rows))
+    beyond = beyond and f'<p class="note">{beyond}</p>'
     made_of = "".join(f"<li><b>{escape(row.name)}</b>: {escape(_details(row))}</li>" for row in group.rows)
     return (
         f"{title}{_image(bars(group), group.title)}"
         f'<table><tr><th class="text">implementation</th>{headings}</tr>{body}</table>'
-        f"<details><summary>plans, operators, checks</summary><ul>{made_of}</ul></details>"
+        f"{beyond}<details><summary>plans, operators, checks</summary><ul>{made_of}</ul></details>"
     )
 
 
@@ -90,7 +93,7 @@ def _row(row: Row, baseline: Row | None, decimals: int) -> str:
     cells = [f"{seconds * 1e3:.{decimals}f}" for seconds in (row.min_s, row.median_s, row.iqr_s)]
     cells += [str(row.rounds), "" if baseline is None else f"{row.median_s / baseline.median_s:.2f}"]
     cells += ["" if rate is None else f"{rate:.1f}" for rate in (row.gb_per_s, row.gop_per_s)]
-    cells.append("" if row.share is None else f"{row.share:.0%}")
+    cells.append("" if row.share is None else share_text(row.share))
     cells.append("" if row.machine_gb_s is None else f"{row.machine_gb_s:.0f}")
     kind = ' class="ours"' if row.is_ours else ""
     return f"<tr{kind}>{_text(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Self
 
+from .json_file import read_object
+
 __all__ = ["Group", "Results", "Row"]
 
-_TITLE = re.compile(r"(?P<family>.+), T = (?P<t>\d+)(, weights (?P<state>\w+))?")
+_TITLE = re.compile(r"(?P<family>.+), T = (?P<t>[0-9]{1,9})(, weights (?P<state>\w+))?")
 _OURS = "mla_numba"
 _RATES = {
     "read_gb_s": ("read", "GB/s"),
@@ -66,23 +67,24 @@ class Row:
 
     @classmethod
     def of(cls, bench: Mapping[str, Any]) -> Self:
-        """From an entry of `benchmarks`."""
-        stats, extra = bench["stats"], bench["extra_info"]
-        ops = extra.get("flops", 0) + extra.get("int8_ops", 0)
+        """From an entry of `benchmarks`; raises `ValueError` for a field that is missing or of another type."""
+        stats, extra = _object(bench, "stats"), _object(bench, "extra_info")
+        ops = _number(extra, "flops", int, 0) + _number(extra, "int8_ops", int, 0)
+        rates = _object(extra, "rates") if "rates" in extra else {}
         return cls(
-            name=extra["implementation"],
-            min_s=stats["min"],
-            median_s=stats["median"],
-            iqr_s=stats["iqr"],
-            rounds=stats["rounds"],
-            n_bytes=extra.get("bytes"),
+            name=_text(extra, "implementation"),
+            min_s=_time(stats, "min"),
+            median_s=_time(stats, "median"),
+            iqr_s=_number(stats, "iqr"),
+            rounds=_number(stats, "rounds", int),
+            n_bytes=_number(extra, "bytes", int, None),
             n_ops=ops or None,
-            least_s=extra.get("least_seconds"),
-            share=extra.get("share_of_roofline"),
-            machine_gb_s=extra.get("rates", {}).get("read_gb_s"),
-            made_of=extra["made_of"],
-            verified=extra["verified"],
-            weights=extra.get("weights", ""),
+            least_s=_number(extra, "least_seconds", float, None),
+            share=_number(extra, "share_of_roofline", float, None),
+            machine_gb_s=_number(rates, "read_gb_s", float, None),
+            made_of=_text(extra, "made_of"),
+            verified=_text(extra, "verified"),
+            weights=_text(extra, "weights", ""),
         )
 
 
@@ -150,39 +152,92 @@ class Results:
     def read(cls, path: Path) -> Self:
         """Reads the file of `--benchmark-json`.
 
-        Raises `ValueError` where it is not one of this suite, or holds no result; `OSError` where it can't be read.
+        Raises `ValueError` where it is not one of this suite, naming what is missing or of another type, or holds no
+        result; `OSError` where it can't be read.
         """
+        raw = read_object(path)
+        where = str(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
             benches: dict[str, list[Row]] = {}
-            for bench in raw["benchmarks"]:
-                benches.setdefault(bench["group"] or "", []).append(Row.of(bench))
+            for i, bench in enumerate(_list(raw, "benchmarks")):
+                where = f"{path}: benchmarks[{i}]"
+                if not isinstance(bench, dict):
+                    raise ValueError(f"an object, got {_short(bench)}")
+                group = "" if bench.get("group") is None else _text(bench, "group")
+                benches.setdefault(group, []).append(Row.of(bench))
+            where = str(path)
             facts = _facts(raw)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path}: expected JSON that the bench suite wrote, got {what}") from None
+        except ValueError as error:
+            raise ValueError(f"{where}: expected JSON that the bench suite wrote, with {error}") from None
         if not benches:
             raise ValueError(f"{path}: expected at least one result, got none")
         return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()))
 
 
+_MISSING = object()
+_MAX_NUMBER = 2.0**63
+
+
+def _short(value: object) -> str:
+    return "none" if value is _MISSING else repr(value)[:80]
+
+
+def _object(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = holder.get(name, _MISSING)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: an object, got {_short(value)}")
+    return value
+
+
+def _list(holder: Mapping[str, Any], name: str) -> list[Any]:
+    value = holder.get(name, _MISSING)
+    if not isinstance(value, list):
+        raise ValueError(f"{name}: a list, got {_short(value)}")
+    return value
+
+
+def _text(holder: Mapping[str, Any], name: str, default: object = _MISSING) -> str:
+    value = holder.get(name, default)
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: a string, got {_short(value)}")
+    return value
+
+
+def _number(holder: Mapping[str, Any], name: str, kind: type = float, default: object = _MISSING) -> Any:
+    """A number that is none below 0; `default` where there is none and there need not be one."""
+    value = holder.get(name, default)
+    if value is None and default is None:
+        return None
+    fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not fits or not 0 <= value <= _MAX_NUMBER:
+        raise ValueError(f"{name}: a number from 0 to 2**63, got {_short(value)}")
+    return value
+
+
+def _time(stats: Mapping[str, Any], name: str) -> float:
+    seconds: float = _number(stats, name)
+    if not seconds:
+        raise ValueError(f"{name}: seconds, got 0")
+    return seconds
+
+
 def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
-    machine, suite = raw["machine_info"], raw["mla_numba"]
-    rates = [bench["extra_info"]["rates"] for bench in raw["benchmarks"] if "rates" in bench["extra_info"]]
-    commit = raw.get("commit_info") or {}
+    machine, suite = _object(raw, "machine_info"), _object(raw, "mla_numba")
+    extras = [bench["extra_info"] for bench in raw["benchmarks"]]
+    commit = _object(raw, "commit_info") if raw.get("commit_info") else {}
     facts = {
-        "machine": machine["machine"],
-        "threads": f"{machine['threads']} ({_OURS}: Numba's {suite['threading_layer']})",
-        "waiting threads": f"OMP_WAIT_POLICY {machine['waiting']}",
-        "memory": f"GLIBC_TUNABLES {machine['malloc']}",
-        "dimensions": machine["dims"],
-        "rates": _rates_text(rates),
-        "versions": ", ".join(f"{name} {number}" for name, number in suite["versions"].items()),
-        "system": machine["system"],
-        "run": raw["datetime"][:19].replace("T", " ") + " UTC",
+        "machine": _text(machine, "machine"),
+        "threads": f"{_number(machine, 'threads', int)} ({_OURS}: Numba's {_text(suite, 'threading_layer')})",
+        "waiting threads": f"OMP_WAIT_POLICY {_text(machine, 'waiting')}",
+        "memory": f"GLIBC_TUNABLES {_text(machine, 'malloc')}",
+        "dimensions": _text(machine, "dims"),
+        "rates": _rates_text([extra["rates"] for extra in extras if "rates" in extra]),
+        "versions": ", ".join(f"{name} {number}" for name, number in _object(suite, "versions").items()),
+        "system": _text(machine, "system"),
+        "run": _text(raw, "datetime")[:19].replace("T", " ") + " UTC",
     }
     if commit.get("id"):
-        facts["commit"] = commit["id"][:12] + (", with changes" if commit.get("dirty") else "")
+        facts["commit"] = _text(commit, "id")[:12] + (", with changes" if commit.get("dirty") else "")
     return facts
 
 
@@ -190,7 +245,7 @@ def _rates_text(rates: Sequence[Mapping[str, float]]) -> str:
     """Each rate from its least to its greatest value over all benches."""
     texts = []
     for key, (name, unit) in _RATES.items():
-        values = [measured[key] for measured in rates if key in measured]
+        values = [_number(measured, key) for measured in rates if key in measured]
         if values:
             texts.append(f"{name} {min(values):.0f} to {max(values):.0f} {unit}")
     return ", ".join(texts) or "not measured"

@@ -128,17 +128,24 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected int, got {type(value).__name__}")
     if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
+        raise ValueError(f"{name}: expected at least {least}, got {_int_text(int(value))}")
     if most is not None and value > most:
-        raise ValueError(f"{name}: expected at most {most}, got {value}")
+        raise ValueError(f"{name}: expected at most {most}, got {_int_text(int(value))}")
     return int(value)
+
+
+def _int_text(value: int) -> str:
+    """The digits, or how many bits there are: Python writes no more than some thousand digits."""
+    return str(value) if value.bit_length() <= 256 else f"an int of {value.bit_length()} bits"
 
 
 def check_threads(name: str, value: object, available: int) -> int:
     """`value` if that many threads can be had; `available` where it is None."""
     n_threads = available if value is None else check_int(name, value, 1)
     if n_threads > available:
-        raise ValueError(f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {n_threads}")
+        raise ValueError(
+            f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {_int_text(n_threads)}"
+        )
     return n_threads
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,23 @@ from tiling import PrologPlan
 
 from .trace import PHASES, Trace
 
-__all__ = ["Steps", "SweepTimes", "folder_size", "megabytes", "sweep_table", "sweep_work", "trace_table"]
+__all__ = [
+    "BEYOND_LIMIT",
+    "Steps",
+    "SweepTimes",
+    "beyond_limit",
+    "folder_size",
+    "megabytes",
+    "share_text",
+    "sweep_table",
+    "sweep_work",
+    "trace_table",
+]
+
+BEYOND_LIMIT = (
+    "(!) more than 100 %: faster than the rates measured beside it allow, since part of the weights came from caches, "
+    "or the machine was slower while the rates were measured; no share of the limit"
+)
 
 _log = logging.getLogger("mla_numba")
 _REDRAW_S = 0.2
@@ -205,6 +221,16 @@ def trace_table(trace: Trace) -> Table:
             table.add_section()
         table.add_row(name, *(f"{s * 1e3:.3f}" for s in seconds))
     return table
+
+
+def share_text(share: float, decimals: int = 0) -> str:
+    """A share of the limit as text; one above 100 % is marked, and `BEYOND_LIMIT` says why it is none."""
+    return f"{share:.{decimals}%}" + (" (!)" if share > 1 else "")
+
+
+def beyond_limit(shares: Iterable[float | None]) -> str:
+    """`BEYOND_LIMIT` where it is needed for one of these shares, else nothing."""
+    return BEYOND_LIMIT if any(share is not None and share > 1 for share in shares) else ""
 
 
 def folder_size(folder: Path) -> tuple[int, int]:

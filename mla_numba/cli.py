@@ -23,7 +23,16 @@ from .cache import PAGED_MODES
 from .checkpoint import Checkpoint
 from .cli_bench import bench
 from .cli_check import check, dump
-from .cli_options import blame, json_option, threads_option, tile_settings, tokens_type, what_to_plan
+from .cli_options import (
+    blame,
+    file_to_write,
+    json_option,
+    text_to_write,
+    threads_option,
+    tile_settings,
+    tokens_type,
+    what_to_plan,
+)
 from .cli_pack import pack_layer
 from .cli_run import Job, allocate_cache, run_job
 from .cli_sweep import sweep
@@ -33,7 +42,6 @@ from .dims import MlaDims
 from .engine import MICRO_TILES, stored_choice, this_machine
 from .kernels import ISA, cache_folder, max_threads
 from .measure import least_ms, measure_all, rates_as_dict, show_rates
-from .output_file import check_output
 from .reference import NUMERICS
 from .weights import QUANT_MODES, MlaWeights
 
@@ -62,18 +70,6 @@ def main() -> None:
 main.add_command(bench)
 
 
-def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuses what is no file, or one in a folder that is not there, before anything is timed."""
-    if value is not None and not value.parent.is_dir():
-        raise click.BadParameter(f"expected a file in a folder that exists, got {str(value)!r}")
-    if value is not None:
-        try:
-            check_output(value, streams=True)
-        except (OSError, ValueError) as error:
-            raise click.BadParameter(str(error)) from None
-    return value
-
-
 @main.command()
 @what_to_plan
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of a call.")
@@ -96,7 +92,7 @@ def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None)
 )
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
-    "--trace", "trace_file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", callback=_in_a_folder,
+    "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=text_to_write,
     help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
 )  # fmt: skip
 @json_option
@@ -253,7 +249,9 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 @main.command()
 @click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
+)  # fmt: skip
 @click.option(
     "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
     help="What becomes int8: a the down projections, b the up projection and the cache.",
@@ -267,7 +265,6 @@ def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json:
     refused, and of a symbolic link what it names is written. Needs the extra hf.
     """
     try:
-        check_output(out)
         with Steps() as steps:
             packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
     except (ImportError, OSError, TypeError, ValueError) as error:

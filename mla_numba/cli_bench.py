@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ._bench_page import make_page
 from ._bench_results import Results
-from .cli_options import threads_option
+from .cli_options import finite, text_to_write, threads_option
 from .output_file import write_text
 
 __all__ = ["bench"]
@@ -41,13 +41,16 @@ _TUNABLES = {
 @click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
 @click.option("--slow", is_flag=True, help="Also the first call on an empty kernel cache: half a minute.")
 @click.option("--tiny", is_flag=True, help="Small dimensions: to try the command, not the machine.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=0.5, show_default=True, help="Of timing each bench.")
+@click.option("--seconds", type=click.FloatRange(0.01, 3600), default=0.5, show_default=True, callback=finite,
+              help="Of timing each bench.")  # fmt: skip
 @threads_option
 @click.option(
-    "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("mla-numba-bench.html"),
-    show_default=True, help="The page.",
+    "--output", type=click.Path(path_type=Path), default=Path("mla-numba-bench.html"), show_default=True,
+    callback=text_to_write, help="The page.",
 )  # fmt: skip
-@click.option("--json", "save", type=click.Path(dir_okay=False, path_type=Path), help="Keep pytest-benchmark's JSON.")
+@click.option(
+    "--json", "save", type=click.Path(path_type=Path), callback=text_to_write, help="Keep pytest-benchmark's JSON."
+)
 @click.option(
     "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Run nothing; make the page of JSON that was kept.",
@@ -76,6 +79,9 @@ def bench(
     """
     if find_spec("matplotlib") is None:
         raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
+    for name, other in (("--json", save), ("--from", saved)):
+        if other is not None and other.resolve() == output.resolve():
+            raise click.UsageError(f"--output: expected another file than that of {name}, got {output}")
     if saved is not None:
         write_page(saved, f"mla-numba bench --from {saved}", output)
         return
@@ -159,7 +165,7 @@ def write_page(results: Path, command: str, output: Path) -> None:
         page = make_page(Results.read(results), command)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    _write(output, page)
+    _write(output, page.encode("utf-8", "xmlcharrefreplace").decode())  # names of others may hold lone surrogates
     click.echo(f"wrote {output}")
 
 

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from ._report import Steps
 from ._version import __version__
 from .cache import CACHE_MODES
-from .cli_options import DIMS_FORM, json_option, parse_dims, tokens_type
+from .cli_options import DIMS_FORM, folder_to_write, json_option, parse_dims, tokens_type
 from .dims import MlaDims
 from .dumps import FORMATS, Dump, DumpSettings, check_dump, dump_settings, read_dump, write_dump
 from .dumps.names import INPUTS, OUTPUTS, SCALES, STYLES
@@ -97,7 +97,7 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
 
 
 @click.command()
-@_folder
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
 @click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="What is int8.")
 @click.option("--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -15,15 +16,21 @@ from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
 from .dims import MlaDims
 from .kernels import max_threads
 from .model_config import read_config_file
+from .output_path import fault_of_file, fault_of_folder
 from .weights import QUANT_MODES
 
 __all__ = [
     "DIMS_FORM",
     "NPU_ARCHS",
     "blame",
+    "file_to_write",
+    "finite",
+    "folder_to_write",
     "json_option",
     "layer_options",
     "parse_dims",
+    "seed_option",
+    "text_to_write",
     "threads_option",
     "tile_settings",
     "token_list",
@@ -59,6 +66,37 @@ def blame(option: str) -> Iterator[None]:
         yield
     except (TypeError, ValueError) as error:
         raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
+
+
+def file_to_write(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuses a file that cannot be written, before any work."""
+    fault = "" if value is None else fault_of_file(value)
+    if fault:
+        raise click.BadParameter(fault)
+    return value
+
+
+def text_to_write(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """The same for a text, which may also go to a terminal or a pipe."""
+    fault = "" if value is None else fault_of_file(value, streams=True)
+    if fault:
+        raise click.BadParameter(fault)
+    return value
+
+
+def folder_to_write(ctx: click.Context, param: click.Parameter, value: Path) -> Path:
+    """Refuses a folder that cannot be written or made, before any work."""
+    fault = fault_of_folder(value)
+    if fault:
+        raise click.BadParameter(fault)
+    return value
+
+
+def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuses NaN, which is in every range of click's."""
+    if not math.isfinite(value):
+        raise click.BadParameter(f"expected a finite number, got {value}")
+    return value
 
 
 class _IntList(click.ParamType[tuple[int, ...]]):
@@ -128,8 +166,11 @@ layer_options = _options(
     click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself."),
     threads_option,
 )  # fmt: skip
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights, inputs and the order."
+)
 weight_sets_option = click.option(
-    "--weight-sets", type=click.IntRange(1), default=2, show_default=True,
+    "--weight-sets", type=click.IntRange(1, 1024), default=2, show_default=True,
     help="Layers to take in turns, so that weights come from memory.",
 )  # fmt: skip
 

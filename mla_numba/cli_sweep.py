@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tiling import PRESETS, CpuTiling, PrologPlan, Rates, plan_prolog, preset
+from tiling import PRESETS, CpuTiling, PrologPlan, plan_prolog, preset
 
+from ._sweep_run import open_journal, progress_bar, run_jobs
 from ._version import __version__
-from .cli_options import NPU_ARCHS, blame, layer_options, token_list, weight_sets_option
-from .contest import Arena, ExactnessError
+from .cli_options import NPU_ARCHS, blame, folder_to_write, layer_options, seed_option, token_list, weight_sets_option
+from .contest import ExactnessError
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
-from .measure import Probes, rates_as_dict
-from .tile_plots import draw_all
+from .measure import rates_as_dict
+from .output_path import fault_of_file
+from .tile_journal import Journal
+from .tile_plots import PICTURES, draw_all
 from .tile_report import show_rows, write_csv, write_json
-from .tile_space import Candidate, Grid, check_restriction, parse_values
-from .tile_sweep import Effort, Job, Journal, Row, finals, list_jobs, run_job, time_pairs, with_limits
+from .tile_space import MAX_CANDIDATES, Candidate, Grid, check_restriction, parse_values
+from .tile_sweep import MAX_PAIRS, Effort, Job, Row, list_jobs, reasons_of, with_limits
 
-__all__ = ["SMALL_DIMS", "facts_of", "progress_bar", "sweep"]
+__all__ = ["SMALL_DIMS", "sweep"]
 
 SMALL_DIMS = MlaDims(512, 8, 128, 64, 32, 16)
 # What a sweep varies that is not told: k blocks and panels of the down sweep, then the tiles of tokens.
@@ -36,46 +35,9 @@ _DEFAULT = (
     {"down_kc": "256,512,896,1792,3584", "down_walk": "1,2,4,8"},
     {"unroll_list": "[512,256,128,64,32,16,8,4,2,1],[64,32,16,8,4,2,1],[32,16,8,4,2,1],[8,4,2,1]"},
 )
-_REDRAW_S = 0.2
+_FILES = ("journal.jsonl", "sweep.csv", "sweep.json")
+_PLANNED_UNSEEN = 500  # about a second
 _TABLE_WIDTH = 110
-
-
-@contextmanager
-def progress_bar(what: str, total: float | None) -> Iterator[Callable[[str, float], None]]:
-    """A bar on stderr with the time left; what it gives takes a note and how far on. Drawn between calls only."""
-    columns = (TextColumn(what), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    shown = Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True),
-        auto_refresh=False, redirect_stdout=False, redirect_stderr=False,
-    )  # fmt: skip
-    with shown:
-        task = shown.add_task("", total=total, note="")
-        drawn = 0.0
-
-        def advance(note: str, by: float) -> None:
-            nonlocal drawn
-            shown.update(task, advance=by, note=note)
-            if time.perf_counter() - drawn > _REDRAW_S:
-                shown.refresh()
-                drawn = time.perf_counter()
-
-        shown.refresh()
-        yield advance
-        shown.refresh()
-
-
-def facts_of(n_threads: int, rates: Rates) -> dict[str, Any]:
-    """Machine, versions, threads and rates, as JSON takes them."""
-    packages = ("numba", "llvmlite", "numpy", "ml_dtypes")
-    versions = {"mla_numba": __version__, "python": platform.python_version()}
-    return {
-        "machine": asdict(this_machine()),
-        "versions": versions | {name: version(name) for name in packages},
-        "threads": n_threads,
-        "rates": rates_as_dict(rates),
-        "rates_exact": asdict(rates),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
 
 
 def _assignment(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, list[Any]]:
@@ -143,14 +105,17 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
     help="Phase: with fields of MlaTileConfig it decides the scheduling settings.",
 )
 @layer_options
-@click.option("--pairs", type=click.IntRange(3), default=7, show_default=True, help="Least pairs of calls a candidate.")
+@click.option(
+    "--pairs", type=click.IntRange(3, MAX_PAIRS), default=7, show_default=True, help="Least pairs of calls a candidate."
+)
 @weight_sets_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the order.")
+@seed_option
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     default="sweep",
     show_default=True,
+    callback=folder_to_write,
     help="Folder for journal, CSV, JSON and pictures.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew where the folder holds a sweep.")
@@ -179,14 +144,10 @@ def sweep(
     """Time many plans against the planner's own, check every bit of each, and draw the results.
 
     Candidates come in an order by chance and are timed in pairs with the planner's own plan; hopeless ones are given
-    up. After Ctrl-C the same command goes on where it was. Exit status: 0, or 1 if a bit of any candidate is wrong.
+    up. After Ctrl-C the same command goes on where it was. Exit status: 0, or 1 if a bit of any candidate is wrong or
+    every candidate is refused.
     """
-    if presets and (axes or base):
-        raise click.UsageError("--presets: expected without --set and --base, got both")
-    if base and not axes:
-        raise click.UsageError(f"--base: expected together with --set, got {base} alone")
-    if small and dims:
-        raise click.UsageError("--small: expected without --dims, got both")
+    _check_together(presets, axes, base, small, dims)
     sizes = dims or (SMALL_DIMS if small else MlaDims.deepseek_v32())
     with blame("--set"):
         grids = [] if presets else _grids(axes, base, npuarch)
@@ -194,6 +155,7 @@ def sweep(
     with blame("--where"):
         names = [name for grid in grids for name in grid.axes]
         restrictions = [check_restriction(text, names) for text in where]
+    _check_files(out, [*_FILES, *(() if no_plot else PICTURES)])
 
     def plan(job: Job) -> PrologPlan:
         return plan_prolog(
@@ -201,40 +163,28 @@ def sweep(
             n_threads=threads, options=job.options,
         )  # fmt: skip
 
-    with blame("--where"):
-        jobs, n_left_out = list_jobs(candidates, tokens, restrictions, plan, phase, npuarch)
-    if not jobs:
-        raise click.UsageError(f"--where: expected to leave a candidate, got none of {n_left_out}")
+    jobs, n_left_out = _jobs(candidates, tokens, restrictions, plan, phase, npuarch)
     spec = {
         "tokens": tokens, "phase": phase, "dims": asdict(sizes), "threads": threads, "pairs": pairs,
         "weight_sets": weight_sets, "seed": seed, "version": __version__, "machine": str(this_machine()),
         "jobs": [[job.number, job.t, job.quant, str(job.candidate), base or ""] for job in jobs],
     }  # fmt: skip
-    journal = _journal(out, spec, restart, threads)
-    effort = Effort(pairs=pairs)
+    journal = open_journal(out, spec, restart, threads)
+    effort = Effort(pairs=pairs, most=max(Effort.most, pairs))
     interrupted = False
     try:
-        _sweep(jobs, journal, effort, sizes, phase, threads, seed, weight_sets)
-    except KeyboardInterrupt:
-        interrupted = True
+        try:
+            run_jobs(jobs, journal, effort, sizes, phase, threads, seed, weight_sets)
+        except KeyboardInterrupt:
+            interrupted = True
+        rows = with_limits(journal.rows, journal.rates)
+        _report(out, journal, spec, rows, n_left_out, None if presets else 5, not no_plot)
     except ExactnessError as error:
         raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
-    rows = with_limits(journal.rows, Rates(**journal.facts["rates_exact"]))
-    write_csv(out / "sweep.csv", rows)
-    write_json(out / "sweep.json", journal.facts, spec, rows)
-    console = Console()
-    console = Console(width=max(console.width, _TABLE_WIDTH))  # a file has no width, and names take room
-    console.print(show_rows(rows, None if presets else 5))
-    click.echo(_summary(rows, n_left_out))
-    click.echo(f"{out / 'sweep.csv'}, {out / 'sweep.json'}")
-    if not no_plot:
-        title = f"{this_machine().name}, {threads} threads, quant {', '.join(dict.fromkeys(r.quant for r in rows))}"
-        try:
-            click.echo(", ".join(map(str, draw_all(out, rows, journal.facts["rates"], title))))
-        except ImportError:
-            click.echo(
-                "no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again"
-            )
+    except BrokenPipeError:  # whoever reads the report has gone: click ends the command
+        raise
+    except OSError as error:
+        raise click.ClickException(f"--out: expected to write there, got {error}") from None
     if interrupted:
         click.echo(f"interrupted: {len(jobs) - len(rows)} candidates are left; the same command goes on")
         ctx.exit(130)
@@ -242,74 +192,75 @@ def sweep(
         ctx.exit(1)
 
 
-def _journal(out: Path, spec: dict[str, Any], restart: bool, n_threads: int) -> Journal:
-    """The journal of this sweep, new or found; rates are measured for a new one."""
-    path = out / "journal.jsonl"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if restart:
-            path.unlink(missing_ok=True)
-        return Journal(path, spec, lambda: facts_of(n_threads, Probes(n_threads).rates()))
-    except OSError as error:
-        raise click.ClickException(f"--out: expected a folder that can be written, got {error}") from None
-    except ValueError as error:
-        raise click.ClickException(f"{error}; give --restart to begin anew, or another --out") from None
-
-
-def _sweep(
-    jobs: list[Job],
-    journal: Journal,
-    effort: Effort,
-    dims: MlaDims,
-    phase: str,
-    n_threads: int,
-    seed: int,
-    n_weight_sets: int,
+def _check_together(
+    presets: bool, axes: dict[str, list[Any]], base: str | None, small: bool, dims: MlaDims | None
 ) -> None:
-    """Runs the jobs that the journal lacks, then the finals."""
-    arenas: dict[str, Arena] = {}
+    """Refuses options that say nothing, or two things, beside each other."""
+    if presets and (axes or base):
+        raise click.UsageError("--presets: expected without --set and --base, got both")
+    if base and not axes:
+        raise click.UsageError(f"--base: expected together with --set, got {base} alone")
+    if small and dims:
+        raise click.UsageError("--small: expected without --dims, got both")
 
-    def arena_of(quant: str) -> Arena:
-        if quant not in arenas:
-            tokens = list(dict.fromkeys(job.t for job in jobs if job.quant == quant))
-            arenas[quant] = Arena(
-                dims, quant, tokens, phase=phase, n_threads=n_threads, seed=seed, n_weight_sets=n_weight_sets
-            )
-        return arenas[quant]
 
-    with progress_bar("sweep", len(jobs)) as advance:
-        advance("making weights and checking the baseline", len(journal.rows))
-        for job in journal.left(jobs, seed):
-            row = run_job(job, arena_of(job.quant), effort)
-            journal.add(row)
-            advance(_note(row), 1)
-    by_number = {job.number: job for job in jobs}
-    left = [number for number in finals(journal.rows) if journal.rows[number].final_ratio is None]
-    if not arenas and not left:
+def _check_files(out: Path, names: list[str]) -> None:
+    """Refuses a folder in which something stands in the place of a file to be written."""
+    for name in names if out.is_dir() else []:
+        fault = fault_of_file(out / name)
+        if fault:
+            raise click.BadParameter(fault, param_hint="'--out'")
+
+
+def _jobs(
+    candidates: list[tuple[Candidate, str]],
+    tokens: tuple[int, ...],
+    restrictions: list[str],
+    plan: Callable[[Job], PrologPlan],
+    phase: str,
+    npuarch: str,
+) -> tuple[list[Job], int]:
+    """The jobs, and how many restrictions left out; an error where none is left that could be timed."""
+    n = len(candidates) * len(tokens)
+    if n > MAX_CANDIDATES:
+        got = f"{len(candidates)} times {len(tokens)}"
+        raise click.UsageError(f"--set, --tokens: expected at most {MAX_CANDIDATES} combinations in all, got {got}")
+    shown = progress_bar("plan", n) if n > _PLANNED_UNSEEN else nullcontext(lambda note, by: None)
+    with blame("--where"), shown as planned:
+        jobs, n_left_out = list_jobs(candidates, tokens, restrictions, plan, phase, npuarch, lambda: planned("", 1))
+    if not jobs:
+        raise click.UsageError(f"--where: expected to leave a candidate, got none of {n_left_out}")
+    if all(job.refused for job in jobs):
+        reasons = "\n".join(reasons_of([job.refused for job in jobs]))
+        raise click.ClickException(f"every candidate is refused, so nothing was timed\n{reasons}")
+    return jobs, n_left_out
+
+
+def _report(
+    out: Path,
+    journal: Journal,
+    spec: dict[str, Any],
+    rows: list[Row],
+    n_left_out: int,
+    most: int | None,
+    with_plots: bool,
+) -> None:
+    """Writes the files and shows the best, at most `most` of each T, and where all of it is."""
+    write_csv(out / "sweep.csv", rows)
+    write_json(out / "sweep.json", journal.facts, spec, rows)
+    console = Console()
+    console = Console(width=max(console.width, _TABLE_WIDTH))  # a file has no width, and names take room
+    console.print(show_rows(rows, most))
+    click.echo(_summary(rows, n_left_out))
+    click.echo(f"{out / 'sweep.csv'}, {out / 'sweep.json'}")
+    if not with_plots:
         return
-    longer = replace(effort, pairs=3 * effort.pairs, seconds=3 * effort.seconds, most=2 * effort.most)
-    with progress_bar("final", len(left)) as advance:
-        for number in left:
-            job = by_number[number]
-            arena = arena_of(job.quant)
-            timed, _ = time_pairs(arena, arena.contender(job.t, job.candidate.config, job.options), longer)
-            row = replace(journal.rows[number], final_ratio=timed.ratio, final_wins=timed.wins)
-            journal.add(row)
-            advance(_note(row), 1)
-    # What the machine was seen to reach, before or after: other tenants take their part at times.
-    before, after = Rates(**journal.facts["rates_exact"]), Probes(n_threads).rates()
-    rates = Rates(
-        max(before.bandwidth_bytes_s, after.bandwidth_bytes_s),
-        max(before.flops_s, after.flops_s),
-        max(before.ops_s, after.ops_s),
-        None if after.bf16_flops_s is None else max(before.bf16_flops_s or 0, after.bf16_flops_s),
-    )
-    journal.change_facts({"rates": rates_as_dict(rates), "rates_exact": asdict(rates)})
-
-
-def _note(row: Row) -> str:
-    ratio = row.final_ratio or row.ratio
-    return f"T {row.t}: {row.status}" if ratio is None else f"T {row.t}: {ratio:.2f} of the baseline's time"
+    modes = ", ".join(dict.fromkeys(row.quant for row in rows))
+    title = f"{this_machine().name}, {spec['threads']} threads, quant {modes}"
+    try:
+        click.echo(", ".join(map(str, draw_all(out, rows, rates_as_dict(journal.rates), title))))
+    except ImportError:
+        click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
 
 
 def _summary(rows: list[Row], n_left_out: int) -> str:
@@ -319,4 +270,5 @@ def _summary(rows: list[Row], n_left_out: int) -> str:
     said = ", ".join(f"{count} {status}" for status, count in counts.items())
     bits = f"{len(exact) - len(wrong)} of {len(exact)} plans gave every bit of the reference"
     lines = [f"{said}; {n_left_out} left out by restrictions; {bits}"]
+    lines += reasons_of([row.reason for row in rows if row.status == "refused"])
     return "\n".join([*lines, *(f"wrong: {row.settings} at {row.t} tokens: {row.reason}" for row in wrong)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -12,18 +13,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from tiling import store
-
+from ._sweep_run import progress_bar
 from ._version import __version__
-from .cli_options import json_option, layer_options, token_list, weight_sets_option
-from .cli_sweep import SMALL_DIMS, progress_bar
+from .cli_options import finite, json_option, layer_options, seed_option, token_list, weight_sets_option
+from .cli_sweep import SMALL_DIMS
 from .contest import Arena, ExactnessError
 from .dims import MlaDims
 from .engine import this_machine
 from .measure import Probes, rates_as_dict
+from .tile_sweep import reasons_of
+from .tuned import FOLDER_VARIABLE, Tuned, bucket_of, make_store_folder, save_rates, save_tuned, store_folder
 from .tuner import Outcome, search
 
 __all__ = ["tune"]
+
+_FOLDER = "expected a folder to keep results in"
+_NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
 
 
 @click.command()
@@ -32,17 +37,20 @@ __all__ = ["tune"]
 )
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 7 * 86400, min_open=True),
     default=120,
     show_default=True,
+    callback=finite,
     help="Seconds of searching in all, shared by the numbers of tokens.",
 )
 @layer_options
 @weight_sets_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the search.")
+@seed_option
 @click.option("--dry-run", is_flag=True, help="Keep nothing.")
 @json_option
+@click.pass_context
 def tune(
+    ctx: click.Context,
     tokens: tuple[int, ...],
     budget: float,
     quant: str,
@@ -57,13 +65,21 @@ def tune(
     """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
 
     What is found for T tokens serves every number of tokens up to the next power of two, on this machine, with these
-    dimensions, mode and threads. Where nothing is faster, that is kept and said.
+    dimensions, mode and threads. Where nothing is faster, that is kept and said. Exit status: 0, or 1 if a bit of any
+    candidate is wrong, or every candidate of some T is wrong or refused, for which nothing is kept.
     """
     if small and dims:
         raise click.UsageError("--small: expected without --dims, got both")
-    buckets = [store.bucket_of(t) for t in tokens]
+    buckets = [bucket_of(t) for t in tokens]
     if len(set(buckets)) < len(buckets):
         raise click.UsageError(f"--tokens: expected numbers with a power of two between them, got {list(tokens)}")
+    if find_spec("optuna") is None:
+        raise click.ClickException(_NO_OPTUNA)
+    if not dry_run:
+        try:
+            make_store_folder()
+        except OSError as error:
+            raise click.ClickException(f"{_FOLDER}, got {error}") from None
     sizes = dims or (SMALL_DIMS if small else MlaDims.deepseek_v32())
     machine = this_machine()
     rates = Probes(threads).rates()
@@ -75,31 +91,45 @@ def tune(
             for t in tokens:
                 outcomes.append(search(arena, t, threads, budget / len(tokens), seed, advance))
     except ImportError:
-        raise click.ClickException("the search needs Optuna: pip install 'mla_numba[tune]'") from None
+        raise click.ClickException(_NO_OPTUNA) from None
     except ExactnessError as error:
         raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
-    if not dry_run:
+    timed = [found for found in outcomes if found.contest is not None]
+    fault = ""
+    if timed and not dry_run:
         date = time.strftime("%Y-%m-%d")
         try:
-            store.save_rates(machine, __version__, threads, rates)
-            for found in outcomes:
-                kept = store.Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
-                store.save_tuned(machine, __version__, sizes, quant, threads, kept)
-        except OSError as error:
-            raise click.ClickException(
-                f"{store.store_folder()}: expected a folder to keep results in, got {error}"
-            ) from None
+            save_rates(machine, __version__, threads, rates)
+            for found in timed:
+                kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
+                save_tuned(machine, __version__, sizes, quant, threads, kept)
+        except OSError as error:  # what was found is shown all the same
+            fault = f"{_FOLDER}, got {error}"
+    is_kept = bool(timed) and not dry_run and not fault
     if as_json:
         facts = {"machine": asdict(machine), "threads": threads, "rates": rates_as_dict(rates)}
-        folder = None if dry_run else str(store.store_folder())
+        folder = str(store_folder()) if is_kept else None
         click.echo(
             json.dumps(facts | {"folder": folder, "outcomes": [_as_dict(found) for found in outcomes]}, indent=1)
         )
-        return
+    else:
+        _show(outcomes, is_kept, dry_run)
+    if fault:
+        raise click.ClickException(fault)
+    if any(found.n_wrong or found.contest is None for found in outcomes):
+        ctx.exit(1)
+
+
+def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:
+    """The table, where results are kept, and what stood against candidates."""
     console = Console()
     console.print(_table(outcomes))
-    where = "nothing was kept (--dry-run)" if dry_run else f"kept in {store.store_folder()} ({store.FOLDER_VARIABLE})"
+    nothing = f"nothing was kept{' (--dry-run)' if dry_run else ''}"
+    where = f"kept in {store_folder()} ({FOLDER_VARIABLE})" if is_kept else nothing
     click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned take what is kept')
+    for found in outcomes:
+        for line in reasons_of(found.against, what="wrong or refused"):
+            click.echo(f"T {found.t}: {line}")
 
 
 def _table(outcomes: list[Outcome]) -> Table:
@@ -123,8 +153,11 @@ def _table(outcomes: list[Outcome]) -> Table:
 
 
 def _none_left(found: Outcome) -> str:
-    best = "" if found.contest is None else f"; the best of the search took {found.contest.ratio:.3f} of its time"
-    return f"nothing faster than the planner's own plan{best}"
+    if found.contest is None:
+        return "nothing was timed: every candidate was wrong or refused"
+    return (
+        f"nothing faster than the planner's own plan; the best of the search took {found.contest.ratio:.3f} of its time"
+    )
 
 
 def _as_dict(found: Outcome) -> dict[str, Any]:
@@ -140,5 +173,6 @@ def _as_dict(found: Outcome) -> dict[str, Any]:
         "best_ms": None if contest is None else contest.median_s * 1e3,
         "trials": found.n_trials,
         "wrong": found.n_wrong,
+        "against": list(found.against),
         "seconds": found.seconds,
     }

@@ -21,7 +21,6 @@ from tiling import (
     PrologPlan,
     pass_options,
     plan_prolog,
-    store,
 )
 
 from . import _checks as check
@@ -35,6 +34,7 @@ from .memory import aligned_empty
 from .packed import PackedWeights
 from .reference import NUMERICS
 from .trace import Trace
+from .tuned import load_rates, load_tuned
 from .weights import MlaWeights
 from .workspace import Memory
 
@@ -58,9 +58,9 @@ def stored_choice(
     """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
     with the rates measured on this machine, or None where they were not; and what to say of it.
     """
-    rates = store.load_rates(machine, __version__, n_threads)
+    rates = load_rates(machine, __version__, n_threads)
     costs = None if rates is None else Costs.of_isa(machine.isa).with_rates(rates, n_threads)
-    found = store.load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
+    found = load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
     if found is None:
         return None, costs, "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
     return found.tiling if found.tiling.given() else None, costs, str(found)

@@ -28,7 +28,7 @@ from rich.table import Column, Table
 
 from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 
-from ._checks import check_int
+from ._checks import check_int, check_number
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
 from .kernels import ISA, max_threads, peaks, tasks
@@ -38,6 +38,9 @@ __all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict"
 
 _MIN_BUFFER_BYTES = 2**28
 _MAX_BUFFER_BYTES = 2**30
+_MAX_PRESCRIBED_BYTES = 2**40
+_MAX_STEPS = 2**31 - 1
+_MAX_SECONDS = 3600.0
 _QUARTERS = 4
 _STEPS = 2**16  # of a task of either peak: 0.1 to 0.2 ms on a fast core
 _TASKS = 16  # a thread
@@ -60,8 +63,10 @@ class Probes:
             buffer_bytes = min(max(wanted, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES) if peaks.COMPILED else 1
         if steps is None:
             steps = _STEPS if peaks.COMPILED else 1
-        self._steps = check_int("steps", steps, 1)
-        n_words = round_up(ceil_div(check_int("buffer_bytes", buffer_bytes, 1), 4 * _QUARTERS), peaks.READ_WORDS)
+        self._steps = check_int("steps", steps, 1, _MAX_STEPS)
+        n_words = round_up(
+            ceil_div(check_int("buffer_bytes", buffer_bytes, 1, _MAX_PRESCRIBED_BYTES), 4 * _QUARTERS), peaks.READ_WORDS
+        )
         self._quarters = deque(aligned_empty((_QUARTERS, n_words), np.uint32))
         for quarter in self._quarters:
             peaks.fill_words(self.n_threads, quarter, self.n_threads)
@@ -80,10 +85,12 @@ class Probes:
             self._dot_operands = rng.integers(0, 256, 8 * ISA.lanes, np.uint8).view(np.int32)
 
     def rates(self, n_threads: int | None = None, seconds: float = 0.3) -> Rates:
-        """What `n_threads` threads reach, all of them by default; each rate is measured for `seconds`."""
+        """What `n_threads` threads reach, all of them by default; each rate is measured for `seconds`, 3600 at most."""
         n = self.n_threads if n_threads is None else check_int("n_threads", n_threads, 1)
         if n > self.n_threads:
             raise ValueError(f"n_threads: expected at most the {self.n_threads} of these probes, got {n}")
+        if not 0 <= check_number("seconds", seconds) <= _MAX_SECONDS:
+            raise ValueError(f"seconds: expected a number from 0 to {_MAX_SECONDS:.0f}, got {seconds}")
         runs = [self._read, self._multiply_fp32, self._multiply_int8]
         if ISA.bf16_dot:
             runs.append(self._multiply_bf16)

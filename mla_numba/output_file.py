@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["check_output", "kind_of", "output_file", "write_text"]
+__all__ = ["is_stream", "kind_of", "output_file", "write_text"]
 
 StrPath = str | os.PathLike[str]
 
@@ -31,9 +31,12 @@ def kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "another kind of file")
 
 
-def check_output(path: StrPath, *, streams: bool = False) -> None:
-    """Raises what `output_file` raises for what `path` is now."""
-    _existing(path, streams)
+def is_stream(path: StrPath) -> bool:
+    """Whether there is something at `path` that `output_file` writes into, given `streams`."""
+    try:
+        return _is_stream(os.stat(path))
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
+from ._report import beyond_limit, share_text
 from .output_file import output_file
 from .tile_sweep import Row
 
-__all__ = ["draw_all", "heat_axes"]
+__all__ = ["PICTURES", "draw_all", "heat_axes"]
+
+PICTURES = ("heat_map.png", "unroll_lists.png", "roofline.png")
 
 _DPI = 100
 _WIDTH = 10.0  # inches, so 1000 pixels
@@ -32,15 +36,15 @@ def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], titl
         n_panels = len({row.t for row in of_axes})
         figure = Figure(figsize=(_WIDTH, 1.2 + 3.6 * math.ceil(n_panels / _PANELS)), dpi=_DPI, layout="constrained")
         _heat_map(figure, of_axes, axes)
-        drawn.append((figure, "heat_map.png"))
+        drawn.append((figure, PICTURES[0]))
     if len({_list_of(row) for row in timed if _list_of(row)}) > 1:
         figure = Figure(figsize=(_WIDTH, 6), dpi=_DPI, layout="constrained")
         _unroll_lists(figure, [row for row in timed if _list_of(row)])
-        drawn.append((figure, "unroll_lists.png"))
+        drawn.append((figure, PICTURES[1]))
     if timed:
         figure = Figure(figsize=(_WIDTH, 6), dpi=_DPI, layout="constrained")
         _roofline(figure, timed, rates)
-        drawn.append((figure, "roofline.png"))
+        drawn.append((figure, PICTURES[2]))
     paths = []
     for figure, name in drawn:
         figure.suptitle(f"{figure.get_suptitle()}\n{title}", fontsize=11)
@@ -147,7 +151,7 @@ def _roofline(figure: Any, rows: Sequence[Row], rates: Mapping[str, float]) -> N
         panel.plot([_ops_per_byte(r) for r in of_t], [r.gop_s for r in of_t], ".", color=color, alpha=0.4)
         panel.plot(
             [_ops_per_byte(best)], [best.gop_s], "*", color=color, markersize=13,
-            label=f"T = {t}: best {best.gop_s:.0f} Gop/s, {best.share:.0%} of the limit",
+            label=f"T = {t}: best {best.gop_s:.0f} Gop/s, {share_text(best.share or 0)} of the limit",
         )  # fmt: skip
     panel.set_xscale("log")
     panel.set_yscale("log")
@@ -157,6 +161,9 @@ def _roofline(figure: Any, rows: Sequence[Row], rates: Mapping[str, float]) -> N
     panel.set_ylabel("operations by time, Gop/s")
     panel.grid(visible=True, which="both", alpha=0.3)
     panel.legend(fontsize=9, loc="lower right")
+    beyond = beyond_limit(row.share for row in points)
+    if beyond:
+        panel.set_title("\n".join(wrap(beyond, 130)), fontsize=8, loc="left")
     figure.suptitle("Roofline: dots are plans, stars the best of each T")
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Column, Table
 
+from ._report import beyond_limit, share_text
 from .output_file import write_text
 from .tile_sweep import Row
 
@@ -58,6 +60,7 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
         caption_justify="right",
     )
     shown: dict[tuple[int, str], int] = {}
+    shares = []
     for row in best_rows(rows):
         group = row.t, row.quant
         shown[group] = shown.get(group, 0) + 1
@@ -66,7 +69,7 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
         if shown[group] == 1 and len(shown) > 1:
             table.add_section()
         table.add_row(
-            ", ".join(f"{name} {_cell(value)}" for name, value in row.settings.items()) + _mark(row),
+            escape(", ".join(f"{name} {_cell(value)}" for name, value in row.settings.items()) + _mark(row)),
             str(row.t),
             row.quant,
             f"{row.median_ms:.3f}",
@@ -75,8 +78,11 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             "" if row.final_ratio is None else f"{row.final_ratio:.3f}",
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
-            f"{row.share:.0%}",
+            share_text(row.share or 0),
         )
+        shares.append(row.share)
+    if beyond_limit(shares):
+        table.caption = f"{table.caption}\n{beyond_limit(shares)}"
     return table
 
 

@@ -1,21 +1,31 @@
-"""A sweep over plans: which jobs there are, timing them beside the baseline, and a journal to go on from."""
+"""A sweep over plans: which jobs there are, and timing them beside the baseline."""
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, pass_options
 
 from .contest import Arena, Contender, Pairs, quiet
-from .output_file import check_output, output_file
 from .tile_space import Candidate, holds
 
-__all__ = ["Effort", "Job", "Journal", "Row", "finals", "list_jobs", "run_job", "time_pairs", "with_limits"]
+__all__ = [
+    "MAX_PAIRS",
+    "Effort",
+    "Job",
+    "Row",
+    "finals",
+    "list_jobs",
+    "reasons_of",
+    "run_job",
+    "time_pairs",
+    "with_limits",
+]
+
+MAX_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -86,16 +96,19 @@ def list_jobs(
     plan: Callable[[Job], PrologPlan],
     phase: str,
     npuarch: str,
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Job], int]:
     """A job for each candidate (with its quant mode) and T, and how many the restrictions left out.
 
     A candidate that its config or the planner refuses, or whose plan is that of an earlier job, comes with the reason.
+    `advance` is called after each.
     """
     jobs: list[Job] = []
     first_of: dict[Any, int] = {}
     n_left_out = 0
     for candidate, quant in candidates:
         for t in tokens:
+            advance()
             if not all(holds(restriction, candidate, t) for restriction in restrictions):
                 n_left_out += 1
                 continue
@@ -181,6 +194,13 @@ def least_ms(n_bytes: int, flops: int, int8_ops: int, rates: Rates) -> float:
     return max(n_bytes / rates.bandwidth_bytes_s, computing) * 1e3
 
 
+def reasons_of(refused: Sequence[str], most: int = 10, what: str = "refused") -> list[str]:
+    """A line for each reason against candidates, the most frequent first and at most so many, with their number."""
+    counts = Counter(refused)
+    lines = [f"{what}, {count} of {len(refused)}: {reason}" for reason, count in counts.most_common(most)]
+    return [*lines, f"and {len(counts) - most} reasons more"] if len(counts) > most else lines
+
+
 def finals(rows: Mapping[int, Row], n: int = 3) -> list[int]:
     """Numbers of the `n` best rows of each T and quant mode that seem faster than the baseline."""
     numbers = []
@@ -189,60 +209,3 @@ def finals(rows: Mapping[int, Row], n: int = 3) -> list[int]:
         faster = [r for r in rows.values() if (r.t, r.quant) == group and r.ratio is not None and r.ratio < 1]
         numbers += [row.number for row in sorted(faster, key=lambda row: row.ratio or 0)[:n]]
     return numbers
-
-
-class Journal:
-    """Results of a sweep as JSON lines: a header, then a row a line, each written whole as it comes.
-
-    `spec` says what is swept. A journal of the same spec is gone on from, its `facts` and rows kept; one of another
-    spec is a `ValueError`, as is a path that is no regular file. A last line that was cut off is dropped.
-    """
-
-    def __init__(self, path: Path, spec: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> None:
-        check_output(path)
-        self._path = path
-        self.rows: dict[int, Row] = {}
-        wanted = json.loads(json.dumps(spec))
-        lines = list(_whole_lines(path))
-        if lines:
-            header = lines[0]
-            if header.get("spec") != wanted:
-                raise ValueError(f"{path}: expected the journal of this sweep, got that of another")
-            self.facts: dict[str, Any] = header["facts"]
-            self.rows = {line["number"]: Row(**line) for line in lines[1:]}
-        else:
-            self.facts = json.loads(json.dumps(facts()))
-        self._spec = wanted
-        self._write()  # anew, so that nothing follows on a line that was cut off
-
-    def _write(self) -> None:
-        texts = [{"spec": self._spec, "facts": self.facts}, *map(asdict, self.rows.values())]
-        with output_file(self._path) as file:
-            file.write("".join(json.dumps(text) + "\n" for text in texts).encode())
-
-    def change_facts(self, changes: Mapping[str, Any]) -> None:
-        """Keeps other values of some facts."""
-        self.facts |= json.loads(json.dumps(changes))
-        self._write()
-
-    def add(self, row: Row) -> None:
-        """Keeps a row; one of the same number takes the place of the former."""
-        self.rows[row.number] = row
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(row)) + "\n")
-
-    def left(self, jobs: Sequence[Job], seed: int) -> list[Job]:
-        """The jobs without a row, in an order by chance."""
-        waiting = [job for job in jobs if job.number not in self.rows]
-        return random.Random(seed).sample(waiting, len(waiting))
-
-
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        yield line

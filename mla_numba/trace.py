@@ -27,12 +27,17 @@ _STAGES = {
 
 
 class Span(NamedTuple):
-    """A worker's time in a phase, in nanoseconds of `time.perf_counter_ns`; waiting for the phase is not in it."""
+    """A worker's time in a phase, in nanoseconds of `time.perf_counter_ns`; waiting for the phase is not in it.
+
+    From when it came to the phase to the end of its last task there. Who comes late finds no task left: `n_tasks` is
+    then 0, and `end_ns` is `begin_ns`.
+    """
 
     phase: str
     worker: int
     begin_ns: int
     end_ns: int
+    n_tasks: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,16 @@ class TileTrace:
     spans: tuple[Span, ...]
 
     def end_of(self, phase: str) -> int:
-        """When the last worker ended a phase."""
-        return max(span.end_ns for span in self.spans if span.phase == phase)
+        """When the last task of a phase was done; who found none there says nothing of it."""
+        ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
+        return max(ends, default=self.begin_ns)
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds of each sweep: to the end of the last task of x's products, then of the query's rows, then the rest.
 
-        Key rows, which nothing waits for, are done in the second or in the third.
+        They add up to the time between `begin_ns` and `end_ns`. Key rows, which nothing waits for, are done in the
+        second or in the third.
         """
         marks = [self.begin_ns, self.end_of("down"), self.end_of("query"), self.end_ns]
         return {name: (marks[i + 1] - marks[i]) / 1e9 for i, name in enumerate(SWEEPS)}
@@ -66,7 +73,7 @@ class Trace:
     tiles: list[TileTrace] = field(default_factory=list)
 
     def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array) -> None:
-        """Adds a tile. `spans` (n_workers, phases, 2) int64: see `kernels.tile.Buffers`."""
+        """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.tile.Buffers`."""
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))
@@ -93,7 +100,7 @@ class Trace:
         return seconds
 
     def to_chrome(self, path: str | Path) -> None:
-        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span.
+        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span with tasks.
 
         Times are microseconds from the call's begin on. A FIFO or a terminal is written into. Raises `OSError` where
         the file cannot be written, `ValueError` for another kind of file.
@@ -108,9 +115,10 @@ class Trace:
                 "dur": (span.end_ns - span.begin_ns) / 1e3,
                 "pid": 0,
                 "tid": span.worker,
-                "args": {"t0": tile.t0, "t": tile.t},
+                "args": {"t0": tile.t0, "t": tile.t, "tasks": span.n_tasks},
             }
             for tile in self.tiles
             for span in tile.spans
+            if span.n_tasks
         ]
         write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))

@@ -28,7 +28,8 @@ _CONTEST = Effort(pairs=15, seconds=0.5, most=200, hopeless=1.1)
 class Outcome:
     """What a search found: the best tiling with the pairs of a contest after the choice, or none that is faster.
 
-    `n_wrong` candidates had a bit that the reference has not; none is ever chosen.
+    `n_wrong` candidates had a bit that the reference has not; none is ever chosen. `against`: why candidates were
+    refused or wrong, one reason each.
     """
 
     t: int
@@ -37,6 +38,7 @@ class Outcome:
     n_trials: int
     n_wrong: int
     seconds: float
+    against: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -125,20 +127,28 @@ def search(
     study.enqueue_trial(space.nearest(own))
     seen: dict[Any, float] = {}
     found: dict[CpuTiling, float] = {}
+    against: list[str] = []
     n_trials = n_wrong = 0
     while n_trials < 2 or time.perf_counter() - begin < _SEARCHED * budget_s:
         trial = study.ask()
         tiling = space.tiling(lambda name, n, trial=trial: trial.suggest_int(name, 0, n - 1))  # type: ignore[misc]
+        n_trials += 1
         contender = arena.contender(t, tiling)
-        plan = contender.plan.tiles, contender.plan.tile_plans
+        try:
+            plan = contender.plan.tiles, contender.plan.tile_plans
+        except ValueError as error:
+            against.append(str(error))
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
         if plan not in seen:
-            if arena.mismatches(contender):
+            wrong = arena.mismatches(contender)
+            if wrong:
                 n_wrong += 1
+                against.append("; ".join(map(str, wrong)))
                 seen[plan] = float("inf")
             else:
                 timed, _ = time_pairs(arena, contender, _TRIAL)
                 seen[plan] = found[tiling] = timed.ratio
-        n_trials += 1
         if seen[plan] == float("inf"):
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
@@ -159,7 +169,7 @@ def search(
             best = CpuTiling()
     now = time.perf_counter()
     advance(f"T {t}: done", now - told)
-    return Outcome(t, best, contest, n_trials, n_wrong, now - begin)
+    return Outcome(t, best, contest, n_trials, n_wrong, now - begin, tuple(against))
 
 
 def _tiles(t: int, size: int) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ def carve(plan: TilePlan, memory: Array) -> tile.Buffers:
         q_head=by_worker("q_head", simd.A_BF16_DTYPE),
         y=by_worker("y"),
         counters=np.zeros(tasks.n_counters(n, len(tile.PHASES)), np.int64),
-        spans=np.zeros((n, len(tile.PHASES), 2), np.int64),
+        spans=np.zeros((n, len(tile.PHASES), 3), np.int64),
     )
 
 

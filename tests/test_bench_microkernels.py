@@ -38,3 +38,4 @@ def test_the_command_prints_a_row_a_kernel():
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "%" in line]
     assert len(rows) == (5 if ISA.bf16_dot else 4)
+    assert ("% (!)" in done.stdout) == ("more than 100 %" in done.stdout)

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -179,9 +180,26 @@ def test_run_writes_a_trace_of_the_last_call(tmp_path):
     assert "thread 0" not in invoke("run", *SMALL).output
 
 
-def test_a_trace_that_cannot_be_written_is_refused_before_the_run(tmp_path):
-    said = one_line_error("run", *SMALL, "--trace", str(tmp_path / "none" / "trace.json"))
-    assert "'--trace': expected a file in a folder that exists, got " in said
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none/x", "expected a file in a folder that exists, got "),
+        ("folder", "expected a file, got the folder "),
+        ("socket", "expected a regular file or a new one, got "),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(name, said, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+    for command, option in ((["run", *SMALL], "--trace"), (["pack", str(tmp_path), "--layer", "0"], "--out")):
+        assert f"'{option}': {said}" in one_line_error(*command, option, str(tmp_path / name))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/x"):
+        assert "'DIR': expected a folder, got " in one_line_error("dump", str(tmp_path / name))
 
 
 def test_dims_of_a_config_file(tmp_path):

@@ -23,8 +23,7 @@ import pytest
 from checkpoint_maker import make_checkpoint
 from helpers import ROOT, python_environment
 
-from mla_numba import MlaDims
-from tiling import store
+from mla_numba import MlaDims, tuned
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", flags=re.S | re.M)
@@ -86,7 +85,7 @@ def workplace(tmp_path, monkeypatch):
     """A folder to work in, and $CHECKPOINT, which the pages speak of."""
     make_checkpoint(tmp_path / "model", MlaDims(260, 3, 130, 68, 33, 34))
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "model"))
-    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path / "tuned"))
+    monkeypatch.setenv(tuned.FOLDER_VARIABLE, str(tmp_path / "tuned"))
     monkeypatch.chdir(tmp_path)
 
 

@@ -228,6 +228,14 @@ def test_a_worker_begins_with_its_own_range():
     assert [tasks.draw(counters, 0, w, 2, 10, 1)[0] for w in (1, 1, 0)] == [5, 6, 0]
 
 
+@pytest.mark.parametrize("grain", [7, 2**62, 2**63 - 1, 0, -1])
+def test_counters_do_not_wrap_whatever_the_grain(grain):
+    counters = np.zeros(tasks.n_counters(2), np.int64)
+    seen = [tasks.draw(counters, 0, i % 2, 2, 7, grain) for i in range(40)]
+    assert sorted(task for first, end in seen for task in range(first, end)) == list(range(7))
+    assert 0 <= counters.min() <= counters.max() <= 40 * 7
+
+
 def packed_by_formula(w, kr, n_parts, odd_first):
     """[batch][panel][part][part_kp / kr][NR][kr] of w (batch, k, n), padded by zeros."""
     batch, k, n = w.shape

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from itertools import product
 from pathlib import Path
@@ -81,6 +82,20 @@ def test_probes_of_other_instruction_sets(cpu, isa):
     if isa == "avx2" and ISA.name == "portable":
         pytest.skip("this CPU has no AVX2")
     run_python("-W", "error", "-c", f"import test_measure; test_measure.check_probes({isa!r})", NUMBA_CPU_NAME=cpu)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, 10**400], ids=str)
+def test_seconds_of_probes_end(seconds):
+    probes = Probes(1, buffer_bytes=1, steps=1)
+    with pytest.raises(ValueError, match="seconds: expected a number"):
+        probes.rates(seconds=seconds)
+
+
+def test_sizes_of_probes_have_bounds():
+    with pytest.raises(ValueError, match="steps: expected at most 2147483647, got 1000000"):
+        Probes(1, buffer_bytes=1, steps=10**30)
+    with pytest.raises(ValueError, match="buffer_bytes: expected at most 1099511627776, got 1000000"):
+        Probes(1, buffer_bytes=10**30, steps=1)
 
 
 def test_probes_without_compiling():
@@ -208,11 +223,17 @@ def test_bench_times_calls_against_the_limit():
         assert len(result["ms"]) == 3
         assert min(result["ms"]) == result["min_ms"] <= result["median_ms"]
         assert result["share_of_min"] == pytest.approx(result["least_ms"] / result["min_ms"])
+        assert bool(result["beyond_limit"]) == (result["share_of_min"] > 1)
         assert result["share_of_median"] == pytest.approx(result["least_ms"] / result["median_ms"])
         assert set(result["rates_before"]) == set(result["rates_after"]) == set(report["rates"][0]) - {"threads"}
+
+
+def shares_in(out):
+    return [float(number) for number in re.findall(r"([0-9.]+)% ?", out.partition("before the rounds")[0])]
 
 
 def test_bench_prints_tables():
     out = bench("--tokens", "2", "--rounds", "2")
     assert "least possible ms" in out
     assert "2 rounds, 1 threads, 1 weight sets" in out
+    assert ("% (!)" in out) == ("more than 100 %" in out) == any(share > 100 for share in shares_in(out))

@@ -1,12 +1,12 @@
 """What the planner's model takes a machine to cost, measured once for each instruction set."""
 
 import json
-import math
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Self
 
+from tiling._check import check_rate
 from tiling._json import from_json, to_json
 from tiling.rates import Rates
 
@@ -52,11 +52,7 @@ class Costs:
     def __post_init__(self) -> None:
         """Check that each constant is positive and finite."""
         for f in fields(self):
-            value = getattr(self, f.name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise TypeError(f"{f.name}: expected a float > 0, got {value!r}")
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{f.name}: expected a float > 0, got {value}")
+            check_rate(f.name, getattr(self, f.name))
 
     @staticmethod
     def of_isa(isa: str) -> "Costs":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tiling._check import check_choice, check_int
+from tiling._check import MAX_COUNT, MAX_TOKENS, check_choice, check_int, short_int
 from tiling.arith import ceil_div, chunks, round_up
 
 __all__ = ["DTYPES", "ITEM_BYTES", "GemmPlan", "MicroTile"]
@@ -11,6 +11,8 @@ __all__ = ["DTYPES", "ITEM_BYTES", "GemmPlan", "MicroTile"]
 DTYPES = ("bf16", "int8")
 
 _LINE_BYTES = 64
+_MAX_MICRO = 4096
+_MAX_SIZE = 2 * MAX_COUNT  # of k or n: two dimensions beside each other
 ITEM_BYTES = {"bf16": 2, "int8": 1}
 _COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
 
@@ -31,7 +33,7 @@ class MicroTile:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("mr", "nr", "kr", "a_bytes"):
-            check_int(name, getattr(self, name), 1)
+            check_int(name, getattr(self, name), 1, _MAX_MICRO)
 
     def __str__(self) -> str:
         """One line."""
@@ -68,9 +70,13 @@ class GemmPlan:
     def __post_init__(self) -> None:
         """Check that the blocks fit the product and the register tile."""
         check_choice(f"{self.stage}.dtype", self.dtype, DTYPES)
-        check_int(f"{self.stage}.m", self.m, 0)
-        for name in ("batch", "k", "n", "k_parts", "mc", "kc", "nc", "l1_reuse", "nbuffer"):
+        check_int(f"{self.stage}.m", self.m, 0, MAX_TOKENS)
+        for name in ("batch", "l1_reuse", "nbuffer"):
             check_int(f"{self.stage}.{name}", getattr(self, name), 1)
+        for name in ("k", "n"):
+            check_int(f"{self.stage}.{name}", getattr(self, name), 1, _MAX_SIZE)
+        for name in ("k_parts", "mc", "kc", "nc"):  # the product bounds them
+            check_int(f"{self.stage}.{name}", getattr(self, name), 1, None)
         self._expect("k", self.k % self.k_parts == 0, f"a multiple of k_parts = {self.k_parts}")
         self._expect("mc", self.mc <= max(self.m, 1), f"at most m = {self.m}, or 1")
         self._expect("kc", self.kc % self.micro.kr == 0, f"a multiple of kr = {self.micro.kr}")
@@ -80,7 +86,7 @@ class GemmPlan:
 
     def _expect(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ValueError(f"{self.stage}.{name}: expected {expected}, got {getattr(self, name)}")
+            raise ValueError(f"{self.stage}.{name}: expected {expected}, got {short_int(getattr(self, name))}")
 
     @property
     def part_kp(self) -> int:

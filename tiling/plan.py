@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import groupby
 from typing import Self
 
-from tiling._check import check_choice, check_flag, check_int
+from tiling._check import MAX_THREADS, MAX_TOKENS, check_choice, check_flag, check_int, check_ints
 from tiling._json import from_json, to_json
 from tiling.arith import ceil_div, chunks, round_up
 from tiling.candidates import Chooser
@@ -73,7 +73,7 @@ class RowPlan:
 
     def __post_init__(self) -> None:
         """Check the fields."""
-        check_int("t", self.t, 0)
+        check_int("t", self.t, 0, MAX_TOKENS)
         for name in ("rows_q", "rows_k", "q_lora_rank", "kv_lora_rank", "qk_rope_head_dim"):
             check_int(name, getattr(self, name), 1)
         check_flag("quantised", self.quantised)
@@ -175,8 +175,8 @@ class TilePlan:
 
     def __post_init__(self) -> None:
         """Check that the sweeps are about the same tokens."""
-        check_int("t", self.t, 1)
-        check_int("n_workers", self.n_workers, 1)
+        check_int("t", self.t, 1, MAX_TOKENS)
+        check_int("n_workers", self.n_workers, 1, MAX_THREADS)
         for name, t in (("down", self.down.qa.m), ("rows", self.rows.t), ("heads", self.heads.qb.m)):
             if t != self.t:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
@@ -295,8 +295,9 @@ class PrologPlan:
 
     def __post_init__(self) -> None:
         """Check that the tiles cover the tokens in order and that each has its plan, for these dimensions."""
-        check_int("t", self.t, 0)
-        check_int("n_threads", self.n_threads, 1)
+        check_int("t", self.t, 0, MAX_TOKENS)
+        check_int("n_threads", self.n_threads, 1, MAX_THREADS)
+        check_ints("unroll_list", self.unroll_list, 1)
         check_choice("phase", self.phase, PHASES)
         check_choice("origin", self.origin, ORIGINS)
         end = 0

@@ -48,6 +48,7 @@ def _counter(counters: Any, phase: Any, n_workers: Any, worker: Any) -> Any:
 @callee
 def draw(counters: Any, phase: Any, worker: Any, n_workers: Any, n_tasks: Any, grain: Any) -> Any:
     """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
+    grain = max(min(grain, n_tasks), 1)  # a counter goes on when its tasks are gone, and must not wrap
     for other in range(n_workers):
         owner = (worker + other) % n_workers
         begin = block_start(n_tasks, n_workers, owner)

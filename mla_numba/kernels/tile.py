@@ -95,7 +95,8 @@ class Buffers(NamedTuple):
     x_rows (t, lda) and q_rows (t, lda) are activations, least_x and least_q (t,) int32 their `least_magnitude` by row,
     x_scale (t,) float32 the scales of x where it is quantised; q_a (t, Rq), kv_a (t, C + R). A row a worker: c_down,
     c_up and c_uk, views of the same accumulators, q_head (mc * ldq) and y float32. counters: see `tasks`. spans
-    (n_workers, phases, 2) int64: when a worker began and ended a phase, in ns, written if `traced`.
+    (n_workers, phases, 3) int64: when a worker came to a phase and when it had done its last task there, in ns, and its
+    tasks, written if `traced`.
     """
 
     x_rows: Any
@@ -168,7 +169,7 @@ def prolog_tile(
 def _pack(
     worker: Any, tokens: Any, down: Any, cann: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
-    _stamp(buffers, worker, PACK, 0, traced)
+    _come(buffers, worker, PACK, traced)
     n_workers, n_tasks = blocks.n_workers, ceil_div(t, blocks.rows_x)
     x, x_rows, x_scale, least = tokens.x, buffers.x_rows, buffers.x_scale, buffers.least_x
     y, n_parts, panels = row_of(buffers.y, worker), down.n_parts, down.panels
@@ -177,15 +178,15 @@ def _pack(
         for row in range(block_start(t, n_tasks, task), block_start(t, n_tasks, end)):
             operand = window(row_of(x_rows, row), 0, down.kp)
             least[row] = operand_row(row_of(x, t0 + row), panels, n_parts, cann, y, operand, x_scale, row)
+        _note(buffers, worker, PACK, end - task, traced)
         finish(buffers.counters, PACK, n_workers, end - task)
         task, end = draw(buffers.counters, PACK, worker, n_workers, n_tasks, 1)
-    _stamp(buffers, worker, PACK, 1, traced)
     wait_for(buffers.counters, PACK, n_workers, n_tasks)
 
 
 @callee
 def _down(worker: Any, b: Any, buffers: Any, blocks: Any, t: Any, traced: Any) -> None:
-    _stamp(buffers, worker, DOWN, 0, traced)
+    _come(buffers, worker, DOWN, traced)
     n_workers = blocks.n_workers
     q_a, kv_a, c = buffers.q_a, buffers.kv_a, row_of(buffers.c_down, worker)
     n_tasks = n_pair_tasks(t, q_a.shape[1], kv_a.shape[1], blocks.mc_down, blocks.walk_qa, blocks.walk_kva)
@@ -197,9 +198,9 @@ def _down(worker: Any, b: Any, buffers: Any, blocks: Any, t: Any, traced: Any) -
                 b.n_parts, buffers.least_x, b.least, q_a, kv_a, c, blocks.mc_down, blocks.kc_down, blocks.walk_qa,
                 blocks.walk_kva,
             )  # fmt: skip
+        _note(buffers, worker, DOWN, end - first, traced)
         finish(buffers.counters, DOWN, n_workers, end - first)
         first, end = draw(buffers.counters, DOWN, worker, n_workers, n_tasks, blocks.grain_down)
-    _stamp(buffers, worker, DOWN, 1, traced)
     wait_for(buffers.counters, DOWN, n_workers, n_tasks)
 
 
@@ -207,7 +208,7 @@ def _down(worker: Any, b: Any, buffers: Any, blocks: Any, t: Any, traced: Any) -
 def _query(
     worker: Any, tokens: Any, vectors: Any, kp: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
-    _stamp(buffers, worker, QUERY, 0, traced)
+    _come(buffers, worker, QUERY, traced)
     n_workers, n_tasks = blocks.n_workers, ceil_div(t, blocks.rows_q)
     y, least, q_norm, scale = row_of(buffers.y, worker), buffers.least_q, tokens.q_norm, tokens.q_norm_scale
     q_a, q_rows = buffers.q_a, buffers.q_rows
@@ -218,16 +219,16 @@ def _query(
                 row_of(q_a, row), vectors.gamma_cq, vectors.epsilon_cq, vectors.smooth, vectors.cann, y,
                 row_of(q_norm, t0 + row), scale, t0 + row, window(row_of(q_rows, row), 0, kp),
             )  # fmt: skip
+        _note(buffers, worker, QUERY, end - task, traced)
         finish(buffers.counters, QUERY, n_workers, end - task)
         task, end = draw(buffers.counters, QUERY, worker, n_workers, n_tasks, 1)
-    _stamp(buffers, worker, QUERY, 1, traced)
 
 
 @callee
 def _key(
     worker: Any, tokens: Any, caches: Any, vectors: Any, buffers: Any, blocks: Any, t0: Any, t: Any, traced: Any
 ) -> None:
-    _stamp(buffers, worker, KEY, 0, traced)
+    _come(buffers, worker, KEY, traced)
     n_workers, n_tasks = blocks.n_workers, ceil_div(t, blocks.rows_k)
     y, cache_index, kv_a = row_of(buffers.y, worker), tokens.cache_index, buffers.kv_a
     task, end = draw(buffers.counters, KEY, worker, n_workers, n_tasks, 1)
@@ -241,8 +242,8 @@ def _key(
                     row_of(tokens.sin, token), y, slot, caches.kv, caches.kv_layout, caches.kr, caches.kr_layout,
                     caches.k_scale, caches.k_scale_layout,
                 )  # fmt: skip
+        _note(buffers, worker, KEY, end - task, traced)
         task, end = draw(buffers.counters, KEY, worker, n_workers, n_tasks, 1)
-    _stamp(buffers, worker, KEY, 1, traced)
 
 
 @callee
@@ -251,7 +252,7 @@ def _heads(
 ) -> None:
     n_workers = blocks.n_workers
     wait_for(buffers.counters, QUERY, n_workers, ceil_div(t, blocks.rows_q))
-    _stamp(buffers, worker, HEADS, 0, traced)
+    _come(buffers, worker, HEADS, traced)
     c_up, c_uk, q_head = row_of(buffers.c_up, worker), row_of(buffers.c_uk, worker), row_of(buffers.q_head, worker)
     n_tasks = tokens.query_nope.shape[1] * ceil_div(t, blocks.mc_heads)
     first, end = draw(buffers.counters, HEADS, worker, n_workers, n_tasks, blocks.grain_heads)
@@ -263,15 +264,26 @@ def _heads(
                 tokens.query_rope, c_up, c_uk, q_head, row_of(buffers.y, worker), blocks.mc_heads, blocks.kc_up,
                 blocks.walk_up, blocks.mc_uk, blocks.kc_uk, blocks.walk_uk, d,
             )  # fmt: skip
+        _note(buffers, worker, HEADS, end - first, traced)
         finish(buffers.counters, HEADS, n_workers, end - first)
         first, end = draw(buffers.counters, HEADS, worker, n_workers, n_tasks, blocks.grain_heads)
-    _stamp(buffers, worker, HEADS, 1, traced)
     if worker == 0:
         # The caller's own thread, that would fall asleep at the end of the region and have to be woken.
         linger(buffers.counters, HEADS, n_workers, n_tasks)
 
 
 @callee
-def _stamp(buffers: Any, worker: Any, phase: Any, end: Any, traced: Any) -> None:
+def _come(buffers: Any, worker: Any, phase: Any, traced: Any) -> None:
     if traced:
-        buffers.spans[worker, phase, end] = now_ns()
+        now = now_ns()
+        buffers.spans[worker, phase, 0] = now
+        buffers.spans[worker, phase, 1] = now
+        buffers.spans[worker, phase, 2] = 0
+
+
+@callee
+def _note(buffers: Any, worker: Any, phase: Any, n_done: Any, traced: Any) -> None:
+    """Before others hear of the tasks: who is put off right behind that would note the time of a later phase."""
+    if traced:
+        buffers.spans[worker, phase, 1] = now_ns()
+        buffers.spans[worker, phase, 2] += n_done
