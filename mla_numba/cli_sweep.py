@@ -220,8 +220,11 @@ def sweep(
     except ExactnessError as error:
         raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
     rows = with_limits(journal.rows, Rates(**journal.facts["rates_exact"]))
-    write_csv(out / "sweep.csv", rows)
-    write_json(out / "sweep.json", journal.facts, spec, rows)
+    try:
+        write_csv(out / "sweep.csv", rows)
+        write_json(out / "sweep.json", journal.facts, spec, rows)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"--out: {error}") from None
     console = Console()
     console = Console(width=max(console.width, _TABLE_WIDTH))  # a file has no width, and names take room
     console.print(show_rows(rows, None if presets else 5))
