@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tiling._check import check_choice, check_int
+from tiling._check import MAX_TOKENS, check_choice, check_int
 from tiling.config import CubeTile, MlaTileConfig, PassOptions, RopeTileShapeConfig
 
 __all__ = ["PRESETS", "ROPE_TILES", "options_list", "pass_options", "preset"]
@@ -98,7 +98,7 @@ def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
 def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
     """Scheduling settings the reference entry point of ``phase`` ("prefill" or "decode") chooses for ``t`` tokens."""
     check_choice("phase", phase, ("prefill", "decode"))
-    check_int("t", t, 0)
+    check_int("t", t, 0, MAX_TOKENS)
     arch = _npu_arch(npuarch)
     if phase == "prefill":
         return PassOptions(cube_l1_reuse_setting={-1: 4}, stitch_function_max_num=128)
