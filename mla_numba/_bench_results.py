@@ -133,10 +133,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run of the suite: facts about it by name, and its groups in the order in which they ran."""
+    """A run of the suite: facts about it by name, its groups in the order in which they ran, and what was left out."""
 
     facts: dict[str, str]
     groups: tuple[Group, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def families(self) -> dict[tuple[str, str], list[Group]]:
@@ -158,12 +159,13 @@ class Results:
             for bench in raw["benchmarks"]:
                 benches.setdefault(bench["group"] or "", []).append(Row.of(bench))
             facts = _facts(raw)
+            left_out = tuple(map(str, raw["mla_numba"].get("left_out", ())))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}: expected JSON that the bench suite wrote, got {what}") from None
         if not benches:
             raise ValueError(f"{path}: expected at least one result, got none")
-        return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()))
+        return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()), left_out)
 
 
 def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
