@@ -223,7 +223,7 @@ def python_environment(**changes):
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | changes
 
 
-def run_python(*arguments, timeout=300, **environment):
+def run_python(*arguments, timeout=900, **environment):
     """A fresh interpreter on this source tree; its standard output. Its failure is the test's, with what it wrote."""
     env = python_environment(**environment)
     done = subprocess.run(

@@ -56,7 +56,7 @@ def run_commands(block, files):
     said = ""
     for command, status in commands(block, files):
         done = subprocess.run(
-            command, capture_output=True, text=True, env=python_environment(), timeout=300, check=False
+            command, capture_output=True, text=True, env=python_environment(), timeout=900, check=False
         )
         assert done.returncode == status, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         said += done.stdout
