@@ -4,6 +4,8 @@ import platform
 import sys
 from pathlib import Path
 
+from helpers import HAS_CXX
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 from product_cases import OPERATORS
@@ -40,7 +42,7 @@ def right_operators():
 
 
 RIGHT_OPERATORS = right_operators()
-RIGHT_PEERS = {"P2p", "P3w"} | ({"P1", "P1t", "P2"} if int_mm_is_right() else set())
+RIGHT_PEERS = {"P2p"} | ({"P3w"} if HAS_CXX else set()) | ({"P1", "P1t", "P2"} if int_mm_is_right() else set())
 
 
 def right_implementations():

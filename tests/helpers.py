@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import astuple, dataclass
@@ -25,6 +26,9 @@ TESTS = Path(__file__).parent
 QUANTS = ("none", "a", "b", "ab")
 MODES = (*QUANTS, "b smooth", "ab smooth")
 THREADS = tuple(sorted({1, min(2, max_threads()), max_threads()}))
+HAS_CXX = (
+    shutil.which(os.environ.get("CXX", "g++")) is not None
+)  # torch.compile calls it for what lies between operators
 FENCE = 67  # elements; odd, so that what lies behind it is aligned to its element and no further
 
 
