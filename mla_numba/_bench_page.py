@@ -57,8 +57,15 @@ def make_page(results: Results, command: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>mla_numba benches</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>mla_numba benches</h1><table>{rows}</table>"
-        f'<p class="note">{_NOTE}</p><ul>{links}</ul>\n' + "\n".join(parts) + "\n</body></html>\n"
+        f'<p class="note">{_NOTE}</p>{_left_out(results.left_out)}<ul>{links}</ul>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
     )
+
+
+def _left_out(reasons: Sequence[str]) -> str:
+    lines = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    return f"<p>Left out:</p><ul>{lines}</ul>" if reasons else ""
 
 
 def _heading(family: str, state: str) -> str:

@@ -135,10 +135,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run of the suite: facts about it by name, and its groups in the order in which they ran."""
+    """A run of the suite: facts about it by name, its groups in the order in which they ran, and what was left out."""
 
     facts: dict[str, str]
     groups: tuple[Group, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def families(self) -> dict[tuple[str, str], list[Group]]:
@@ -167,11 +168,12 @@ class Results:
                 benches.setdefault(group, []).append(Row.of(bench))
             where = str(path)
             facts = _facts(raw)
+            left_out = _left_out(raw)
         except ValueError as error:
             raise ValueError(f"{where}: expected JSON that the bench suite wrote, with {error}") from None
         if not benches:
             raise ValueError(f"{path}: expected at least one result, got none")
-        return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()))
+        return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()), left_out)
 
 
 _MISSING = object()
@@ -201,6 +203,14 @@ def _text(holder: Mapping[str, Any], name: str, default: object = _MISSING) -> s
     if not isinstance(value, str):
         raise ValueError(f"{name}: a string, got {_short(value)}")
     return value
+
+
+def _left_out(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    suite = _object(raw, "mla_numba")
+    reasons = _list(suite, "left_out") if "left_out" in suite else []
+    if not all(isinstance(reason, str) for reason in reasons):
+        raise ValueError(f"left_out: a list of strings, got {_short(reasons)}")
+    return tuple(reasons)
 
 
 def _number(holder: Mapping[str, Any], name: str, kind: type = float, default: object = _MISSING) -> Any:

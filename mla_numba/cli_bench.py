@@ -73,9 +73,10 @@ def bench(
     """Time the prolog, its sweeps and products against other libraries, and write an HTML page.
 
     Runs pytest-benchmark on the folder bench of a checkout, which is not part of an installation. Every result is
-    checked before it is timed. Needs the extras bench and plot; libraries that are not installed are left out.
+    checked before it is timed. Needs the extras bench and plot. Libraries that are not installed are left out, and so
+    are those that fail or are wrong on this CPU; the page says which and why.
 
-    Exit status: 0 if all benches ran, 1 if a check failed.
+    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed.
     """
     if find_spec("matplotlib") is None:
         raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
@@ -160,12 +161,18 @@ def environment(n_threads: int) -> dict[str, str]:
 
 
 def write_page(results: Path, command: str, output: Path) -> None:
-    """Makes the page of results; raises `click.ClickException` where they are none, or it can't be written."""
+    """Makes the page of results, and says on stderr what was left out.
+
+    Raises `click.ClickException` where they are none, or the page can't be written.
+    """
     try:
-        page = make_page(Results.read(results), command)
+        read = Results.read(results)
+        page = make_page(read, command)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
     _write(output, page.encode("utf-8", "xmlcharrefreplace").decode())  # names of others may hold lone surrogates
+    for reason in read.left_out:
+        click.echo(reason, err=True)
     click.echo(f"wrote {output}")
 
 

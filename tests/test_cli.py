@@ -32,7 +32,7 @@ def run_cli(*args, env=None):
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=900,
     )
     return done.returncode, done.stdout, done.stderr
 

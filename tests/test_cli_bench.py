@@ -174,6 +174,20 @@ def test_one_file_for_two_results_is_refused(tmp_path, monkeypatch):
     assert "--output: expected another file than that of --json, got a" in result.output
 
 
+def test_page_and_command_say_what_was_left_out(tmp_path):
+    facts = {"machine": "a CPU"}
+    assert "Left out" not in make_page(Results(facts, ()), "mla-numba bench")
+    reason = "torch-P1 left out: its int8 products saturate: <1> of 2"
+    page = make_page(Results(facts, (), (reason,)), "mla-numba bench")
+    assert "<p>Left out:</p><ul><li>torch-P1 left out: its int8 products saturate: &lt;1&gt; of 2</li></ul>" in page
+    saved, output = tmp_path / "results.json", tmp_path / "x.html"
+    saved.write_text(json.dumps(RAW | {"mla_numba": RAW["mla_numba"] | {"left_out": [reason]}}))
+    result = CliRunner().invoke(main, ["bench", "--from", str(saved), "--output", str(output)])
+    assert result.exit_code == 0
+    assert reason in result.stderr.splitlines()
+    assert "torch-P1 left out" in output.read_text()
+
+
 def test_charts_are_svg(saved):
     results = Results.read(saved)
     for svg in (*map(bars, results.groups), lines(results.groups[:2])):

@@ -58,7 +58,7 @@ def test_as_a_process(tmp_path):
     def run(*args):
         command = [sys.executable, "-m", "mla_numba", *map(str, args)]
         return subprocess.run(
-            command, capture_output=True, text=True, env=python_environment(), timeout=120, check=False
+            command, capture_output=True, text=True, env=python_environment(), timeout=600, check=False
         )
 
     folder = tmp_path / "dump"

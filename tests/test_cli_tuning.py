@@ -53,14 +53,18 @@ def test_sweep_goes_on_after_an_interrupt(tmp_path):
     command = ["sweep", "--small", "--threads", "1", "--weight-sets", "1", "--no-plot", "--out", str(out)]
     command += ["--tokens", "64,128", "--set", "down_kc=64:256:16", "--set", "qb_mc=16:64:16"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mla_numba", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mla_numba", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else ignored where the tests run under nohup
     )
     journal = out / "journal.jsonl"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while time.monotonic() < end and not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 130, said
     assert "the same command goes on" in said
     before = {line["number"]: line for line in map(json.loads, journal.read_text().splitlines()[1:])}

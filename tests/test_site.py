@@ -26,7 +26,7 @@ def build(folder, *options):
     command = [sys.executable, "-m", "zensical", "build", "--clean", *options]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -57,7 +57,8 @@ def test_seconds_of_the_sweeps_add_up(traced):
         assert sum(tile.seconds.values()) == pytest.approx((tile.end_ns - tile.begin_ns) / 1e9)
     assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
     assert sum(sum(trace.busy_s(phase)) for phase in PHASES) <= trace.total_s * traced[0]
-    assert all(max(trace.busy_s(phase)) > 0 for phase in ("down", "heads"))
+    # A worker whose thread wakes up late may find nothing left to do.
+    assert all(sum(trace.busy_s(phase)) > 0 for phase in ("down", "heads"))
 
 
 def test_a_profiled_call_computes_the_same(traced):

@@ -177,7 +177,7 @@ for i in range(150):
 
 def test_two_processes_write_one_entry(folder):
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, mc], cwd=ROOT) for mc in ("3", "4")]
-    assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    assert [writer.wait(timeout=600) for writer in writers] == [0, 0]
     assert load().tiling.down_mc in (3, 4)
     assert load().n_trials == 149
     assert [path.suffix for path in folder.iterdir()] == [".json"]
