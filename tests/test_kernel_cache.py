@@ -309,3 +309,24 @@ def test_forks_beside_a_first_call(scenario, warm, tmp_path):
 def test_forks_at_many_moments_of_loading(warm):
     script = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fork_script; fork_script.fork_while_loading()"
     assert run(warm, script) == []
+
+
+WORKQUEUE = """
+import threading
+import mla_numba as m
+done = threading.Event()
+if {threads} > 1:
+    threading.Thread(target=done.wait).start()
+for _ in range(2):
+    m.MlaWeights.random(m.MlaDims(64, 2, 32, 32, 16, 8)).pack(2)
+done.set()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workqueue_beside_other_threads_is_warned_of(threads):
+    folder = os.environ.get("NUMBA_CACHE_DIR", "")
+    script = WORKQUEUE.format(threads=threads)
+    said = run(folder, script, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
+    warned = [line for line in said if line.startswith("threading layer: workqueue ends the process")]
+    assert len(warned) == threads - 1

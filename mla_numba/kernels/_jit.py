@@ -19,6 +19,7 @@ from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from ._cache import make_cache, run_releasing
+from ._cache_folder import log
 from ._outlined import Outlined
 from .microlib import load_microkernels
 
@@ -40,6 +41,18 @@ def _compile(py_func: Callable[..., Any], build: str, worker: Outlined | None = 
 
 _forked = False
 _launch_lock = threading.Lock()
+_said_workqueue = False
+
+
+def _say_workqueue() -> None:
+    """Says, once, what can end a process that has other threads."""
+    global _said_workqueue
+    if not _said_workqueue and threading.active_count() > 1:
+        _said_workqueue = True
+        log.warning(
+            "threading layer: workqueue ends the process when another thread is in a parallel function of Numba that "
+            "is not of this library; NUMBA_THREADING_LAYER=omp, or tbb, lets threads meet"
+        )
 
 
 def _after_fork_in_child() -> None:
@@ -124,6 +137,7 @@ class Kernel:
         # The workqueue layer aborts the process when two threads enter it at once (numba #8563). Which layer it is has
         # been known since the threads were counted.
         if not self._may_overlap and numba.threading_layer() == "workqueue":
+            _say_workqueue()
             with _launch_lock:
                 _run(dispatcher, args)
             return
