@@ -131,9 +131,9 @@ def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any
 
 def make_cache(py_func: Callable[..., Any], build: str, before: Callable[[Any], object] | None = None) -> Any:
     """The cache of a function's build, for a dispatcher's `_cache`."""
-    folder = trusted_folder()
+    folder = trusted_folder(build)
     if folder is None:
         return _NoCache()
-    locator = type("Locator", (_Locator,), {"folder": folder / build})
+    locator = type("Locator", (_Locator,), {"folder": folder})
     impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
     return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func, before)
