@@ -11,7 +11,7 @@ PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna"}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
-EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache", "_outlined")
+EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache_folder", "_fork", "_outlined")
 
 
 def module_name(path):
