@@ -21,8 +21,9 @@ from rich.table import Column, Table
 
 from mla_numba import packed
 from mla_numba.engine import this_machine
-from mla_numba.kernels import ISA, simd
+from mla_numba.kernels import ISA
 from mla_numba.kernels.llvm_ir import IN_L1
+from mla_numba.kernels.micro import ukernel as simd
 from mla_numba.measure import Probes
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,8 @@ import numpy as np
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.inputs import Inputs
-from mla_numba.kernels import gemm, tile
-from mla_numba.kernels.simd import A_OFFSET
+from mla_numba.kernels.micro.ukernel import A_OFFSET
+from mla_numba.kernels.sweeps import gemm, tile
 from mla_numba.memory import aligned_empty, as_bits
 from mla_numba.packed import PackedGemm, pack_gemm
 from mla_numba.workspace import Memory, Prepared

@@ -31,7 +31,8 @@ from ._checks import BF16, FP32, INT8, Array
 from ._version import __version__
 from .cache import PagedCache
 from .dims import MlaDims
-from .kernels import ISA, max_threads, tile
+from .kernels import ISA, max_threads
+from .kernels.sweeps import tile
 from .memory import aligned_empty, as_bits, unlocked
 from .packed import PackedWeights
 from .reference import NUMERICS

@@ -31,7 +31,8 @@ from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 from ._checks import check_int
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
-from .kernels import ISA, max_threads, peaks, tasks
+from .kernels import ISA, max_threads, peaks
+from .kernels.threads import tasks
 from .memory import aligned_empty
 
 __all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict", "show_rates"]

@@ -13,7 +13,9 @@ import numpy as np
 from ._checks import BF16, Array
 from .array_file import read_arrays, write_arrays
 from .dims import MlaDims
-from .kernels import ISA, packing, simd, tile
+from .kernels import ISA
+from .kernels.panels import column_offsets, least_magnitudes, multiply_both_ways, pack_panels
+from .kernels.sweeps import tile
 from .memory import aligned_empty, unlocked
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["PackedGemm", "PackedWeights"]
 
 _LEAST_CHUNK = 1 << 18
-# To be raised where the order changes in which `kernels.packing` writes panels, for the same NR, KR and offset: files
+# To be raised where the order changes in which `kernels.panels` writes panels, for the same NR, KR and offset: files
 # of packed weights of the old order are then refused.
 _PANEL_ORDER = 1
 _PRODUCTS = ("down", "up", "uk")
@@ -184,14 +186,14 @@ def pack_gemm(
     first, and the others behind them as an operand of bf16 products (`_operand_order`).
     """
     quantised = weights[0].dtype == np.int8
-    kr = simd.KR_INT8 if quantised else simd.KR_BF16
+    kr = ISA.kr_int8 if quantised else ISA.kr_bf16
     k = weights[0].shape[-2]
     kp = n_parts * -(-(k // n_parts) // kr) * kr
     cuts = [_Cut.of(w, head_dim) for w in weights]
-    n_panels = [c.batch * -(-c.n // simd.NR) for c in cuts]
+    n_panels = [c.batch * -(-c.n // ISA.nr) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
-    panels = aligned_empty(sum(n_panels) * kp * simd.NR, dtype)
-    n_columns = sum(n_panels) * simd.NR if quantised else 0
+    panels = aligned_empty(sum(n_panels) * kp * ISA.nr, dtype)
+    n_columns = sum(n_panels) * ISA.nr if quantised else 0
     offset, col_scale = np.zeros(n_columns, np.int32), np.ones(n_columns, np.float32)
     at = 0
     for i, (weight, cut, count) in enumerate(zip(weights, cuts, n_panels, strict=True)):
@@ -199,19 +201,19 @@ def pack_gemm(
         if rope_first:
             nope = cut.n - rope_dims[i]
             columns = np.concatenate([columns[nope:], _operand_order(nope)])
-        here = panels[at * kp * simd.NR : (at + count) * kp * simd.NR]
-        packing.pack_panels(
+        here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
+        pack_panels(
             n_threads, weight.view(dtype).reshape(-1), cut.batch, k, columns, cut.batch_stride, cut.row_stride, kr,
             n_parts, not quantised, here,
         )  # fmt: skip
         scale = scales[i]
         if scale is not None:
-            by_panel = col_scale[at * simd.NR : (at + count) * simd.NR].reshape(cut.batch, -1)
+            by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)
             there = np.flatnonzero(columns >= 0)
             by_panel[:, there] = scale.reshape(cut.batch, cut.n)[:, columns[there]]
         at += count
-    if quantised and simd.A_OFFSET:
-        packing.column_offsets(n_threads, panels, at, kp, offset)
+    if quantised and ISA.a_offset:
+        column_offsets(n_threads, panels, at, kp, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
 
 
@@ -231,13 +233,13 @@ def pairs_are_exact() -> bool:
         return spread.astype(BF16).view(np.uint16)
 
     by_pairs, by_steps = (np.empty(ISA.mr * ISA.nr, np.float32) for _ in range(2))
-    packing.multiply_both_ways(1, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
+    multiply_both_ways(1, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
     return bool((by_pairs == by_steps).all())
 
 
 def _least(panels: Array, n_threads: int) -> int:
     out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
-    packing.least_magnitudes(n_threads, panels, _LEAST_CHUNK, out)
+    least_magnitudes(n_threads, panels, _LEAST_CHUNK, out)
     return int(out.min(initial=0x7FFF))
 
 
@@ -250,8 +252,8 @@ def _rope_halves(n: int, rope_dim: int) -> Array:
 
 def _operand_order(n: int) -> Array:
     """The order of n columns that a bf16 product takes as its k: padded to KR by -1, in pairs the odd k first."""
-    columns = np.concatenate([np.arange(n), np.full(-n % simd.KR_BF16, -1)])
-    return columns.reshape(-1, simd.KR_BF16)[:, ::-1].reshape(-1) if ISA.bf16_dot else columns
+    columns = np.concatenate([np.arange(n), np.full(-n % ISA.kr_bf16, -1)])
+    return columns.reshape(-1, ISA.kr_bf16)[:, ::-1].reshape(-1) if ISA.bf16_dot else columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,8 +311,8 @@ def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
 
 def _packing() -> dict[str, int]:
     """All that decides where a weight lies among panels, and the offsets of its columns."""
-    packing = {"order": _PANEL_ORDER, "nr": simd.NR, "kr_bf16": simd.KR_BF16, "kr_int8": simd.KR_INT8}
-    return packing | {"a_offset": int(simd.A_OFFSET), "odd_k_first": int(ISA.bf16_dot)}
+    packing = {"order": _PANEL_ORDER, "nr": ISA.nr, "kr_bf16": ISA.kr_bf16, "kr_int8": ISA.kr_int8}
+    return packing | {"a_offset": ISA.a_offset, "odd_k_first": int(ISA.bf16_dot)}
 
 
 def _check_packing(source: str | os.PathLike[str], packing: dict[str, int], isa: str) -> None:
@@ -332,9 +334,9 @@ def _fitting(weights: PackedWeights) -> dict[str, bool]:
 
     def fits(gemm: PackedGemm, k: int, quantised: bool, n_parts: int, *columns: tuple[int, int]) -> bool:
         """Of (batch, n) columns each."""
-        kr = simd.KR_INT8 if quantised else simd.KR_BF16
+        kr = ISA.kr_int8 if quantised else ISA.kr_bf16
         kp = n_parts * -(-(k // n_parts) // kr) * kr
-        n = sum(batch * -(-n // simd.NR) for batch, n in columns) * simd.NR
+        n = sum(batch * -(-n // ISA.nr) for batch, n in columns) * ISA.nr
         return (
             (gemm.kp, gemm.n_parts) == (kp, n_parts)
             and _is_vector(gemm.panels, "int8" if quantised else "uint16", n * kp)

@@ -7,7 +7,7 @@ import numpy as np
 from tiling import PrologPlan
 
 from ._checks import BF16, FP32, INT8, Array
-from .kernels import gemm, tile
+from .kernels.sweeps import gemm, tile
 from .memory import aligned_empty, as_bits
 from .packed import PackedWeights
 from .workspace import Memory

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ._checks import Array
-from .kernels import tile
+from .kernels.sweeps import tile
 
 __all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
 
@@ -65,7 +65,7 @@ class Trace:
     tiles: list[TileTrace] = field(default_factory=list)
 
     def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array) -> None:
-        """Adds a tile. `spans` (n_workers, phases, 2) int64: see `kernels.tile.Buffers`."""
+        """Adds a tile. `spans` (n_workers, phases, 2) int64: see `kernels.sweeps.tile.Buffers`."""
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))

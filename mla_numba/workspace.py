@@ -9,7 +9,9 @@ import numpy as np
 from tiling import PrologPlan, TilePlan
 
 from ._checks import Array
-from .kernels import simd, tasks, tile
+from .kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE
+from .kernels.sweeps import tile
+from .kernels.threads import tasks
 from .memory import aligned_empty
 
 __all__ = ["Memory", "Prepared"]
@@ -54,7 +56,7 @@ def carve(plan: TilePlan, memory: Array) -> tile.Buffers:
         found: Array = views[name].view(dtype).reshape(n, -1)
         return found
 
-    operand = {"bf16": simd.A_BF16_DTYPE, "int8": simd.A_INT8_DTYPE}
+    operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
     sums = {"bf16": np.float32, "int8": np.int32}
     return tile.Buffers(
         x_rows=rows("x_rows", operand[qa.dtype], qa.lda),
@@ -67,7 +69,7 @@ def carve(plan: TilePlan, memory: Array) -> tile.Buffers:
         c_down=by_worker("c", sums[qa.dtype]),
         c_up=by_worker("c", sums[qb.dtype]),
         c_uk=by_worker("c"),
-        q_head=by_worker("q_head", simd.A_BF16_DTYPE),
+        q_head=by_worker("q_head", A_BF16_DTYPE),
         y=by_worker("y"),
         counters=np.zeros(tasks.n_counters(n, len(tile.PHASES)), np.int64),
         spans=np.zeros((n, len(tile.PHASES), 2), np.int64),

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from mla_numba import packed
-from mla_numba.kernels import activations, packing, scalars, simd, tasks
+from mla_numba.kernels import panels, scalars
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
+from mla_numba.kernels.micro import ukernel as simd
+from mla_numba.kernels.row import operand as activations
+from mla_numba.kernels.threads import tasks
 
 MR, NR = simd.MR, simd.NR
 GUARD = 64
@@ -125,7 +128,7 @@ def pack_b(w):
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
     kr = simd.KR_BF16
-    packing.pack_panels(1, bits, 1, len(w), np.arange(NR), w.size, NR, kr, 1, True, out)
+    panels.pack_panels(1, bits, 1, len(w), np.arange(NR), w.size, NR, kr, 1, True, out)
     return out
 
 
@@ -252,7 +255,7 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             flat = w.reshape(-1)
-            packing.pack_panels(n_threads, flat, batch, k, columns, k * n, n, kr, n_parts, odd_first, got)
+            panels.pack_panels(n_threads, flat, batch, k, columns, k * n, n, kr, n_parts, odd_first, got)
             assert (got == want).all()
 
 

@@ -10,8 +10,10 @@ from helpers import ROOT, THREADS, run_python
 
 from mla_numba import MlaDims, measure
 from mla_numba.engine import MICRO_TILES, this_machine
-from mla_numba.kernels import ISA, max_threads, peaks, simd, tasks
+from mla_numba.kernels import ISA, max_threads, peaks
 from mla_numba.kernels.llvm_ir import IN_L1
+from mla_numba.kernels.micro import ukernel as simd
+from mla_numba.kernels.threads import tasks
 from mla_numba.measure import Probes, least_ms, measure_all, measure_rates, rates_as_dict
 from tiling import Rates, least_seconds, plan_prolog
 

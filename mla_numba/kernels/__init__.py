@@ -1,7 +1,7 @@
 """The kernels. Nothing outside this package imports numba or llvmlite."""
 
-from ._cache import cache_folder
-from ._jit import max_threads
 from .isa import ISA, ISAS, Isa
+from .jit.cache import cache_folder
+from .launch import max_threads
 
 __all__ = ["ISA", "ISAS", "Isa", "cache_folder", "max_threads"]

@@ -32,9 +32,9 @@ from numba import prange
 from numba.core import config, types
 from numba.extending import intrinsic
 
-from ._callee import overload_callee
-from ._jit import kernel
 from .isa import ISA
+from .jit.callee import overload_callee
+from .launch import kernel
 from .llvm_ir import (
     AHEAD_L2_BYTES,
     F32,
@@ -52,7 +52,7 @@ from .llvm_ir import (
     prefetch,
 )
 from .scalars import window
-from .tasks import block_start, ceil_div, draw
+from .threads.tasks import block_start, ceil_div, draw
 
 # Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
 CHAINS = 24 if LANES == 16 else 12

@@ -12,7 +12,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from ._callee import callee, overload_callee
+from .jit.callee import callee, overload_callee
 
 
 def window(array: Any, start: Any, n: Any) -> Any:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from ._callee import callee
+from ..jit.callee import callee
+from ..scalars import window
 from .atomics import fetch_add, give_way, look
-from .scalars import window
 
 COUNTER_STRIDE = 8  # int64 elements between two counters: a cache line each
 _FAREWELL = 64  # looks, some microseconds

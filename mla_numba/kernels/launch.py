@@ -16,9 +16,9 @@ from typing import Any
 import numba
 from numba.core import config, types
 
-from ._cache import cache_folder, log, make_cache, run_releasing
-from ._outlined import Outlined
-from .microlib import load_microkernels
+from .jit.cache import cache_folder, log, make_cache, run_releasing
+from .jit.outlined import Outlined
+from .micro.library import load_microkernels
 
 _warned_no_cache = False
 
@@ -140,7 +140,7 @@ def kernel(body: Callable[..., Any]) -> Kernel:
 def kernel_of(worker: Callable[..., None]) -> Callable[[Callable[..., Any]], Kernel]:
     """Makes a `Kernel` of a function whose body calls `worker(index, *args)`, index int64 and args its own arguments.
 
-    The worker is outlined, see `_outlined`.
+    The worker is outlined, see `jit.outlined`.
     """
 
     def dispatcher() -> Any:

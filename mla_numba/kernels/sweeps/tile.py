@@ -21,16 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from ._callee import callee
-from ._jit import kernel_of
-from .activations import operand_row
-from .atomics import now_ns
+from ..jit.callee import callee
+from ..launch import kernel_of
+from ..row.operand import operand_row
+from ..row.scatter import is_last
+from ..scalars import row_of, window
+from ..threads.atomics import now_ns
+from ..threads.tasks import block_start, ceil_div, draw, finish, linger, wait_for
 from .gemm import n_pair_tasks, pair_task
-from .query_heads import head_task
+from .heads import head_task
 from .rows import key_row, query_row
-from .scalars import row_of, window
-from .scatter import is_last
-from .tasks import block_start, ceil_div, draw, finish, linger, wait_for
 
 PHASES = ("pack", "down", "query", "key", "heads")
 PACK, DOWN, QUERY, KEY, HEADS = range(len(PHASES))

@@ -10,7 +10,7 @@ is one accumulator in ascending k: a block of k loads what the block before it s
 
 | array   | shape                          | dtype            | notes                                                |
 |---------|--------------------------------|------------------|------------------------------------------------------|
-| a       | (t, lda >= kp)                 | see `simd`       | activations, see `activations`                       |
+| a       | (t, lda >= kp)                 | see `ukernel`       | activations, see `operand`                       |
 | b       | [panel][kp / KR][NR][KR]       | uint16 or int8   | packed weights; parts of k padded to KR by zeros     |
 | offset  | [panel][NR]                    | int32            | what the u8 form of A adds, negated; of int8 only    |
 | c       | (n_workers, parts * walk * mc * NR) | float32 or int32 | scratch: sums that go on, or that fill no panel |
@@ -24,13 +24,13 @@ import numpy as np
 from numba import prange
 from numba.core import types
 
-from ._callee import callee, overload_callee
-from ._jit import kernel
-from .epilogue import store_tile
-from .llvm_ir import AHEAD_L2_BYTES, AHEAD_ONCE_BYTES, IN_L1, IN_L2, ONCE
-from .scalars import least_of, round_bf16, row_of, sums_stay_normal, window
-from .simd import KR_BF16, KR_INT8, MR, NR, ukernel, ukernel_store
-from .tasks import block_start, ceil_div, draw
+from ..jit.callee import callee, overload_callee
+from ..launch import kernel
+from ..llvm_ir import AHEAD_L2_BYTES, AHEAD_ONCE_BYTES, IN_L1, IN_L2, ONCE
+from ..micro.epilogue import store_tile
+from ..micro.ukernel import KR_BF16, KR_INT8, MR, NR, ukernel, ukernel_store
+from ..scalars import least_of, round_bf16, row_of, sums_stay_normal, window
+from ..threads.tasks import block_start, ceil_div, draw
 
 # Rows of a register tile that leave time to fetch each line of weights into L1 just before it is read.
 _FEW_ROWS = MR // 2

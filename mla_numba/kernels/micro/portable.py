@@ -1,4 +1,4 @@
-"""The microkernels in plain loops, for CPUs without vector code of their own: see `simd` for what they compute.
+"""The microkernels in plain loops, for CPUs without vector code of their own: see `ukernel` for what they compute.
 
 Four steps of k in one pass over two rows of C: a row is loaded and stored once for four products, and a column of B is
 widened once for two rows. Sums stay in ascending k. Packed weights have KR = 1 here. int8 products are summed in
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from ._callee import callee
-from .isa import ISA
-from .scalars import as_f32, window
+from ..isa import ISA
+from ..jit.callee import callee
+from ..scalars import as_f32, window
 
 NR = ISA.nr
 K_EXACT = 1024  # 1024 * 127 * 128 < 2**24

@@ -5,7 +5,7 @@
 
 | array     | shape                   | dtype                             | notes                                     |
 |-----------|-------------------------|-----------------------------------|-------------------------------------------|
-| a         | [mr] by lda, [k]        | A_BF16_DTYPE, A_INT8_DTYPE        | by the weight's type, see `activations`   |
+| a         | [mr] by lda, [k]        | A_BF16_DTYPE, A_INT8_DTYPE        | by the weight's type, see `operand`   |
 | b         | [k/KR][NR][KR]          | uint16 (bf16 bits), int8          |                                           |
 | c         | [mr][NR]                | float32, int32                    | may be uninitialised where carry is false |
 | y         | [mr] by ldy, [NR]       | uint16, float32 of bf16 values    | float32 where it is to be an `a`          |
@@ -33,13 +33,13 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ._callee import overload_callee
+from ..isa import ISA
+from ..jit.callee import overload_callee
+from ..llvm_ir import F32, I16, I64, POINTER
+from .emitter import BF16_PAIRS, BF16_STEPS, INT8, MicroKernel, declare_tile_function
 from .epilogue import store_tile
-from .isa import ISA
-from .llvm_ir import F32, I16, I64, POINTER
-from .microlib import load_microkernels
+from .library import load_microkernels
 from .portable import ukernel_bf16_portable, ukernel_int8_portable
-from .ukernels import BF16_PAIRS, BF16_STEPS, INT8, MicroKernel, declare_tile_function
 
 MR, NR = ISA.mr, ISA.nr
 KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8

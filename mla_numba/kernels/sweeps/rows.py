@@ -9,7 +9,7 @@
 | kv_a        | (C + R,)       | uint16          | likewise: the latent, and the rope key as halves          |
 | cos, sin    | (R,)           | uint16          | bf16 bits                                                 |
 | q_norm      | (Rq,)          | int8 or uint16  | its dtype says whether w_uq_qr is quantised               |
-| operand     | (kp,)          | see `activations` | the row of sweep 3's A                                  |
+| operand     | (kp,)          | see `operand` | the row of sweep 3's A                                  |
 | kv, kr, k_scale | flat       | see `scatter`   | caches; kv's dtype says whether they are quantised        |
 | y           | (>= max(Rq, C, R) + 16,) | float32 | scratch                                                 |
 
@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from ._callee import callee, overload_callee
-from .activations import bf16_operand_row, int8_operand_row
-from .rmsnorm_quant import quant_row, quant_scales, rmsnorm_row, smooth_row
-from .rope import rotate_row
-from .scalars import NONE_NONZERO, least_magnitude, round_bf16, store_scale, window
-from .scatter import chunk_at, slot_base
+from ..jit.callee import callee, overload_callee
+from ..row.operand import bf16_operand_row, int8_operand_row
+from ..row.rmsnorm_quant import quant_row, quant_scales, rmsnorm_row, smooth_row
+from ..row.rope import rotate_row
+from ..row.scatter import chunk_at, slot_base
+from ..scalars import NONE_NONZERO, least_magnitude, round_bf16, store_scale, window
 
 N_GROUPS = 4  # quantisation groups of the latent
 

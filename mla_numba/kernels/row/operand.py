@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from ._callee import callee, overload_callee
-from .isa import ISA
+from ..isa import ISA
+from ..jit.callee import callee, overload_callee
+from ..micro.ukernel import A_OFFSET, KR_BF16
+from ..scalars import NONE_NONZERO, least_magnitude, pair_window, widen, window
 from .rmsnorm_quant import quant_code, quant_scales
-from .scalars import NONE_NONZERO, least_magnitude, pair_window, widen, window
-from .simd import A_OFFSET, KR_BF16
 
 BF16_PAIRS = ISA.bf16_dot
 

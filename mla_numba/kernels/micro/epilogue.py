@@ -2,7 +2,7 @@
 
     int8: y[i, j] = bf16((float32(c[i, j] + offset[j]) * row_scale[i]) * col_scale[j])        bf16: y = bf16(c)
 
-The microkernels do this in registers where a tile is whole (`simd.ukernel_store`); these loops do the rest. y holds
+The microkernels do this in registers where a tile is whole (`ukernel.ukernel_store`); these loops do the rest. y holds
 bf16 bits (uint16) or, as rows of A for a bf16 product may, their float32 values.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numba.core import types
 
-from ._callee import callee, overload_callee
-from .scalars import round_bf16, widen, window
+from ..jit.callee import callee, overload_callee
+from ..scalars import round_bf16, widen, window
 
 
 def add_int32(a: Any, b: Any) -> Any:

@@ -1,7 +1,7 @@
 """Weights in the order in which a microkernel reads them: [batch][panel][part][part_kp / KR][NR][KR], packed once.
 
 A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros. bf16 pairs are stored odd k
-first (see `simd`).
+first (see `ukernel`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from ._jit import kernel
+from .launch import kernel
 from .llvm_ir import IN_L1
+from .micro.ukernel import A_OFFSET, KR_INT8, MR, NR, ukernel
 from .scalars import least_magnitude, window
-from .simd import A_OFFSET, KR_INT8, MR, NR, ukernel
-from .tasks import ceil_div
+from .threads.tasks import ceil_div
 
 
 @kernel

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._callee import callee
-from .scalars import window
+from ..jit.callee import callee
+from ..scalars import window
 
 
 @callee

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ._callee import callee
-from .scalars import as_f32, widen, window
+from ..jit.callee import callee
+from ..scalars import as_f32, widen, window
 
 
 @callee

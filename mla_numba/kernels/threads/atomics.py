@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ._callee import overload_callee
-from .llvm_ir import I32, I64, declare
+from ..jit.callee import overload_callee
+from ..llvm_ir import I32, I64, declare
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ._callee import callee
-from .scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
+from ..jit.callee import callee
+from ..scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
 
 N_LANES = 16
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer, half to even

@@ -19,10 +19,10 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from ._cache import cache_folder, log, say_compiling
-from .isa import ISA
-from .llvm_ir import F32, I16
-from .ukernels import BF16_PAIRS, BF16_STEPS, INT8, define_tile_function
+from ..isa import ISA
+from ..jit.cache import cache_folder, log, say_compiling
+from ..llvm_ir import F32, I16
+from .emitter import BF16_PAIRS, BF16_STEPS, INT8, define_tile_function
 
 __all__ = ["load_microkernels"]
 

@@ -2,7 +2,7 @@
 
     f(mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset)
 
-See `simd` for what it computes. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a
+See `ukernel` for what it computes. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a
 row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
 which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
 ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
@@ -16,8 +16,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from .isa import ISA
-from .llvm_ir import (
+from ..isa import ISA
+from ..llvm_ir import (
     F32,
     I1,
     I8,
@@ -84,7 +84,7 @@ def define_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type,
 
 
 def declare_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type) -> ir.Function:
-    """The function as it is known to who calls it; see `microlib` on where it is."""
+    """The function as it is known to who calls it; see `library` on where it is."""
     name = f"mla_numba_{kernel.name}_{ISA.name}_{store}"
     existing = module.globals.get(name)
     return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)

@@ -8,7 +8,7 @@ rows that the product with w_uk reads as they are: the (T, heads * (D + R)) quer
 
 | array       | shape                        | dtype           | notes                                                 |
 |-------------|------------------------------|-----------------|-------------------------------------------------------|
-| a           | (t, lda)                     | see `simd`      | activations of q_norm, from sweep 2                   |
+| a           | (t, lda)                     | see `ukernel`      | activations of q_norm, from sweep 2                   |
 | w_uq_qr     | [head][panel][kp/KR][NR][KR] | int8 or uint16  | a head's rope columns first, as halves; then w_uk's k |
 | offset, col_scale | [head][panel][NR]      | int32, float32  | see `gemm`                                            |
 | row_scale   | (T,)                         | float32         | likewise; not read for bf16 weights                   |
@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from ._callee import callee
+from ..jit.callee import callee
+from ..micro.ukernel import NR
+from ..row.rope import rotate_row
+from ..scalars import NONE_NONZERO, least_magnitude, least_of, round_bf16, row_of, sums_stay_normal, window
+from ..threads.tasks import block_start, ceil_div
 from .gemm import multiply_block
-from .rope import rotate_row
-from .scalars import NONE_NONZERO, least_magnitude, least_of, round_bf16, row_of, sums_stay_normal, window
-from .simd import NR
-from .tasks import block_start, ceil_div
 
 
 @callee

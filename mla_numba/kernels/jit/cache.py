@@ -25,15 +25,15 @@ _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO
 
 
 @functools.cache
-def _source_digest() -> str:
-    """A digest of all that decides the machine code: our sources, the compilers' versions and their settings.
+def source_digest(root: Path) -> str:
+    """A digest of all that decides the machine code: sources below `root`, the compilers' versions and their settings.
 
     Numba's own key misses callees in other files (numba #1833), constants of other modules and environment settings
     (numba #10821). Here a change of any of them is another folder, so an entry cannot be stale.
     """
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in sorted(root.rglob("*.py")):
+        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
     versions = (numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine())
     digest.update(repr((versions, [getattr(config, name, None) for name in _SETTINGS])).encode())
     return digest.hexdigest()[:16]
@@ -42,7 +42,7 @@ def _source_digest() -> str:
 def cache_folder() -> Path:
     """Where compiled kernels are kept: `$NUMBA_CACHE_DIR/mla_numba` if set, else the user's cache folder."""
     root = Path(config.CACHE_DIR) / "mla_numba" if config.CACHE_DIR else Path(user_cache_dir("mla_numba")) / "kernels"
-    return root / _source_digest()
+    return root / source_digest(Path(__file__).parents[1])
 
 
 class _Locator(caching._CacheLocator):
@@ -81,6 +81,7 @@ class KernelCache(caching.FunctionCache):
         self._lock = FileLock(Path(self.cache_path) / f"{py_func.__name__}.lock")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """An entry; where there is none, None, and the lock is held until one is saved."""
         if self._before is not None:
             self._before(sig)
         found = super().load_overload(sig, target_context)
@@ -94,12 +95,14 @@ class KernelCache(caching.FunctionCache):
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        """Keeps an entry and gives the lock back."""
         try:
             super().save_overload(sig, data)
         finally:
             self.release()
 
     def release(self) -> None:
+        """Gives the lock back."""
         self._lock.release()
 
 
@@ -118,6 +121,7 @@ _said = False
 
 
 def say_compiling() -> None:
+    """Logs, once a process, that the user waits for a compiler."""
     global _said
     if not _said:
         _said = True
@@ -127,6 +131,7 @@ def say_compiling() -> None:
 def make_cache(
     py_func: Callable[..., Any], build: str, before: Callable[[Any], object] | None = None
 ) -> KernelCache | None:
+    """The cache of one build of a function; None where no folder can be written."""
     locator = type("Locator", (_Locator,), {"folder": cache_folder() / build})
     impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
     try:

@@ -16,7 +16,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin
 
-from ._cache import run_releasing
+from .cache import run_releasing
 
 __all__ = ["Outlined"]
 
