@@ -32,7 +32,10 @@ from ._version import __version__
 from .cache import PagedCache
 from .dims import MlaDims
 from .kernels import ISA, max_threads
-from .kernels.sweeps import tile
+from .kernels.launch import plain
+from .kernels.sweeps.arguments import Caches, Slots, Tokens, TokenTile
+from .kernels.sweeps.phase import HEADS
+from .kernels.sweeps.tile import prolog_tile
 from .memory import aligned_empty, as_bits, unlocked
 from .packed import PackedWeights
 from .reference import NUMERICS
@@ -48,7 +51,7 @@ MICRO_TILES = {
 }
 _PLANS_KEPT = 64
 _NO_SCALES = np.zeros(0, np.float32)
-_NO_LAYOUT = np.zeros(5, np.int64)
+_NO_SLOTS = Slots(_NO_SCALES, np.zeros(5, np.int64))
 
 
 def this_machine() -> Machine:
@@ -91,8 +94,8 @@ class BoundCall(NamedTuple):
     """A checked call: its outputs, all its arrays as the kernels take them, and the slots of its cache."""
 
     out: PrologOutput
-    tokens: tile.Tokens
-    caches: tile.Caches
+    tokens: Tokens
+    caches: Caches
     capacity: int
 
 
@@ -179,8 +182,8 @@ class MlaProlog:
         return _unpickled, (type(self), self.weights, self.phase, {name: getattr(self, name) for name in settings})
 
     @cached_property
-    def _arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
-        return self.weights.arguments_for(self.numerics)
+    def _layer(self) -> Any:
+        return plain(self.weights.arguments_for(self.numerics))
 
     @property
     def quantized(self) -> bool:
@@ -287,7 +290,7 @@ class MlaProlog:
         k_scale = views["k_scale_cache"] if self.quantized else None
         return BoundCall(
             out,
-            tile.Tokens(
+            Tokens(
                 x=as_bits(x),
                 cos=as_bits(cos),
                 sin=as_bits(sin),
@@ -297,12 +300,10 @@ class MlaProlog:
                 q_norm=out.q_norm if self.quantized else out.q_norm.view(np.uint16),
                 q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
             ),
-            tile.Caches(
-                kv.flat,
-                kv.layout,
-                kr.flat,
-                kr.layout,
-                *((k_scale.flat, k_scale.layout) if k_scale else (_NO_SCALES, _NO_LAYOUT)),
+            Caches(
+                Slots(kv.flat, kv.layout),
+                Slots(kr.flat, kr.layout),
+                Slots(k_scale.flat, k_scale.layout) if k_scale else _NO_SLOTS,
             ),
             cache.capacity,
         )
@@ -322,12 +323,10 @@ class MlaProlog:
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
-                blocks, buffers = memory.prepare(plan.tile_plan(factor))
+                cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
+                tile = TokenTile(offset, factor, HEADS, trace is not None)
                 begin = time.perf_counter_ns()
-                tile.prolog_tile(
-                    blocks.n_workers, call.tokens, call.caches, *self._arguments, buffers, blocks, offset,
-                    factor, tile.HEADS, trace is not None,
-                )  # fmt: skip
+                prolog_tile(cuts.n_workers, cuts.n_workers, call.tokens, call.caches, self._layer, *taken, tile)
                 if trace is not None:
                     trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans)
         finally:

@@ -14,8 +14,8 @@ from ._checks import BF16, Array
 from .array_file import read_arrays, write_arrays
 from .dims import MlaDims
 from .kernels import ISA
-from .kernels.panels import column_offsets, least_magnitudes, multiply_both_ways, pack_panels
-from .kernels.sweeps import tile
+from .kernels.panels import Matrices, Order, column_offsets, min_magnitudes, multiply_both_ways, pack_panels
+from .kernels.sweeps.arguments import Layer, Norm, Weight
 from .memory import aligned_empty, unlocked
 
 if TYPE_CHECKING:
@@ -65,10 +65,10 @@ class PackedGemm:
         no_scales = np.zeros(0, np.float32)
         return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 
-    def as_argument(self) -> tile.Product:
+    def as_argument(self) -> Weight:
         """As the kernels take it."""
         panels, offset, col_scale = map(unlocked, (self.panels, self.offset, self.col_scale))
-        return tile.Product(panels, offset, col_scale, self.kp, self.n_parts, self.least)
+        return Weight(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,12 +86,18 @@ class PackedWeights:
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
 
-    def arguments_for(self, numerics: str) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+    def arguments_for(self, numerics: str) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann"."""
         gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
-        d, cann = self.dims.qk_nope_head_dim, numerics == "cann"
-        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d, cann)
-        return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
+        return Layer(
+            down=self.down.as_argument(),
+            up=self.up.as_argument(),
+            uk=self.uk.as_argument(),
+            query_norm=Norm(gamma_cq, self.epsilon_cq, smooth),
+            key_norm=Norm(gamma_ckv, self.epsilon_ckv, smooth[:0]),
+            qk_nope_head_dim=self.dims.qk_nope_head_dim,
+            cann=numerics == "cann",
+        )
 
     @property
     def nbytes(self) -> int:
@@ -202,10 +208,8 @@ def pack_gemm(
             nope = cut.n - rope_dims[i]
             columns = np.concatenate([columns[nope:], _operand_order(nope)])
         here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
-        pack_panels(
-            n_threads, weight.view(dtype).reshape(-1), cut.batch, k, columns, cut.batch_stride, cut.row_stride, kr,
-            n_parts, not quantised, here,
-        )  # fmt: skip
+        source = Matrices(weight.view(dtype).reshape(-1), k, columns, cut.batch_stride, cut.row_stride)
+        pack_panels(n_threads, count, source, Order(kr, n_parts, not quantised), here)
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)
@@ -213,7 +217,7 @@ def pack_gemm(
             by_panel[:, there] = scale.reshape(cut.batch, cut.n)[:, columns[there]]
         at += count
     if quantised and ISA.a_offset:
-        column_offsets(n_threads, panels, at, kp, offset)
+        column_offsets(n_threads, at, panels, kp, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
 
 
@@ -233,13 +237,13 @@ def pairs_are_exact() -> bool:
         return spread.astype(BF16).view(np.uint16)
 
     by_pairs, by_steps = (np.empty(ISA.mr * ISA.nr, np.float32) for _ in range(2))
-    multiply_both_ways(1, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
+    multiply_both_ways(1, 2, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
     return bool((by_pairs == by_steps).all())
 
 
 def _least(panels: Array, n_threads: int) -> int:
     out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
-    least_magnitudes(n_threads, panels, _LEAST_CHUNK, out)
+    min_magnitudes(n_threads, len(out), panels, _LEAST_CHUNK, out)
     return int(out.min(initial=0x7FFF))
 
 

@@ -11,19 +11,13 @@ PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna"}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
-EMITTING = (
-    "isa",
-    "llvm_ir",
-    "peaks",
-    "jit.cache",
-    "jit.outlined",
-    "threads.atomics",
-    "micro.emitter",
-    "micro.ukernel",
-    "micro.library",
-)
+EMITTING = ("isa", "llvm_ir", "peaks", "jit.body", "jit.cache", "jit.outlined", "threads.atomics")
+EMITTING += tuple(f"micro.{stem}" for stem in ["emitter", "library", "multiply_adds", "table", "ukernel"])
+EMITTING += tuple(f"micro.{isa}" for isa in ("avx2", "avx512vnni", "avx512bf16"))
 # Rooms and files of the kernels: each imports only what stands before it, or beside it in its own room.
-KERNELS = ("isa", "llvm_ir", "jit", "scalars", "threads", "micro", "launch", "row", "panels", "peaks", "sweeps")
+KERNELS = (
+    "kinds", "llvm_ir", "isa", "jit", "scalars", "threads", "micro", "launch", "row", "panels", "sweeps", "peaks",
+)  # fmt: skip
 
 
 def module_name(path):

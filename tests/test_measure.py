@@ -12,7 +12,8 @@ from mla_numba import MlaDims, measure
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA, max_threads, peaks
 from mla_numba.kernels.llvm_ir import IN_L1
-from mla_numba.kernels.micro import ukernel as simd
+from mla_numba.kernels.micro.operands import A, B, C
+from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, MR, NR, ukernel
 from mla_numba.kernels.threads import tasks
 from mla_numba.measure import Probes, least_ms, measure_all, measure_rates, rates_as_dict
 from tiling import Rates, least_seconds, plan_prolog
@@ -27,11 +28,11 @@ def counters(n):
 def check_reads(n):
     """Every word is read once, by whoever it is, and the last piece is a short one."""
     words = np.empty(3 * peaks.PIECE_WORDS + 5 * peaks.READ_WORDS if peaks.COMPILED else peaks.READ_WORDS, np.uint32)
-    peaks.fill_words(n, words, n)
+    peaks.fill_words(n, n, words, n)
     assert (words == np.arange(words.size)).all()
     words += np.uint32(2**31)
     sums = np.full(n, -1, np.int64)
-    peaks.read_stream(n, words, sums, counters(n), n)
+    peaks.read_stream(n, n, words, sums, counters(n), n)
     assert int(sums.sum()) % 2**32 == int(words.sum(dtype=np.uint64)) % 2**32
     assert sums.min() >= 0
 
@@ -52,7 +53,7 @@ def check_chains(n):
     n_tasks = 4
     for probe, body, start, operands in probes:
         operands, got = operands.copy(), start.copy()
-        probe(n, got, operands, steps, counters(n), n_tasks, n)
+        probe(n, n, got, operands, steps, counters(n), n_tasks, n)
         n_drawn = []
         for before, row in zip(start, got, strict=True):  # how many of the tasks a worker draws is a matter of luck
             want = [before.copy()]
@@ -94,15 +95,15 @@ def test_probes_without_compiling():
 @numba.njit(nogil=True)
 def multiply_tiles(repeats, k, a, b, c):
     for _ in range(repeats):
-        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, IN_L1, c, 0, True, True)
+        ukernel(MR, k, A(a, 0, k), B(b, 0, 8192, NR, IN_L1), C(c, 0, True), True)
 
 
 def test_microkernels_come_near_the_peaks_and_never_beat_them():
     k, repeats = 128, 2000
-    n_ops = 2 * simd.MR * simd.NR * k * repeats
+    n_ops = 2 * MR * NR * k * repeats
     operands = {
-        "bf16": (np.zeros(simd.MR * k, simd.A_BF16_DTYPE), np.zeros(simd.NR * k, np.uint16), np.float32),
-        "int8": (np.zeros(simd.MR * k, simd.A_INT8_DTYPE), np.zeros(simd.NR * k, np.int8), np.int32),
+        "bf16": (np.zeros(MR * k, A_BF16_DTYPE), np.zeros(NR * k, np.uint16), np.float32),
+        "int8": (np.zeros(MR * k, A_INT8_DTYPE), np.zeros(NR * k, np.int8), np.int32),
     }
     probes = Probes(1, buffer_bytes=2**20)
     best = dict.fromkeys((*operands, "peak bf16", "peak int8"), 0.0)
@@ -111,7 +112,7 @@ def test_microkernels_come_near_the_peaks_and_never_beat_them():
         best["peak bf16"] = max(best["peak bf16"], rates.flops_s, rates.bf16_flops_s or 0)
         best["peak int8"] = max(best["peak int8"], rates.ops_s)
         for dtype, (a, b, c_type) in operands.items():
-            c = np.zeros(simd.MR * simd.NR, c_type)
+            c = np.zeros(MR * NR, c_type)
             multiply_tiles(1, k, a, b, c)
             for _ in range(3):
                 begin = time.perf_counter()

@@ -1,8 +1,8 @@
 """How kernels are compiled, cached and launched: one policy for all of them.
 
-`@kernel` wraps a function with `prange` loops. Called as `fn(n_threads, *args)` it runs the parallel build on that many
-threads, or the serial build (the same body, `prange` as `range`) where there is one thread or where a parallel launch
-would end the process.
+`@kernel` makes a kernel of a function `body(index, *args)`. Called as `kernel(n_threads, n, *args)` it runs the body
+for each index below n: in turn, or in a parallel region of that many threads. The region is one function for all
+kernels, compiled once, that calls a body by its address; so a kernel has one build, whatever number of threads runs it.
 """
 
 from __future__ import annotations
@@ -11,32 +11,67 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numba
+from numba import prange
 from numba.core import config, types
 
+from .jit.body import call_region, call_worker, frame_maker
 from .jit.cache import cache_folder, log, make_cache, run_releasing
+from .jit.callee import callee
 from .jit.outlined import Outlined
 from .micro.library import load_microkernels
 
 _warned_no_cache = False
 
 
-def _compile(py_func: Callable[..., Any], build: str, worker: Outlined | None = None, **options: Any) -> Any:
+def _compile(py_func: Callable[..., Any], build: str, **options: Any) -> Any:
     """A dispatcher that compiles on its first call. No fastmath: it would reorder sums."""
     global _warned_no_cache
     dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(py_func)
     if config.DISABLE_JIT:
         return dispatcher
     load_microkernels()
-    cache = make_cache(py_func, build, None if worker is None else lambda args: worker.provide((types.int64, *args)))
+    cache = make_cache(py_func, build)
     if cache is not None:
         dispatcher._cache = cache
     elif not _warned_no_cache:
         _warned_no_cache = True
         log.warning("%s: not writable, so kernels are compiled anew in every process", cache_folder())
     return dispatcher
+
+
+def outlined(body: Callable[..., None]) -> Callable[..., None]:
+    """Makes a function, without a result, one that compiled code calls by name: see `jit.outlined`."""
+    Outlined(body, lambda: _compile(body, "outlined", no_cpython_wrapper=True, no_cfunc_wrapper=True))
+    return body
+
+
+def _region(n: int, worker: int, frame: int) -> None:
+    """A parallel region: the body at address `worker` for each index below n."""
+    for index in prange(n):
+        call_worker(worker, frame, index)
+
+
+@functools.cache
+def _region_address() -> int:
+    dispatcher = _compile(_region, "region", parallel=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    signature = (types.int64, types.int64, types.int64)
+    run_releasing(dispatcher, dispatcher.compile, (signature,))
+    result = dispatcher.overloads[signature]
+    return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+
+
+def _entry(region: int, n: int, *args: Any) -> None:
+    """What Python calls, of each kernel: `make_frame` is another function in each. Serial where `region` is 0."""
+    worker, frame = make_frame(args)  # type: ignore[name-defined]  # noqa: F821  # among the globals of each kernel's copy
+    if region == 0:
+        for index in range(n):
+            call_worker(worker, frame, index)
+    else:
+        call_region(region, n, worker, frame)
 
 
 _forked = False
@@ -74,7 +109,7 @@ def _threads() -> Any:
 def _threads_dispatcher() -> Any:
     # Loads the threading layer and tells LLVM of its function, by whose name the compiled code calls it.
     numba.get_num_threads()
-    return _compile(_threads, "serial")
+    return _compile(_threads, "launch")
 
 
 def current_threads() -> int:
@@ -82,37 +117,44 @@ def current_threads() -> int:
     return int(_run(_threads_dispatcher(), ()))
 
 
-class Kernel:
-    """A kernel body with its two builds, each compiled when first needed."""
+def plain(thing: Any) -> Any:
+    """A named tuple as a kernel takes it: plain tuples, made ahead for what is the same in many calls."""
+    if config.DISABLE_JIT or not isinstance(thing, tuple):
+        return thing
+    return tuple([plain(field) for field in thing])
 
-    def __init__(self, body: Callable[..., Any], worker: Outlined | None = None) -> None:
-        self.body = body
-        self._worker = worker
+
+class Kernel:
+    """A body that runs for each index of a range; compiled when it is first called with arguments of new types."""
+
+    def __init__(self, body: Callable[..., None]) -> None:
+        self.body = callee(body)
         self.__name__, self.__doc__ = body.__name__, body.__doc__
-        self._builds: dict[bool, Any] = {}
         self._may_overlap = False
 
-    def build(self, parallel: bool) -> Any:
-        """The dispatcher of the parallel or the serial build."""
-        found = self._builds.get(parallel)
-        # setdefault: of two threads that are here at once, both get the same dispatcher.
-        if found is None:
-            build = "parallel" if parallel else "serial"
-            found = self._builds.setdefault(parallel, _compile(self.body, build, self._worker, parallel=parallel))
-        return found
+    @functools.cached_property
+    def _dispatcher(self) -> Any:
+        names = {"__name__": self.body.__module__, "make_frame": frame_maker(self.body)}
+        names |= {"call_worker": call_worker, "call_region": call_region, "__builtins__": __builtins__}
+        return _compile(FunctionType(_entry.__code__, names, self.__name__), "kernels")
 
-    def __call__(self, n_threads: int, *args: Any) -> None:
-        """Runs the body on `n_threads` threads. In a forked child, or for one thread, the serial build."""
-        if n_threads == 1 or _forked or config.DISABLE_JIT:
-            _run(self.build(parallel=False), args)
+    def __call__(self, n_threads: int, n: int, *args: Any) -> None:
+        """Runs the body for each index below `n` on `n_threads` threads. In a forked child, or for one, in turn."""
+        if config.DISABLE_JIT:
+            for index in range(n):
+                self.body(index, *args)
+            return
+        args = tuple([arg if type(arg) is tuple else plain(arg) for arg in args])
+        if n_threads == 1 or _forked:
+            _run(self._dispatcher, (0, n, *args))
             return
         before = current_threads()
         if before == n_threads:
-            self._launch(args)
+            self._launch(n, args)
             return
         try:
             numba.set_num_threads(n_threads)
-            self._launch(args)
+            self._launch(n, args)
         finally:
             try:
                 numba.set_num_threads(before)
@@ -120,31 +162,18 @@ class Kernel:
                 numba.set_num_threads(before)
                 raise
 
-    def _launch(self, args: tuple[Any, ...]) -> None:
-        dispatcher = self.build(parallel=True)
+    def _launch(self, n: int, args: tuple[Any, ...]) -> None:
+        args = (_region_address(), n, *args)
         if self._may_overlap:
-            _run(dispatcher, args)
+            _run(self._dispatcher, args)
             return
         # The workqueue layer aborts the process when two threads enter it at once (numba #8563), and which layer it is
         # shows after a first launch.
         with _launch_lock:
-            _run(dispatcher, args)
+            _run(self._dispatcher, args)
         self._may_overlap = numba.threading_layer() != "workqueue"
 
 
-def kernel(body: Callable[..., Any]) -> Kernel:
+def kernel(body: Callable[..., None]) -> Kernel:
     """Makes a `Kernel` of a function; nothing is compiled before the first call."""
     return Kernel(body)
-
-
-def kernel_of(worker: Callable[..., None]) -> Callable[[Callable[..., Any]], Kernel]:
-    """Makes a `Kernel` of a function whose body calls `worker(index, *args)`, index int64 and args its own arguments.
-
-    The worker is outlined, see `jit.outlined`.
-    """
-
-    def dispatcher() -> Any:
-        return _compile(worker, "worker", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-    outlined = Outlined(worker, dispatcher)
-    return lambda body: Kernel(body, outlined)

@@ -17,7 +17,10 @@ from filelock import FileLock
 from numba.core import caching, config
 from platformdirs import user_cache_dir
 
-__all__ = ["KernelCache", "cache_folder", "log", "make_cache", "run_releasing", "say_compiling"]
+__all__ = [
+    "KernelCache", "cache_folder", "log", "make_cache", "note_need", "providers", "run_releasing", "say_compiling",
+    "source_digest",
+]  # fmt: skip
 
 log = logging.getLogger("mla_numba")
 
@@ -68,28 +71,50 @@ class _Locator(caching._CacheLocator):
         return "v1"
 
 
+Need = tuple[Callable[..., None], tuple[Any, ...]]  # an outlined function and the types of its arguments
+
+providers: dict[Callable[..., None], Callable[[tuple[Any, ...]], object]] = {}  # of each outlined function, by its body
+_being_made: list[list[Need]] = []  # of each function that is being compiled what it calls by name, the innermost last
+
+
+def note_need(body: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Says that what is being compiled calls an outlined function of that body for arguments of these types."""
+    if _being_made and (body, args) not in _being_made[-1]:
+        _being_made[-1].append((body, args))
+
+
+class _Entry(caching.CompileResultCacheImpl):
+    """An entry: a compiled function, and before it what has to be provided for its code to be loaded."""
+
+    def reduce(self, data: Any) -> Any:
+        return _being_made[-1], super().reduce(data)
+
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        needs, compiled = payload
+        for body, args in needs:
+            providers[body](args)
+        return super().rebuild(target_context, compiled)
+
+
 class KernelCache(caching.FunctionCache):
     """A function cache that one process fills at a time: a miss takes a file lock until the entry is saved.
 
-    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile. `before`
-    is called with the arguments' types before an entry is looked for.
+    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile.
     """
 
-    def __init__(self, py_func: Any, before: Callable[[Any], object] | None) -> None:
+    def __init__(self, py_func: Any) -> None:
         super().__init__(py_func)
-        self._before = before
         self._lock = FileLock(Path(self.cache_path) / f"{py_func.__name__}.lock")
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """An entry; where there is none, None, and the lock is held until one is saved."""
-        if self._before is not None:
-            self._before(sig)
         found = super().load_overload(sig, target_context)
         if found is None:
             self._lock.acquire()
+            _being_made.append([])
             found = super().load_overload(sig, target_context)
             if found is not None:
-                self._lock.release()
+                self.release()
             else:
                 say_compiling()
         return found
@@ -103,6 +128,8 @@ class KernelCache(caching.FunctionCache):
 
     def release(self) -> None:
         """Gives the lock back."""
+        if self._lock.is_locked:
+            _being_made.pop()
         self._lock.release()
 
 
@@ -128,13 +155,11 @@ def say_compiling() -> None:
         log.warning("compiling kernels for this CPU (once, some seconds; kept in %s)", cache_folder())
 
 
-def make_cache(
-    py_func: Callable[..., Any], build: str, before: Callable[[Any], object] | None = None
-) -> KernelCache | None:
+def make_cache(py_func: Callable[..., Any], build: str) -> KernelCache | None:
     """The cache of one build of a function; None where no folder can be written."""
     locator = type("Locator", (_Locator,), {"folder": cache_folder() / build})
-    impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
+    impl = type("Impl", (_Entry,), {"_locator_classes": [locator]})
     try:
-        return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func, before)
+        return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)
     except RuntimeError:
         return None

@@ -8,96 +8,139 @@ rows that the product with w_uk reads as they are: the (T, heads * (D + R)) quer
 
 | array       | shape                        | dtype           | notes                                                 |
 |-------------|------------------------------|-----------------|-------------------------------------------------------|
-| a           | (t, lda)                     | see `ukernel`      | activations of q_norm, from sweep 2                   |
-| w_uq_qr     | [head][panel][kp/KR][NR][KR] | int8 or uint16  | a head's rope columns first, as halves; then w_uk's k |
-| offset, col_scale | [head][panel][NR]      | int32, float32  | see `gemm`                                            |
-| row_scale   | (T,)                         | float32         | likewise; not read for bf16 weights                   |
-| w_uk        | [head][panel][kp/KR][NR][KR] | uint16          | k = D, n = C                                          |
+| a           | (t, lda)                     | see `operands`  | activations of q_norm, from sweep 2; its scales by T  |
+| up          | [head][panel][kp/KR][NR][KR] | int8 or uint16  | a head's rope columns first, as halves; then w_uk's k |
+| uk          | [head][panel][kp/KR][NR][KR] | uint16          | k = D, n = C                                          |
 | cos, sin    | (T, R)                       | uint16          | bf16 bits; token t0 + row                             |
 | query_nope, query_rope | (T, N, C), (T, N, R) | uint16       | rows t0..t0+t are written                             |
-| c_up, c_uk  | (walk * mc * NR,)            | see `gemm`      | scratch                                               |
-| q_head      | (mc * ldq,)                  | A_BF16_DTYPE    | scratch: the head's q                                 |
-| y           | (>= R,)                      | float32         | scratch                                               |
+| c_up, c_uk  | (n_workers, walk * mc * NR)  | see `gemm`      | scratch                                               |
+| q_head      | (n_workers, mc * ldq)        | A_BF16_DTYPE    | scratch: the head's q                                 |
+| y           | (n_workers, >= R)            | float32         | scratch                                               |
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from ..jit.callee import callee
+from ..kinds import F32, Bits, Index, Values
+from ..launch import outlined
+from ..micro.operands import A, C, Y
 from ..micro.ukernel import NR
 from ..row.rope import rotate_row
-from ..scalars import NONE_NONZERO, least_magnitude, least_of, round_bf16, row_of, sums_stay_normal, window
-from ..threads.tasks import block_start, ceil_div
-from .gemm import multiply_block
+from ..scalars import NONE_NONZERO, min_magnitude, min_of, round_row, row_of, sums_stay_normal, window
+from ..threads.tasks import block_of, ceil_div
+from .arguments import Activations, HeadsCut, Weight
+from .gemm import Depth, Walk, multiply_block
+from .phase import Tasks, Team, share
+
+
+class Heads(NamedTuple):
+    """What the heads of a tile's tokens are computed from, and where to: see above."""
+
+    a: Activations
+    up: Weight
+    uk: Weight
+    cos: Bits
+    sin: Bits
+    query_nope: Bits
+    query_rope: Bits
+    c_up: Values
+    c_uk: F32
+    q_head: Values
+    y: F32
+    cut: HeadsCut
+    nope_dim: Index
+    t0: Index
+    t: Index
+
+
+class HeadRows(NamedTuple):
+    """Some tokens' q of one head: row i, of token + i, lies at rows[i * step]."""
+
+    rows: Values
+    step: Index
+    n: Index
+    head: Index
+    token: Index
 
 
 @callee
-def _rope_head(
-    q_head: Any, rows: Any, ldq: Any, cos: Any, sin: Any, token0: Any, head: Any, y: Any, query_rope: Any
-) -> None:
-    """Rope_qRope: the first R columns of q_head straight into query_rope."""
-    n = query_rope.shape[2]
+def _rope_head(work: Heads, q: HeadRows, y: F32) -> None:
+    """Rope_qRope: the first R columns of q straight into query_rope."""
+    n_heads, n = work.query_rope.shape[1], work.query_rope.shape[2]
     rotated = window(y, 0, n)
-    for i in range(rows):
-        token = token0 + i
-        rotate_row(window(q_head, i * ldq, n), row_of(cos, token), row_of(sin, token), rotated)
-        out = row_of(query_rope, token * query_rope.shape[1] + head)
-        for j in range(n):
-            out[j] = round_bf16(rotated[j])
+    for i in range(q.n):
+        token = q.token + i
+        rotate_row(window(q.rows, i * q.step, n), row_of(work.cos, token), row_of(work.sin, token), rotated)
+        round_row(rotated, row_of(work.query_rope, token * n_heads + q.head))
 
 
 @callee
-def _least_nope(q_head: Any, first: Any, rows: Any, ldq: Any, col0: Any, d: Any) -> Any:
-    """The `least_magnitude` of the nope part of some rows of q_head."""
+def _min_nope_magnitude(q: HeadRows, first: Index, rows: Index, rope: Index, nope: Index) -> Index:
+    """The `min_magnitude` of the nope part of some rows of q."""
     least = NONE_NONZERO
     for i in range(first, first + rows):
-        least = min(least, least_magnitude(window(q_head, i * ldq + col0, d)))
+        least = min(least, min_magnitude(window(q.rows, i * q.step + rope, nope)))
     return np.int32(least)
 
 
 @callee
-def head_task(
-    task: Any, t0: Any, t: Any, a: Any, kp: Any, w_uq_qr: Any, offset: Any, row_scale: Any, col_scale: Any,
-    least_a: Any, least_up: Any, w_uk: Any, kp_uk: Any, least_uk: Any, cos: Any, sin: Any, query_nope: Any,
-    query_rope: Any, c_up: Any, c_uk: Any, q_head: Any, y: Any, mc: Any, kc_up: Any, walk_up: Any, mc_uk: Any,
-    kc_uk: Any, walk_uk: Any, d: Any,
-) -> None:  # fmt: skip
-    """A head of a block of tokens. Heads are outside, blocks inside, so that a head's weights are read once.
-
-    `least_magnitude`s: least_a (t,) int32 of a's rows and least_up of w_uq_qr, for bf16 ones; least_uk of w_uk.
-    """
-    n_heads, rope, latent = query_nope.shape[1], query_rope.shape[2], query_nope.shape[2]
-    n_up, n_uk = ceil_div(rope + d, NR), ceil_div(latent, NR)
-    ldq, n_blocks, lda = n_up * NR, ceil_div(t, mc), a.shape[1]
-    head = task // n_blocks
-    row0 = block_start(t, n_blocks, task % n_blocks)
-    rows = block_start(t, n_blocks, task % n_blocks + 1) - row0
-    normal = sums_stay_normal(least_of(window(least_a, row0, rows)), least_up)
+def _up_head(work: Heads, q: HeadRows, row0: Index, c: C) -> None:
+    """q of one head: QuantMatmul_qb, Dequant_qb."""
+    a, up, cut = work.a, work.up, work.cut
+    n_panels, lda = q.step // NR, a.rows.shape[1]
+    no_subnormals = sums_stay_normal(min_of(window(a.min_magnitude, row0, q.n)), up.min_magnitude)
+    rows, depth = A(a.rows, row0 * lda, lda), Depth(np.int64(0), up.kp, cut.kc)
     # Loop 4: the head's columns, a walk of panels at a time
-    n_walks = ceil_div(n_up, walk_up)
+    n_walks = ceil_div(n_panels, cut.walk)
     for iw in range(n_walks):
-        panel = block_start(n_up, n_walks, iw)
-        walk = block_start(n_up, n_walks, iw + 1) - panel
-        multiply_block(
-            a, row0 * lda, lda, rows, kp, 0, kp, kc_up, w_uq_qr, head * n_up + panel, walk, c_up, 0, normal,
-            q_head, panel * NR, ldq, walk * NR, row_scale, t0 + row0, col_scale, offset,
-        )  # fmt: skip
-    _rope_head(q_head, rows, ldq, cos, sin, t0 + row0, head, y, query_rope)
-    # Loop 4 again, for w_uk: row sub-blocks outside, since its panels are small and stay in cache
-    n_blocks_uk, n_walks_uk = ceil_div(rows, mc_uk), ceil_div(n_uk, walk_uk)
-    for ib in range(n_blocks_uk):
-        first = block_start(rows, n_blocks_uk, ib)
-        rows_uk = block_start(rows, n_blocks_uk, ib + 1) - first
-        normal = sums_stay_normal(_least_nope(q_head, first, rows_uk, ldq, rope, d), least_uk)
-        nope_at = ((t0 + row0 + first) * n_heads + head) * latent
-        for iw in range(n_walks_uk):
-            panel = block_start(n_uk, n_walks_uk, iw)
-            walk = block_start(n_uk, n_walks_uk, iw + 1) - panel
-            multiply_block(
-                q_head, first * ldq + rope, ldq, rows_uk, kp_uk, 0, kp_uk, kc_uk, w_uk, head * n_uk + panel, walk,
-                c_uk, 0, normal, query_nope, nope_at + panel * NR, n_heads * latent,
-                min(walk * NR, latent - panel * NR), row_scale, 0, col_scale, offset,
+        panel, n = block_of(n_panels, n_walks, iw)
+        walk = Walk(up.panels, up.kp, q.head * n_panels + panel, n)
+        y = Y(q.rows, panel * NR, q.step, a.scale, q.token, up.col_scale, up.offset, np.int64(0))
+        multiply_block(rows, q.n, walk, depth, c, no_subnormals, y, n * NR)
+
+
+@callee
+def _uk_head(work: Heads, q: HeadRows, c: C) -> None:
+    """Matmul_qNope_wUk of one head. Row sub-blocks are outside, since its panels are small and stay in cache."""
+    uk, cut = work.uk, work.cut
+    n_heads, latent, rope = work.query_nope.shape[1], work.query_nope.shape[2], work.query_rope.shape[2]
+    n_panels = ceil_div(latent, NR)
+    n_blocks, n_walks = ceil_div(q.n, cut.mc_uk), ceil_div(n_panels, cut.walk_uk)
+    depth = Depth(np.int64(0), uk.kp, cut.kc_uk)
+    for ib in range(n_blocks):
+        first, rows = block_of(q.n, n_blocks, ib)
+        magnitude = _min_nope_magnitude(q, first, rows, rope, work.nope_dim)
+        no_subnormals = sums_stay_normal(magnitude, uk.min_magnitude)
+        nope_at = ((q.token + first) * n_heads + q.head) * latent
+        a = A(q.rows, first * q.step + rope, q.step)
+        # Loop 4 again
+        for iw in range(n_walks):
+            panel, n = block_of(n_panels, n_walks, iw)
+            walk = Walk(uk.panels, uk.kp, q.head * n_panels + panel, n)
+            y = Y(
+                work.query_nope, nope_at + panel * NR, n_heads * latent, work.a.scale, np.int64(0), uk.col_scale,
+                uk.offset, np.int64(0),
             )  # fmt: skip
+            multiply_block(a, rows, walk, depth, c, no_subnormals, y, min(n * NR, latent - panel * NR))
+
+
+@callee
+def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
+    """A head of a block of tokens. Heads are outside, blocks inside, so that a head's weights are read once."""
+    n_blocks = ceil_div(work.t, work.cut.mc)
+    row0, rows = block_of(work.t, n_blocks, task % n_blocks)
+    ldq = ceil_div(work.query_rope.shape[2] + work.nope_dim, NR) * NR
+    q = HeadRows(row_of(work.q_head, worker), ldq, rows, task // n_blocks, work.t0 + row0)
+    _up_head(work, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
+    _rope_head(work, q, row_of(work.y, worker))
+    _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
+
+
+@outlined
+def heads(worker: Index, team: Team, tasks: Tasks, work: Heads) -> None:
+    """Phase HEADS: QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk."""
+    share(worker, team, tasks, head_task, work)
