@@ -17,6 +17,7 @@ from typing import Any
 import numba
 from numba import prange
 from numba.core import config, types
+from numba.core.compiler_lock import global_compiler_lock
 
 from .jit.body import call_region, call_worker, frame_maker
 from .jit.cache import cache_folder, log, make_cache, run_releasing
@@ -56,12 +57,14 @@ def _region(n: int, worker: int, frame: int) -> None:
 
 
 @functools.cache
-def _region_address() -> int:
-    dispatcher = _compile(_region, "region", parallel=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+def _made_region() -> tuple[Any, int]:
+    """The region's dispatcher, which holds the code, and the code's address."""
     signature = (types.int64, types.int64, types.int64)
-    run_releasing(dispatcher, dispatcher.compile, (signature,))
-    result = dispatcher.overloads[signature]
-    return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
+    with global_compiler_lock:
+        dispatcher = _compile(_region, "region", parallel=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        run_releasing(dispatcher, dispatcher.compile, (signature,))
+        result = dispatcher.overloads[signature]
+        return dispatcher, int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
 
 def _entry(region: int, n: int, *args: Any) -> None:
@@ -131,9 +134,16 @@ class Kernel:
         self.body = callee(body)
         self.__name__, self.__doc__ = body.__name__, body.__doc__
         self._may_overlap = False
+        self._made: Any = None
 
-    @functools.cached_property
+    @property
     def _dispatcher(self) -> Any:
+        if self._made is None:
+            with global_compiler_lock:  # of two threads that are here at once, both get the same dispatcher
+                self._made = self._made or self._make_dispatcher()
+        return self._made
+
+    def _make_dispatcher(self) -> Any:
         names = {"__name__": self.body.__module__, "make_frame": frame_maker(self.body)}
         names |= {"call_worker": call_worker, "call_region": call_region, "__builtins__": __builtins__}
         return _compile(FunctionType(_entry.__code__, names, self.__name__), "kernels")
@@ -163,7 +173,8 @@ class Kernel:
                 raise
 
     def _launch(self, n: int, args: tuple[Any, ...]) -> None:
-        args = (_region_address(), n, *args)
+        _, region = _made_region()
+        args = (region, n, *args)
         if self._may_overlap:
             _run(self._dispatcher, args)
             return
