@@ -31,7 +31,7 @@ from .cli_tune import tune
 from .cli_warmup import compile_all
 from .dims import MlaDims
 from .engine import MICRO_TILES, stored_choice, this_machine
-from .kernels import ISA, cache_folder, max_threads
+from .kernels import ISA, cache_folder, make_cache_folder, max_threads, why_not_kept
 from .measure import least_ms, measure_all, rates_as_dict, show_rates
 from .reference import NUMERICS
 from .weights import QUANT_MODES, MlaWeights
@@ -205,7 +205,7 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
     if not measure and ctx.get_parameter_source("threads") is not ParameterSource.DEFAULT:
         raise click.UsageError(f"--threads: expected together with --measure, got {threads} alone")
     folder = cache_folder()
-    n_bytes, n_files = folder_size(folder)
+    n_bytes, n_files = (0, 0) if folder is None else folder_size(folder)
     layer = os.environ.get("NUMBA_THREADING_LAYER", "default")
     versions = {name: version(name) for name in ("numba", "llvmlite", "numpy", "ml_dtypes")}
     versions = {"mla_numba": __version__, "python": platform.python_version()} | versions
@@ -222,7 +222,7 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": layer,
             "n_threads": max_threads(),
-            "kernel_cache": {"folder": str(folder), "bytes": n_bytes, "n_files": n_files},
+            "kernel_cache": {"folder": folder and str(folder), "bytes": n_bytes, "n_files": n_files},
         }
         if measure:
             facts["rates"] = [{"threads": n} | rates_as_dict(of_n) for n, of_n in rates.items()]
@@ -236,7 +236,9 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
         "register tiles": ", ".join(f"{dtype} {micro}" for dtype, micro in MICRO_TILES.items()),
         "threading layer": f"{layer} (NUMBA_THREADING_LAYER)",
         "threads": f"{max_threads()} (NUMBA_NUM_THREADS)",
-        "kernel cache": f"{folder} ({megabytes(n_bytes)} in {n_files} files)",
+        "kernel cache": f"{folder} ({megabytes(n_bytes)} in {n_files} files)"
+        if folder
+        else "none: neither a home folder nor NUMBA_CACHE_DIR",
     }
     for name, text in lines.items():
         click.echo(f"{name:<16} {text}")
@@ -276,14 +278,15 @@ def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json:
 @threads_option
 def warmup(threads: int) -> None:
     """Compile the kernels of every mode ahead and keep them; with --threads 1 only those of one thread."""
-    folder = cache_folder()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_cache_folder()
     except OSError as error:
         raise click.ClickException(f"kernel cache: expected a folder that can be written, got {error}") from None
     begin = time.perf_counter()
     with Steps() as steps:
         compile_all(threads, steps)
+    if why_not_kept():
+        raise click.ClickException(f"kernel cache: expected to keep what was compiled, got {why_not_kept()}")
     n_bytes, n_files = folder_size(folder)
     click.echo(
         f"ready after {time.perf_counter() - begin:.1f} s; kernels are kept in {folder} "

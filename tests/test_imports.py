@@ -11,7 +11,7 @@ PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna"}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
-EMITTING = ("isa", "llvm_ir", "peaks", "jit.body", "jit.cache", "jit.outlined", "threads.atomics")
+EMITTING = ("isa", "llvm_ir", "peaks", "jit.body", "jit.folder", "jit.fork", "jit.outlined", "threads.atomics")
 EMITTING += tuple(f"micro.{stem}" for stem in ["emitter", "library", "multiply_adds", "table", "ukernel"])
 EMITTING += tuple(f"micro.{isa}" for isa in ("avx2", "avx512vnni", "avx512bf16"))
 # Rooms and files of the kernels: each imports only what stands before it, or beside it in its own room.

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from helpers import ROOT
 
-from mla_numba.kernels.jit.cache import source_digest
+from mla_numba.kernels.jit.folder import source_digest
 
 KERNELS = ROOT / "mla_numba" / "kernels"
 SOURCES = sorted(path.relative_to(KERNELS).as_posix() for path in KERNELS.rglob("*.py"))

@@ -8,6 +8,7 @@ kernels, compiled once, that calls a body by its address; so a kernel has one bu
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -20,28 +21,25 @@ from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from .jit.body import call_region, call_worker, frame_maker
-from .jit.cache import cache_folder, log, make_cache, run_releasing
+from .jit.cache import make_cache, run_releasing
 from .jit.callee import callee
+from .jit.folder import log
 from .jit.outlined import Outlined
 from .micro.library import load_microkernels
-
-_warned_no_cache = False
 
 
 def _compile(py_func: Callable[..., Any], build: str, **options: Any) -> Any:
     """A dispatcher that compiles on its first call. No fastmath: it would reorder sums."""
-    global _warned_no_cache
-    dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(py_func)
-    if config.DISABLE_JIT:
+    # Under the lock, for which a fork waits: Numba makes its contexts with the first dispatcher, and imports numpy.ma
+    # when it meets the first array.
+    with global_compiler_lock:
+        importlib.import_module("numpy.ma")
+        dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(py_func)
+        if config.DISABLE_JIT:
+            return dispatcher
+        load_microkernels()
+        dispatcher._cache = make_cache(py_func, build)
         return dispatcher
-    load_microkernels()
-    cache = make_cache(py_func, build)
-    if cache is not None:
-        dispatcher._cache = cache
-    elif not _warned_no_cache:
-        _warned_no_cache = True
-        log.warning("%s: not writable, so kernels are compiled anew in every process", cache_folder())
-    return dispatcher
 
 
 def outlined(body: Callable[..., None]) -> Callable[..., None]:
@@ -79,6 +77,18 @@ def _entry(region: int, n: int, *args: Any) -> None:
 
 _forked = False
 _launch_lock = threading.Lock()
+_said_workqueue = False
+
+
+def _say_workqueue() -> None:
+    """Says, once, what can end a process that has other threads."""
+    global _said_workqueue
+    if not _said_workqueue and threading.active_count() > 1:
+        _said_workqueue = True
+        log.warning(
+            "threading layer: workqueue ends the process when another thread is in a parallel function of Numba that "
+            "is not of this library; NUMBA_THREADING_LAYER=omp, or tbb, lets threads meet"
+        )
 
 
 def _after_fork_in_child() -> None:
@@ -175,14 +185,15 @@ class Kernel:
     def _launch(self, n: int, args: tuple[Any, ...]) -> None:
         _, region = _made_region()
         args = (region, n, *args)
-        if self._may_overlap:
-            _run(self._dispatcher, args)
+        # The workqueue layer aborts the process when two threads enter it at once (numba #8563). Which layer it is has
+        # been known since the threads were counted.
+        if not self._may_overlap and numba.threading_layer() == "workqueue":
+            _say_workqueue()
+            with _launch_lock:
+                _run(self._dispatcher, args)
             return
-        # The workqueue layer aborts the process when two threads enter it at once (numba #8563), and which layer it is
-        # shows after a first launch.
-        with _launch_lock:
-            _run(self._dispatcher, args)
-        self._may_overlap = numba.threading_layer() != "workqueue"
+        self._may_overlap = True
+        _run(self._dispatcher, args)
 
 
 def kernel(body: Callable[..., None]) -> Kernel:

@@ -1,75 +1,19 @@
-"""Where compiled kernels are kept, and how processes that start together share the work of compiling them."""
+"""A cache of compiled kernels that processes which start together fill one at a time."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import logging
-import platform
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite
-import numba
-import numpy as np
 from filelock import FileLock
-from numba.core import caching, config
-from platformdirs import user_cache_dir
+from numba.core import caching
 
-__all__ = [
-    "KernelCache", "cache_folder", "log", "make_cache", "note_need", "providers", "run_releasing", "say_compiling",
-    "source_digest",
-]  # fmt: skip
+from .folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from .fork import check_process
 
-log = logging.getLogger("mla_numba")
-
-_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "LLVM_REFPRUNE_PASS")
-
-
-@functools.cache
-def source_digest(root: Path) -> str:
-    """A digest of all that decides the machine code: sources below `root`, the compilers' versions and their settings.
-
-    Numba's own key misses callees in other files (numba #1833), constants of other modules and environment settings
-    (numba #10821). Here a change of any of them is another folder, so an entry cannot be stale.
-    """
-    digest = hashlib.sha256()
-    for source in sorted(root.rglob("*.py")):
-        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
-    versions = (numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine())
-    digest.update(repr((versions, [getattr(config, name, None) for name in _SETTINGS])).encode())
-    return digest.hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: `$NUMBA_CACHE_DIR/mla_numba` if set, else the user's cache folder."""
-    root = Path(config.CACHE_DIR) / "mla_numba" if config.CACHE_DIR else Path(user_cache_dir("mla_numba")) / "kernels"
-    return root / source_digest(Path(__file__).parents[1])
-
-
-class _Locator(caching._CacheLocator):
-    """Keeps one build (serial or parallel) of every kernel in a folder that is named by the digest."""
-
-    folder: Path
-
-    @classmethod
-    def from_function(cls, py_func: Any, py_file: str) -> _Locator | None:
-        try:
-            cls().ensure_cache_path()
-        except OSError:
-            return None
-        return cls()
-
-    def get_cache_path(self) -> str:
-        return str(self.folder)
-
-    def get_source_stamp(self) -> str:
-        return self.folder.parent.name
-
-    def get_disambiguator(self) -> str:
-        return "v1"
-
+__all__ = ["KernelCache", "make_cache", "note_need", "providers", "run_releasing"]
 
 Need = tuple[Callable[..., None], tuple[Any, ...]]  # an outlined function and the types of its arguments
 
@@ -81,6 +25,51 @@ def note_need(body: Callable[..., None], args: tuple[Any, ...]) -> None:
     """Says that what is being compiled calls an outlined function of that body for arguments of these types."""
     if _being_made and (body, args) not in _being_made[-1]:
         _being_made[-1].append((body, args))
+
+
+class _Locator(caching._CacheLocator):
+    """Keeps functions of one kind (kernels, outlined ones) in a folder that is named by the digest."""
+
+    folder: Path
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls()
+
+    def ensure_cache_path(self) -> None:
+        """The folder was made when the lock was taken."""
+
+    def get_cache_path(self) -> str:
+        return str(self.folder)
+
+    def get_source_stamp(self) -> str:
+        return self.folder.parent.name
+
+    def get_disambiguator(self) -> str:
+        return "v1"
+
+
+class _Files(caching.IndexDataCacheFile):
+    """Numba's index and its data files, read and written as files that no other user can change.
+
+    A data file says which entry it is, so that an index that is older than it does not lead to another's code.
+    """
+
+    def load(self, key: Any) -> Any:
+        name = self._load_index().get(key)
+        found = None if name is None else load_object(Path(self._data_path(name)))
+        return found[1] if found is not None and found[0] == key else None
+
+    def save(self, key: Any, data: Any) -> None:
+        names = self._load_index()
+        if key not in names:
+            taken = set(names.values())
+            names[key] = next(name for name in map(self._data_name, itertools.count(1)) if name not in taken)
+            save_object(Path(self._index_path), names)
+        save_object(Path(self._data_path(names[key])), (key, data))
+
+    def _load_index(self) -> dict[Any, str]:
+        return load_object(Path(self._index_path)) or {}
 
 
 class _Entry(caching.CompileResultCacheImpl):
@@ -99,38 +88,59 @@ class _Entry(caching.CompileResultCacheImpl):
 class KernelCache(caching.FunctionCache):
     """A function cache that one process fills at a time: a miss takes a file lock until the entry is saved.
 
-    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile.
+    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile. What is
+    there is read without the lock, also from a folder that cannot be written.
     """
 
     def __init__(self, py_func: Any) -> None:
         super().__init__(py_func)
-        self._lock = FileLock(Path(self.cache_path) / f"{py_func.__name__}.lock")
+        self._cache_file = _Files(self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+        self._lock_path = Path(self.cache_path) / f"{py_func.__name__}.lock"
+        self._lock: FileLock | None = None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """An entry; where there is none, None, and the lock is held until one is saved."""
-        found = super().load_overload(sig, target_context)
+        """An entry; where there is none, None, and a lock is held until one is saved."""
+        check_process()
+        found = self._find(sig, target_context)
         if found is None:
-            self._lock.acquire()
-            _being_made.append([])
-            found = super().load_overload(sig, target_context)
-            if found is not None:
-                self.release()
-            else:
-                say_compiling()
+            self._lock = lock_to_write(self._lock_path)
+            if self._lock is not None:
+                _being_made.append([])
+                found = self._find(sig, target_context)
+                if found is not None:
+                    self.release()
+                else:
+                    say_compiling()
         return found
+
+    def _find(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # of LLVM or Numba, about code that was whole when it was written
+            say_damaged(Path(self._cache_file._index_path), error)
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keeps an entry and gives the lock back."""
         try:
-            super().save_overload(sig, data)
+            if self._lock is not None:
+                super().save_overload(sig, data)
         finally:
             self.release()
 
     def release(self) -> None:
-        """Gives the lock back."""
-        if self._lock.is_locked:
+        """Gives the lock back, if it is held."""
+        if self._lock is not None:
             _being_made.pop()
-        self._lock.release()
+            self._lock.release()
+            self._lock = None
+
+
+class _NoCache(caching.NullCache):
+    """In place of a cache whose folder cannot be trusted."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> None:
+        check_process()
 
 
 def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -144,22 +154,11 @@ def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any
         raise
 
 
-_said = False
-
-
-def say_compiling() -> None:
-    """Logs, once a process, that the user waits for a compiler."""
-    global _said
-    if not _said:
-        _said = True
-        log.warning("compiling kernels for this CPU (once, some seconds; kept in %s)", cache_folder())
-
-
-def make_cache(py_func: Callable[..., Any], build: str) -> KernelCache | None:
-    """The cache of one build of a function; None where no folder can be written."""
-    locator = type("Locator", (_Locator,), {"folder": cache_folder() / build})
+def make_cache(py_func: Callable[..., Any], build: str) -> Any:
+    """The cache of a function, for a dispatcher's `_cache`; `build` is the folder's name."""
+    folder = trusted_folder()
+    if folder is None:
+        return _NoCache()
+    locator = type("Locator", (_Locator,), {"folder": folder / build})
     impl = type("Impl", (_Entry,), {"_locator_classes": [locator]})
-    try:
-        return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)
-    except RuntimeError:
-        return None
+    return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)

@@ -7,19 +7,16 @@ a kernel's own code knows their names only.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import pickle
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from ..jit.cache import cache_folder, log, say_compiling
+from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from ..jit.fork import check_process
 from ..llvm_ir import F32, I16
 from .emitter import define_tile_function
 from .table import ISA
@@ -35,27 +32,31 @@ def load_microkernels() -> None:
         return
     with global_compiler_lock:
         if not _held:
+            check_process()
             _held.append(_load_or_build())
 
 
 def _load_or_build() -> Any:
     codegen = cpu_target.target_context.codegen()
+    folder = trusted_folder()
+    if folder is None:
+        return _build(codegen)
     target = sha256(repr(codegen.magic_tuple()).encode()).hexdigest()[:16]
-    path = cache_folder() / f"microkernels-{target}.pickle"
+    path = folder / f"microkernels-{target}.pickle"
     library = _load(codegen, path)
     if library is not None:
         return library
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_suffix(".lock")))
-        except OSError:
-            return _build(codegen)
+    lock = lock_to_write(path.with_suffix(".lock"))
+    if lock is None:
+        return _build(codegen)
+    try:
         library = _load(codegen, path)
         if library is None:
             say_compiling()
             library = _build(codegen)
-            _save(library, path)
+            save_object(path, library.serialize_using_object_code())
+    finally:
+        lock.release()
     return library
 
 
@@ -77,22 +78,10 @@ def _build(codegen: Any) -> Any:
 
 
 def _load(codegen: Any, path: Path) -> Any:
-    """The library of a file, None where there is none or one that cannot be read."""
+    """The library of a file, None where there is none or one that cannot be loaded."""
+    state = load_object(path)
     try:
-        state = pickle.loads(path.read_bytes())
-        return codegen.unserialize_library(state)
-    except FileNotFoundError:
-        return None
+        return None if state is None else codegen.unserialize_library(state)
     except Exception as error:
-        log.warning("%s: compiled anew, since reading it failed (%s)", path, error)
+        say_damaged(path, error)
         return None
-
-
-def _save(library: Any, path: Path) -> None:
-    """Writes a file that appears whole or not at all."""
-    new = path.with_suffix(f".{os.getpid()}")
-    try:
-        new.write_bytes(pickle.dumps(library.serialize_using_object_code()))
-        new.replace(path)
-    except OSError as error:
-        log.warning("%s: not writable, so the microkernels are compiled in every process (%s)", path, error)
