@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from cold_start import CALLS
 from contenders import OURS
 from left_out import or_skipped
 from suite import Stopwatch
@@ -58,6 +59,32 @@ def test_first_call_on_an_empty_kernel_cache(benchmark, suite, tmp_path):
     describe_first_call(benchmark, suite, "kernels compiled")
     child = {"NUMBA_CACHE_DIR": str(tmp_path)}
     benchmark.pedantic(lambda: CLOCK.add(sum(run_child(OURS, "--first-call", **child).values())), rounds=1)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Seconds of a process that finds no kernels, by what is called, in this order."""
+    return run_child(OURS, "--every-mode", NUMBA_CACHE_DIR=str(tmp_path_factory.mktemp("kernels")))
+
+
+@pytest.mark.slow
+@pytest.mark.benchmark(timer=CLOCK.read)
+@pytest.mark.parametrize("kind", list(CALLS)[1:])
+def test_further_calls_on_an_empty_kernel_cache(benchmark, suite, compiled, kind):
+    what = f"{OURS}, {kind.replace('_', ' ')}, after those above"
+    group = "cold start: packing and a call with kernels of another kind, small dimensions"
+    suite.describe(benchmark, group, what, made_of="kernels compiled", verified="bit for bit against the reference")
+    benchmark.pedantic(lambda: CLOCK.add(compiled[kind]), rounds=1)
+
+
+@pytest.mark.slow
+def test_warmup_on_an_empty_kernel_cache(benchmark, suite, tmp_path):
+    group = "cold start: mla-numba warmup"
+    suite.describe(benchmark, group, f"{OURS}, all modes", made_of="kernels compiled", verified="its exit code")
+    command = [sys.executable, "-m", "mla_numba", "warmup"]
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
+    benchmark.pedantic(lambda: subprocess.run(command, env=environment, check=True, capture_output=True), rounds=1)
 
 
 def describe_first_call(benchmark, suite, kernels):

@@ -10,13 +10,13 @@ from . import _checks as check
 from ._checks import BF16, FP32, INT8, Array
 from .cache import PagedCache
 from .dims import MlaDims
-from .kernels import tile
+from .kernels.sweeps.arguments import Caches, Slots, Tokens
 from .memory import UINT16, as_bits
 
 __all__ = ["BoundCall", "CallInputs", "PrologOutput", "check_inputs", "check_output", "hold"]
 
 _NO_SCALES = np.zeros(0, np.float32)
-_NO_LAYOUT = np.zeros(5, np.int64)
+_NO_SLOTS = Slots(_NO_SCALES, np.zeros(5, np.int64))
 
 
 class PrologOutput(NamedTuple):
@@ -44,8 +44,8 @@ class BoundCall(NamedTuple):
     """
 
     out: PrologOutput
-    tokens: tile.Tokens
-    caches: tile.Caches
+    tokens: Tokens
+    caches: Caches
     cache_index: Array | None
     capacity: int
     dims: MlaDims
@@ -61,12 +61,12 @@ class BoundCall(NamedTuple):
         if self.quant != quant:
             raise ValueError(f"call: expected one that a prolog of quant {quant!r} bound, got one of {self.quant!r}")
 
-    def tokens_now(self) -> tile.Tokens:
+    def tokens_now(self) -> Tokens:
         """The tokens with the slots that cache_index holds now, copied and then checked."""
         if self.cache_index is None:
             return self.tokens
         x, cos, sin, slots, *written = self.tokens
-        return tile.Tokens(x, cos, sin, check.check_slots(self.cache_index, len(slots), self.capacity), *written)
+        return Tokens(x, cos, sin, check.check_slots(self.cache_index, len(slots), self.capacity), *written)
 
 
 class CallInputs(NamedTuple):
@@ -133,7 +133,7 @@ def hold(given: CallInputs, slots: Array, out: PrologOutput, dims: MlaDims, quan
     k_scale = views["k_scale_cache"] if quantized else None
     return BoundCall(
         out,
-        tile.Tokens(
+        Tokens(
             x=as_bits(given.x),
             cos=as_bits(given.cos),
             sin=as_bits(given.sin),
@@ -143,12 +143,10 @@ def hold(given: CallInputs, slots: Array, out: PrologOutput, dims: MlaDims, quan
             q_norm=out.q_norm.view(INT8 if quantized else UINT16),
             q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
         ),
-        tile.Caches(
-            kv.flat,
-            kv.layout,
-            kr.flat,
-            kr.layout,
-            *((k_scale.flat, k_scale.layout) if k_scale else (_NO_SCALES, _NO_LAYOUT)),
+        Caches(
+            Slots(kv.flat, kv.layout),
+            Slots(kr.flat, kr.layout),
+            Slots(k_scale.flat, k_scale.layout) if k_scale else _NO_SLOTS,
         ),
         given.cache_index,
         given.cache.sizes.capacity,

@@ -17,12 +17,10 @@ _TOKENS = 64
 
 
 def compile_all(n_threads: int, steps: Steps) -> None:
-    """Compiles the kernels of all modes: the serial builds and, for more than one thread, the parallel ones."""
-    builds = {"serial": 1} | ({"parallel": n_threads} if n_threads > 1 else {})
-    for build, n in builds.items():
-        with steps.step(f"compiling {build} kernels", len(QUANT_MODES)) as advance:
-            for quant in QUANT_MODES:
-                prolog = MlaProlog(MlaWeights.random(_DIMS, quant=quant), n_threads=n)
-                cache = PagedCache.allocate(_DIMS, n_blocks=1, block_size=_TOKENS, quantized=prolog.quantized)
-                prolog(*random_inputs(_DIMS, _TOKENS, 0, cache.capacity), cache)
-                advance()
+    """Compiles the kernels of all modes and, for more than one thread, the parallel region that runs them."""
+    with steps.step("compiling kernels", len(QUANT_MODES)) as advance:
+        for quant in QUANT_MODES:
+            prolog = MlaProlog(MlaWeights.random(_DIMS, quant=quant), n_threads=n_threads)
+            cache = PagedCache.allocate(_DIMS, n_blocks=1, block_size=_TOKENS, quantized=prolog.quantized)
+            prolog(*random_inputs(_DIMS, _TOKENS, 0, cache.capacity), cache)
+            advance()

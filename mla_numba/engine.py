@@ -29,7 +29,11 @@ from ._version import __version__
 from .bound_call import BoundCall, CallInputs, PrologOutput, check_inputs, check_output, hold
 from .cache import PagedCache
 from .dims import MlaDims
-from .kernels import ISA, max_threads, tile
+from .kernels import ISA, max_threads
+from .kernels.launch import plain
+from .kernels.sweeps.arguments import Tokens, TokenTile
+from .kernels.sweeps.phase import HEADS
+from .kernels.sweeps.tile import prolog_tile
 from .memory import aligned_empty
 from .packed import PackedWeights
 from .reference import NUMERICS
@@ -156,9 +160,9 @@ class MlaProlog:
         return _unpickled, (type(self), self.weights, self.phase, {name: getattr(self, name) for name in settings})
 
     @cached_property
-    def _arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+    def _layer(self) -> Any:
         self.weights.check()  # once more: an array's shape may have been assigned meanwhile
-        return self.weights.arguments_for(self.numerics)
+        return plain(self.weights.arguments_for(self.numerics))
 
     @property
     def quantized(self) -> bool:
@@ -284,19 +288,17 @@ class MlaProlog:
         return self._run(call, call.tokens_now(), most_threads=most_threads)
 
     def _run(
-        self, call: BoundCall, tokens: tile.Tokens, trace: Trace | None = None, most_threads: int | None = None
+        self, call: BoundCall, tokens: Tokens, trace: Trace | None = None, most_threads: int | None = None
     ) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
         plan = self._planned(tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
-                blocks, buffers = memory.prepare(plan.tile_plan(factor))
+                cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
+                tile = TokenTile(offset, factor, HEADS, trace is not None)
                 begin = time.perf_counter_ns()
-                tile.prolog_tile(
-                    blocks.n_workers, tokens, call.caches, *self._arguments, buffers, blocks, offset,
-                    factor, tile.HEADS, trace is not None,
-                )  # fmt: skip
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
                 if trace is not None:
                     trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans)
         finally:

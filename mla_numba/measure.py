@@ -31,7 +31,8 @@ from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 from ._checks import check_int, check_number
 from .dims import MlaDims
 from .engine import MICRO_TILES, this_machine
-from .kernels import ISA, max_threads, peaks, tasks
+from .kernels import ISA, max_threads, peaks
+from .kernels.threads import tasks
 from .memory import aligned_empty
 
 __all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict", "show_rates"]
@@ -69,7 +70,7 @@ class Probes:
         )
         self._quarters = deque(aligned_empty((_QUARTERS, n_words), np.uint32))
         for quarter in self._quarters:
-            peaks.fill_words(self.n_threads, quarter, self.n_threads)
+            peaks.fill_words(self.n_threads, self.n_threads, quarter, self.n_threads)
         self._sums = np.empty(self.n_threads, np.int64)
         self._counters = np.zeros(tasks.n_counters(self.n_threads), np.int64)
         shape = (self.n_threads, peaks.CHAINS * ISA.lanes)
@@ -106,19 +107,19 @@ class Probes:
     def _read(self, n: int) -> None:
         self._quarters.rotate()  # to the one that was read longest ago
         self._counters.fill(0)
-        peaks.read_stream(n, self._quarters[0], self._sums, self._counters, n)
+        peaks.read_stream(n, n, self._quarters[0], self._sums, self._counters, n)
 
     def _multiply_fp32(self, n: int) -> None:
         self._counters.fill(0)
-        peaks.fma_peak(n, self._fma, self._fma_operands, self._steps, self._counters, n * _TASKS, n)
+        peaks.fma_peak(n, n, self._fma, self._fma_operands, self._steps, self._counters, n * _TASKS, n)
 
     def _multiply_bf16(self, n: int) -> None:
         self._counters.fill(0)
-        peaks.bf16_peak(n, self._fma, self._bf16_operands, self._steps, self._counters, n * _TASKS, n)
+        peaks.bf16_peak(n, n, self._fma, self._bf16_operands, self._steps, self._counters, n * _TASKS, n)
 
     def _multiply_int8(self, n: int) -> None:
         self._counters.fill(0)
-        peaks.dot_peak(n, self._dot, self._dot_operands, self._steps, self._counters, n * _TASKS, n)
+        peaks.dot_peak(n, n, self._dot, self._dot_operands, self._steps, self._counters, n * _TASKS, n)
 
 
 def measure_rates(n_threads: int | None = None, seconds: float = 0.3) -> Rates:

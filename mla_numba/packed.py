@@ -13,7 +13,9 @@ import numpy as np
 from ._checks import BF16, Array, check_epsilon, expect_type
 from .array_file import read_arrays, write_arrays
 from .dims import MlaDims
-from .kernels import ISA, packing, simd, tile
+from .kernels import ISA
+from .kernels.panels import Matrices, Order, column_offsets, min_magnitudes, multiply_both_ways, pack_panels
+from .kernels.sweeps.arguments import Layer, Norm, Weight
 from .memory import aligned_empty, unlocked
 from .packed_facts import FACTS, PRODUCTS, check_mode, gemm_sizes, is_vector, read_facts
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["PackedGemm", "PackedWeights"]
 
 _LEAST_CHUNK = 1 << 18
-# To be raised where the order changes in which `kernels.packing` writes panels, for the same NR, KR and offset: files
+# To be raised where the order changes in which `kernels.panels` writes panels, for the same NR, KR and offset: files
 # of packed weights of the old order are then refused.
 _PANEL_ORDER = 1
 _PARTS = ("panels", "offset", "col_scale")
@@ -62,10 +64,10 @@ class PackedGemm:
         no_scales = np.zeros(0, np.float32)
         return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 
-    def as_argument(self) -> tile.Product:
+    def as_argument(self) -> Weight:
         """As the kernels take it."""
         panels, offset, col_scale = (unlocked(a.view()) for a in (self.panels, self.offset, self.col_scale))
-        return tile.Product(panels, offset, col_scale, self.kp, self.n_parts, self.least)
+        return Weight(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,12 +85,18 @@ class PackedWeights:
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
 
-    def arguments_for(self, numerics: str) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+    def arguments_for(self, numerics: str) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
         gamma_cq, gamma_ckv, smooth = (unlocked(getattr(self, name).view()) for name in _VECTORS)
-        d, cann = self.dims.qk_nope_head_dim, numerics == "cann"
-        vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d, cann)
-        return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
+        return Layer(
+            down=self.down.as_argument(),
+            up=self.up.as_argument(),
+            uk=self.uk.as_argument(),
+            query_norm=Norm(gamma_cq, self.epsilon_cq, smooth),
+            key_norm=Norm(gamma_ckv, self.epsilon_ckv, smooth[:0]),
+            qk_nope_head_dim=self.dims.qk_nope_head_dim,
+            cann=numerics == "cann",
+        )
 
     def check(self, source: str = "weights") -> None:
         """Raises unless every array has the type and size that dims and quant give, on which the kernels rely.
@@ -218,14 +226,14 @@ def pack_gemm(
     first, and the others behind them as an operand of bf16 products (`_operand_order`).
     """
     quantised = weights[0].dtype == np.int8
-    kr = simd.KR_INT8 if quantised else simd.KR_BF16
+    kr = ISA.kr_int8 if quantised else ISA.kr_bf16
     k = weights[0].shape[-2]
     kp = n_parts * -(-(k // n_parts) // kr) * kr
     cuts = [_Cut.of(w, head_dim) for w in weights]
-    n_panels = [c.batch * -(-c.n // simd.NR) for c in cuts]
+    n_panels = [c.batch * -(-c.n // ISA.nr) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
-    panels = aligned_empty(sum(n_panels) * kp * simd.NR, dtype)
-    n_columns = sum(n_panels) * simd.NR if quantised else 0
+    panels = aligned_empty(sum(n_panels) * kp * ISA.nr, dtype)
+    n_columns = sum(n_panels) * ISA.nr if quantised else 0
     offset, col_scale = np.zeros(n_columns, np.int32), np.ones(n_columns, np.float32)
     at = 0
     for i, (weight, cut, count) in enumerate(zip(weights, cuts, n_panels, strict=True)):
@@ -233,19 +241,17 @@ def pack_gemm(
         if rope_first:
             nope = cut.n - rope_dims[i]
             columns = np.concatenate([columns[nope:], _operand_order(nope)])
-        here = panels[at * kp * simd.NR : (at + count) * kp * simd.NR]
-        packing.pack_panels(
-            n_threads, weight.view(dtype).reshape(-1), cut.batch, k, columns, cut.batch_stride, cut.row_stride, kr,
-            n_parts, not quantised, here,
-        )  # fmt: skip
+        here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
+        source = Matrices(weight.view(dtype).reshape(-1), k, columns, cut.batch_stride, cut.row_stride)
+        pack_panels(n_threads, count, source, Order(kr, n_parts, not quantised), here)
         scale = scales[i]
         if scale is not None:
-            by_panel = col_scale[at * simd.NR : (at + count) * simd.NR].reshape(cut.batch, -1)
+            by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)
             there = np.flatnonzero(columns >= 0)
             by_panel[:, there] = scale.reshape(cut.batch, cut.n)[:, columns[there]]
         at += count
-    if quantised and simd.A_OFFSET:
-        packing.column_offsets(n_threads, panels, at, kp, offset)
+    if quantised and ISA.a_offset:
+        column_offsets(n_threads, at, panels, kp, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
 
 
@@ -265,13 +271,13 @@ def pairs_are_exact() -> bool:
         return spread.astype(BF16).view(np.uint16)
 
     by_pairs, by_steps = (np.empty(ISA.mr * ISA.nr, np.float32) for _ in range(2))
-    packing.multiply_both_ways(1, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
+    multiply_both_ways(1, 2, values(k * ISA.mr), values(k * ISA.nr), k, by_pairs, by_steps)
     return bool((by_pairs == by_steps).all())
 
 
 def _least(panels: Array, n_threads: int) -> int:
     out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
-    packing.least_magnitudes(n_threads, panels, _LEAST_CHUNK, out)
+    min_magnitudes(n_threads, len(out), panels, _LEAST_CHUNK, out)
     return int(out.min(initial=0x7FFF))
 
 
@@ -284,8 +290,8 @@ def _rope_halves(n: int, rope_dim: int) -> Array:
 
 def _operand_order(n: int) -> Array:
     """The order of n columns that a bf16 product takes as its k: padded to KR by -1, in pairs the odd k first."""
-    columns = np.concatenate([np.arange(n), np.full(-n % simd.KR_BF16, -1)])
-    return columns.reshape(-1, simd.KR_BF16)[:, ::-1].reshape(-1) if ISA.bf16_dot else columns
+    columns = np.concatenate([np.arange(n), np.full(-n % ISA.kr_bf16, -1)])
+    return columns.reshape(-1, ISA.kr_bf16)[:, ::-1].reshape(-1) if ISA.bf16_dot else columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,8 +349,8 @@ def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
 
 def _packing() -> dict[str, int]:
     """All that decides where a weight lies among panels, and the offsets of its columns."""
-    packing = {"order": _PANEL_ORDER, "nr": simd.NR, "kr_bf16": simd.KR_BF16, "kr_int8": simd.KR_INT8}
-    return packing | {"a_offset": int(simd.A_OFFSET), "odd_k_first": int(ISA.bf16_dot)}
+    packing = {"order": _PANEL_ORDER, "nr": ISA.nr, "kr_bf16": ISA.kr_bf16, "kr_int8": ISA.kr_int8}
+    return packing | {"a_offset": ISA.a_offset, "odd_k_first": int(ISA.bf16_dot)}
 
 
 def _check_packing(source: str | os.PathLike[str], packing: dict[str, int], isa: str) -> None:

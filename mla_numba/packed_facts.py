@@ -13,7 +13,7 @@ from tiling.stages import QUANTS
 
 from ._checks import check_epsilon, check_k_int8
 from .dims import MlaDims
-from .kernels import simd
+from .kernels import ISA
 from .kernels.scalars import NONE_NONZERO
 
 __all__ = ["FACTS", "PRODUCTS", "Facts", "GemmSize", "check_mode", "gemm_sizes", "is_vector", "read_facts"]
@@ -61,9 +61,9 @@ def gemm_sizes(dims: MlaDims, quant: str) -> dict[str, GemmSize]:
 
     def size(k: int, quantised: bool, n_parts: int, *columns: tuple[int, int]) -> GemmSize:
         """Of (batch, n) columns each."""
-        kr = simd.KR_INT8 if quantised else simd.KR_BF16
+        kr = ISA.kr_int8 if quantised else ISA.kr_bf16
         kp = n_parts * -(-(k // n_parts) // kr) * kr
-        return GemmSize(kp, n_parts, sum(batch * -(-n // simd.NR) for batch, n in columns) * simd.NR, quantised)
+        return GemmSize(kp, n_parts, sum(batch * -(-n // ISA.nr) for batch, n in columns) * ISA.nr, quantised)
 
     return {
         "down": size(

@@ -7,7 +7,10 @@ import numpy as np
 from tiling import PrologPlan
 
 from ._checks import BF16, FP32, INT8, Array
-from .kernels import gemm, tile
+from .kernels.sweeps.arguments import Caches, PairCut, Slots, Tokens, TokenTile
+from .kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
+from .kernels.sweeps.phase import DOWN, QUERY, Team
+from .kernels.sweeps.tile import prolog_tile
 from .memory import aligned_empty, as_bits
 from .packed import PackedWeights
 from .workspace import Memory
@@ -30,7 +33,7 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, nu
     q_norm_scale = aligned_empty((t, 1), FP32)
     memory = Memory(plan)
     no_bits, no_queries = np.zeros((0, 2), np.uint16), np.zeros((0, 1, 1), np.uint16)
-    tokens = tile.Tokens(
+    tokens = Tokens(
         x=as_bits(token_x),
         cos=no_bits,
         sin=no_bits,
@@ -41,29 +44,27 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, nu
         q_norm_scale=q_norm_scale.reshape(-1),
     )
     caches = _no_caches(quantised)
-    arguments = weights.arguments_for(numerics)
-    _, up_weight, _, _ = arguments
+    layer = weights.arguments_for(numerics)
     for t0, factor in plan.tiles:
-        tile_plan = plan.tile_plan(factor)
-        blocks, buffers = memory.prepare(tile_plan)
-        n = blocks.n_workers
-        tile.prolog_tile(n, tokens, caches, *arguments, buffers, blocks, t0, factor, tile.QUERY, False)
-        compressed_kv.view(np.uint16)[t0 : t0 + factor] = buffers.kv_a
+        cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
+        n, rows, heads = cuts.n_workers, slice(t0, t0 + factor), cuts.heads
+        prolog_tile(n, n, tokens, caches, layer, *taken, TokenTile(t0, factor, QUERY, False))
+        compressed_kv.view(np.uint16)[rows] = buffers.kv_a
         buffers.counters.fill(0)
-        gemm.matmul_pair(
-            n, buffers.q_rows, buffers.q_rows.shape[1], up_weight.kp, up_weight.panels,
-            up_weight.offset,
-            tokens.q_norm_scale[t0 : t0 + factor], up_weight.col_scale, up_weight.n_parts,
-            buffers.least_q, up_weight.least,
-            q_b_proj.view(np.uint16)[t0 : t0 + factor], np.empty((factor, 0), np.uint16), buffers.c_up,
-            buffers.counters, blocks.mc_heads, blocks.kc_up, blocks.walk_up, 1, blocks.grain_heads, n,
-        )  # fmt: skip
+        pair = Pair(
+            a=buffers.q._replace(scale=tokens.q_norm_scale[rows]),
+            weight=layer.up,
+            y0=q_b_proj.view(np.uint16)[rows],
+            y1=np.empty((factor, 0), np.uint16),
+            sums=buffers.c_up,
+            cut=PairCut(heads.mc, heads.kc, heads.walk, 1, heads.grain),
+        )
+        matmul_pair(n, n, Team(n, buffers.counters, buffers.spans, False), pair_tasks(DOWN, pair), pair)
     results = [q_b_proj, compressed_kv, q_norm]
     return [*results, q_norm_scale] if quantised else results
 
 
-def _no_caches(quantised: bool) -> tile.Caches:
+def _no_caches(quantised: bool) -> Caches:
     layout, bits = np.ones(5, np.int64), np.zeros(1, np.uint16)
-    return tile.Caches(
-        np.zeros(1, np.int8) if quantised else bits, layout, bits, layout, np.zeros(1, np.float32), layout
-    )
+    kv = np.zeros(1, np.int8) if quantised else bits
+    return Caches(Slots(kv, layout), Slots(bits, layout), Slots(np.zeros(1, np.float32), layout))

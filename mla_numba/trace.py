@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ._checks import Array
-from .kernels import tile
+from .kernels.sweeps.phase import PHASES
 from .output_file import write_text
 
 __all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
 
 SWEEPS = ("down", "rows", "heads")
-PHASES = tile.PHASES
 
 # The reference operator's names of what a phase does.
 _STAGES = {
@@ -73,7 +72,7 @@ class Trace:
     tiles: list[TileTrace] = field(default_factory=list)
 
     def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array) -> None:
-        """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.tile.Buffers`."""
+        """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`."""
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from tiling import PrologPlan, TilePlan
 
 from ._checks import Array
-from .kernels import simd, tasks, tile
+from .kernels.launch import plain
+from .kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE
+from .kernels.sweeps.arguments import Activations, Buffers, Cuts, HeadsCut, PairCut
+from .kernels.sweeps.phase import PHASES
+from .kernels.threads import tasks
 from .memory import aligned_empty
 
 __all__ = ["Memory", "Prepared"]
@@ -20,22 +24,30 @@ _LAYOUTS_KEPT = 64
 class Prepared(NamedTuple):
     """What the kernel needs to know of a tile's plan, and the memory to work in."""
 
-    blocks: tile.Blocks
-    buffers: tile.Buffers
+    cuts: Cuts
+    buffers: Buffers
+    taken: tuple[Any, Any]  # buffers and cuts as kernels take them
+
+    @classmethod
+    def of(cls, cuts: Cuts, buffers: Buffers) -> Self:
+        """With both as kernels take them."""
+        return cls(cuts, buffers, (plain(buffers), plain(cuts)))
 
 
-def blocks_of(plan: TilePlan) -> tile.Blocks:
+def cuts_of(plan: TilePlan) -> Cuts:
     """A tile's plan as the kernel takes it."""
     qa, qb, kva, wuk = plan.gemms
-    return tile.Blocks(
-        n_workers=plan.n_workers, rows_x=plan.rows.rows_q, rows_q=plan.rows.rows_q, rows_k=plan.rows.rows_k,
-        mc_down=qa.mc, kc_down=qa.kc, walk_qa=qa.walk, walk_kva=kva.walk, grain_down=plan.down.grain,
-        mc_heads=qb.mc, kc_up=qb.kc, walk_up=qb.walk, mc_uk=wuk.mc, kc_uk=wuk.kc, walk_uk=wuk.walk,
-        grain_heads=plan.heads.grain,
-    )  # fmt: skip
+    return Cuts(
+        n_workers=plan.n_workers,
+        rows_x=plan.rows.rows_q,
+        rows_q=plan.rows.rows_q,
+        rows_k=plan.rows.rows_k,
+        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain),
+        heads=HeadsCut(qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain),
+    )
 
 
-def carve(plan: TilePlan, memory: Array) -> tile.Buffers:
+def lay_out(plan: TilePlan, memory: Array) -> Buffers:
     """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
     views = {}
     at = 0
@@ -54,23 +66,24 @@ def carve(plan: TilePlan, memory: Array) -> tile.Buffers:
         found: Array = views[name].view(dtype).reshape(n, -1)
         return found
 
-    operand = {"bf16": simd.A_BF16_DTYPE, "int8": simd.A_INT8_DTYPE}
+    operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
     sums = {"bf16": np.float32, "int8": np.int32}
-    return tile.Buffers(
-        x_rows=rows("x_rows", operand[qa.dtype], qa.lda),
-        x_scale=views.get("x_scale", nothing).view(np.float32),
-        least_x=np.zeros(t, np.int32),
+    return Buffers(
+        x=Activations(
+            rows("x_rows", operand[qa.dtype], qa.lda),
+            views.get("x_scale", nothing).view(np.float32),
+            np.zeros(t, np.int32),
+        ),
+        q=Activations(rows("q_rows", operand[qb.dtype], qb.lda), nothing.view(np.float32), np.zeros(t, np.int32)),
         q_a=rows("q_a", np.uint16, qa.n),
         kv_a=rows("kv_a", np.uint16, kva.n),
-        q_rows=rows("q_rows", operand[qb.dtype], qb.lda),
-        least_q=np.zeros(t, np.int32),
         c_down=by_worker("c", sums[qa.dtype]),
         c_up=by_worker("c", sums[qb.dtype]),
         c_uk=by_worker("c"),
-        q_head=by_worker("q_head", simd.A_BF16_DTYPE),
+        q_head=by_worker("q_head", A_BF16_DTYPE),
         y=by_worker("y"),
-        counters=np.zeros(tasks.n_counters(n, len(tile.PHASES)), np.int64),
-        spans=np.zeros((n, len(tile.PHASES), 3), np.int64),
+        counters=np.zeros(tasks.n_counters(n, len(PHASES)), np.int64),
+        spans=np.zeros((n, len(PHASES), 3), np.int64),
     )
 
 
@@ -86,12 +99,12 @@ class Memory:
         return self._block.nbytes >= plan.workspace_bytes
 
     def prepare(self, plan: TilePlan) -> Prepared:
-        """A tile's blocks, and its buffers in this memory, with counters at zero."""
+        """A tile's cuts, and its buffers in this memory, with counters at zero."""
         held = self._prepared.get(id(plan))
         if held is None:
             if len(self._prepared) >= _LAYOUTS_KEPT:
                 self._prepared.clear()
             # The plan is kept beside what was made of it, so that no other can take its id.
-            held = self._prepared[id(plan)] = (plan, Prepared(blocks_of(plan), carve(plan, self._block)))
+            held = self._prepared[id(plan)] = (plan, Prepared.of(cuts_of(plan), lay_out(plan, self._block)))
         held[1].buffers.counters.fill(0)
         return held[1]

@@ -11,7 +11,7 @@ import pytest
 from numba.core.compiler_lock import global_compiler_lock
 
 import mla_numba as mla
-from mla_numba.kernels import _fork
+from mla_numba.kernels.jit import fork as compiler_fork
 
 DIMS = mla.MlaDims(64, 2, 32, 32, 16, 8)
 
@@ -70,7 +70,7 @@ def fork_while_loading():
 
 def fork_amid_a_compilation():
     """The parent does not wait: what is compiled works in the child, and what is not says so instead of hanging."""
-    _fork.LONGEST_WAIT_S = 0.0
+    compiler_fork.LONGEST_WAIT_S = 0.0
     held, done = threading.Event(), threading.Event()
 
     def compile_long():

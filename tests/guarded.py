@@ -78,7 +78,7 @@ class Guards:
     def fields(self, record, name=""):
         """A dataclass (or a named tuple) whose arrays are copies at pages; arrays that share a start still do."""
         if hasattr(record, "_fields"):
-            return type(record)(*(self.copy(getattr(record, n), n) for n in record._fields))
+            return type(record)(*(self._field(getattr(record, n), n) for n in record._fields))
         arrays = {f.name: getattr(record, f.name) for f in fields(record)}
         nested = {n: self.fields(a, f"{name}{n}.") for n, a in arrays.items() if is_dataclass(a) and _has_arrays(a)}
         arrays = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
@@ -92,6 +92,9 @@ class Guards:
             for n in names:
                 placed[n] = raw[: arrays[n].nbytes].view(arrays[n].dtype).reshape(arrays[n].shape)
         return replace(record, **placed, **nested)
+
+    def _field(self, value, name):
+        return self.fields(value) if hasattr(value, "_fields") else self.copy(value, name)
 
     def assert_intact(self):
         for name, memory in self._kept:

@@ -44,14 +44,14 @@ def test_processes_that_start_at_once_on_an_empty_cache(tmp_path, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")} == saved
 
 
-def test_a_kernel_whose_worker_is_lost_from_the_cache(tmp_path, monkeypatch):
-    """A kernel's code knows its worker's name only: the worker is compiled again before the kernel is loaded."""
+def test_a_kernel_whose_phases_are_lost_from_the_cache(tmp_path, monkeypatch):
+    """A kernel's code knows its phases' names only: they are compiled again before the kernel is loaded."""
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     environment = dict(os.environ)
     run(environment)
-    workers = [path for path in tmp_path.rglob("*.nb?") if path.parent.name == "worker"]
-    assert workers
-    for path in workers:
+    phases = [path for path in tmp_path.rglob("*.nb?") if path.parent.name == "outlined"]
+    assert phases
+    for path in phases:
         path.unlink()
     run(environment)
-    assert all(path.exists() for path in workers)
+    assert all(path.exists() for path in phases)

@@ -7,7 +7,7 @@ import pytest
 from helpers import TESTS, run_python
 
 from mla_numba.kernels import ISA, ISAS
-from mla_numba.kernels.isa import choose_isa
+from mla_numba.kernels.micro.table import choose_isa
 
 SCRIPT = str(TESTS / "isa_script.py")
 HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"

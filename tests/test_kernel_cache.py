@@ -14,7 +14,8 @@ from click.testing import CliRunner
 from helpers import ROOT, TESTS, python_environment
 
 from mla_numba.cli import main
-from mla_numba.kernels import _private_files, cache_folder
+from mla_numba.kernels import cache_folder
+from mla_numba.kernels.jit import private_files
 
 POSIX = pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no owners, modes or forks")
 ROOT_ONLY = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
@@ -105,8 +106,8 @@ def test_a_full_disk_costs_a_warning(warm, lost):
 def test_a_part_that_a_killed_process_left_is_replaced(tmp_path):
     path = tmp_path / "file"
     path.with_name("file.part").write_bytes(b"half")
-    _private_files.write_file(path, b"whole")
-    assert _private_files.read_file(path) == b"whole"
+    private_files.write_file(path, b"whole")
+    assert private_files.read_file(path) == b"whole"
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -184,7 +185,7 @@ def test_a_file_that_others_may_write_is_made_anew(warm, tmp_path):
 def is_refused(folder, private_from=None):
     """Whether the folder is refused."""
     try:
-        _private_files.check_folder(folder, private_from or folder)
+        private_files.check_folder(folder, private_from or folder)
     except PermissionError:
         return True
     return False
@@ -194,7 +195,7 @@ def is_refused(folder, private_from=None):
 def test_what_modes_a_folder_and_those_above_may_have(tmp_path):
     above = tmp_path / "above"
     folder = above / "kernels"
-    _private_files.make_folder(folder, folder)
+    private_files.make_folder(folder, folder)
     for mode, refused in ((0o755, False), (0o700, False), (0o775, True), (0o757, True), (0o1777, True)):
         folder.chmod(mode)
         assert is_refused(folder) is refused, oct(mode)
@@ -209,21 +210,21 @@ def test_what_modes_a_folder_and_those_above_may_have(tmp_path):
 def test_a_group_may_write_above_where_it_is_the_users_own(tmp_path, monkeypatch):
     above = tmp_path / "above"
     folder = above / "kernels"
-    _private_files.make_folder(folder, folder)
+    private_files.make_folder(folder, folder)
     above.chmod(0o775)
     for own in (True, False):
-        monkeypatch.setattr(_private_files, "_is_own_group", lambda gid, own=own: own)
+        monkeypatch.setattr(private_files, "_is_own_group", lambda gid, own=own: own)
         assert is_refused(folder) is not own
     monkeypatch.undo()
-    assert _private_files._is_own_group(0)
-    assert not _private_files._is_own_group(2**31 - 5)
+    assert private_files._is_own_group(0)
+    assert not private_files._is_own_group(2**31 - 5)
 
 
 @POSIX
 def test_links_are_followed_to_what_they_name(tmp_path):
     real = tmp_path / "real"
     folder = real / "kernels"
-    _private_files.make_folder(folder, folder)
+    private_files.make_folder(folder, folder)
     (tmp_path / "link").symlink_to("./other/../real")
     (tmp_path / "other").mkdir()
     linked = tmp_path / "link" / "kernels"
@@ -237,7 +238,7 @@ def test_links_are_followed_to_what_they_name(tmp_path):
 @ROOT_ONLY
 def test_links_and_files_of_another_user_are_refused(tmp_path):
     folder = tmp_path / "kernels"
-    _private_files.make_folder(folder, folder)
+    private_files.make_folder(folder, folder)
     (tmp_path / "link").symlink_to(folder)
     assert not is_refused(tmp_path / "link")
     os.chown(folder, NOBODY, NOBODY)
@@ -246,21 +247,21 @@ def test_links_and_files_of_another_user_are_refused(tmp_path):
     os.chown(folder, 0, 0)
     os.lchown(tmp_path / "link", NOBODY, NOBODY)
     assert is_refused(tmp_path / "link")
-    _private_files.write_file(folder / "file", b"content")
+    private_files.write_file(folder / "file", b"content")
     os.chown(folder / "file", NOBODY, NOBODY)
     with pytest.raises(PermissionError, match=f"^expected files and folders of uid 0 or root, got .*file of {NOBODY}"):
-        _private_files.read_file(folder / "file")
+        private_files.read_file(folder / "file")
 
 
 @POSIX
 def test_what_is_no_file_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match=r"^expected a file, got p"):
-        _private_files.read_file(tmp_path / "pipe")
+        private_files.read_file(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     with pytest.raises(OSError, match="symbolic links"):
-        _private_files.read_file(tmp_path / "link")
-    assert _private_files.read_file(tmp_path / "nothing") is None
+        private_files.read_file(tmp_path / "link")
+    assert private_files.read_file(tmp_path / "nothing") is None
 
 
 NO_HOME = """
@@ -282,7 +283,7 @@ def test_a_user_without_a_home(tmp_path):
 @POSIX
 def test_the_command_line_without_a_home(monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
-    monkeypatch.setattr("mla_numba.kernels._cache_folder.user_cache_dir", no_home)
+    monkeypatch.setattr("mla_numba.kernels.jit.folder.user_cache_dir", no_home)
     assert cache_folder() is None
     info = CliRunner().invoke(main, ["info"])
     assert "kernel cache     none: neither a home folder nor NUMBA_CACHE_DIR" in info.output

@@ -13,8 +13,10 @@ from numba.core.registry import cpu_target
 
 from mla_numba import MlaDims, measure
 from mla_numba.engine import MICRO_TILES, this_machine
-from mla_numba.kernels import ISA, max_threads, peaks, simd, tasks, ukernels
+from mla_numba.kernels import ISA, max_threads, peaks
 from mla_numba.kernels.llvm_ir import F32, I16, I32
+from mla_numba.kernels.micro import emitter
+from mla_numba.kernels.threads import tasks
 from mla_numba.measure import Probes, least_ms, measure_all, measure_rates, rates_as_dict
 from tiling import Rates, least_seconds, plan_prolog
 
@@ -28,11 +30,11 @@ def counters(n):
 def check_reads(n):
     """Every word is read once, by whoever it is, and the last piece is a short one."""
     words = np.empty(3 * peaks.PIECE_WORDS + 5 * peaks.READ_WORDS if peaks.COMPILED else peaks.READ_WORDS, np.uint32)
-    peaks.fill_words(n, words, n)
+    peaks.fill_words(n, n, words, n)
     assert (words == np.arange(words.size)).all()
     words += np.uint32(2**31)
     sums = np.full(n, -1, np.int64)
-    peaks.read_stream(n, words, sums, counters(n), n)
+    peaks.read_stream(n, n, words, sums, counters(n), n)
     assert int(sums.sum()) % 2**32 == int(words.sum(dtype=np.uint64)) % 2**32
     assert sums.min() >= 0
 
@@ -53,7 +55,7 @@ def check_chains(n):
     n_tasks = 4
     for probe, body, start, operands in probes:
         operands, got = operands.copy(), start.copy()
-        probe(n, got, operands, steps, counters(n), n_tasks, n)
+        probe(n, n, got, operands, steps, counters(n), n_tasks, n)
         n_drawn = []
         for before, row in zip(start, got, strict=True):  # how many of the tasks a worker draws is a matter of luck
             want = [before.copy()]
@@ -140,13 +142,13 @@ PORTABLE = pytest.mark.skipif(ISA.name == "portable", reason="plain loops, of wh
 
 
 @PORTABLE
-@pytest.mark.parametrize("kernel", [ukernels.BF16_PAIRS if ISA.bf16_dot else ukernels.BF16_STEPS, ukernels.INT8])
+@pytest.mark.parametrize("kernel", [ISA.bf16, ISA.int8], ids=["bf16", "int8"])
 def test_microkernels_multiply_once_a_vector_and_keep_their_sums_in_registers(kernel):
     """So they come near the peaks: of what each step of k needs nothing is done twice, and no sum is spilt."""
     multiply, k_of_one = MULTIPLY[ISA.name][kernel.is_int8]
-    assembly = assembly_of(lambda module: ukernels.define_tile_function(module, kernel, I16))
-    loop, n_multiply = inner_loop(assembly, rf"mla_numba_{kernel.name}_\w+_{simd.MR}", multiply)
-    n_a_step = simd.MR * (simd.NR // ISA.lanes) * kernel.kr // k_of_one
+    assembly = assembly_of(lambda module: emitter.define_tile_function(module, kernel, I16))
+    loop, n_multiply = inner_loop(assembly, rf"mla_numba_{kernel.name}_\w+_{ISA.mr}", multiply)
+    n_a_step = ISA.mr * ISA.vectors.n * ISA.kr(kernel) // k_of_one
     assert n_multiply >= n_a_step, "\n".join(loop)
     assert n_multiply % n_a_step == 0, "\n".join(loop)  # the compiler may unroll steps
     assert not [line for line in loop if "(%rsp)" in line], "\n".join(loop)
@@ -156,8 +158,7 @@ def test_microkernels_multiply_once_a_vector_and_keep_their_sums_in_registers(ke
 def test_peaks_multiply_with_the_instructions_of_the_microkernels():
     """And do little else, so that no microkernel beats them."""
     (bf16, _), (int8, _) = MULTIPLY[ISA.name]
-    step = peaks._step_dot_avx512 if int8 == "vpdpbusd" else peaks._step_dot_avx2
-    probes = [("vfmadd", F32, peaks._step_fma), (int8, I32, step)]
+    probes = [("vfmadd", F32, peaks._step_fma), (int8, I32, peaks._step_dot)]
     probes += [(bf16, F32, peaks._step_bf16)] if ISA.bf16_dot else []
     for multiply, element, step in probes:
         chain = functools.partial(peaks._chain_function, name="probe", element=element, emit_step=step)

@@ -11,7 +11,9 @@ from mla_numba import MlaDims, MlaProlog
 from mla_numba._report import trace_table
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.kernels import max_threads
-from mla_numba.kernels.tile import HEADS, prolog_tile
+from mla_numba.kernels.sweeps.arguments import TokenTile
+from mla_numba.kernels.sweeps.phase import HEADS
+from mla_numba.kernels.sweeps.tile import prolog_tile
 from mla_numba.trace import PHASES, SWEEPS, Span, TileTrace, Trace
 from mla_numba.workspace import Memory
 from tiling import CpuTiling, plan_prolog
@@ -119,9 +121,10 @@ def test_a_second_worker_held_back_until_the_first_has_done_all():
     cache = make_cache(DIMS, True, 5, 16)
     inputs = make_inputs(DIMS, T, 80)
     call, own = prolog.bind(*inputs, cache), prolog(*inputs, cache.copy())
-    blocks, buffers = Memory(plan).prepare(tile_plan)
+    cuts, buffers, taken = Memory(plan).prepare(tile_plan)
     begin = time.perf_counter_ns()
-    prolog_tile(1, call.tokens, call.caches, *prolog._arguments, buffers, blocks, 0, T, HEADS, True)
+    tile = TokenTile(0, T, HEADS, True)
+    prolog_tile(1, cuts.n_workers, call.tokens, call.caches, prolog._layer, *taken, tile)
     trace = Trace()
     trace.add(begin, time.perf_counter_ns(), 0, T, buffers.spans)
     assert all((a == b).all() for a, b in zip(call.out, own, strict=True))

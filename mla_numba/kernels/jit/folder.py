@@ -19,7 +19,7 @@ from numba.core import config
 from numba.core.serialize import dumps
 from platformdirs import user_cache_dir
 
-from ._private_files import check_folder, make_folder, read_file, write_file
+from .private_files import check_folder, make_folder, read_file, write_file
 
 __all__ = [
     "cache_folder",
@@ -29,6 +29,7 @@ __all__ = [
     "save_object",
     "say_compiling",
     "say_damaged",
+    "source_digest",
     "trusted_folder",
     "why_not_kept",
 ]
@@ -40,15 +41,15 @@ _SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO
 
 
 @functools.cache
-def _source_digest() -> str:
-    """A digest of all that decides the machine code: our sources, the compilers' versions and their settings.
+def source_digest(root: Path) -> str:
+    """A digest of all that decides the machine code: sources below `root`, the compilers' versions and their settings.
 
     Numba's own key misses callees in other files (numba #1833), constants of other modules and environment settings
     (numba #10821). Here a change of any of them is another folder, so an entry cannot be stale.
     """
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in sorted(root.rglob("*.py")):
+        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes())
     versions = (numba.__version__, llvmlite.__version__, np.__version__, platform.python_version(), platform.machine())
     digest.update(repr((versions, [getattr(config, name, None) for name in _SETTINGS])).encode())
     return digest.hexdigest()[:16]
@@ -59,13 +60,14 @@ def cache_folder() -> Path | None:
 
     None for a user without a home folder.
     """
+    digest = source_digest(Path(__file__).parents[1])
     if config.CACHE_DIR:
-        return Path(os.path.abspath(config.CACHE_DIR)) / "mla_numba" / _source_digest()
+        return Path(os.path.abspath(config.CACHE_DIR)) / "mla_numba" / digest
     try:
         root = Path(user_cache_dir("mla_numba"))
     except RuntimeError:
         return None
-    return root / "kernels" / _source_digest() if root.is_absolute() else None
+    return root / "kernels" / digest if root.is_absolute() else None
 
 
 def make_cache_folder() -> Path:

@@ -15,11 +15,11 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from ._cache_folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
-from ._fork import check_process
-from .isa import ISA
-from .llvm_ir import F32, I16
-from .ukernels import BF16_PAIRS, BF16_STEPS, INT8, define_tile_function
+from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from ..jit.fork import check_process
+from ..llvm_ir import F32, I16
+from .emitter import define_tile_function
+from .table import ISA
 
 __all__ = ["load_microkernels"]
 
@@ -64,14 +64,14 @@ def _build(codegen: Any) -> Any:
     library = codegen.create_library("mla_numba.microkernels")
     library.enable_object_caching()
     module = library.create_ir_module("mla_numba.microkernels")
-    if ISA.bf16_dot:
-        define_tile_function(module, BF16_PAIRS, I16)
-        define_tile_function(module, BF16_STEPS, I16, by_row=True)
-        define_tile_function(module, INT8, I16)
-    else:
-        for kernel in (BF16_STEPS, INT8):
-            for store in (I16, F32):
-                define_tile_function(module, kernel, store)
+    assert ISA.bf16 is not None
+    assert ISA.int8 is not None
+    # Sums of int8 products, too, become float32 only where a bf16 product takes its A as float32.
+    for store in (I16,) if ISA.bf16_dot else (I16, F32):
+        for kernel in (ISA.bf16, ISA.int8):
+            define_tile_function(module, kernel, store)
+    if ISA.bf16_subnormal is not None:
+        define_tile_function(module, ISA.bf16_subnormal, I16, by_row=True)
     library.add_ir_module(module)
     library.finalize()
     return library

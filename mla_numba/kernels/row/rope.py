@@ -14,16 +14,15 @@ are packed: that costs nothing in a call.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ._callee import callee
-from .scalars import as_f32, widen, window
+from ..jit.callee import callee
+from ..kinds import F32, Bits, Values
+from ..scalars import as_f32, widen, window
 
 
 @callee
-def rotate_row(x: Any, cos: Any, sin: Any, y: Any) -> None:
+def rotate_row(x: Values, cos: Bits, sin: Bits, y: F32) -> None:
     """One row."""
     half = len(x) // 2
     x_far, y_far = window(x, half, half), window(y, half, half)

@@ -12,20 +12,28 @@ Element c of slot s lies at `(s // BS) * block_stride + (c // c0) * chunk_stride
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-from ._callee import callee
-from .scalars import window
+from ..jit.callee import callee
+from ..kinds import Index, Int64, Values
+from ..scalars import window
+
+
+class Slots(NamedTuple):
+    """A cache's array: all its elements as they lie in memory, flat, and the layout."""
+
+    flat: Values
+    layout: Int64
 
 
 @callee
-def slot_base(layout: Any, slot: Any) -> Any:
+def slot_base(layout: Int64, slot: Index) -> Index:
     """The flat position of element 0 of a slot."""
     return slot // layout[0] * layout[1] + slot % layout[0] * layout[4]
 
 
 @callee
-def is_last(cache_index: Any, token: Any) -> Any:
+def is_last(cache_index: Int64, token: Index) -> bool:
     """Whether no later token names the same slot. It makes the later one win whichever thread writes first.
 
     A count over all later tokens, without an early way out, so that it is a loop of vector compares.
@@ -39,7 +47,7 @@ def is_last(cache_index: Any, token: Any) -> Any:
 
 
 @callee
-def chunk_at(layout: Any, base: Any, element: Any) -> Any:
+def chunk_at(layout: Int64, base: Index, element: Index) -> tuple[Index, Index]:
     """Where elements element, element + 1, ... of the slot at `base` lie, and how many of them side by side."""
     c0 = layout[2]
     within = element % c0

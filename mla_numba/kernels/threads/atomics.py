@@ -15,13 +15,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ._callee import overload_callee
-from .llvm_ir import I32, I64, declare
+from ..jit.callee import overload_callee
+from ..kinds import Index, Int64, Typed
+from ..llvm_ir import I32, I64, declare
 
 _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 
-def fetch_add(counter: Any, step: Any) -> Any:
+def fetch_add(counter: Int64, step: Index) -> Index:
     """Adds `step` to counter[0] (int64) atomically and returns what it held.
 
     What this thread wrote before is seen by whoever finds the sum in memory.
@@ -41,20 +42,20 @@ def _fetch_add_intrinsic(_typingctx: Any, counter: Any, step: Any) -> Any:
 
 
 @overload_callee(fetch_add)
-def _fetch_add(counter: Any, step: Any) -> Any:
-    def add(counter: Any, step: Any) -> Any:
+def _fetch_add(counter: Typed, step: Typed) -> Any:
+    def add(counter: Int64, step: Index) -> Index:
         return _fetch_add_intrinsic(counter, np.int64(step))
 
     return add
 
 
-def look(counter: Any) -> Any:
+def load_acquire(counter: Int64) -> Index:
     """counter[0] (int64) as it is in memory now; no load behind it is moved before it. Made to be called in a loop."""
     return counter[0]
 
 
 @intrinsic
-def _look_intrinsic(_typingctx: Any, counter: Any) -> Any:
+def _load_acquire_intrinsic(_typingctx: Any, counter: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         if _IS_X86:  # a core's other hardware thread goes on meanwhile
             builder.call(declare(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
@@ -64,21 +65,21 @@ def _look_intrinsic(_typingctx: Any, counter: Any) -> Any:
     return types.int64(counter), codegen
 
 
-@overload_callee(look)
-def _look(counter: Any) -> Any:
-    def load(counter: Any) -> Any:
-        return _look_intrinsic(counter)
+@overload_callee(load_acquire)
+def _load_acquire(counter: Typed) -> Any:
+    def load(counter: Int64) -> Index:
+        return _load_acquire_intrinsic(counter)
 
     return load
 
 
-def give_way() -> None:
+def yield_core() -> None:
     """Lets another thread have this core: more of them may want to run than there are cores."""
     os.sched_yield()
 
 
 @intrinsic
-def _give_way_intrinsic(_typingctx: Any) -> Any:
+def _yield_core_intrinsic(_typingctx: Any) -> Any:
     def codegen(context: Any, builder: Any, _sig: Any, _args: Any) -> Any:
         builder.call(declare(builder, "sched_yield", I32, []), [])
         return context.get_dummy_value()
@@ -86,15 +87,15 @@ def _give_way_intrinsic(_typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-@overload_callee(give_way)
-def _give_way() -> Any:
+@overload_callee(yield_core)
+def _yield_core() -> Any:
     def give() -> None:
-        _give_way_intrinsic()
+        _yield_core_intrinsic()
 
     return give
 
 
-def now_ns() -> Any:
+def now_ns() -> Index:
     """Nanoseconds of the clock of `time.perf_counter_ns`."""
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
@@ -115,7 +116,7 @@ def _now_ns_intrinsic(_typingctx: Any) -> Any:
 
 @overload_callee(now_ns)
 def _now_ns() -> Any:
-    def now() -> Any:
+    def now() -> Index:
         return _now_ns_intrinsic()
 
     return now

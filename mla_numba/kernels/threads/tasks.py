@@ -10,13 +10,12 @@ drawn, never for a worker, so a region ends whatever number of threads there rea
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from ._callee import callee
-from .atomics import fetch_add, give_way, look
-from .scalars import window
+from ..jit.callee import callee
+from ..kinds import Index, Int64
+from ..scalars import window
+from .atomics import fetch_add, load_acquire, yield_core
 
 COUNTER_STRIDE = 8  # int64 elements between two counters: a cache line each
 _FAREWELL = 64  # looks, some microseconds
@@ -29,24 +28,33 @@ def n_counters(n_workers: int, n_phases: int = 1) -> int:
 
 
 @callee
-def ceil_div(a: Any, b: Any) -> Any:
+def ceil_div(a: Index, b: Index) -> Index:
     """The least n with n * b >= a, for a >= 0 and b > 0."""
     return (a + b - 1) // b
 
 
 @callee
-def block_start(rows: Any, n_blocks: Any, block: Any) -> Any:
+def block_start(rows: Index, n_blocks: Index, block: Index) -> Index:
     """First row of a block when `rows` are cut into `n_blocks` nearly even ones; block n_blocks starts at `rows`."""
     return rows * block // n_blocks
 
 
 @callee
-def _counter(counters: Any, phase: Any, n_workers: Any, worker: Any) -> Any:
+def block_of(rows: Index, n_blocks: Index, block: Index) -> tuple[Index, Index]:
+    """(first row, rows) of a block."""
+    first = block_start(rows, n_blocks, block)
+    return first, block_start(rows, n_blocks, block + 1) - first
+
+
+@callee
+def _counter(counters: Int64, phase: Index, n_workers: Index, worker: Index) -> Int64:
     return window(counters, (phase * (n_workers + 1) + worker) * COUNTER_STRIDE, 1)
 
 
 @callee
-def draw(counters: Any, phase: Any, worker: Any, n_workers: Any, n_tasks: Any, grain: Any) -> Any:
+def draw(
+    counters: Int64, phase: Index, worker: Index, n_workers: Index, n_tasks: Index, grain: Index
+) -> tuple[Index, Index]:
     """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
     grain = max(min(grain, n_tasks), 1)  # a counter goes on when its tasks are gone, and must not wrap
     for other in range(n_workers):
@@ -60,26 +68,26 @@ def draw(counters: Any, phase: Any, worker: Any, n_workers: Any, n_tasks: Any, g
 
 
 @callee
-def finish(counters: Any, phase: Any, n_workers: Any, n_done: Any) -> None:
+def finish(counters: Int64, phase: Index, n_workers: Index, n_done: Index) -> None:
     """Says that `n_done` tasks of a phase are done; what they wrote is seen by whoever waits for them."""
     fetch_add(_counter(counters, phase, n_workers, n_workers), n_done)
 
 
 @callee
-def wait_for(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
+def wait_for(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
     """Returns when all `n_tasks` of a phase are done."""
     done = _counter(counters, phase, n_workers, n_workers)
     spins = 0
-    while look(done) < n_tasks:
+    while load_acquire(done) < n_tasks:
         spins += 1
         if spins % _SPINS == 0:
-            give_way()
+            yield_core()
 
 
 @callee
-def linger(counters: Any, phase: Any, n_workers: Any, n_tasks: Any) -> None:
+def linger(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
     """Returns when all tasks of a phase are done and who did the last one has had the time to leave the region."""
     wait_for(counters, phase, n_workers, n_tasks)
     done = _counter(counters, phase, n_workers, n_workers)
     for _ in range(_FAREWELL):
-        look(done)
+        load_acquire(done)

@@ -1,8 +1,9 @@
 """Functions that kernels call by name, each compiled once whoever calls it.
 
-Numba links a callee's code into each caller, and a parallel kernel has four functions around its body: what is large
-would be optimised six times over. An outlined function stays a library of its own, kept beside the kernels, and a
-kernel's code knows its name only. So whoever loads a kernel from the cache has to `provide` first what it calls.
+Numba links a callee's code into each caller and optimises it there again. An outlined function stays a library of its
+own, kept beside the kernels, and its callers' code knows its name only. So whoever loads a caller from the cache has to
+`provide` first what it calls: a compiled function is kept with the list of those (`KernelCache`). That list is made
+while the caller is emitted, so only kernels and outlined functions themselves call outlined functions, no callee does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin
 
-from ._cache import run_releasing
+from .cache import note_need, providers, run_releasing
 
 __all__ = ["Outlined"]
 
@@ -32,6 +33,7 @@ class Outlined:
         self._make_dispatcher = make_dispatcher
         self._dispatcher: Any = None
         self._names: dict[tuple[Any, ...], str] = {}
+        providers[body] = self.provide
         _teach(self)
 
     def provide(self, args: tuple[Any, ...]) -> str:
@@ -45,16 +47,20 @@ class Outlined:
             name = f"mla_numba_{self.body.__name__}_{sha256(repr(args).encode()).hexdigest()[:16]}"
             llvm.add_symbol(name, result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
             self._names[args] = name
+        note_need(self.body, args)
         return name
 
 
 def _teach(function: Outlined) -> None:
     """Tells Numba how to type and how to emit a call of the function."""
 
-    @infer_global(function.body)
     class _Template(AbstractTemplate):
+        key = function.body
+
         def generic(self, args: Any, _kws: Any) -> Any:
             return signature(types.none, *args)
+
+    infer_global(function.body, types.Function(_Template))
 
     @lower_builtin(function.body, types.VarArg(types.Any))
     def _call(context: Any, builder: Any, sig: Any, args: Any) -> Any:

@@ -17,12 +17,13 @@ The sum of squares runs over 16 lanes (lane = index mod 16, ascending) that are 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from ._callee import callee
-from .scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
+from ..jit.callee import callee
+from ..kinds import F32, Bits, Codes, Real
+from ..scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
 
 N_LANES = 16
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer, half to even
@@ -30,7 +31,7 @@ _ABS_MASK = np.int32(0x7FFFFFFF)
 
 
 @callee
-def sum_of_squares(x: Any, y: Any) -> Any:
+def sum_of_squares(x: Bits, y: F32) -> Real:
     """sum((x*x) * (1/n)) in 16 lanes and a tree; y (n+16,) is scratch."""
     n = len(x)
     inv_n = np.float32(1.0 / n)
@@ -52,11 +53,20 @@ def sum_of_squares(x: Any, y: Any) -> Any:
     return lanes[0]
 
 
+class Norm(NamedTuple):
+    """A norm's weight gamma (n,) float32 and epsilon, float32; what follows it, smooth (n,) float32, or empty."""
+
+    gamma: F32
+    epsilon: Real
+    smooth: F32
+
+
 @callee
-def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, in_fp32: Any, y: Any) -> None:
+def rmsnorm_row(x: Bits, norm: Norm, in_fp32: bool, y: F32) -> None:
     """y[0:n] = RMSNorm of x, as float32 values of bf16 unless it stays `in_fp32`."""
+    gamma = window(norm.gamma, 0, len(x))
     total = sum_of_squares(x, y)
-    r = np.float32(np.float32(1) / np.sqrt(np.float32(total + epsilon)))
+    r = np.float32(np.float32(1) / np.sqrt(np.float32(total + norm.epsilon)))
     if in_fp32:
         for j in range(len(x)):
             y[j] = gamma[j] * (widen(x[j]) * r)
@@ -66,7 +76,7 @@ def rmsnorm_row(x: Any, gamma: Any, epsilon: Any, in_fp32: Any, y: Any) -> None:
 
 
 @callee
-def quant_scales(y: Any, cann: Any) -> Any:
+def quant_scales(y: F32, cann: bool) -> tuple[Real, Real]:
     """s = 127 / max|y| and the dequantisation scale.
 
     Both are 0 where s overflows because the row is zero or nearly so, and NaN for a row with a NaN. An Inf makes s 0
@@ -87,7 +97,7 @@ def quant_scales(y: Any, cann: Any) -> Any:
 
 
 @callee
-def quant_code(value: Any, s: Any) -> Any:
+def quant_code(value: Real, s: Real) -> np.int8:
     """rint(value * s) saturated to int8, half to even; 0 where the product is not a number."""
     code = np.float32(np.float32(value * s) + _ROUND) - _ROUND
     code = min(max(code, np.float32(-128)), np.float32(127)) if code == code else np.float32(0)
@@ -95,14 +105,14 @@ def quant_code(value: Any, s: Any) -> Any:
 
 
 @callee
-def quant_row(y: Any, s: Any, codes: Any) -> None:
+def quant_row(y: F32, s: Real, codes: Codes) -> None:
     """The codes rint(y * s) of a row."""
     for j in range(len(y)):
         codes[j] = quant_code(y[j], s)
 
 
 @callee
-def smooth_row(y: Any, smooth: Any) -> None:
+def smooth_row(y: F32, smooth: F32) -> None:
     """y *= smooth, in place; an empty `smooth` is none."""
     for j in range(len(smooth)):
         y[j] = y[j] * smooth[j]

@@ -10,14 +10,25 @@ from typing import Any
 from filelock import FileLock
 from numba.core import caching
 
-from ._cache_folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
-from ._fork import check_process
+from .folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from .fork import check_process
 
-__all__ = ["KernelCache", "make_cache", "run_releasing"]
+__all__ = ["KernelCache", "make_cache", "note_need", "providers", "run_releasing"]
+
+Need = tuple[Callable[..., None], tuple[Any, ...]]  # an outlined function and the types of its arguments
+
+providers: dict[Callable[..., None], Callable[[tuple[Any, ...]], object]] = {}  # of each outlined function, by its body
+_being_made: list[list[Need]] = []  # of each function that is being compiled what it calls by name, the innermost last
+
+
+def note_need(body: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Says that what is being compiled calls an outlined function of that body for arguments of these types."""
+    if _being_made and (body, args) not in _being_made[-1]:
+        _being_made[-1].append((body, args))
 
 
 class _Locator(caching._CacheLocator):
-    """Keeps one build (serial or parallel) of every kernel in a folder that is named by the digest."""
+    """Keeps functions of one kind (kernels, outlined ones) in a folder that is named by the digest."""
 
     folder: Path
 
@@ -61,29 +72,40 @@ class _Files(caching.IndexDataCacheFile):
         return load_object(Path(self._index_path)) or {}
 
 
+class _Entry(caching.CompileResultCacheImpl):
+    """An entry: a compiled function, and before it what has to be provided for its code to be loaded."""
+
+    def reduce(self, data: Any) -> Any:
+        return _being_made[-1], super().reduce(data)
+
+    def rebuild(self, target_context: Any, payload: Any) -> Any:
+        needs, compiled = payload
+        for body, args in needs:
+            providers[body](args)
+        return super().rebuild(target_context, compiled)
+
+
 class KernelCache(caching.FunctionCache):
     """A function cache that one process fills at a time: a miss takes a file lock until the entry is saved.
 
-    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile. `before`
-    is called with the arguments' types before an entry is looked for. What is there is read without the lock, also from
-    a folder that cannot be written.
+    Without it, processes that start together race on the index (numba #4807, #10128), and each would compile. What is
+    there is read without the lock, also from a folder that cannot be written.
     """
 
-    def __init__(self, py_func: Any, before: Callable[[Any], object] | None) -> None:
+    def __init__(self, py_func: Any) -> None:
         super().__init__(py_func)
-        self._before = before
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
         self._lock_path = Path(self.cache_path) / f"{py_func.__name__}.lock"
         self._lock: FileLock | None = None
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """An entry; where there is none, None, and a lock is held until one is saved."""
         check_process()
-        if self._before is not None:
-            self._before(sig)
         found = self._find(sig, target_context)
         if found is None:
             self._lock = lock_to_write(self._lock_path)
             if self._lock is not None:
+                _being_made.append([])
                 found = self._find(sig, target_context)
                 if found is not None:
                     self.release()
@@ -99,6 +121,7 @@ class KernelCache(caching.FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        """Keeps an entry and gives the lock back."""
         try:
             if self._lock is not None:
                 super().save_overload(sig, data)
@@ -106,7 +129,9 @@ class KernelCache(caching.FunctionCache):
             self.release()
 
     def release(self) -> None:
+        """Gives the lock back, if it is held."""
         if self._lock is not None:
+            _being_made.pop()
             self._lock.release()
             self._lock = None
 
@@ -129,11 +154,11 @@ def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any
         raise
 
 
-def make_cache(py_func: Callable[..., Any], build: str, before: Callable[[Any], object] | None = None) -> Any:
-    """The cache of a function's build, for a dispatcher's `_cache`."""
+def make_cache(py_func: Callable[..., Any], build: str) -> Any:
+    """The cache of a function, for a dispatcher's `_cache`; `build` is the folder's name."""
     folder = trusted_folder(build)
     if folder is None:
         return _NoCache()
     locator = type("Locator", (_Locator,), {"folder": folder})
-    impl = type("Impl", (caching.CompileResultCacheImpl,), {"_locator_classes": [locator]})
-    return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func, before)
+    impl = type("Impl", (_Entry,), {"_locator_classes": [locator]})
+    return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)
