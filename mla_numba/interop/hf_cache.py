@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer
 from ..dims import MlaDims
 from .blocks import BlockPool
 
-__all__ = ["CacheSettings", "LatentCache", "LatentLayer", "latent_layer"]
+__all__ = ["CacheSettings", "LatentCache", "LatentLayer", "latent_layer", "restored_on_failure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,17 @@ class LatentLayer(CacheLayerMixin):
     def batch_size(self) -> int:
         """Sequences; -1 as long as there are none."""
         return self.pool.batch or -1
+
+    def state(self) -> tuple[int, Any, dict[str, Any] | None]:
+        """What `restore` takes: tokens, block tables and the indexer's keys, none of which is changed in place."""
+        return self.length, self.pool.tables, None if self.indexer is None else vars(self.indexer).copy()
+
+    def restore(self, state: tuple[int, Any, dict[str, Any] | None]) -> None:
+        """Makes the layer what it was at `state()`; blocks that were taken since then are free again."""
+        self.length, self.pool.tables, indexer = state
+        if self.indexer is not None and indexer is not None:
+            vars(self.indexer).clear()
+            vars(self.indexer).update(indexer)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Refused, as `update` is."""
@@ -151,12 +164,36 @@ class LatentCache(Cache):
         return pool
 
 
+@contextmanager
+def restored_on_failure(cache: Any, index: int | None = None) -> Iterator[None]:
+    """Whatever is raised within, an interrupt included, leaves the cache with the tokens that it held before.
+
+    `index`: the only layer that can change within; None for all of them. What is no `Cache` is left alone.
+    """
+    if not isinstance(cache, Cache) or not hasattr(cache, "layers"):
+        yield
+        return
+    layers, made = list(cache.layers), cache.layer_class_to_replicate
+    changing = layers if index is None else layers[index : index + 1]
+    states = [(layer, layer.state()) for layer in changing if isinstance(layer, LatentLayer)]
+    try:
+        yield
+    except BaseException:
+        cache.layers[:] = layers  # a DynamicCache that was given paged layers is a fresh one again
+        cache.layer_class_to_replicate = made
+        for layer, state in states:
+            layer.restore(state)
+        raise
+
+
 def latent_layer(cache: Cache | None, settings: CacheSettings, index: int) -> LatentLayer:
     """The layer of a model's cache; without a cache, one that lasts for a call.
 
     Raises `TypeError` or `ValueError` for a cache of another kind, one that an unpatched model has filled, and one of
     other settings.
     """
+    if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
+        raise TypeError(f"cache: expected an empty DynamicCache or a LatentCache, got {type(cache).__name__}")
     if cache is None:
         return replace(settings, n_layers=1, n_blocks=None).make_layers()[0]
     if type(cache) is DynamicCache and not any(isinstance(layer, LatentLayer) for layer in cache.layers):
