@@ -15,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer
 from ..dims import MlaDims
 from .blocks import BlockPool
 
-__all__ = ["CacheSettings", "LatentCache", "LatentLayer", "latent_layer", "restored_on_failure"]
+__all__ = ["CacheSettings", "LatentCache", "LatentLayer", "check_cache_kind", "latent_layer", "restored_on_failure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,16 +186,22 @@ def restored_on_failure(cache: Any, index: int | None = None) -> Iterator[None]:
         raise
 
 
+def check_cache_kind(cache: Any) -> None:
+    """Raises `TypeError` for what is no `DynamicCache` and has no paged layers: static, quantised, of another model."""
+    layers = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()
+    if type(cache) is not DynamicCache and not any(isinstance(layer, LatentLayer) for layer in layers):
+        raise TypeError(f"cache: expected an empty DynamicCache or a LatentCache, got {type(cache).__name__}")
+
+
 def latent_layer(cache: Cache | None, settings: CacheSettings, index: int) -> LatentLayer:
     """The layer of a model's cache; without a cache, one that lasts for a call.
 
     Raises `TypeError` or `ValueError` for a cache of another kind, one that an unpatched model has filled, and one of
     other settings.
     """
-    if cache is not None and not (isinstance(cache, Cache) and hasattr(cache, "layers")):
-        raise TypeError(f"cache: expected an empty DynamicCache or a LatentCache, got {type(cache).__name__}")
     if cache is None:
         return replace(settings, n_layers=1, n_blocks=None).make_layers()[0]
+    check_cache_kind(cache)
     if type(cache) is DynamicCache and not any(isinstance(layer, LatentLayer) for layer in cache.layers):
         if cache.offloading:
             raise ValueError(

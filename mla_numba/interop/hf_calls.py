@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .hf_cache import restored_on_failure
+from .hf_cache import check_cache_kind, restored_on_failure
 
 __all__ = ["WRITTEN", "ModelForward"]
 
@@ -45,6 +45,8 @@ class ModelForward:
         given = self.__signature__.bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         cache = given.get("cache", given.get("past_key_values"))
+        if cache is not None:
+            check_cache_kind(cache)  # here, where transformers has not asked another kind for what it lacks
         if self.tells_padding:
             written = _written(given, cache)
             kwargs = kwargs if written is None else kwargs | {WRITTEN: written}

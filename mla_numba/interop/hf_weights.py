@@ -219,5 +219,5 @@ def _check_weight(name: str, weight: torch.Tensor, shape: tuple[int, ...]) -> No
         )
     if tuple(weight.shape) != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")
-    if not torch.isfinite(weight).all():
+    if not torch.isfinite(weight.detach()).all():
         raise ValueError(f"{name}: expected finite values, got NaN or Inf")
