@@ -269,8 +269,11 @@ def test_cropped_and_selected_caches(saved, kind):
     assert cache.get_max_length() == -1
 
 
-@pytest.mark.parametrize("kind", ["dense", "v32"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    # In fp16 the norm of an indexer's keys fails in the unpatched model already.
+    [("dense", torch.bfloat16), ("dense", torch.float16), ("v32", torch.bfloat16)],
+)
 def test_autocast(saved, kind, dtype):
     """The prolog writes the same bits, and the logits are as near to the unpatched model's as without autocast."""
     model = saved(kind).load()
