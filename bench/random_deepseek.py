@@ -26,6 +26,6 @@ def save_random_model(folder: str | os.PathLike[str], config: Any, seed: int, ha
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
             else:
                 parameter.normal_(0, 1)
-        embedded = model.model.embed_tokens.weight
+        embedded = model.get_input_embeddings().weight
         model.lm_head.weight += habit * torch.nn.functional.normalize(embedded).roll(1, dims=0)
     model.to(torch.bfloat16).save_pretrained(folder)

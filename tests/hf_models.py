@@ -11,6 +11,8 @@ from transformers import (
     DeepseekV32ForCausalLM,
     Glm4MoeLiteForCausalLM,
     GlmMoeDsaForCausalLM,
+    Kimi_K25Config,
+    Kimi_K25ForConditionalGeneration,
     Mistral4ForCausalLM,
     YoutuForCausalLM,
 )
@@ -84,6 +86,16 @@ RELATIVES = {
         Mistral4ForCausalLM, {"first_k_dense_replace": 3, "rope_parameters": rope(0.0), "rope_interleave": False},
     ),
 }  # fmt: skip
+
+
+def save_kimi_k25(folder):
+    """A Kimi-K2.5, whose language model is a DeepSeek-V3."""
+    text = DeepseekV3Config(**SMALL | {"first_k_dense_replace": 3})
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Kimi_K25Config(
+        text_config=text, vision_config=vision, projection_hidden_size=32, tie_word_embeddings=False
+    )
+    save_random_model(folder, config, 0, 1.0, Kimi_K25ForConditionalGeneration)
 
 
 def save_relative(folder, kind, **changes):

@@ -5,7 +5,17 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hf_models import RELATIVES, forward, generate, load_relative, make_prompt, rope, save_relative  # noqa: E402
+from hf_models import (  # noqa: E402
+    RELATIVES,
+    forward,
+    generate,
+    load_relative,
+    make_prompt,
+    rope,
+    save_kimi_k25,
+    save_relative,
+)
+from transformers import Kimi_K25ForConditionalGeneration  # noqa: E402
 
 from mla_numba.interop.hf import patch  # noqa: E402
 
@@ -36,6 +46,24 @@ def test_as_near_to_the_truth_and_the_same_tokens(tmp_path, kind):
         assert margins.max() > 4 * rms(ours, logits).median()
         assert got[0].tolist() == want[clearest].tolist()
     assert torch.equal(forward(model, tokens), logits)
+
+
+def test_a_language_model_within_a_larger_one(tmp_path):
+    save_kimi_k25(tmp_path)
+    model = Kimi_K25ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    prompt = make_prompt(1, 9)
+    want, logits = generate(model, prompt, 8)
+    with patch(model) as patched:
+        got, ours = generate(model, prompt, 8)
+        assert got.tolist() == want.tolist()
+        assert rms(ours, logits).median() <= 0.03 * logits.std()
+        cache = patched.new_cache()
+        hook = model.lm_head.register_forward_pre_hook(lambda module, args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            forward(model, prompt, cache=cache)
+        hook.remove()
+        assert cache.get_seq_length() == 0
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 def test_a_layer_without_an_indexer_takes_the_last_selection(tmp_path):
