@@ -30,7 +30,6 @@ class BlockPool:
         self.n_blocks = n_blocks or 0
         self.tables: Array | None = None
         self.caches: list[PagedCache | None] = [None] * n_layers
-        self._used = np.zeros(self.n_blocks, bool)  # blocks that were taken since they were zeros
         self._may_share = False
         if not self.grows:
             self.caches = [self._allocate(self.n_blocks) for _ in self.caches]
@@ -52,16 +51,18 @@ class BlockPool:
     def reserve(self, batch: int, start: int, n: int) -> None:
         """Makes positions [start, start + n) of `batch` sequences writable; earlier ones are kept.
 
-        Blocks that held something else before are zeros again, so that no row that nobody wrote is NaN. Raises
-        `ValueError` where the batch is another one or the blocks do not suffice; nothing has changed then.
+        From the block of `start` on no two sequences share one afterwards. New blocks may hold rows of tokens that are
+        gone. Raises `ValueError` where the batch is another one or the blocks do not suffice; nothing has changed then.
         """
         tables = np.empty((batch, 0), np.int64) if self.tables is None else self.tables
         if len(tables) != batch:
             raise ValueError(f"hidden_states: expected the {len(tables)} sequences that the cache holds, got {batch}")
         size = self.block_size
+        column = start // size
         n_more = max(-(-(start + n) // size) - tables.shape[1], 0)
-        shared = self._shared_with_earlier(tables, start // size) if self._may_share and n else np.zeros(batch, bool)
-        wanted = batch * n_more + int(shared.sum())
+        shared = _shared_with_earlier(tables[:, column:], self._may_share and n > 0)
+        n_shared = int(shared.sum())
+        wanted = batch * n_more + n_shared
         if not wanted:
             self.tables = tables
             return
@@ -74,29 +75,21 @@ class BlockPool:
                 )
             self._grow(wanted - len(free))
             free = np.flatnonzero(self._counts() == 0)
-        taken = free[:wanted]
-        for block in taken[self._used[taken]]:
-            for cache in self.caches:
-                for array in cache.arrays().values() if cache else ():
-                    array[block] = 0
-        self._used[taken] = True
+        copies, rest = np.split(free[:wanted], [n_shared])
         tables = tables.copy()
-        copies, rest = np.split(taken, [int(shared.sum())])
-        if len(copies):
-            sources = tables[shared, start // size]
+        if n_shared:
+            last = tables[:, column:]
+            sources = last[shared]
             for cache in self.caches:
                 for array in cache.arrays().values() if cache else ():
                     array[copies] = array[sources]
-            tables[shared, start // size] = copies
+            last[shared] = copies
         self.tables = np.concatenate([tables, rest.reshape(batch, n_more)], axis=1)
 
-    def _shared_with_earlier(self, tables: Array, column: int) -> Array:
-        """Which sequences name, in this column, a block that an earlier one names too; the first may keep it."""
-        shared = np.ones(len(tables), bool)
-        if column >= tables.shape[1]:
-            return ~shared
-        shared[np.unique(tables[:, column], return_index=True)[1]] = False
-        return shared
+    def clear(self, layer: int, slots: Array) -> None:
+        """Makes the rows of these slots (n,) of a layer zeros: what nobody writes may not stay NaN."""
+        for array in self.cache(layer).arrays().values():
+            array.reshape(-1, array.shape[-1])[slots] = 0
 
     def _counts(self) -> Array:
         named = np.zeros(0, np.int64) if self.tables is None else self.tables.reshape(-1)
@@ -108,11 +101,10 @@ class BlockPool:
         for old in self.caches:
             new = self._allocate(n_blocks)
             for name, array in old.arrays().items() if old else ():
-                new.arrays()[name][: self.n_blocks] = array
+                new.arrays()[name][: self.n_blocks] = array[: self.n_blocks]
             grown.append(new)
         self.caches = grown  # all or, where memory has run out meanwhile, none
-        self._used = np.concatenate([self._used, np.zeros(n_blocks - self.n_blocks, bool)])
-        self.n_blocks = n_blocks
+        self.n_blocks = n_blocks  # last, so that an interrupt before it leaves caches that are merely too large
 
     def slots(self, start: int, n: int) -> Array:
         """The slots (B, n) int64 of positions [start, start + n), which `reserve` made writable."""
@@ -124,8 +116,9 @@ class BlockPool:
     def select(self, sequences: Array) -> None:
         """Sequence i becomes what sequence `sequences[i]` was; their number may change."""
         if self.tables is not None:
-            self.tables = self.tables[sequences]
+            # First, so that no interrupt between the two leaves blocks that are shared unseen.
             self._may_share = self._may_share or len(np.unique(sequences)) < len(sequences)
+            self.tables = self.tables[sequences]
 
     def truncate(self, length: int) -> None:
         """Gives back the blocks behind the first `length` positions."""
@@ -135,3 +128,11 @@ class BlockPool:
     def reset(self) -> None:
         """Gives back all blocks."""
         self.tables, self._may_share = None, False
+
+
+def _shared_with_earlier(tables: Array, may_share: bool) -> Array:
+    """Where a sequence names a block that an earlier one names in the same column; the first may keep it."""
+    shared = np.full(tables.shape, may_share)
+    for i in range(tables.shape[1] if may_share else 0):
+        shared[np.unique(tables[:, i], return_index=True)[1], i] = False
+    return shared

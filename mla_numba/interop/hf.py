@@ -1,22 +1,18 @@
-"""DeepSeek models of transformers with the prolog in their attention.
+"""Models of transformers with the prolog in their attention.
 
-`patch(model)` replaces what `DeepseekV3Attention` and `DeepseekV32Attention` do before attention proper: projections,
-norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in paged blocks.
-Attention itself is plain PyTorch over those latents, `mla_numba.interop.latent_attention`, for prompts and for single
-tokens alike.
+`patch(model)` replaces what the attention of a DeepSeek-V3 and of its relatives (`hf_families`) does before attention
+proper: projections, norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in
+paged blocks. Attention itself is plain PyTorch over those latents, `mla_numba.interop.latent_attention`, for prompts
+and for single tokens alike.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 from types import TracebackType
-from typing import Any, Self
+from typing import NamedTuple, Self
 
-import torch
 from torch import nn
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3Model
-from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Attention, DeepseekV32Model
 
 from .._checks import check_choice, check_flag, check_int, check_threads
 from ..checkpoint import Checkpoint
@@ -25,9 +21,12 @@ from ..kernels import max_threads
 from ..quantization import QuantizationReport
 from ..reference import NUMERICS
 from ..weights import QUANT_MODES
-from .hf_attention import WRITTEN, AttentionForward
+from .hf_attention import AttentionForward
 from .hf_cache import CacheSettings, LatentCache
-from .hf_weights import AttentionPart
+from .hf_calls import ModelForward
+from .hf_families import family_of, find_attentions
+from .hf_fresh import PackedFrom
+from .hf_weights import REPLACED, AttentionPart
 from .torch import TorchProlog, to_torch
 
 __all__ = ["Patched", "patch"]
@@ -44,9 +43,10 @@ def patch(
     numerics: str = "pypto",
     keep_projections: bool = True,
 ) -> Patched:
-    """Puts a prolog into every attention of a DeepSeek-V3, V3.1 or V3.2 model of transformers, in place.
+    """Puts a prolog into every attention of a model of transformers, in place.
 
-    - `model`: `DeepseekV3ForCausalLM`, `DeepseekV32ForCausalLM`, their `Model`, or what contains one; bf16, on the CPU.
+    - `model`: a DeepSeek-V3, V3.1, V3.2, Kimi-K2, GLM-5, GLM-4.7-Flash, Youtu or Mistral-4 for causal LM, its `Model`,
+      or what contains one; bf16, on the CPU.
     - `quant`: "none" leaves the weights as they are; "a", "b" and "ab" quantise them (`MlaWeights.quantize`), and with
       "b" the cache is int8.
     - `checkpoint`: a `Checkpoint` or its folder, to read the weights of the projections from. None takes the model's
@@ -58,12 +58,14 @@ def patch(
       unpatched, nor saved.
 
     Returns the handle that undoes it. `generate` and direct calls of the model then work as before: greedy, sampling,
-    beams, left padding, chunks of a prompt, caches that are passed on. Of DeepSeek-V3.2 the indexer stays the model's
-    own; it takes q_norm from the prolog. There are no gradients.
+    beams, left padding, chunks of a prompt, caches that are passed on. Of DeepSeek-V3.2 and GLM-5 the indexer stays the
+    model's own; it takes q_norm from the prolog. There are no gradients. The weights are packed now: a call after they
+    have changed is refused, and `Patched.refresh` packs them again.
 
     Raises `TypeError` for a model that holds no such attention or has weights that are not bf16, `ValueError` naming
     the module for one without `q_lora_rank`, with biases, on another device or with weights that are not finite, for a
-    checkpoint of other dimensions, and for a model that is patched already. The model is then as it was.
+    checkpoint of other dimensions, for queries that are scaled by their position, and for a model that is patched
+    already. The model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module of transformers, got {type(model).__name__}")
@@ -74,24 +76,19 @@ def patch(
     n_threads = check_threads("n_threads", n_threads, max_threads())
     check_choice("numerics", numerics, NUMERICS)
     check_flag("keep_projections", keep_projections)
-    base, attentions = _find(model)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
         checkpoint = Checkpoint(checkpoint)
-    parts = [AttentionPart.check(name, attention, checkpoint) for name, attention in attentions.items()]
-    settings = CacheSettings(
-        parts[0].dims, len(parts), "b" in quant, isinstance(base, DeepseekV32Model), int(block_size), n_blocks
-    )
-    forwards, reports = [], []
-    for part in parts:
-        weights, w_uv = part.load(checkpoint)
-        weights = weights.quantize(quant)
-        prolog = MlaProlog(weights, n_threads=n_threads, numerics=numerics)
-        forwards.append(AttentionForward(part.attention, TorchProlog(prolog), to_torch(w_uv), settings))
-        reports.append(weights.quantization or QuantizationReport({}))
-    if not keep_projections:
-        for part in parts:
-            part.free()
-    return Patched(model, base, forwards, reports, settings, keep_projections)
+    settings = _Settings(quant, n_threads, numerics, keep_projections)
+    return Patched(model, checkpoint, settings, int(block_size), n_blocks)
+
+
+class _Settings(NamedTuple):
+    """Of `patch`, what `refresh` needs again."""
+
+    quant: str
+    n_threads: int | None
+    numerics: str
+    keep_projections: bool
 
 
 class Patched:
@@ -104,41 +101,94 @@ class Patched:
     def __init__(
         self,
         model: nn.Module,
-        base: nn.Module,
-        forwards: list[AttentionForward],
-        quantization: list[QuantizationReport],
-        settings: CacheSettings,
-        kept: bool,
+        checkpoint: Checkpoint | None,
+        settings: _Settings,
+        block_size: int,
+        n_blocks: int | None,
     ) -> None:
+        prefix, base, self._attentions = find_attentions(model)
+        family = family_of(base)
+        assert family is not None
+        _refuse_sharding(model)
+        parts = [AttentionPart.check(name, a, family, checkpoint) for name, a in self._attentions.items()]
         self.model = model
-        self.prologs = [forward.prolog.prolog for forward in forwards]
-        self.quant = self.prologs[0].weights.quant
-        self.quantization = quantization
-        self._forwards = forwards
+        self.quant = settings.quant
+        self._family = family
         self._settings = settings
-        self._kept = kept
-        for forward in forwards:
+        self._cache_settings = CacheSettings(
+            parts[0].dims, len(parts), "b" in settings.quant, family.indexed, block_size, n_blocks
+        )
+        self._forwards = [AttentionForward(part.attention, family, self._cache_settings) for part in parts]
+        self.prologs: list[MlaProlog] = []
+        self.quantization: list[QuantizationReport] = []
+        self._pack(parts, checkpoint)
+        for forward in self._forwards:
             forward.attention.forward = forward
-        self._hook = base.register_forward_pre_hook(_tell_padding, with_kwargs=True)
+        self._around = [ModelForward(module, module is base) for module in _path(model, prefix)]
+
+    def _pack(self, parts: list[AttentionPart], checkpoint: Checkpoint | None) -> None:
+        """Packs all layers, and then gives all of them their new weights."""
+        made, reports = [], []
+        for part in parts:
+            (weights, w_uv), report = part.load(checkpoint, self.quant)
+            prolog = MlaProlog(weights, n_threads=self._settings.n_threads, numerics=self._settings.numerics)
+            made.append((TorchProlog(prolog), to_torch(w_uv)))
+            reports.append(report)
+        for part, forward, (torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
+            if not self._settings.keep_projections:
+                part.free()
+            forward.take(torch_prolog, values, PackedFrom(part.name, part.attention, REPLACED))
+        self.prologs = [torch_prolog.prolog for torch_prolog, _ in made]
+        self.quantization = reports
+
+    def refresh(self, checkpoint: Checkpoint | str | os.PathLike[str] | None = None) -> None:
+        """Packs the weights anew, after they were changed: an update, `load_state_dict`, an adapter that was merged.
+
+        `checkpoint`: a `Checkpoint` or its folder to read the projections from; None takes the model's own parameters,
+        also where `patch` was given a checkpoint. Caches that were filled before hold rows of the weights before.
+
+        Raises what `patch` raises for weights that it does not take, the model is then as it was, and `ValueError`
+        without a checkpoint if the projections were not kept.
+        """
+        if checkpoint is None and not self._settings.keep_projections:
+            raise ValueError(
+                "keep_projections: expected True for `refresh` without a checkpoint (the projections were given up), "
+                "got False"
+            )
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint(checkpoint)
+        parts = [
+            AttentionPart.check(name, a, self._family, checkpoint, patched=True) for name, a in self._attentions.items()
+        ]
+        self._pack(parts, checkpoint)
 
     def new_cache(self) -> LatentCache:
         """An empty cache for `generate` or a direct call of the model, which make their own where none is given."""
-        return LatentCache(self._settings)
+        return LatentCache(self._cache_settings)
 
     def unpatch(self) -> None:
         """Gives the model its own attention back; its weights were never changed. Once is enough.
 
-        Raises `ValueError` if the weights were not kept.
+        Raises `ValueError` if the weights were not kept, and naming the module where something else, such as a hook of
+        accelerate, was put around its `forward` since; the model is then as it was.
         """
-        if not self._kept:
+        if not self._settings.keep_projections:
             raise ValueError("keep_projections: expected True for a model to be unpatched, got False")
-        self._hook.remove()
-        for forward in self._forwards:
-            if forward.attention.__dict__.get("forward") is forward:
-                del forward.attention.forward
+        around, forwards = self._around, self._forwards
+        for module, own in [*((f.attention, f) for f in forwards), *((a.module, a) for a in around)]:
+            if vars(module).get("forward") is not own:
+                raise ValueError(
+                    f"{type(module).__name__}.forward: expected the one that `patch` set, got another (whatever was "
+                    "put around it since has to be removed first)"
+                )
+        self._around, self._forwards = [], []
+        for module_forward in reversed(around):
+            module_forward.remove()
+        for forward in forwards:
+            del forward.attention.forward
 
     def __enter__(self) -> Self:
-        if not self._kept:
+        if not self._settings.keep_projections:
             raise ValueError("keep_projections: expected True where the block's end unpatches, got False")
         return self
 
@@ -148,41 +198,17 @@ class Patched:
         self.unpatch()
 
 
-def _find(model: nn.Module) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The one DeepSeek model within `model`, and its attentions by name, in the order of their layers."""
-    bases = [m for m in model.modules() if isinstance(m, (DeepseekV3Model, DeepseekV32Model))]
-    if len(bases) != 1:
-        what = "none" if not bases else f"{len(bases)} of them"
-        raise TypeError(
-            f"model: expected a module with one DeepseekV3Model or DeepseekV32Model of transformers, "
-            f"got {type(model).__name__} with {what}"
-        )
-    base = bases[0]
-    prefix = next(name for name, module in model.named_modules() if module is base)
-    found = {
-        ".".join(filter(None, (prefix, name))): module
-        for name, module in base.named_modules()
-        if isinstance(module, (DeepseekV3Attention, DeepseekV32Attention))
-    }
-    indices = [module.layer_idx for module in found.values()]
-    if indices != list(range(len(indices))) or not indices:
-        raise TypeError(f"model: expected attentions of layers 0, 1, ..., got those of {indices or 'none'}")
-    return base, found
+def _path(model: nn.Module, name: str) -> list[nn.Module]:
+    """`model`, the modules down to the one of this name, and that one."""
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
 
 
-def _tell_padding(base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-    """Before a model runs: from a mask (B, tokens so far) its attentions learn which new tokens are padding."""
-    given = inspect.signature(base.forward).bind_partial(*args, **kwargs).arguments
-    given |= given.pop("kwargs", {})
-    mask = given.get("attention_mask")
-    if not isinstance(mask, torch.Tensor) or mask.ndim != 2:
-        return None
-    tokens = given.get("input_ids")
-    tokens = given.get("inputs_embeds") if tokens is None else tokens
-    cache = given.get("cache", given.get("past_key_values"))
-    if tokens is None:
-        return None
-    length = tokens.shape[1] + (0 if cache is None else cache.get_seq_length())
-    if tuple(mask.shape) != (tokens.shape[0], length):
-        raise ValueError(f"attention_mask: expected shape ({tokens.shape[0]}, {length}), got {tuple(mask.shape)}")
-    return args, kwargs | {WRITTEN: mask[:, length - tokens.shape[1] :].bool()}
+def _refuse_sharding(model: nn.Module) -> None:
+    """Raises for FSDP, under which a module has its weights only while it runs."""
+    for name, module in model.named_modules():
+        if any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__):
+            raise ValueError(
+                f"model.{name}: expected a module whose weights are whole in this process, got {type(module).__name__} "
+                "of FSDP"
+            )

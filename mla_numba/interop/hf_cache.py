@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer
 from ..dims import MlaDims
 from .blocks import BlockPool
 
-__all__ = ["CacheSettings", "LatentCache", "LatentLayer", "latent_layer"]
+__all__ = ["CacheSettings", "LatentCache", "LatentLayer", "check_cache_kind", "latent_layer", "restored_on_failure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,17 @@ class LatentLayer(CacheLayerMixin):
     def batch_size(self) -> int:
         """Sequences; -1 as long as there are none."""
         return self.pool.batch or -1
+
+    def state(self) -> tuple[int, Any, dict[str, Any] | None]:
+        """What `restore` takes: tokens, block tables and the indexer's keys, none of which is changed in place."""
+        return self.length, self.pool.tables, None if self.indexer is None else vars(self.indexer).copy()
+
+    def restore(self, state: tuple[int, Any, dict[str, Any] | None]) -> None:
+        """Makes the layer what it was at `state()`; blocks that were taken since then are free again."""
+        self.length, self.pool.tables, indexer = state
+        if self.indexer is not None and indexer is not None:
+            vars(self.indexer).clear()
+            vars(self.indexer).update(indexer)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Refused, as `update` is."""
@@ -151,6 +164,35 @@ class LatentCache(Cache):
         return pool
 
 
+@contextmanager
+def restored_on_failure(cache: Any, index: int | None = None) -> Iterator[None]:
+    """Whatever is raised within, an interrupt included, leaves the cache with the tokens that it held before.
+
+    `index`: the only layer that can change within; None for all of them. What is no `Cache` is left alone.
+    """
+    if not isinstance(cache, Cache) or not hasattr(cache, "layers"):
+        yield
+        return
+    layers, made = list(cache.layers), cache.layer_class_to_replicate
+    changing = layers if index is None else layers[index : index + 1]
+    states = [(layer, layer.state()) for layer in changing if isinstance(layer, LatentLayer)]
+    try:
+        yield
+    except BaseException:
+        cache.layers[:] = layers  # a DynamicCache that was given paged layers is a fresh one again
+        cache.layer_class_to_replicate = made
+        for layer, state in states:
+            layer.restore(state)
+        raise
+
+
+def check_cache_kind(cache: Any) -> None:
+    """Raises `TypeError` for what is no `DynamicCache` and has no paged layers: static, quantised, of another model."""
+    layers = getattr(cache, "layers", ()) if isinstance(cache, Cache) else ()
+    if type(cache) is not DynamicCache and not any(isinstance(layer, LatentLayer) for layer in layers):
+        raise TypeError(f"cache: expected an empty DynamicCache or a LatentCache, got {type(cache).__name__}")
+
+
 def latent_layer(cache: Cache | None, settings: CacheSettings, index: int) -> LatentLayer:
     """The layer of a model's cache; without a cache, one that lasts for a call.
 
@@ -159,6 +201,7 @@ def latent_layer(cache: Cache | None, settings: CacheSettings, index: int) -> La
     """
     if cache is None:
         return replace(settings, n_layers=1, n_blocks=None).make_layers()[0]
+    check_cache_kind(cache)
     if type(cache) is DynamicCache and not any(isinstance(layer, LatentLayer) for layer in cache.layers):
         if cache.offloading:
             raise ValueError(

@@ -8,7 +8,7 @@ from ..cache import PagedCache
 from .blocks import BlockPool
 from .tensors import to_torch
 
-__all__ = ["latent_attention", "read_rows"]
+__all__ = ["latent_attention", "product_dtype", "read_rows"]
 
 _SCORE_BYTES = 64 << 20  # of scores at once; rows of queries are taken in parts
 
@@ -39,6 +39,17 @@ def read_rows(pool: BlockPool, layer: int, length: int) -> tuple[torch.Tensor, t
     return latents, rows(to_torch(cache.kr)).float()
 
 
+def product_dtype() -> torch.dtype:
+    """In which type w_uv is kept and multiplied: bf16 where oneDNN has products of it, else float32.
+
+    Where oneDNN has none, as on AVX2, torch multiplies bf16 in plain loops, which takes several times as long as to
+    widen the sums and multiply float32. Its answer counts `ONEDNN_MAX_CPU_ISA` in.
+    """
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+@torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
 def latent_attention(
     query_nope: torch.Tensor,
     query_rope: torch.Tensor,
@@ -57,12 +68,13 @@ def latent_attention(
     | query_rope | (B, S, N, R)                       | bf16                                                     |
     | latents    | (B, L, C)                          | float32                                                  |
     | k_rope     | (B, L, R)                          | float32                                                  |
-    | w_uv       | (N, C, V)                          | bf16                                                     |
+    | w_uv       | (N, C, V)                          | bf16, or the same values in float32                      |
     | mask       | (B or 1, N or 1, S, L), or None    | bool, True where seen; floats are added; None is causal  |
 
     Scores `(query_nope . latent + query_rope . k_rope) * scale`, their softmax and the sums over latents are float32.
-    The sums are rounded to bf16 before w_uv, where the unabsorbed attention rounds its values. Returns (B, S, N * V)
-    bf16 and, if `keep_weights`, the weights (B, N, S, L) in bf16.
+    The sums are rounded to bf16 before w_uv, where the unabsorbed attention rounds its values, and multiplied in the
+    type of w_uv. Autocast changes none of this. Returns (B, S, N * V) bf16 and, if `keep_weights`, the weights
+    (B, N, S, L) in bf16.
     """
     batch, n_queries, heads, _ = query_nope.shape
     length = latents.shape[1]
@@ -89,8 +101,8 @@ def latent_attention(
         sums.append(torch.bmm(weights, keys).view(batch, -1, heads, keys.shape[-1]).to(query_nope.dtype))
         if keep_weights:
             kept.append(weights.view(batch, -1, heads, seen).transpose(1, 2).to(query_nope.dtype))
-    by_head_sums = torch.cat(sums, dim=1).flatten(0, 1).transpose(0, 1)
-    values = torch.bmm(by_head_sums, w_uv).transpose(0, 1).reshape(batch, n_queries, -1)
+    by_head_sums = torch.cat(sums, dim=1).flatten(0, 1).transpose(0, 1).to(w_uv.dtype)
+    values = torch.bmm(by_head_sums, w_uv).to(query_nope.dtype).transpose(0, 1).reshape(batch, n_queries, -1)
     return values, torch.cat(kept, dim=2) if keep_weights else None
 
 
