@@ -29,7 +29,7 @@ from ..llvm_ir import AHEAD_L2_BYTES, AHEAD_ONCE_BYTES, IN_L1, IN_L2, ONCE
 from ..micro.epilogue import store_tile
 from ..micro.operands import A, B, C, Y
 from ..micro.ukernel import KR_BF16, KR_INT8, MR, NR, ukernel, ukernel_store
-from ..scalars import min_of, round_bf16, row_of, sums_stay_normal, window
+from ..scalars import min_of, round_bf16, row_of, sums_stay_normal, unowned, window
 from ..threads.tasks import block_of, ceil_div
 from .arguments import Activations, PairCut, Weight
 from .phase import Tasks, Team, share
@@ -77,6 +77,8 @@ def multiply_block(a: A, rows: Index, walk: Walk, depth: Depth, c: C, no_subnorm
     With n_cols = 0 the sums stay in C, as [walk][rows][NR]; else that many columns are stored.
     """
     n_blocks = ceil_div(rows, MR)
+    all_rows, panels, sums, values = unowned(a.rows), unowned(walk.panels), unowned(c.sums), unowned(y.values)
+    row_scale, col_scale, offset = unowned(y.row_scale), unowned(y.col_scale), unowned(y.offset)
     # Loop 3: split k in kc (A, B); not parallel: the sums run on in C.
     for ks in range(depth.begin, depth.end, depth.kc):
         k_cur = min(depth.kc, depth.end - ks)
@@ -85,15 +87,15 @@ def multiply_block(a: A, rows: Index, walk: Walk, depth: Depth, c: C, no_subnorm
         for ib in range(n_blocks):
             first, mr_cur = block_of(rows, n_blocks, ib)
             ahead, ahead_step, locality = _what_to_prefetch(walk, ks, k_cur, ib, n_blocks, mr_cur)
-            a_here = A(a.rows, a.at + first * a.step + ks, a.step)
+            a_here = A(all_rows, a.at + first * a.step + ks, a.step)
             # Loop 1: the panels of the walk, while this block of A stays in L1 (B, C)
             for p in range(walk.n):
                 panel = walk.first + p
-                b = B(walk.panels, (panel * walk.kp + ks) * NR, ahead, ahead_step, locality)
-                c_here = C(c.sums, c.at + (p * rows + first) * NR, c.carry or ks > depth.begin)
+                b = B(panels, (panel * walk.kp + ks) * NR, ahead, ahead_step, locality)
+                c_here = C(sums, c.at + (p * rows + first) * NR, c.carry or ks > depth.begin)
                 y_here = Y(
-                    y.values, y.at + first * y.step + p * NR, y.step, y.row_scale, y.row_at + first, y.col_scale,
-                    y.offset, panel * NR,
+                    values, y.at + first * y.step + p * NR, y.step, row_scale, y.row_at + first, col_scale, offset,
+                    panel * NR,
                 )  # fmt: skip
                 if last and (p + 1) * NR <= n_cols:
                     ukernel_store(mr_cur, k_cur, a_here, b, c_here, no_subnormals, y_here)
