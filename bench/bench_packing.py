@@ -9,7 +9,7 @@ from prolog_cases import MODES
 from suite import Work
 
 from mla_numba import MlaProlog
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 
 
 @pytest.mark.parametrize("implementation", [f"{OURS}-{mode}" for mode in MODES])

@@ -10,9 +10,9 @@ import numpy as np
 from agreement import check_agreement
 
 import mla_numba as mla
-from mla_numba.inputs import Inputs, random_inputs
-from mla_numba.reference import ReferenceOutput
-from mla_numba.verify import check_output, poison
+from mla_numba.oracle.bits import check_output, poison
+from mla_numba.oracle.inputs import Inputs, random_inputs
+from mla_numba.oracle.reference import ReferenceOutput
 
 __all__ = [
     "BLOCK_SIZE",

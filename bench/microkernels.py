@@ -19,15 +19,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from mla_numba import packed
-from mla_numba._report import share_text
-from mla_numba.cli_options import finite
+from mla_numba.cli.options import finite
+from mla_numba.cli.report import share_text
 from mla_numba.engine import this_machine
 from mla_numba.kernels import ISA
 from mla_numba.kernels.llvm_ir import IN_L1
 from mla_numba.kernels.micro.operands import A, B, C
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, MR, NR, ukernel
-from mla_numba.measure import Probes
+from mla_numba.tuning.rates import Probes
+from mla_numba.weights import packed
 
 Array = np.ndarray[Any, Any]
 N_TILES = 11  # register tiles below each other: 132 rows of 12, and a panel of B that stays in L1 meanwhile

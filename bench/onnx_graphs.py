@@ -17,7 +17,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from mla_numba import MlaWeights, PagedCache, PrologOutput
-from mla_numba.inputs import Inputs
+from mla_numba.oracle.inputs import Inputs
 
 __all__ = ["bf16_product", "int8_product", "prepare"]
 

@@ -80,7 +80,7 @@ def step_pack(folder, quant, tokens):
 
 def step_load(folder, quant, tokens):
     from mla_numba import MlaDims, MlaProlog, PagedCache
-    from mla_numba.inputs import random_inputs
+    from mla_numba.oracle.inputs import random_inputs
 
     clock = Clock()
     prolog = MlaProlog.load(folder / "layer.mla")
@@ -103,8 +103,8 @@ def step_load(folder, quant, tokens):
 
 def step_check(folder, quant, tokens):
     from mla_numba import Checkpoint, MlaProlog, PagedCache
-    from mla_numba.inputs import random_inputs
-    from mla_numba.verify import check_output, reference_run
+    from mla_numba.oracle.bits import check_output, reference_run
+    from mla_numba.oracle.inputs import random_inputs
 
     checkpoint = Checkpoint(folder / "model")
     cache = PagedCache.allocate(checkpoint.dims, 2, 128, quantized="b" in quant)

@@ -24,12 +24,17 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import mla_numba as mla
-from mla_numba.cli_options import token_list
-from mla_numba.contest import Arena, Contender, Pairs, quiet
+from mla_numba.base.output_file import write_text
+from mla_numba.cli.options import token_list
 from mla_numba.engine import this_machine
 from mla_numba.kernels import max_threads
-from mla_numba.measure import Probes
-from mla_numba.output_file import write_text
+from mla_numba.tuning.contest import (
+    Arena,
+    Contender,
+    Pairs,
+    quiet,
+)
+from mla_numba.tuning.rates import Probes
 from tiling import Costs, CpuTiling
 from tiling.candidates import Candidate, Chooser
 from tiling.costs import COSTS_FILE

@@ -27,8 +27,13 @@ from left_out import or_skipped
 from suite import Suite, Work
 
 import mla_numba as mla
-from mla_numba.reference import dequant, matmul_int8, quant, sum_of_products
-from mla_numba.verify import compare_bits, reference_run
+from mla_numba.oracle.bits import compare_bits, reference_run
+from mla_numba.oracle.reference import (
+    dequant,
+    matmul_int8,
+    quant,
+    sum_of_products,
+)
 
 __all__ = ["OPERATORS", "PRODUCTS", "ProductCases"]
 

@@ -24,8 +24,8 @@ from left_out import or_skipped
 from suite import Suite
 
 import mla_numba as mla
-from mla_numba.inputs import Inputs
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
+from mla_numba.oracle.inputs import Inputs
 
 __all__ = ["MODES", "PEERS", "PrologCases", "copy_weights"]
 

@@ -27,7 +27,7 @@ from contenders import OURS, Contender, check_ours, check_peer, make_inputs, our
 from left_out import LeftOutError, or_left_out
 
 import mla_numba as mla
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 
 __all__ = ["Comparison", "Timed", "compare", "describe_machine"]
 

@@ -23,24 +23,36 @@ from tiling import (
     plan_prolog,
 )
 
-from . import _checks as check
-from ._checks import BF16, FP32, INT8, Array
 from ._version import __version__
-from .bound_call import BoundCall, CallInputs, PrologOutput, check_inputs, check_output, hold
+from .base import checks as check
+from .base.checks import (
+    BF16,
+    FP32,
+    INT8,
+    Array,
+)
+from .base.dims import MlaDims
+from .base.memory import aligned_empty
 from .cache import PagedCache
-from .dims import MlaDims
+from .call.bind import (
+    BoundCall,
+    CallInputs,
+    PrologOutput,
+    check_inputs,
+    check_output,
+    hold,
+)
+from .call.trace import Trace
+from .call.tuned import load_rates, load_tuned
+from .call.workspace import Memory
 from .kernels import ISA, max_threads
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.phase import HEADS
 from .kernels.sweeps.tile import prolog_tile
-from .memory import aligned_empty
-from .packed import PackedWeights
-from .reference import NUMERICS
-from .trace import Trace
-from .tuned import load_rates, load_tuned
-from .weights import MlaWeights
-from .workspace import Memory
+from .oracle.reference import NUMERICS
+from .weights.packed import PackedWeights
+from .weights.plain import MlaWeights
 
 __all__ = ["MICRO_TILES", "BoundCall", "MlaProlog", "PrologOutput", "stored_choice", "this_machine"]
 

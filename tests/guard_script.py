@@ -23,14 +23,14 @@ from mla_numba import (
     MlaTileConfig,
     PagedCache,
     engine,
-    packed,
-    projections,
-    reference,
-    workspace,
 )
-from mla_numba.inputs import Inputs
+from mla_numba.call import workspace
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, poison, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, poison, reference_run
+from mla_numba.oracle.inputs import Inputs
+from mla_numba.pypto import projections
+from mla_numba.weights import packed
 
 MR, NR = ISA.mr, ISA.nr
 BLOCKS, BLOCK_SIZE = 3, 5

@@ -15,10 +15,15 @@ import numpy as np
 
 import mla_numba
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
-from mla_numba.inputs import Inputs
 from mla_numba.kernels import max_threads
-from mla_numba.reference import ReferenceOutput
-from mla_numba.verify import check_output, compare_bits, poison, reference_run
+from mla_numba.oracle.bits import (
+    check_output,
+    compare_bits,
+    poison,
+    reference_run,
+)
+from mla_numba.oracle.inputs import Inputs
+from mla_numba.oracle.reference import ReferenceOutput
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ROOT = Path(mla_numba.__file__).parents[1]

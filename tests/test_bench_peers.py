@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache
-from mla_numba.tolerance import Tolerance
+from mla_numba.oracle.tolerance import Tolerance
 
 torch = pytest.importorskip("torch")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 from tiling import Rates, least_seconds
 
 pytest.importorskip("pytest_benchmark")

@@ -11,11 +11,20 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from mla_numba import MlaDims, __version__, cli_run, cli_warmup, measure, verify
-from mla_numba._report import SweepTimes, folder_size, sweep_table, sweep_work
-from mla_numba.cli import main
+from mla_numba import MlaDims, __version__
+from mla_numba.cli import run as cli_run
+from mla_numba.cli import warmup as cli_warmup
+from mla_numba.cli.main import main
+from mla_numba.cli.report import (
+    SweepTimes,
+    folder_size,
+    sweep_table,
+    sweep_work,
+)
 from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.kernels import cache_folder, max_threads
+from mla_numba.oracle import bits as verify
+from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 
 ROOT = Path(__file__).parents[1]

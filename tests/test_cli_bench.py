@@ -5,14 +5,14 @@ import socket
 import pytest
 from click.testing import CliRunner
 
-from mla_numba import cli_bench
-from mla_numba._bench_results import Group, Results, Row
-from mla_numba._report import BEYOND_LIMIT
-from mla_numba.cli import main
+from mla_numba.cli.bench import command as cli_bench
+from mla_numba.cli.bench.results import Group, Results, Row
+from mla_numba.cli.main import main
+from mla_numba.cli.report import BEYOND_LIMIT
 
 pytest.importorskip("matplotlib")
-from mla_numba._bench_charts import bars, lines
-from mla_numba._bench_page import make_page
+from mla_numba.cli.bench.charts import bars, lines
+from mla_numba.cli.bench.page import make_page
 
 
 def entry(group, implementation, median, **extra):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from helpers import python_environment
 
 from mla_numba import MlaDims, MlaProlog, __version__
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 from mla_numba.dump_names import INPUTS, OUTPUTS
 from mla_numba.dumps import read_dump
 

@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from helpers import assert_same_bits, make_call, make_inputs
 
 from mla_numba import Checkpoint, MlaDims, MlaProlog
-from mla_numba.cli import main
-from mla_numba.verify import reference_run
+from mla_numba.cli.main import main
+from mla_numba.oracle.bits import reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 

@@ -11,12 +11,13 @@ from importlib.util import find_spec
 import pytest
 from test_cli import ROOT, invoke, one_line_error, run_cli
 
-from mla_numba import MlaDims, MlaProlog, MlaWeights, cli_tune
-from mla_numba import tuned as store
+from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__
-from mla_numba.cli_sweep import SMALL_DIMS
-from mla_numba.contest import Arena, Contender
+from mla_numba.call import tuned as store
+from mla_numba.cli import tune as cli_tune
+from mla_numba.cli.sweep import SMALL_DIMS
 from mla_numba.engine import this_machine
+from mla_numba.tuning.contest import Arena, Contender
 from tiling import PRESETS, CpuTiling, PassOptions, Rates
 
 SMALL = ["--small", "--threads", "1", "--weight-sets", "1", "--pairs", "3"]

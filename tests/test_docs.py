@@ -23,7 +23,8 @@ import pytest
 from checkpoint_maker import make_checkpoint
 from helpers import HAS_CXX, ROOT, python_environment
 
-from mla_numba import MlaDims, tuned
+from mla_numba import MlaDims
+from mla_numba.call import tuned
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```$", flags=re.S | re.M)

@@ -7,12 +7,12 @@ import pytest
 from helpers import BF16, run_python
 
 from mla_numba import MlaDims
-from mla_numba.interop.blocks import BlockPool
+from mla_numba.interop.hf.blocks import BlockPool
 
 torch = pytest.importorskip("torch")
 
-from mla_numba.interop import latent_attention as module  # noqa: E402
-from mla_numba.interop.latent_attention import latent_attention, product_dtype, read_rows  # noqa: E402
+from mla_numba.interop.hf import latent_attention as module  # noqa: E402
+from mla_numba.interop.hf.latent_attention import latent_attention, product_dtype, read_rows  # noqa: E402
 
 B, S, N, C, R, L, V = 2, 5, 3, 16, 4, 9, 6
 SCALE = 0.3
@@ -83,7 +83,7 @@ def test_float32_values_of_w_uv_and_autocast_stay_within_the_rounding(arguments)
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="a setting of oneDNN on x86")
 def test_products_are_float32_where_onednn_has_none_of_bf16():
-    probe = "from mla_numba.interop.latent_attention import product_dtype\nprint(product_dtype())"
+    probe = "from mla_numba.interop.hf.latent_attention import product_dtype\nprint(product_dtype())"
     assert run_python("-c", probe, ONEDNN_MAX_CPU_ISA="AVX2").strip() == "torch.float32"
     has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     assert product_dtype() == (torch.bfloat16 if has_bf16 else torch.float32)

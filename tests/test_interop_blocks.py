@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims
-from mla_numba.interop.blocks import BlockPool
+from mla_numba.interop.hf.blocks import BlockPool
 
 DIMS = MlaDims(32, 1, 8, 4, 4, 2)
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import ROOT, TESTS, python_environment
 
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 from mla_numba.kernels import cache_folder
 from mla_numba.kernels.jit import private_files
 

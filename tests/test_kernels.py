@@ -7,13 +7,13 @@ import numba
 import numpy as np
 import pytest
 
-from mla_numba import packed
 from mla_numba.kernels import ISA, panels, scalars
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
 from mla_numba.kernels.micro.operands import A, B, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, ukernel, ukernel_store
 from mla_numba.kernels.row import operand
 from mla_numba.kernels.threads import tasks
+from mla_numba.weights import packed
 
 MR, NR, KR_BF16, KR_INT8 = ISA.mr, ISA.nr, ISA.kr_bf16, ISA.kr_int8
 GUARD = 64

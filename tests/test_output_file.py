@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from helpers import make_weights, python_environment, run_python
 
 from mla_numba import MlaDims
-from mla_numba.array_file import write_arrays
-from mla_numba.cli import main
-from mla_numba.output_file import output_file, write_text
-from mla_numba.tile_journal import Journal
-from mla_numba.trace import Trace
+from mla_numba.base.output_file import output_file, write_text
+from mla_numba.call.trace import Trace
+from mla_numba.cli.main import main
+from mla_numba.tuning.journal import Journal
+from mla_numba.weights.mapped_file import write_arrays
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 8)
 KINDS = ("FIFO", "socket", "folder")
@@ -197,9 +197,7 @@ class TestOtherKinds:
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there is no /dev/stdout")
 class TestStandardOutput:
-    CODE = (
-        "from mla_numba.output_file import write_text as w\nprint('first')\nw('/dev/stdout', 'text\\n')\nprint('last')"
-    )
+    CODE = "from mla_numba.base.output_file import write_text as w\nprint('first')\nw('/dev/stdout', 'text\\n')\nprint('last')"
 
     def test_a_pipe(self):
         assert run_python("-c", self.CODE).split() == ["first", "text", "last"]
@@ -211,7 +209,7 @@ class TestStandardOutput:
 
     def test_a_binary_file_refuses_it(self, tmp_path):
         code = (
-            "from mla_numba.array_file import write_arrays\n"
+            "from mla_numba.weights.mapped_file import write_arrays\n"
             "try: write_arrays('/dev/stdout', {}, {})\n"
             "except ValueError as error: print(error)"
         )

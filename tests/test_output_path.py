@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mla_numba.output_path import fault_of_file, fault_of_folder
+from mla_numba.base.output_path import fault_of_file, fault_of_folder
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from helpers import ROOT
 
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 # Modules that users import from, besides the two packages.

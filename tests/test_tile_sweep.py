@@ -10,13 +10,32 @@ import pytest
 from rich.console import Console
 
 from mla_numba import CpuTiling, MlaDims, MlaTileConfig
-from mla_numba._report import beyond_limit, share_text
-from mla_numba.contest import Arena, ExactnessError, Pairs
-from mla_numba.tile_journal import Journal
-from mla_numba.tile_plots import draw_all, heat_axes
-from mla_numba.tile_report import best_rows, show_rows, write_csv, write_json
-from mla_numba.tile_space import Candidate, Grid, check_restriction, holds, parse_values
-from mla_numba.tile_sweep import Effort, Job, Row, finals, reasons_of, run_job, with_limits
+from mla_numba.cli.report import beyond_limit, share_text
+from mla_numba.cli.sweep_plots import draw_all, heat_axes
+from mla_numba.cli.sweep_tables import (
+    best_rows,
+    show_rows,
+    write_csv,
+    write_json,
+)
+from mla_numba.tuning.contest import Arena, ExactnessError, Pairs
+from mla_numba.tuning.journal import Journal
+from mla_numba.tuning.space import (
+    Candidate,
+    Grid,
+    check_restriction,
+    holds,
+    parse_values,
+)
+from mla_numba.tuning.sweep import (
+    Effort,
+    Job,
+    Row,
+    finals,
+    reasons_of,
+    run_job,
+    with_limits,
+)
 from tiling import Rates
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 16)
@@ -200,7 +219,7 @@ def test_a_wrong_bit_is_found(arena, monkeypatch):
 
 
 def test_a_baseline_that_is_not_the_reference_is_an_error(monkeypatch):
-    from mla_numba import contest
+    from mla_numba.tuning import contest
 
     def wrong(*args):
         output = REFERENCE(*args)

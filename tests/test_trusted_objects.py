@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_none, assert_same_bits, make_cache, make_call, make_inputs, make_weights
 
-from mla_numba import MlaDims, MlaProlog, MlaWeights, PackedWeights, PagedCache, bound_call, cache, engine
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaWeights,
+    PackedWeights,
+    PagedCache,
+    cache,
+    engine,
+)
+from mla_numba.call import bind as bound_call
 from mla_numba.kernels import max_threads
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 T, BLOCKS, BLOCK_SIZE = 9, 3, 16

@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, python_environment
 from test_tiling_planner import BIG_CACHES, FULL
 
-from mla_numba import tuned
+from mla_numba.call import tuned
 from mla_numba.kernels import cache_folder
 from tiling import CpuTiling, Rates
 

@@ -16,9 +16,18 @@ from wrong_arguments import HUGE, arrays_like, objects
 
 import mla_numba as mla
 import tiling
-from mla_numba import MlaDims, MlaProlog, MlaQuantInputs, MlaTileConfig, MlaWeights, PagedCache, PassOptions, reference
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaQuantInputs,
+    MlaTileConfig,
+    MlaWeights,
+    PagedCache,
+    PassOptions,
+)
 from mla_numba.engine import MICRO_TILES
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(16, 2, 9, 8, 3, 4)
 T, BLOCKS, BLOCK_SIZE = 5, 2, 3

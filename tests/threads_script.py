@@ -19,7 +19,7 @@ from helpers import THREADS, make_call, make_inputs, make_weights, most_workers
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.kernels import max_threads
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 
 DIMS = MlaDims(514, 5, 101, 132, 33, 34)
 T = 40
