@@ -26,8 +26,8 @@ from rich.table import Column, Table
 import mla_numba as mla
 from mla_numba.base.output_file import write_text
 from mla_numba.cli.options import token_list
-from mla_numba.engine import this_machine
 from mla_numba.kernels import max_threads
+from mla_numba.prolog import this_machine
 from mla_numba.tuning.contest import (
     Arena,
     Contender,

@@ -33,9 +33,9 @@ from rich.table import Column, Table
 import mla_numba as mla
 from mla_numba.cli.options import finite, threads_option
 from mla_numba.cli.report import beyond_limit, share_text
-from mla_numba.engine import this_machine
 from mla_numba.oracle.bits import check_output, poison, reference_run
 from mla_numba.oracle.inputs import Inputs, random_inputs
+from mla_numba.prolog import this_machine
 from mla_numba.tuning.rates import (
     Probes,
     least_ms,

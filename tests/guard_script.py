@@ -22,7 +22,9 @@ from mla_numba import (
     MlaQuantInputs,
     MlaTileConfig,
     PagedCache,
-    engine,
+)
+from mla_numba import (
+    prolog as engine,
 )
 from mla_numba.call import workspace
 from mla_numba.kernels import ISA

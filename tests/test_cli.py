@@ -21,9 +21,9 @@ from mla_numba.cli.report import (
     sweep_table,
     sweep_work,
 )
-from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.kernels import cache_folder, max_threads
 from mla_numba.oracle import bits as verify
+from mla_numba.prolog import MICRO_TILES, this_machine
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 

@@ -17,11 +17,11 @@ from mla_numba.call.trace import (
 )
 from mla_numba.call.workspace import Memory
 from mla_numba.cli.report import trace_table
-from mla_numba.engine import MICRO_TILES, this_machine
 from mla_numba.kernels import max_threads
 from mla_numba.kernels.sweeps.arguments import TokenTile
 from mla_numba.kernels.sweeps.phase import HEADS
 from mla_numba.kernels.sweeps.tile import prolog_tile
+from mla_numba.prolog import MICRO_TILES, this_machine
 from tiling import CpuTiling, plan_prolog
 
 DIMS = MlaDims(514, 5, 101, 132, 33, 34)

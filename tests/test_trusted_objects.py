@@ -16,7 +16,9 @@ from mla_numba import (
     PackedWeights,
     PagedCache,
     cache,
-    engine,
+)
+from mla_numba import (
+    prolog as engine,
 )
 from mla_numba.call import bind as bound_call
 from mla_numba.kernels import max_threads

@@ -20,7 +20,6 @@ from tiling import CpuTiling, MlaTileConfig, plan_prolog
 from .._version import __version__
 from ..base.dims import MlaDims
 from ..cache import PAGED_MODES
-from ..engine import MICRO_TILES, stored_choice, this_machine
 from ..kernels import (
     ISA,
     cache_folder,
@@ -29,6 +28,7 @@ from ..kernels import (
     why_not_kept,
 )
 from ..oracle.reference import NUMERICS
+from ..prolog import MICRO_TILES, stored_choice, this_machine
 from ..tuning.rates import (
     least_ms,
     measure_all,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..engine import MlaProlog
+from ..prolog import MlaProlog
 from ..weights.checkpoint import Checkpoint
 from .report import Steps
 

@@ -13,9 +13,9 @@ from tiling import MlaTileConfig, PassOptions, PrologPlan, ceil_div
 from ..base.dims import MlaDims
 from ..cache import PagedCache
 from ..call.trace import PHASES, Trace
-from ..engine import MlaProlog, PrologOutput
 from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
+from ..prolog import MlaProlog, PrologOutput
 from ..weights.plain import MlaWeights
 from .report import Steps, SweepTimes, sweep_work
 

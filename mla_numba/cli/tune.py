@@ -24,7 +24,7 @@ from ..call.tuned import (
     save_tuned,
     store_folder,
 )
-from ..engine import this_machine
+from ..prolog import this_machine
 from ..tuning.contest import Arena, ExactnessError
 from ..tuning.rates import Probes, rates_as_dict
 from ..tuning.search import Outcome, search

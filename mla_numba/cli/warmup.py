@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..base.dims import MlaDims
 from ..cache import PagedCache
-from ..engine import MlaProlog
 from ..oracle.inputs import random_inputs
+from ..prolog import MlaProlog
 from ..weights.plain import QUANT_MODES, MlaWeights
 from .report import Steps
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..base.checks import Array
 from ..cache import PagedCache
-from ..engine import PrologOutput
+from ..prolog import PrologOutput
 from ..weights.plain import MlaWeights
 from .reference import ReferenceOutput, mla_prolog
 

@@ -26,15 +26,15 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..cache import PagedCache
-from ..engine import (
+from ..kernels import max_threads
+from ..layouts import from_fractal_nz
+from ..oracle.reference import NUMERICS
+from ..prolog import (
     MICRO_TILES,
     MlaProlog,
     PrologOutput,
     this_machine,
 )
-from ..kernels import max_threads
-from ..layouts import from_fractal_nz
-from ..oracle.reference import NUMERICS
 from ..weights.packed import PackedGemm, PackedWeights, pack_gemm
 from ..weights.plain import MlaWeights
 from .operations import MlaQuantInputs

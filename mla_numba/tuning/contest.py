@@ -23,7 +23,6 @@ from ..base.checks import Array
 from ..base.dims import MlaDims
 from ..cache import PagedCache
 from ..call.trace import Trace
-from ..engine import MlaProlog
 from ..oracle.bits import (
     Mismatch,
     compare_bits,
@@ -31,6 +30,7 @@ from ..oracle.bits import (
     reference_run,
 )
 from ..oracle.inputs import Inputs, random_inputs
+from ..prolog import MlaProlog
 from ..weights.packed import PackedWeights
 from ..weights.plain import MlaWeights
 

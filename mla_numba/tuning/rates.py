@@ -31,9 +31,9 @@ from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 from ..base.checks import check_int, check_number
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty
-from ..engine import MICRO_TILES, this_machine
 from ..kernels import ISA, max_threads, peaks
 from ..kernels.threads import tasks
+from ..prolog import MICRO_TILES, this_machine
 
 __all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict", "show_rates"]
 

@@ -20,9 +20,9 @@ from ...base.checks import (
     check_int,
     check_threads,
 )
-from ...engine import MlaProlog
 from ...kernels import max_threads
 from ...oracle.reference import NUMERICS
+from ...prolog import MlaProlog
 from ...weights.checkpoint import Checkpoint
 from ...weights.plain import QUANT_MODES
 from ...weights.quantize import QuantizationReport

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...base.checks import Array
 from ...cache import PagedCache
-from ...engine import MlaProlog, PrologOutput
+from ...prolog import MlaProlog, PrologOutput
 from .cache import TorchCache
 from .tensors import refuse_gradient, to_numpy, to_torch
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
-from ...engine import MlaProlog
+from ...prolog import MlaProlog
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
 from .cache import TorchCache, TorchKeyRows
