@@ -197,7 +197,14 @@ class TestOtherKinds:
 
 @pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="there is no /dev/stdout")
 class TestStandardOutput:
-    CODE = "from mla_numba.base.output_file import write_text as w\nprint('first')\nw('/dev/stdout', 'text\\n')\nprint('last')"
+    CODE = "\n".join(
+        [
+            "from mla_numba.base.output_file import write_text as w",
+            "print('first')",
+            "w('/dev/stdout', 'text\\n')",
+            "print('last')",
+        ]
+    )
 
     def test_a_pipe(self):
         assert run_python("-c", self.CODE).split() == ["first", "text", "last"]

@@ -21,7 +21,12 @@ from tiling import (
     RopeTileShapeConfig,
     plan_prolog,
 )
-from tiling._check import MAX_COUNT, MAX_ITEMS, MAX_THREADS, MAX_TOKENS
+from tiling.check import (
+    MAX_COUNT,
+    MAX_ITEMS,
+    MAX_THREADS,
+    MAX_TOKENS,
+)
 from tiling.machine import detect_linux, detect_macos
 
 COUNTS = [f.name for f in fields(CpuTiling) if f.name not in ("unroll_list", "n_threads")]

@@ -127,13 +127,13 @@ class TestSlots:
     def scribbled(self, request, case, monkeypatch):
         index = case.inputs.cache_index.astype(request.param)
         case.inputs = case.inputs._replace(cache_index=index)
-        tile = engine.tile.prolog_tile
+        tile = engine.prolog_tile
 
         def scribbling(*args):
             index[:] = np.iinfo(index.dtype).max
             tile(*args)
 
-        monkeypatch.setattr(engine.tile, "prolog_tile", scribbling)
+        monkeypatch.setattr(engine, "prolog_tile", scribbling)
         return case
 
     def test_a_call(self, scribbled):

@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
 from typing import Any, Self
 
-from tiling._check import MAX_THREADS, check_int, check_ints
-from tiling._json import from_json, to_json
+from tiling.check import MAX_THREADS, check_int, check_ints
+from tiling.json import from_json, to_json
 
 __all__ = ["CpuTiling"]
 

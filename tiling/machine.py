@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from tiling._check import MAX_THREADS, check_choice, check_int
-from tiling._json import from_json, to_json
+from tiling.check import MAX_THREADS, check_choice, check_int
+from tiling.json import from_json, to_json
 
 __all__ = ["ISAS", "Machine"]
 

@@ -3,20 +3,26 @@
 from collections.abc import Mapping
 from functools import cache
 
-from tiling._check import MAX_THREADS, MAX_TOKENS, check_choice, check_int, short_int
-from tiling.assemble import SERIAL_OPS, TileContext, wanted_workers
-from tiling.candidates import Choice, Chooser
-from tiling.config import MlaTileConfig, PassOptions
-from tiling.costs import Costs
+from tiling.check import (
+    MAX_THREADS,
+    MAX_TOKENS,
+    check_choice,
+    check_int,
+    short_int,
+)
+from tiling.choose.candidates import Choice, Chooser
+from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
-from tiling.gemm_plan import DTYPES, MicroTile
-from tiling.heuristics import own_tile, own_unroll_list
+from tiling.gemm import DTYPES, MicroTile
 from tiling.machine import Machine
-from tiling.plan import PHASES, PrologPlan, TilePlan
-from tiling.reproduce import config_tile, describe_config, describe_options
-from tiling.settings import effective_options
+from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
+from tiling.plan.given import config_tile, describe_config, describe_options
+from tiling.plan.own import own_tile, own_unroll_list
+from tiling.plan.plans import PHASES, PrologPlan, TilePlan
+from tiling.plan.unroll import loop_unroll
+from tiling.pypto.config import MlaTileConfig, PassOptions
+from tiling.pypto.scheduling import effective_options
 from tiling.stages import Dims, PlanDims, stage_shapes
-from tiling.unroll import loop_unroll
 
 __all__ = ["plan_prolog"]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tiling._check import check_rate
+from tiling.check import check_rate
 
 __all__ = ["Rates"]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from tiling._check import check_int, check_ints
 from tiling.arith import ceil_div
+from tiling.check import check_int, check_ints
 
 __all__ = ["loop_unroll"]
 

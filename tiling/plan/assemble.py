@@ -3,11 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tiling.config import PassOptions
 from tiling.cpu_tiling import CpuTiling
-from tiling.gemm_plan import GemmPlan, MicroTile
-from tiling.plan import DownPlan, HeadsPlan, RowPlan, TilePlan
-from tiling.settings import setting_of
+from tiling.gemm import GemmPlan, MicroTile
+from tiling.plan.plans import (
+    DownPlan,
+    HeadsPlan,
+    RowPlan,
+    TilePlan,
+)
+from tiling.pypto.config import PassOptions
+from tiling.pypto.scheduling import setting_of
 from tiling.stages import StageShape
 
 __all__ = ["SERIAL_OPS", "Blocks", "TileContext", "assemble_tile", "wanted_workers"]

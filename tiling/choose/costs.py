@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from tiling._check import check_rate
-from tiling._json import from_json, to_json
+from tiling.check import check_rate
+from tiling.json import from_json, to_json
 from tiling.rates import Rates
 
 __all__ = ["COSTS_FILE", "Costs"]

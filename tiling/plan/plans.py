@@ -6,14 +6,21 @@ from functools import cached_property
 from itertools import groupby
 from typing import Self
 
-from tiling._check import MAX_THREADS, MAX_TOKENS, check_choice, check_flag, check_int, check_ints
-from tiling._json import from_json, to_json
 from tiling.arith import ceil_div, chunks, round_up
-from tiling.candidates import Chooser
-from tiling.costs import Costs
+from tiling.check import (
+    MAX_THREADS,
+    MAX_TOKENS,
+    check_choice,
+    check_flag,
+    check_int,
+    check_ints,
+)
+from tiling.choose.candidates import Chooser
+from tiling.choose.costs import Costs
+from tiling.choose.explain import candidate_lines
 from tiling.cpu_tiling import CpuTiling
-from tiling.explain import candidate_lines
-from tiling.gemm_plan import GemmPlan
+from tiling.gemm import GemmPlan
+from tiling.json import from_json, to_json
 from tiling.machine import Machine
 from tiling.stages import PlanDims, stage_shapes
 

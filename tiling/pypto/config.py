@@ -6,8 +6,13 @@ from dataclasses import astuple, dataclass, field, fields
 from dataclasses import replace as dataclass_replace
 from typing import Any, Self
 
-from tiling._check import check_flag, check_int, check_ints, check_setting
-from tiling._json import parse_object
+from tiling.check import (
+    check_flag,
+    check_int,
+    check_ints,
+    check_setting,
+)
+from tiling.json import parse_object
 
 __all__ = ["CubeTile", "MlaTileConfig", "PassOptions", "RopeTileShapeConfig"]
 

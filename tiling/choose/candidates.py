@@ -10,11 +10,11 @@ from functools import cached_property, partial
 from itertools import product
 
 from tiling.arith import ceil_div, round_up
-from tiling.costs import Costs
+from tiling.choose.costs import Costs
+from tiling.choose.model import Cost, Model, Product
 from tiling.cpu_tiling import CpuTiling
-from tiling.gemm_plan import ITEM_BYTES, MicroTile
+from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
-from tiling.model import Cost, Model, Product
 from tiling.stages import StageShape
 
 __all__ = ["Candidate", "Choice", "Chooser"]

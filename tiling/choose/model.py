@@ -15,8 +15,8 @@ from math import ceil
 from typing import NamedTuple
 
 from tiling.arith import ceil_div, round_up
-from tiling.costs import Costs
-from tiling.gemm_plan import ITEM_BYTES, MicroTile
+from tiling.choose.costs import Costs
+from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
 from tiling.stages import StageShape
 

@@ -2,8 +2,13 @@
 
 from dataclasses import replace
 
-from tiling._check import MAX_TOKENS, check_choice, check_int
-from tiling.config import CubeTile, MlaTileConfig, PassOptions, RopeTileShapeConfig
+from tiling.check import MAX_TOKENS, check_choice, check_int
+from tiling.pypto.config import (
+    CubeTile,
+    MlaTileConfig,
+    PassOptions,
+    RopeTileShapeConfig,
+)
 
 __all__ = ["PRESETS", "ROPE_TILES", "options_list", "pass_options", "preset"]
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tiling.candidates import Candidate, Chooser
+from tiling.choose.candidates import Candidate, Chooser
 
 __all__ = ["candidate_lines"]
 

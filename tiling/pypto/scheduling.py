@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from tiling.config import MlaTileConfig, PassOptions
+from tiling.pypto.config import MlaTileConfig, PassOptions
 
 __all__ = ["MODE_FLAG", "REST", "effective_options", "setting_of"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from tiling.assemble import Blocks, TileContext, assemble_tile
-from tiling.config import CubeTile, MlaTileConfig, PassOptions
-from tiling.plan import TilePlan
-from tiling.settings import MODE_FLAG, setting_of
+from tiling.plan.assemble import Blocks, TileContext, assemble_tile
+from tiling.plan.plans import TilePlan
+from tiling.pypto.config import CubeTile, MlaTileConfig, PassOptions
+from tiling.pypto.scheduling import MODE_FLAG, setting_of
 
 __all__ = ["config_tile", "describe_config", "describe_options"]
 

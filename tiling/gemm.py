@@ -3,8 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tiling._check import MAX_COUNT, MAX_TOKENS, check_choice, check_int, short_int
 from tiling.arith import ceil_div, chunks, round_up
+from tiling.check import (
+    MAX_COUNT,
+    MAX_TOKENS,
+    check_choice,
+    check_int,
+    short_int,
+)
 
 __all__ = ["DTYPES", "ITEM_BYTES", "GemmPlan", "MicroTile"]
 

@@ -6,10 +6,10 @@ What blocks there are to choose among is in ``candidates``, what is said of them
 from collections.abc import Callable
 
 from tiling.arith import ceil_div
-from tiling.assemble import Blocks, TileContext, assemble_tile
-from tiling.candidates import Choice
-from tiling.plan import TilePlan
-from tiling.unroll import loop_unroll
+from tiling.choose.candidates import Choice
+from tiling.plan.assemble import Blocks, TileContext, assemble_tile
+from tiling.plan.plans import TilePlan
+from tiling.plan.unroll import loop_unroll
 
 __all__ = ["TILE_CAPS", "own_tile", "own_unroll_list"]
 
