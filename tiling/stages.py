@@ -40,7 +40,7 @@ class Dims(Protocol):
         """Length of a head's rotated part."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlanDims:
     """The dimensions a plan was made for."""
 
