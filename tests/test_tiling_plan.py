@@ -77,7 +77,7 @@ def test_gemm_without_rows():
         ({"nc": 40}, r"Matmul_qa\.nc: expected a multiple of nr = 32, got 40"),
         ({"nc": 128}, r"Matmul_qa\.nc: expected at most the padded n, 96, got 128"),
         ({"k": 101}, r"Matmul_qa\.k: expected a multiple of k_parts = 2, got 101"),
-        ({"l1_reuse": 0}, r"Matmul_qa\.l1_reuse: expected an int >= 1, got 0"),
+        ({"l1_reuse": 0}, r"Matmul_qa\.l1_reuse: expected at least 1, got 0"),
         ({"dtype": "fp8"}, r"Matmul_qa\.dtype: expected one of bf16, int8, got 'fp8'"),
     ],
 )
@@ -89,7 +89,7 @@ def test_gemm_refuses(change, message):
 def test_plans_are_frozen():
     with pytest.raises(FrozenInstanceError):
         GEMM.mc = 4
-    with pytest.raises(ValueError, match="kr: expected an int >= 1, got 0"):
+    with pytest.raises(ValueError, match="kr: expected at least 1, got 0"):
         MicroTile(1, 1, 0, 1)
 
 

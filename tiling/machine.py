@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from tiling.check import MAX_THREADS, check_choice, check_int
+from tiling.check import MAX_THREADS, check_choice, check_int, check_str
 from tiling.json import from_json, to_json
 
 __all__ = ["ISAS", "Machine"]
@@ -47,8 +47,7 @@ class Machine:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("name", "arch"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: expected a str, got {getattr(self, name)!r}")
+            check_str(name, getattr(self, name))
         check_choice("isa", self.isa, ISAS)
         check_int("l1d_bytes", self.l1d_bytes, 1, _MAX_CACHE_BYTES)
         check_int("l2_bytes", self.l2_bytes, 1, _MAX_CACHE_BYTES)
