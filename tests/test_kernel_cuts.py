@@ -5,13 +5,17 @@ from itertools import product
 import numpy as np
 import pytest
 
+from mla_numba.call.planning import MICRO_TILES
 from mla_numba.kernels import ISA
 from mla_numba.kernels.micro.operands import A, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE
 from mla_numba.kernels.sweeps import gemm, heads
+from mla_numba.kernels.sweeps import rows as row_sweep
 from mla_numba.kernels.sweeps.arguments import Activations, HeadsCut, PairCut, Weight
 from mla_numba.kernels.sweeps.phase import DOWN
 from mla_numba.kernels.threads.tasks import block_of
+from tiling import ceil_div, round_up
+from tiling.stages import StageShape
 
 MR, NR, KR = ISA.mr, ISA.nr, ISA.kr_bf16
 T = (1, MR, 2 * MR + 1)
@@ -49,6 +53,12 @@ def activations(t):
     return Activations(np.zeros((t, 4 * KR), A_BF16_DTYPE), NO_SCALES, np.zeros(t, np.int32))
 
 
+def planned(t, n, mc, walk, n_parts=1):
+    """The plan of one such product."""
+    shape = StageShape("Matmul", 0, "bf16", 1, 4 * KR, n, n_parts)
+    return shape.fit(t, MICRO_TILES["bf16"], mc=mc, kc=KR, nc=NR, l1_reuse=walk)
+
+
 @pytest.mark.parametrize("n_parts", [1, 2])
 @pytest.mark.parametrize(("n0", "n1"), [(1, 1), (NR, 0), (2 * NR + 3, NR - 1), (5 * NR, 3 * NR + 1)])
 def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
@@ -60,6 +70,8 @@ def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
         cut = PairCut(mc, KR, walk0, walk1, grain=1)
         pair = gemm.Pair(activations(t), weight(n_parts), y0, y1, np.zeros((1, 0), np.float32), cut)
         n_tasks = gemm.pair_tasks(DOWN, pair).n
+        cuts = [(n0, walk0), (n1, walk1)] if n1 else [(n0, walk0)]
+        assert n_tasks == sum(planned(t, n, mc, walk, n_parts).n_tasks for n, walk in cuts)
         for task in range(n_tasks):
             gemm.pair_task(task, n_tasks, 0, pair)
         assert all((count == 1).all() for count in stores.counts)
@@ -67,7 +79,7 @@ def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
 
 @pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
 def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
-    n_heads, t0, ldq = 2, 3, -(-(rope + nope) // NR) * NR
+    n_heads, t0, ldq = 2, 3, round_up(rope + nope, NR)
     for t, mc, walk, (mc_uk, walk_uk) in product(T, (1, MR, 3 * MR), (1, 9), ((1, 1), (MR, 2), (99, 9))):
         query_nope = np.zeros((t0 + t, n_heads, latent), np.uint16)
         query_rope = np.zeros((t0 + t, n_heads, rope), np.uint16)
@@ -79,7 +91,7 @@ def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *np.zeros((2, 1, 0), np.float32),
             q_head, np.zeros((1, rope), np.float32), HeadsCut(mc, KR, walk, mc_uk, KR, walk_uk, 1), nope, t0, t,
         )  # fmt: skip
-        n_blocks = -(-t // mc)
+        n_blocks = ceil_div(t, mc)
         for task in range(n_heads * n_blocks):
             heads.head_task(task, n_heads * n_blocks, 0, work)
             _, rows = block_of(t, n_blocks, task % n_blocks)
@@ -123,3 +135,34 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
         stored = stores.counts[0].reshape(values.shape)
         assert (stored[:, :n_cols] == 1).all()
         assert not stored[:, n_cols:].any()
+
+
+X, SCRATCH, SLOTS = np.zeros((max(T) + 3, 0), np.uint16), np.zeros((1, 0), np.float32), np.arange(max(T) + 3)
+ROW_TASKS = {
+    "operand_row": (row_sweep._pack_task, lambda t: (X, activations(t), 0, 1, False, SCRATCH, 3, t)),
+    "query_row": (
+        row_sweep._query_task,
+        lambda t: (X, None, False, X, NO_SCALES, activations(t), 0, SCRATCH, 3, t),
+    ),
+    "key_row": (row_sweep._key_task, lambda t: (X, None, False, X, X, SLOTS, None, SCRATCH, 3, t)),
+}
+ROW_WORK = {"operand_row": row_sweep.PackRows, "query_row": row_sweep.QueryRows, "key_row": row_sweep.KeyRows}
+
+
+@pytest.mark.parametrize("name", ROW_TASKS)
+def test_row_tasks_meet_each_row_once(name, monkeypatch):
+    run, fields = ROW_TASKS[name]
+    for t, most in product(T, (1, 3, MR, 99)):
+        met = []
+
+        def meet(*args, met=met):
+            met.append(args[-1] if name == "operand_row" else args[1])
+            return 0
+
+        monkeypatch.setattr(row_sweep, name, meet)
+        n_tasks = ceil_div(t, most)
+        for task in range(n_tasks):
+            before = len(met)
+            run(task, n_tasks, 0, ROW_WORK[name](*fields(t)))
+            assert 0 < len(met) - before <= most
+        assert met == list(range(t))

@@ -15,10 +15,12 @@ from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import DTYPES, MicroTile
 from tiling.machine import Machine
+from tiling.modes import CALL_PHASES
 from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
 from tiling.plan.given import config_tile, describe_config, describe_options
 from tiling.plan.own import own_tile, own_unroll_list
-from tiling.plan.plans import PHASES, PrologPlan, TilePlan
+from tiling.plan.prolog import PrologPlan
+from tiling.plan.tile import TilePlan
 from tiling.plan.unroll import loop_unroll
 from tiling.pypto.config import MlaTileConfig, PassOptions
 from tiling.pypto.scheduling import effective_options
@@ -61,7 +63,7 @@ def plan_prolog(
     check_int("t", t, 0, None)
     if t > MAX_TOKENS:
         raise ValueError(f"t: expected at most {MAX_TOKENS} tokens a call, got {short_int(t)}")
-    check_choice("phase", phase, PHASES)
+    check_choice("phase", phase, CALL_PHASES)
     _check_types(config, machine, micro, options, costs)
     if isinstance(config, MlaTileConfig):
         config = config.replace()  # checks again what was changed in place

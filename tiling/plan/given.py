@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from tiling.plan.assemble import Blocks, TileContext, assemble_tile
-from tiling.plan.plans import TilePlan
+from tiling.plan.tile import TilePlan
 from tiling.pypto.config import CubeTile, MlaTileConfig, PassOptions
 from tiling.pypto.scheduling import MODE_FLAG, setting_of
 

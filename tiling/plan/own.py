@@ -8,7 +8,7 @@ from collections.abc import Callable
 from tiling.arith import ceil_div
 from tiling.choose.candidates import Choice
 from tiling.plan.assemble import Blocks, TileContext, assemble_tile
-from tiling.plan.plans import TilePlan
+from tiling.plan.tile import TilePlan
 from tiling.plan.unroll import loop_unroll
 
 __all__ = ["TILE_CAPS", "own_tile", "own_unroll_list"]

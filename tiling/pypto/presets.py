@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tiling.check import MAX_TOKENS, check_choice, check_int
+from tiling.modes import CALL_PHASES
 from tiling.pypto.config import (
     CubeTile,
     MlaTileConfig,
@@ -102,7 +103,7 @@ def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
 
 def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
     """Scheduling settings the reference entry point of ``phase`` ("prefill" or "decode") chooses for ``t`` tokens."""
-    check_choice("phase", phase, ("prefill", "decode"))
+    check_choice("phase", phase, CALL_PHASES)
     check_int("t", t, 0, MAX_TOKENS)
     arch = _npu_arch(npuarch)
     if phase == "prefill":
