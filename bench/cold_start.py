@@ -21,8 +21,8 @@ def call_seconds(kind: str) -> float:
     import numpy as np
 
     import mla_numba as mla
-    from mla_numba.inputs import random_inputs
-    from mla_numba.verify import check_output, reference_run
+    from mla_numba.oracle.bits import check_output, reference_run
+    from mla_numba.oracle.inputs import random_inputs
 
     dims = mla.MlaDims(256, 4, 128, 128, 64, 64)
     weights = mla.MlaWeights.random(dims, quant=CALLS[kind])

@@ -8,7 +8,7 @@ rows that a patched model wrote are compared with the reference first, bit for b
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config
 from transformers.utils import logging
 
 from mla_numba import Checkpoint, PagedCache
-from mla_numba.interop.hf import Patched, patch
-from mla_numba.interop.tensors import to_numpy
-from mla_numba.verify import compare_bits, reference_run
-from mla_numba.weights import QUANT_MODES
+from mla_numba.interop.hf.patch import Patched, patch
+from mla_numba.interop.torch.tensors import to_numpy
+from mla_numba.oracle.bits import compare_bits, reference_run
+from mla_numba.weights.plain import QUANT_MODES
 
 SIZES: dict[str, Any] = {
     "vocab_size": 1024, "hidden_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8,
@@ -69,9 +69,11 @@ def check_rows(patched: Patched, checkpoint: Checkpoint, tokens: torch.Tensor, n
         hook.remove()
     t = tokens.shape[1]
     for index, (attention, given) in enumerate(zip(attentions, found, strict=True)):
-        weights = checkpoint.load_layer(index, patched.quant).weights
-        weights.epsilon_cq = attention.q_a_layernorm.variance_epsilon
-        weights.epsilon_ckv = attention.kv_a_layernorm.variance_epsilon
+        weights = replace(
+            checkpoint.load_layer(index, patched.quant).weights,
+            epsilon_cq=attention.q_a_layernorm.variance_epsilon,
+            epsilon_ckv=attention.kv_a_layernorm.variance_epsilon,
+        )
         x, cos, sin = (to_numpy(a[0].contiguous()) for a in (given["hidden_states"], *given["position_embeddings"]))
         before = PagedCache.allocate(weights.dims, 1, t, quantized="b" in patched.quant)
         want = reference_run(weights, x, cos, sin, np.arange(t), before, numerics=numerics)

@@ -7,22 +7,23 @@ Letters: T tokens, K and N rows and columns of a weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
-from mla_numba.engine import MICRO_TILES, this_machine
-from mla_numba.inputs import Inputs
+from mla_numba.base.memory import aligned_empty, as_bits
+from mla_numba.call.workspace import Memory, Prepared
 from mla_numba.kernels.micro.ukernel import A_OFFSET
 from mla_numba.kernels.sweeps.arguments import Caches, Layer, Norm, PairCut, Slots, Tokens, TokenTile
 from mla_numba.kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
 from mla_numba.kernels.sweeps.phase import DOWN, Team
 from mla_numba.kernels.sweeps.tile import prolog_tile
-from mla_numba.memory import aligned_empty, as_bits
-from mla_numba.packed import PackedGemm, pack_gemm
-from mla_numba.workspace import Memory, Prepared
+from mla_numba.oracle.inputs import Inputs
+from mla_numba.prolog import MICRO_TILES, this_machine
+from mla_numba.weights.packed import PackedGemm, pack_gemm
 from tiling import PrologPlan, TilePlan, plan_prolog
 
 __all__ = ["Products", "down_product", "heads_plan", "heads_prologs", "heads_seconds", "key_product", "up_product"]
@@ -144,8 +145,7 @@ def heads_prologs(w_uk: Array, n_copies: int, n_threads: int) -> tuple[MlaWeight
     product with w_uk, and packing its operand; and their weights.
     """
     n_heads, nope, latent = w_uk.shape
-    weights = MlaWeights.random(MlaDims(16, n_heads, 4, latent, nope, 2), quant="none")
-    weights.w_uk = w_uk
+    weights = replace(MlaWeights.random(MlaDims(16, n_heads, 4, latent, nope, 2), quant="none"), w_uk=w_uk)
     return weights, [MlaProlog(weights, n_threads=n_threads) for _ in range(n_copies)]
 
 

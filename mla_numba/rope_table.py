@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ._checks import BF16, FP16, FP32, Array, check_array, check_number, dtype_text
+from .base.checks import (
+    BF16,
+    FP16,
+    FP32,
+    Array,
+    check_array,
+    check_number,
+    dtype_text,
+)
+from .base.model_config import read_model_config
+from .base.rope_settings import (
+    Yarn,
+    read_count,
+    read_theta,
+    read_yarn,
+)
 
 __all__ = [
     "CosSin",
@@ -21,8 +35,6 @@ __all__ = [
     "softmax_scale",
 ]
 
-_PLAIN = ("default", "none")
-_YARN = ("yarn", "deepseek_yarn")
 _FLOATS = (BF16, FP16, FP32)
 _MAX_POSITION = 2**24  # beyond it a position is no float32, in which angles are computed
 # cos² + sin² of a token's pairs is one number but for the rounding of both to bf16, 2^-8 of it at most.
@@ -64,34 +76,40 @@ class RopeTable:
         Read are `qk_rope_head_dim`, `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both in newer
         configurations. Of a YaRN scaling: `factor`, `original_max_position_embeddings` (if missing,
         `max_position_embeddings`), `beta_fast` (32), `beta_slow` (1), `mscale`, `mscale_all_dim`, `attention_factor`,
-        `truncate` (true). The formulas are those of YaRN (arXiv 2309.00071, section 3.4, appendix A.2), in float32 step
-        by step as in transformers; each step is rounded correctly, where another library's power may be one unit off.
+        `truncate` (true). Of two settings that contradict each other, the one that transformers takes counts:
+        `rope_scaling` before `rope_parameters`, `rope_type` before `type`, a trained length beside the scaling before
+        the one in it.
+
+        The formulas are those of YaRN (arXiv 2309.00071, section 3.4, appendix A.2), in float32 step by step as in
+        transformers; each step is rounded correctly, where another library's power may be one unit off.
 
         cos and sin are multiplied by m(mscale) / m(mscale_all_dim), m(s) = 0.1 s ln(factor) + 1, where both are given
         and not 0, else by m(1); DeepSeek's models give equal ones, hence 1. What the scores are multiplied by is
         `softmax_scale`.
 
-        Raises `TypeError` or `ValueError` naming the field that is missing, of another type or of another kind of
-        scaling.
+        Raises `TypeError` or `ValueError` naming the field that is missing, of another type or out of range, a kind of
+        scaling or a setting that it does not know, and a model that this prolog does not compute (see
+        `read_model_config`).
         """
-        rope = _Settings.of(config)
-        dim, theta = rope.integer("qk_rope_head_dim"), rope.number("rope_theta")
-        if dim < 2 or dim % 2:
-            raise ValueError(f"config.qk_rope_head_dim: expected an even number of at least 2, got {dim}")
-        if not theta > 1:
-            raise ValueError(f"config.rope_theta: expected a number above 1, got {theta}")
+        model = read_model_config(config)
+        dim, theta = read_count(model, "qk_rope_head_dim"), read_theta(model)
+        if dim % 2:
+            raise ValueError(f"{model.name}.qk_rope_head_dim: expected an even number of at least 2, got {dim}")
+        yarn = read_yarn(model)
         exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
         wavelengths = (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)  # over 2 pi
         plain = np.float32(1) / wavelengths
-        if not rope.is_yarn:
+        if yarn is None:
             return cls(plain)
-        factor = rope.factor()
-        slowed = np.float32(1) / (np.float32(factor) * wavelengths)
-        low, high = _yarn_range(rope, dim, theta)
-        ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
-        keep = np.float32(1) - ramp.clip(0, 1)
-        frequencies = slowed * (np.float32(1) - keep) + plain * keep
-        return cls(frequencies.astype(np.float32), _attention_factor(rope, factor))
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            slowed = np.float32(1) / (np.float32(yarn.factor) * wavelengths)
+            low, high = _yarn_range(yarn, dim, theta, model.name)
+            ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
+            keep = np.float32(1) - ramp.clip(0, 1)
+            frequencies = slowed * (np.float32(1) - keep) + plain * keep
+        if not np.isfinite(frequencies).all():
+            raise ValueError(f"{model.name}.factor: expected one that leaves finite frequencies, got {yarn.factor}")
+        return cls(frequencies.astype(np.float32), _attention_factor(yarn))
 
     def at(self, positions: Array) -> CosSin:
         """cos and sin (T, R) bf16 of integer `positions` (T,), each at least 0 and at most 2^24.
@@ -113,12 +131,15 @@ class RopeTable:
 def softmax_scale(config: Any) -> float:
     """What attention multiplies its scores by: (D + R)^-1/2, with YaRN times m(mscale_all_dim)² (see `RopeTable`).
 
-    Reads `qk_nope_head_dim` beside what `RopeTable.from_hf` reads.
+    Reads `qk_nope_head_dim` beside what `RopeTable.from_hf` reads, and raises as it does. A scaling's
+    `apply_yarn_scaling`, which SGLang and vLLM know, is true by default; false leaves (D + R)^-1/2.
     """
-    rope = _Settings.of(config)
-    scale: float = (rope.integer("qk_nope_head_dim") + rope.integer("qk_rope_head_dim")) ** -0.5
-    all_dim = rope.optional("mscale_all_dim", 0.0) if rope.is_yarn else 0.0
-    return scale * _mscale(rope.factor(), all_dim) ** 2 if all_dim else scale
+    model = read_model_config(config)
+    scale: float = (read_count(model, "qk_nope_head_dim") + read_count(model, "qk_rope_head_dim")) ** -0.5
+    yarn = read_yarn(model)
+    if yarn is None or not yarn.scales_scores or not yarn.mscale_all_dim:
+        return scale
+    return scale * _mscale(yarn.factor, yarn.mscale_all_dim) ** 2
 
 
 def from_half(cos: Array, sin: Array) -> CosSin:
@@ -235,86 +256,27 @@ def _mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _attention_factor(rope: _Settings, factor: float) -> float:
-    given = rope.optional("attention_factor", None)
-    if given is not None:
-        return float(given)
-    mscale, all_dim = rope.optional("mscale", 0.0), rope.optional("mscale_all_dim", 0.0)
-    if mscale and all_dim:
-        return _mscale(factor, mscale) / _mscale(factor, all_dim)
-    return _mscale(factor, 1.0)
+def _attention_factor(yarn: Yarn) -> float:
+    if yarn.attention_factor is not None:
+        return yarn.attention_factor
+    if yarn.mscale and yarn.mscale_all_dim:
+        return _mscale(yarn.factor, yarn.mscale) / _mscale(yarn.factor, yarn.mscale_all_dim)
+    return _mscale(yarn.factor, 1.0)
 
 
-def _yarn_range(rope: _Settings, dim: int, theta: float) -> tuple[float, float]:
+def _yarn_range(yarn: Yarn, dim: int, theta: float, where: str) -> tuple[float, float]:
     """Pairs below the first turn as without YaRN, those from the second on `factor` times slower."""
-    trained = rope.trained_positions()
 
-    def pair_that_turns(n_times: float) -> float:
-        """Of `trained` positions; a fraction of a pair."""
-        return dim * math.log(trained / (n_times * 2 * math.pi)) / (2 * math.log(theta))
+    def pair_that_turns(name: str) -> float:
+        """So many times in the trained positions; a fraction of a pair."""
+        n_times = getattr(yarn, name)
+        ratio = yarn.trained / (n_times * 2 * math.pi)
+        if not 0 < ratio < math.inf:
+            raise ValueError(f"{where}.{name}: expected a number of turns in {yarn.trained:g} positions, got {n_times}")
+        return dim * math.log(ratio) / (2 * math.log(theta))
 
-    low = pair_that_turns(rope.optional("beta_fast", 32.0) or 32.0)
-    high = pair_that_turns(rope.optional("beta_slow", 1.0) or 1.0)
-    if rope.values.get("truncate", True):
+    low, high = pair_that_turns("beta_fast"), pair_that_turns("beta_slow")
+    if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     return low, high + 0.001 if high == low else high
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """The rope's fields of a configuration, whichever of its two forms it has."""
-
-    values: dict[str, Any]
-
-    @classmethod
-    def of(cls, config: Any) -> _Settings:
-        names = (
-            "qk_rope_head_dim", "qk_nope_head_dim", "rope_theta", "max_position_embeddings", "rope_parameters",
-            "rope_scaling",
-        )  # fmt: skip
-        is_mapping = isinstance(config, Mapping)
-        top = {name: config.get(name) if is_mapping else getattr(config, name, None) for name in names}
-        nested = None
-        for name in ("rope_scaling", "rope_parameters"):
-            given = top.pop(name)
-            if given is not None and not isinstance(given, Mapping):
-                raise TypeError(f"config.{name}: expected a mapping or none, got {type(given).__name__}")
-            nested = given or nested
-        values = {name: value for name, value in top.items() if value is not None}
-        values |= {name: value for name, value in (nested or {}).items() if value is not None}
-        kind = values.setdefault("rope_type", values.get("type", "default"))
-        if kind not in _PLAIN + _YARN:
-            raise ValueError(f"config.rope_scaling.type: expected yarn, default or no scaling, got {kind!r}")
-        return cls(values)
-
-    @property
-    def is_yarn(self) -> bool:
-        return self.values["rope_type"] in _YARN
-
-    def optional(self, name: str, default: Any) -> Any:
-        value = self.values.get(name, default)
-        if value is not None:
-            check_number(f"config.{name}", value)
-        return value
-
-    def number(self, name: str) -> float:
-        value = self.optional(name, None)
-        if value is None:
-            raise ValueError(f"config.{name}: expected a number, got none")
-        return float(value)
-
-    def integer(self, name: str) -> int:
-        value = self.number(name)
-        if value != int(value):
-            raise ValueError(f"config.{name}: expected an int, got {value}")
-        return int(value)
-
-    def trained_positions(self) -> float:
-        name = "original_max_position_embeddings"
-        return self.number(name if name in self.values else "max_position_embeddings")
-
-    def factor(self) -> float:
-        if "factor" in self.values:
-            return self.number("factor")
-        return self.number("max_position_embeddings") / self.trained_positions()

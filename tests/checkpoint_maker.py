@@ -43,19 +43,58 @@ def to_fp8(weight, block):
     return codes, scales
 
 
+def to_int8(weight, block):
+    """int8 codes and a scale a block, its largest magnitude over 127."""
+    codes = np.zeros(weight.shape, np.int8)
+    scales = np.ones([-(-n // b) for n, b in zip(weight.shape, block, strict=True)], np.float32)
+    for i, j in np.ndindex(scales.shape):
+        here = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
+        scales[i, j] = max(np.abs(weight[here]).max(), 1e-6) / 127
+        codes[here] = np.rint(weight[here] / scales[i, j])
+    return codes, scales
+
+
+E8M0 = np.dtype(ml_dtypes.float8_e8m0fnu)
+PLAIN = {"bf16": BF16, "float32": np.dtype(np.float32), "float16": np.dtype(np.float16)}
+CODED = {  # codes; what shares a scale; the name, dtype and shape of the scales (None: as they are)
+    "fp8": (to_fp8, "block", "weight_scale_inv", np.float32, None),
+    "fp8 blocks, bf16 weight_scale": (to_fp8, "block", "weight_scale", BF16, None),
+    "fp8 blocks, E8M0 weight_scale": (to_fp8, "block", "weight_scale", E8M0, None),
+    "fp8 rows": (to_fp8, "row", "weight_scale", np.float32, None),
+    "fp8 rows, E8M0 (n,)": (to_fp8, "row", "weight_scale_inv", E8M0, (-1,)),
+    "fp8 groups of 32, E8M0": (to_fp8, "group", "weight_scale", E8M0, None),
+    "fp8 groups of 32, E8M0 as uint8": (to_fp8, "group", "weight_scale_inv", "as uint8", None),
+    "fp8 tensor ()": (to_fp8, "tensor", "weight_scale", np.float32, ()),
+    "fp8 tensor, float16 (1,)": (to_fp8, "tensor", "weight_scale_inv", np.float16, (1,)),
+    "int8 rows": (to_int8, "row", "weight_scale", np.float32, None),
+    "int8 rows, bf16 (n,)": (to_int8, "row", "weight_scale", BF16, (-1,)),
+    "int8 rows, float16": (to_int8, "row", "weight_scale", np.float16, None),
+    "int8 tensor": (to_int8, "tensor", "weight_scale", np.float32, (1,)),
+    "int8 blocks": (to_int8, "block", "weight_scale_inv", np.float32, None),
+}
+
+
+def encoded(weight, dtype, block):
+    """The tensors of a float32 weight in one of the formats, by their names behind the module's."""
+    if dtype in PLAIN:
+        return {"weight": weight.astype(PLAIN[dtype])}
+    to_codes, shared, kind, scale_dtype, shape = CODED[dtype]
+    blocks = {"block": block, "group": (1, 32), "row": (1, weight.shape[1]), "tensor": weight.shape}
+    codes, scales = to_codes(weight, blocks[shared])
+    scales = scales.astype(E8M0).view(np.uint8) if scale_dtype == "as uint8" else scales.astype(scale_dtype)
+    return {"weight": codes, kind: scales if shape is None else scales.reshape(shape)}
+
+
 def layer_tensors(rng, dims, v_head_dim, layer, dtype, block=(128, 128)):
-    """Random tensors of a layer: "fp8", "bf16" or "float32"; norms, and what else is not FP8, in bf16 or float32."""
-    plain = np.float32 if dtype == "float32" else BF16
+    """Random tensors of a layer in one of the formats; norms in bf16, or as plain weights are."""
     tensors = {}
     for module, shape in linear_shapes(dims, v_head_dim).items():
-        name = f"{prefix(layer)}{module}.weight"
         values = rng.standard_normal(shape, dtype=np.float32)
         if module in NORMS:
-            tensors[name] = (1 + 0.1 * values).astype(plain)
-        elif dtype == "fp8":
-            tensors[name], tensors[f"{name}_scale_inv"] = to_fp8(values * np.float32(shape[1] ** -0.5), block)
+            kinds = {"weight": (1 + 0.1 * values).astype(PLAIN.get(dtype, BF16))}
         else:
-            tensors[name] = (values * np.float32(shape[1] ** -0.5)).astype(plain)
+            kinds = encoded(values * np.float32(shape[1] ** -0.5), dtype, block)
+        tensors |= {f"{prefix(layer)}{module}.{kind}": values for kind, values in kinds.items()}
     return tensors
 
 
@@ -69,7 +108,7 @@ def config_of(dims, v_head_dim, dtype, block=(128, 128)):
         "max_position_embeddings": 4096,
         "torch_dtype": "bfloat16",
     }
-    if dtype == "fp8":
+    if dtype in CODED:
         config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": list(block)}
     return config
 

@@ -72,7 +72,7 @@ class Guards:
         return placed
 
     def aligned_empty(self, shape, dtype):
-        """Stands in for `mla_numba.memory.aligned_empty`, whose arrays start at a cache line."""
+        """Stands in for `mla_numba.base.memory.aligned_empty`, whose arrays start at a cache line."""
         return self.empty(shape, dtype, align=64)
 
     def fields(self, record, name=""):

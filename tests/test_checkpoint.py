@@ -12,7 +12,7 @@ from checkpoint_maker import FP8, linear_shapes, make_checkpoint, prefix, write_
 from helpers import BF16, QUANTS, assert_same_bits, run_python
 
 from mla_numba import Checkpoint, MlaDims
-from mla_numba.reference import rope_v2
+from mla_numba.oracle.reference import rope_v2
 
 DIMS = MlaDims(260, 3, 130, 68, 33, 34)  # no dimension is a multiple of 128
 V = 20
@@ -266,9 +266,14 @@ class TestErrors:
         (folder / INDEX).unlink()
         with pytest.raises(FileNotFoundError) as caught:
             Checkpoint(folder)
-        assert str(caught.value) == f"{folder}: expected {INDEX} or model.safetensors, got neither"
+        names = f"{folder}: expected {INDEX} or model.safetensors, got"
+        assert str(caught.value) == f"{names} 2 files of other names without an index"
+        for path in folder.glob("*.safetensors"):
+            path.unlink()
+        with pytest.raises(FileNotFoundError, match=f"{names} neither$"):
+            Checkpoint(folder)
 
-    @pytest.mark.parametrize("weight_map", [..., [], {"a": 1}])
+    @pytest.mark.parametrize("weight_map", [..., [], None, "file"])
     def test_an_index_without_a_map(self, folder, weight_map):
         self.refuses(ValueError, self.edit_json(folder / INDEX, weight_map=weight_map), "expected weight_map", folder)
 
@@ -292,16 +297,13 @@ class TestErrors:
     def test_a_missing_tensor(self, folder, module):
         name = f"{prefix(0)}{module}.weight"
         self.rewrite(folder, lambda tensors: tensors.pop(name))
-        if module == "kv_b_proj":
-            with pytest.raises(ValueError, match=r"^layer: expected one of 1 in "):
-                Checkpoint(folder).load_layer(0)
-        else:
-            self.refuses(ValueError, folder, f"{re.escape(name)}: expected a tensor of that name, got none")
+        self.refuses(ValueError, folder, f"{re.escape(name)}: expected a tensor of that name, got none")
 
     def test_missing_scales(self, folder):
-        name = f"{prefix(0)}kv_b_proj.weight_scale_inv"
-        self.rewrite(folder, lambda tensors: tensors.pop(name))
-        self.refuses(ValueError, folder, f"{re.escape(name)}: expected a tensor of that name, got none")
+        name = f"{prefix(0)}kv_b_proj.weight"
+        path = self.rewrite(folder, lambda tensors: tensors.pop(f"{name}_scale_inv"))
+        text = "expected F8_E4M3 codes with one of weight_scale_inv, weight_scale, scale, got none"
+        self.refuses(ValueError, path, f"{re.escape(name)}: {text}$", folder)
 
     def test_a_tensor_that_is_not_where_the_index_says(self, folder):
         index = json.loads((folder / INDEX).read_text())
@@ -331,15 +333,17 @@ class TestErrors:
             tensors[name] = tensors[name][:1].copy()
 
         path = self.rewrite(folder, change)
-        self.refuses(ValueError, path, rf"{re.escape(name)}: expected shape \(2, 3\), got \(1, 3\)", folder)
+        text = "expected shape (2, 3) for blocks of 128 x 128, (130, 1) for rows or (1,), got (1, 3)"
+        self.refuses(ValueError, path, re.escape(f"{name}: {text}"), folder)
 
     @pytest.mark.parametrize(
         ("module", "dtype", "text"),
         [
-            ("q_a_proj.weight", "f2", "expected dtype BF16 or F32 or F8_E4M3, got F16"),
-            ("q_a_proj.weight", ml_dtypes.float8_e5m2, "expected dtype BF16 or F32 or F8_E4M3, got F8_E5M2"),
-            ("q_a_proj.weight_scale_inv", "f8", "expected dtype F32 or BF16 or F8_E8M0, got F64"),
-            ("q_a_layernorm.weight", "i4", "expected dtype BF16 or F32, got I32"),
+            ("q_a_proj.weight", "f8", "expected dtype BF16 or F32 or F16 or F8_E4M3 or I8, got F64"),
+            ("q_a_proj.weight", ml_dtypes.float8_e5m2, "expected dtype .* or I8, got F8_E5M2"),
+            ("q_a_proj.weight", "u1", r"expected dtype .* got U8, as of packed weights \(NVFP4, MXFP4, int4\)"),
+            ("q_a_proj.weight_scale_inv", "f8", "expected dtype F32 or BF16 or F16 or F8_E8M0 or U8, got F64"),
+            ("q_a_layernorm.weight", "i4", "expected dtype BF16 or F32 or F16, got I32"),
         ],
     )
     def test_a_wrong_dtype(self, folder, module, dtype, text):
@@ -380,11 +384,17 @@ class TestErrors:
             tensors[f"{prefix(0)}{module}"][-1] = value
 
         path = self.rewrite(folder, change)
-        blamed = prefix(0) + module.removesuffix("_scale_inv")
-        rows = 0 if "norm" in module else 128
-        self.refuses(
-            ValueError, path, f"{re.escape(blamed)}: expected finite values, got .* rows from {rows} on$", folder
-        )
+        row = {"q_b_proj.weight": 200, "q_b_proj.weight_scale_inv": 1, "kv_a_layernorm.weight": 67}[module]
+        text = f"{re.escape(prefix(0) + module)}: expected finite values, got NaN or Inf in row {row}$"
+        self.refuses(ValueError, path, text, folder)
+
+    def test_float32_that_bf16_cannot_hold(self, tmp_path):
+        tensors = make_checkpoint(tmp_path, DIMS, V, "float32", 0)
+        name = f"{prefix(0)}q_a_proj.weight"
+        tensors[name][129, 3] = np.finfo(np.float32).max
+        write_checkpoint(tmp_path, json.loads((tmp_path / "config.json").read_text()), tensors, 0)
+        path = tmp_path / "model.safetensors"
+        self.refuses(ValueError, path, f"{re.escape(name)}: expected finite values, .* in row 129$", tmp_path)
 
     def test_without_safetensors(self, folder):
         probe = (

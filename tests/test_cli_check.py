@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from helpers import python_environment
 
 from mla_numba import MlaDims, MlaProlog, __version__
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 from mla_numba.dump_names import INPUTS, OUTPUTS
 from mla_numba.dumps import read_dump
 
@@ -58,15 +58,20 @@ def test_as_a_process(tmp_path):
     def run(*args):
         command = [sys.executable, "-m", "mla_numba", *map(str, args)]
         return subprocess.run(
-            command, capture_output=True, text=True, env=python_environment(), timeout=120, check=False
+            command, capture_output=True, text=True, env=python_environment(), timeout=600, check=False
         )
 
     folder = tmp_path / "dump"
     done = run("dump", folder, "--dims", DIMS, "--tokens", 5, "--names", "pypto", "--format", "bin", "--nz")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder}: 22 files, ")
+    assert done.stdout.startswith(f"{folder}: 23 files, ")
     assert "wUqQr.bin" in {path.name for path in folder.glob("*")}
     done = run("check", folder)
+    assert done.returncode == 1
+    assert done.stdout.startswith(
+        "no operator's outputs are here: what follows are the goldens that mla-numba dump wrote"
+    )
+    done = run("check", folder, "--golden")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("5 tokens, mode b, pypto numerics, PA_BSND, dims 64,2,32,64,16,32")
     assert "7 of 7 outputs pass" in done.stdout
@@ -74,7 +79,7 @@ def test_as_a_process(tmp_path):
     bits = np.fromfile(folder / "q_golden.bin", np.uint16)
     bits[[132, 200, 300, 400]] ^= 1 << 9  # 2 * 64 elements a token
     bits.tofile(folder / "q_golden.bin")
-    done = run("check", folder)
+    done = run("check", folder)  # a golden that was replaced is an operator's output
     assert done.returncode == 1
     assert "query_nope_out: 4 of 640 elements differ, first at [1, 0, 4]: expected " in done.stdout
     assert "Traceback" not in done.stderr
@@ -142,9 +147,9 @@ def test_json(tmp_path):
 
 def test_options_come_before_the_folder_s_settings(tmp_path):
     folder = dump(tmp_path / "dump", "--numerics", "cann", "--epsilon-cq", "1e-3", "--epsilon-ckv", "2e-3")
-    assert invoke("check", folder, "--exact").exit_code == 0
+    assert invoke("check", folder, "--exact", "--golden").exit_code == 0
     for option in (("--numerics", "pypto"), ("--epsilon-cq", "1e-5"), ("--epsilon-ckv", "1e-5")):
-        assert invoke("check", folder, "--exact", *option).exit_code == 1
+        assert invoke("check", folder, "--exact", "--golden", *option).exit_code == 1
     result = invoke("check", folder, "--dims", "64,2,32,64,16,30")
     assert result.exit_code == 1
     assert "dequant_scale (dequant_scale.npy): expected shape (92), got (96, 1)" in result.stderr
@@ -153,7 +158,7 @@ def test_options_come_before_the_folder_s_settings(tmp_path):
 def test_layouts_and_sizes_of_bin_files(tmp_path):
     folder = dump(tmp_path / "dump", "--format", "bin", "--nz", "--cache-mode", "PA_NZ", "--blocks", 6)
     (folder / "dims.json").unlink()
-    options = ["--dims", DIMS, "--block-size", 4, "--cache-mode", "PA_NZ", "--nz", "--exact"]
+    options = ["--dims", DIMS, "--block-size", 4, "--cache-mode", "PA_NZ", "--nz", "--exact", "--golden"]
     result = invoke("check", folder, *options)
     assert result.exit_code == 0, result.output
     assert "PA_NZ" in result.stdout.splitlines()[0]
@@ -176,7 +181,7 @@ def test_each_mode(tmp_path, quant):
 def test_scales_in_half_precision(tmp_path):
     folder = dump(tmp_path / "dump", "--scales", "float16")
     assert np.load(folder / "k_scale_cache_golden.npy").dtype == np.float16
-    assert invoke("check", folder, "--exact").exit_code == 0
+    assert invoke("check", folder, "--exact", "--golden").exit_code == 0
 
 
 def test_what_is_refused(tmp_path):
@@ -197,7 +202,7 @@ def test_what_is_refused(tmp_path):
     (folder / "gamma_cq.npy").unlink()
     result = invoke("check", folder)
     assert result.exit_code == 1
-    assert f"expected {', '.join(INPUTS)} as .npy or .bin, got cache_index.npy" in result.stderr
+    assert f"expected {', '.join(INPUTS)} as .npy or .bin or .pt, got cache_index.npy" in result.stderr
     assert "gamma_cq, or rmsnorm_gamma_cq, input_6" in result.stderr
     assert "expected a folder, got none" in invoke("check", tmp_path / "nothing").stderr
     assert invoke("check").exit_code == 2
@@ -212,6 +217,6 @@ def test_deepseek_s_dimensions_are_the_default(tmp_path):
     (folder / "dims.json").unlink()
     found = read_dump(folder)
     assert found.weights.dims == MlaDims.deepseek_v32()
-    result = invoke("check", folder, "--exact")
+    result = invoke("check", folder, "--exact", "--golden")
     assert result.exit_code == 0, result.output
     assert "7 of 7 outputs pass" in result.stdout

@@ -16,8 +16,13 @@ torch = pytest.importorskip("torch")
 from interop_cases import CAPACITY, DIMS, LEADS, assert_is_reference, clone, make_cache, make_case  # noqa: E402
 
 from mla_numba import MlaProlog, PagedCache  # noqa: E402
-from mla_numba.interop.operator import mla_prolog  # noqa: E402
-from mla_numba.interop.torch import TorchCache, TorchOutput, TorchProlog, to_numpy  # noqa: E402
+from mla_numba.interop.torch.operator import mla_prolog  # noqa: E402
+from mla_numba.interop.torch.prolog import (  # noqa: E402
+    TorchCache,
+    TorchOutput,
+    TorchProlog,
+    to_numpy,
+)
 
 
 def raw(tensor):
@@ -44,6 +49,14 @@ class TestBits:
         out = case.prolog.allocate_output(t)
         assert case.prolog(*case.call, out) is out
         assert_is_reference(out, case.cache, want)
+
+    def test_the_prolog_of_a_module_cannot_be_assigned(self):
+        """The operator would go on with the one that it was made with."""
+        case, other = make_case(), make_case("none")
+        with pytest.raises(AttributeError, match=r"^prolog: expected to stay as the module was made"):
+            case.prolog.prolog = other.prolog.prolog
+        want = case.reference()
+        assert_is_reference(case.prolog(*case.call), case.cache, want)
 
     def test_int32_slots(self):
         case = make_case()

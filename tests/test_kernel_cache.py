@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from helpers import ROOT, TESTS, python_environment
 
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 from mla_numba.kernels import cache_folder
 from mla_numba.kernels.jit import private_files
 
@@ -156,13 +156,13 @@ def plant(path, marker):
 
 @ROOT_ONLY
 def test_another_users_folder_is_not_trusted(warm, tmp_path):
-    (digest,) = (warm / "mla_numba").iterdir()
+    (serial,) = warm.rglob("serial")
     for path in files_in(warm, "*.nb?"):
         plant(path, tmp_path / "ran")
-    os.chown(digest, NOBODY, NOBODY)
+    os.chown(serial, NOBODY, NOBODY)
     before = files_in(warm)
     (line,) = run(warm)
-    assert line.startswith(f"kernel cache: expected files and folders of uid 0 or root, got {digest} of {NOBODY};")
+    assert line.startswith(f"kernel cache: expected files and folders of uid 0 or root, got {serial} of {NOBODY};")
     assert not (tmp_path / "ran").exists()
     assert files_in(warm) == before
 
@@ -241,6 +241,10 @@ def test_links_and_files_of_another_user_are_refused(tmp_path):
     private_files.make_folder(folder, folder)
     (tmp_path / "link").symlink_to(folder)
     assert not is_refused(tmp_path / "link")
+    os.chown(folder, NOBODY, NOBODY)
+    assert is_refused(folder)
+    assert is_refused(tmp_path / "link")
+    os.chown(folder, 0, 0)
     os.lchown(tmp_path / "link", NOBODY, NOBODY)
     assert is_refused(tmp_path / "link")
     private_files.write_file(folder / "file", b"content")

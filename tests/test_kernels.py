@@ -7,13 +7,13 @@ import numba
 import numpy as np
 import pytest
 
-from mla_numba import packed
 from mla_numba.kernels import ISA, panels, scalars
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
 from mla_numba.kernels.micro.operands import A, B, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, ukernel, ukernel_store
 from mla_numba.kernels.row import operand
 from mla_numba.kernels.threads import tasks
+from mla_numba.weights import packed
 
 MR, NR, KR_BF16, KR_INT8 = ISA.mr, ISA.nr, ISA.kr_bf16, ISA.kr_int8
 GUARD = 64
@@ -212,6 +212,14 @@ def test_tasks_are_drawn_once_each_whoever_asks(n_workers, grain):
 def test_a_worker_begins_with_its_own_range():
     counters = np.zeros(tasks.n_counters(2), np.int64)
     assert [tasks.draw(counters, 0, w, 2, 10, 1)[0] for w in (1, 1, 0)] == [5, 6, 0]
+
+
+@pytest.mark.parametrize("grain", [7, 2**62, 2**63 - 1, 0, -1])
+def test_counters_do_not_wrap_whatever_the_grain(grain):
+    counters = np.zeros(tasks.n_counters(2), np.int64)
+    seen = [tasks.draw(counters, 0, i % 2, 2, 7, grain) for i in range(40)]
+    assert sorted(task for first, end in seen for task in range(first, end)) == list(range(7))
+    assert 0 <= counters.min() <= counters.max() <= 40 * 7
 
 
 def packed_by_formula(w, kr, n_parts, odd_first):

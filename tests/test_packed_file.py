@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_same_bits, make_call, make_inputs, make_weights, run_python
 
-from mla_numba import MlaDims, MlaProlog, PackedWeights, packed
-from mla_numba.array_file import read_arrays, write_arrays
+from mla_numba import MlaDims, MlaProlog, PackedWeights
 from mla_numba.kernels import ISA
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
+from mla_numba.weights import packed
+from mla_numba.weights.mapped_file import read_arrays, write_arrays
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 PREFIX = struct.Struct("<8sIII")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from helpers import BF16, assert_same_bits
 
-from mla_numba.dims import MlaDims
-from mla_numba.inputs import random_inputs
+from mla_numba.base.dims import MlaDims
+from mla_numba.oracle.inputs import random_inputs
 from mla_numba.rope_table import (
     CosSin,
     RopeTable,
@@ -122,6 +122,98 @@ class TestFrequencies:
     def test_errors(self, config, error, text):
         with pytest.raises(error, match=f"^{text}"):
             RopeTable.from_hf(config)
+
+    @pytest.mark.parametrize("read", [RopeTable.from_hf, softmax_scale])
+    @pytest.mark.parametrize(
+        ("config", "error", "text"),
+        [
+            (scaled(type=None), ValueError, r"config\.rope_scaling\.factor: .* yarn, got 40 without a rope_type"),
+            (
+                scaled(rope_type="default"),
+                ValueError,
+                r"config\.rope_scaling\.factor: expected it beside rope_type yarn, got 40 beside rope_type default",
+            ),
+            (
+                PLAIN_CONFIG | {"rope_scaling": None, "rope_parameters": {"mscale": 0.7}},
+                ValueError,
+                r"config\.rope_parameters\.mscale: expected it beside rope_type yarn, got 0\.7 without a rope_type",
+            ),
+            (scaled(rope_type="longrope"), ValueError, "config.rope_scaling.type: expected yarn, .*got 'longrope'"),
+            (scaled(rope_type=["yarn"]), ValueError, "config.rope_scaling.type: expected yarn, .*got list of 1"),
+            (
+                scaled(high_freq_factor=4),
+                ValueError,
+                r"config\.rope_scaling\.high_freq_factor: expected no settings but apply_.*, type, got 4",
+            ),
+            (
+                PLAIN_CONFIG | {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}},
+                ValueError,
+                r"config\.rope_parameters\.full_attention: expected no settings but .*, got dict of 1",
+            ),
+            (scaled(factor=0), ValueError, "config.factor: expected a number above 0, got 0"),
+            (scaled(factor=-2.0), ValueError, r"config\.factor: expected a number above 0, got -2\.0"),
+            (scaled(factor=math.inf), ValueError, "config.factor: expected a number of at most 3.40282e.38, got inf"),
+            (scaled(factor=True), TypeError, "config.factor: expected a number, got bool"),
+            (scaled(beta_fast=-1), ValueError, "config.beta_fast: expected a number of at least 0, got -1"),
+            (scaled(beta_slow=math.nan), ValueError, "config.beta_slow: expected a number .*, got nan"),
+            (scaled(mscale=-1), ValueError, "config.mscale: expected a number of at least 0, got -1"),
+            (scaled(attention_factor=0), ValueError, "config.attention_factor: expected a number above 0, got 0"),
+            (scaled(truncate=1), TypeError, "config.truncate: expected bool, got int"),
+            (scaled(apply_yarn_scaling="no"), TypeError, "config.apply_yarn_scaling: expected bool, got str"),
+            (
+                scaled(original_max_position_embeddings=0),
+                ValueError,
+                "config.original_max_position_embeddings: expected a number above 0, got 0",
+            ),
+            (
+                CONFIG | {"original_max_position_embeddings": -5},
+                ValueError,
+                "config.original_max_position_embeddings: expected a number above 0, got -5",
+            ),
+            (
+                scaled(original_max_position_embeddings=None) | {"max_position_embeddings": 0},
+                ValueError,
+                "config.max_position_embeddings: expected a number above 0, got 0",
+            ),
+            (
+                scaled(factor=None) | {"max_position_embeddings": None},
+                ValueError,
+                "config.max_position_embeddings: expected a number, got none",
+            ),
+            (CONFIG | {"qk_rope_head_dim": 2**21}, ValueError, "config.qk_rope_head_dim: expected a number of at most"),
+        ],
+    )
+    def test_scalings_that_are_refused(self, read, config, error, text):
+        with pytest.raises(error, match=f"^{text}"):
+            read(config)
+
+    @pytest.mark.parametrize(
+        ("config", "text"),
+        [
+            (scaled(beta_fast=1e308), "config.beta_fast: expected a number of"),
+            (scaled(beta_slow=1e-307), "config.beta_slow: expected a number of turns in 4096 positions, got 1e-307"),
+            (scaled(factor=1e-44), "config.factor: expected one that leaves finite frequencies, got 1e-44"),
+            (CONFIG | {"rope_theta": 10**39}, "config.rope_theta: expected a number of at most"),
+            (
+                PLAIN_CONFIG | {"rope_theta": None, "rope_scaling": YARN, "rope_parameters": {"rope_theta": 5e4}},
+                r"config\.rope_theta: expected a number in rope_scaling, got 50000\.0 in rope_parameters beside it",
+            ),
+        ],
+    )
+    def test_frequencies_that_are_refused(self, config, text):
+        with pytest.raises(ValueError, match=f"^{text}"):
+            RopeTable.from_hf(config)
+
+    def test_apply_yarn_scaling_is_of_the_scores_alone(self):
+        config = scaled(apply_yarn_scaling=False)
+        assert softmax_scale(config) == 192**-0.5
+        assert_same_bits("frequencies", RopeTable.from_hf(config).frequencies, RopeTable.from_hf(CONFIG).frequencies)
+        assert softmax_scale(scaled(apply_yarn_scaling=True)) == softmax_scale(CONFIG)
+
+    def test_a_large_factor_slows_to_nothing(self):
+        table = RopeTable.from_hf(scaled(factor=10**30))
+        assert table.frequencies[-1] < 1e-30
+        assert np.isfinite(table.frequencies).all()
 
     def test_fields(self):
         with pytest.raises(TypeError, match=r"^frequencies: expected dtype float32, got float64"):

@@ -243,10 +243,24 @@ class TestQuantize:
         base = self.weights()
         assert base.quantize("none").w_dq is base.w_dq
 
+    @pytest.mark.parametrize("first", ["a", "b"])
+    def test_what_is_int8_already_stays_as_it_is(self, first):
+        smooth = np.array([[0.5, 4]], np.float32) if first == "b" else None
+        half = self.weights().quantize(first, smooth)
+        whole, want = half.quantize("ab"), self.weights().quantize("ab", smooth)
+        for name in SHAPES:
+            assert_same_bits(name, getattr(whole, name), getattr(want, name))
+        assert whole.quant == "ab"
+        assert (whole.smooth_scales_cq is None) == (smooth is None)
+        assert whole.quantization == want.quantization
+
     def test_errors(self):
         base = self.weights()
-        with pytest.raises(ValueError, match=r"^quantize: expected bf16 weights, got mode 'b'"):
-            base.quantize("b").quantize("b")
+        for before, after in (("b", "b"), ("b", "a"), ("a", "none"), ("ab", "ab"), ("ab", "b"), ("a", "b")):
+            with pytest.raises(ValueError, match=rf"^quantize: expected bf16 weights, got mode '{before}'"):
+                base.quantize(before).quantize(after)
+        with pytest.raises(ValueError, match=r"^smooth_scales_cq: expected None where w_uq_qr is int8 already, got an"):
+            base.quantize("b").quantize("ab", np.ones((1, 2), np.float32))
         with pytest.raises(ValueError, match=r"^quant: expected one of"):
             base.quantize("x")
         with pytest.raises(TypeError, match=r"^quant: expected str"):

@@ -156,9 +156,9 @@ def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any
 
 def make_cache(py_func: Callable[..., Any], build: str) -> Any:
     """The cache of a function, for a dispatcher's `_cache`; `build` is the folder's name."""
-    folder = trusted_folder()
+    folder = trusted_folder(build)
     if folder is None:
         return _NoCache()
-    locator = type("Locator", (_Locator,), {"folder": folder / build})
+    locator = type("Locator", (_Locator,), {"folder": folder})
     impl = type("Impl", (_Entry,), {"_locator_classes": [locator]})
     return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)

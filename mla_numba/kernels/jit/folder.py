@@ -77,15 +77,15 @@ def make_cache_folder() -> Path:
     return folder
 
 
-def trusted_folder() -> Path | None:
-    """The folder of compiled kernels, which may be missing; None where there is none that can be trusted."""
+def trusted_folder(below: str = "") -> Path | None:
+    """The folder of compiled kernels, or one in it, missing or not; None, after a warning, if it is not trusted."""
     try:
         folder = _folder_or_raise()
-        check_folder(folder, folder)
+        check_folder(folder / below, folder)
     except OSError as error:
         give_up(error)
         return None
-    return folder
+    return folder / below
 
 
 def _folder_or_raise() -> Path:
@@ -104,8 +104,8 @@ def give_up(error: Exception) -> None:
     """From now on this process writes no compiled kernels; says so once."""
     global _gave_up
     if not _gave_up:
-        _gave_up = str(error)
-        log.warning("kernel cache: %s; so kernels that are not there yet are compiled in each process", error)
+        _gave_up = str(error) or type(error).__name__
+        log.warning("kernel cache: %s; so kernels that are not there yet are compiled in each process", _gave_up)
 
 
 def why_not_kept() -> str:

@@ -37,22 +37,33 @@ class Tasks(NamedTuple):
 
 
 @callee
-def _stamp(team: Team, worker: Index, phase: Index, end: Index) -> None:
+def _come(team: Team, worker: Index, phase: Index) -> None:
     if team.traced:
-        team.spans[worker, phase, end] = now_ns()
+        now = now_ns()
+        team.spans[worker, phase, 0] = now
+        team.spans[worker, phase, 1] = now
+        team.spans[worker, phase, 2] = 0
+
+
+@callee
+def _note(team: Team, worker: Index, phase: Index, n_done: Index) -> None:
+    """Before others hear of the tasks: a worker that is put off right after that would note too late a time."""
+    if team.traced:
+        team.spans[worker, phase, 1] = now_ns()
+        team.spans[worker, phase, 2] += n_done
 
 
 @callee
 def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], work: Any) -> None:
     """A worker's share of a phase: draws tasks while there are any, and runs `run(task, n_tasks, worker, work)`."""
-    _stamp(team, worker, tasks.phase, 0)
+    _come(team, worker, tasks.phase)
     task, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
     while task < end:
         for each in range(task, end):
             run(each, tasks.n, worker, work)
+        _note(team, worker, tasks.phase, end - task)
         finish(team.counters, tasks.phase, team.n_workers, end - task)
         task, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
-    _stamp(team, worker, tasks.phase, 1)
 
 
 @callee

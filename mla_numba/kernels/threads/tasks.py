@@ -56,6 +56,7 @@ def draw(
     counters: Int64, phase: Index, worker: Index, n_workers: Index, n_tasks: Index, grain: Index
 ) -> tuple[Index, Index]:
     """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
+    grain = max(min(grain, n_tasks), 1)  # a counter goes on when its tasks are gone, and must not wrap
     for other in range(n_workers):
         owner = (worker + other) % n_workers
         begin = block_start(n_tasks, n_workers, owner)
