@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims
+from mla_numba.call.workspace import cuts_of
 from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.operands import A, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE
@@ -14,7 +15,6 @@ from mla_numba.kernels.sweeps import gemm, heads
 from mla_numba.kernels.sweeps.arguments import Activations, HeadsCut, PairCut, Weight
 from mla_numba.kernels.sweeps.phase import DOWN
 from mla_numba.kernels.threads.tasks import block_of
-from mla_numba.workspace import cuts_of
 from tiling import Machine, MicroTile, plan_prolog
 
 MR, NR, KR = ISA.mr, ISA.nr, ISA.kr_bf16
