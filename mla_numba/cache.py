@@ -95,6 +95,20 @@ class PagedCache:
     c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
     block the arrays are contiguous. BSND and TND may have no rows at all. Raises `TypeError` or `ValueError` naming the
     array that does not fit.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=4, block_size=16)
+        >>> cache.kv.shape, cache.kr.shape, cache.k_scale.shape
+        ((4, 16, 1, 64), (4, 16, 1, 32), (4, 16, 1, 4))
+        >>> slots = np.array([0, 17])  # the first row of block 0, the second of block 1
+        >>> cache.gather(slots).kr.shape
+        (2, 32)
+        >>> upper = mla.PagedCache(cache.kv[2:], cache.kr[2:], cache.k_scale[2:])  # two of the blocks, no copy
+        >>> upper.capacity
+        32
     """
 
     kv: Array

@@ -112,6 +112,19 @@ class MlaProlog:
 
     A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
     Several threads may call one instance at once.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> prolog = mla.MlaProlog(mla.MlaWeights.random(dims))
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=2, block_size=16)
+        >>> x, cos, sin, cache_index = random_inputs(dims, t=3, seed=0, capacity=cache.capacity)
+        >>> out = prolog(x, cos, sin, cache_index, cache)
+        >>> out.query_nope.shape, out.query_rope.shape, out.q_norm.dtype
+        ((3, 4, 64), (3, 4, 32), dtype('int8'))
+        >>> cache.gather(cache_index).kv.shape
+        (3, 64)
     """
 
     def __init__(

@@ -54,6 +54,18 @@ class MlaWeights:
     Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
     `quantization` is the error report of weights that `quantize` made, None for others. Raises `TypeError` or
     `ValueError` naming the first field that does not fit the others.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> weights = mla.MlaWeights.random(dims, quant="none")  # or MlaWeights(w_dq=..., w_uq_qr=..., ...)
+        >>> weights.w_dq.shape, weights.w_uq_qr.shape, weights.w_uk.shape
+        ((256, 96), (96, 256), (4, 32, 64))
+        >>> int8 = weights.quantize("b")
+        >>> int8.w_uq_qr.dtype, int8.dequant_scale_w_uq_qr.shape
+        (dtype('int8'), (256,))
+        >>> round(int8.quantization.errors["w_uq_qr"].relative_rms, 4)
+        0.0063
     """
 
     w_dq: Array
