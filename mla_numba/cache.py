@@ -180,7 +180,7 @@ class PagedCache:
 
     @property
     def capacity(self) -> int:
-        """Slots in all."""
+        """Number of slots."""
         return prod(self.kv.shape[:-2])
 
     @property
@@ -206,12 +206,12 @@ class PagedCache:
     def gather(self, slots: Array) -> KeyRows:
         """Copies the rows of `slots` out of the cache, dequantised.
 
-        slots (n,): int64 or int32, each in [0, capacity), in any order and as often as wanted. Codes are widened to
-        float32 and multiplied by their group's scale, one rounding; bf16 values come as they are. The rows of a slot
-        that no call wrote are what the arrays held before.
+        slots (n,): int64 or int32, each in [0, capacity), in any order, repeated or not. Codes are widened to float32
+        and multiplied by their group's scale, with one rounding; bf16 values are copied. A slot that no call wrote
+        has whatever the arrays held before.
 
-        Raises `TypeError` or `ValueError` naming what does not fit. -1, which writes no row in a call, names none here
-        either and is an error too: zeros in its place could be taken for a key.
+        Raises `TypeError` or `ValueError` naming the value that does not fit. So does -1, for which a call writes no
+        row: zeros in its place could be taken for a key.
         """
         slots = check_indices("slots", slots, None)
         wrong = np.flatnonzero((slots < 0) | (slots >= self.capacity))

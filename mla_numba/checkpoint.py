@@ -28,7 +28,7 @@ class Checkpoint:
     """A folder with `config.json` and `model.safetensors`, or shards of it and `model.safetensors.index.json`.
 
     Models of the families in `mla_numba.model_config.FAMILIES`: DeepSeek-V3, V3.1, V3.2, V2 with a `q_lora_rank`, and
-    others of that attention. Opening one reads the JSON files only. Needs the package safetensors
+    others with that attention. Opening a checkpoint reads only its JSON files. Needs the package safetensors
     (`pip install 'mla_numba[hf]'`).
 
     `config` is the parsed `config.json` (`RopeTable.from_hf(checkpoint.config)` has the rope's tables), `dims` the

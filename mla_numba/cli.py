@@ -42,7 +42,7 @@ _LEAST_TOKENS = (1, 8, 32, 128, 512)
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line where the memory does not suffice."""
+    """A group whose commands end with one line when memory runs out."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
@@ -86,7 +86,7 @@ def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None)
     "--block-size", type=click.IntRange(1, 2**16), default=128, show_default=True, help="Tokens of a cache block."
 )
 @click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Whose quantiser is computed."
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
 )
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
@@ -257,7 +257,7 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
     """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
 
-    The file is what MlaProlog.load maps. An older one is replaced once the new one is whole. Needs the extra hf.
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete. Needs the extra hf.
     """
     try:
         with Steps() as steps:
@@ -275,7 +275,7 @@ def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json:
 @main.command()
 @threads_option
 def warmup(threads: int) -> None:
-    """Compile the kernels of every mode ahead and keep them; with --threads 1 only those of one thread."""
+    """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,9 +38,9 @@ _TUNABLES = {
 @click.option("--weights", type=click.Choice(["cold", "warm"]), help="Only with weights cold, or only warm.")
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be given again.")
 @click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
-@click.option("--slow", is_flag=True, help="Also the first call on an empty kernel cache: half a minute.")
-@click.option("--tiny", is_flag=True, help="Small dimensions: to try the command, not the machine.")
-@click.option("--seconds", type=click.FloatRange(0.01), default=0.5, show_default=True, help="Of timing each bench.")
+@click.option("--slow", is_flag=True, help="Also time the first call on an empty kernel cache: half a minute.")
+@click.option("--tiny", is_flag=True, help="Small dimensions, to try the command itself.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=0.5, show_default=True, help="Time for each bench.")
 @threads_option
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("mla-numba-bench.html"),

@@ -53,7 +53,7 @@ _epsilons = click.FloatRange(0)
     default=None,
     help="Layout of w_dq, w_uq_qr and w_dkv_kr in .bin files: FRACTAL_NZ or ND.  [default: --nd]",
 )
-@click.option("--numerics", type=click.Choice(NUMERICS), help="Whose quantiser is expected.  [default: pypto]")
+@click.option("--numerics", type=click.Choice(NUMERICS), help="Quantiser that the operator uses.  [default: pypto]")
 @click.option("--epsilon-cq", type=_epsilons, help="Of the query's norm.  [default: 1e-5]")
 @click.option("--epsilon-ckv", type=_epsilons, help="Of the key's norm.  [default: 1e-5]")
 @click.option("--exact", is_flag=True, help="Demand equal bits; tolerances don't count.")
@@ -116,7 +116,7 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
     help="Elements of k_scale_cache.",
 )  # fmt: skip
 @click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Whose quantiser is computed."
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
 )
 @click.option("--epsilon-cq", type=_epsilons, default=1e-5, show_default=True, help="Of the query's norm.")
 @click.option("--epsilon-ckv", type=_epsilons, default=1e-5, show_default=True, help="Of the key's norm.")

@@ -125,7 +125,7 @@ layer_options = _options(
         "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
         help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
     ),
-    click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself."),
+    click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
     threads_option,
 )  # fmt: skip
 weight_sets_option = click.option(

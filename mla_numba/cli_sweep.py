@@ -178,8 +178,8 @@ def sweep(
 ) -> None:
     """Time many plans against the planner's own, check every bit of each, and draw the results.
 
-    Candidates come in an order by chance and are timed in pairs with the planner's own plan; hopeless ones are given
-    up. After Ctrl-C the same command goes on where it was. Exit status: 0, or 1 if a bit of any candidate is wrong.
+    Candidates come in random order and are timed in pairs with the planner's own plan; clearly slower ones are
+    dropped early. After Ctrl-C the same command continues. Exit status: 0, or 1 if a bit of any candidate is wrong.
     """
     if presets and (axes or base):
         raise click.UsageError("--presets: expected without --set and --base, got both")

@@ -56,8 +56,8 @@ def tune(
 ) -> None:
     """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
 
-    What is found for T tokens serves every number of tokens up to the next power of two, on this machine, with these
-    dimensions, mode and threads. Where nothing is faster, that is kept and said.
+    A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
+    dimensions, mode and threads. If nothing is faster, that is kept too, and the command says so.
     """
     if small and dims:
         raise click.UsageError("--small: expected without --dims, got both")

@@ -99,16 +99,18 @@ class MlaProlog:
     """The MLA prolog of one layer on this CPU.
 
     - `weights`: `MlaWeights`, packed here, or `PackedWeights`.
-    - `phase`: "decode" or "prefill"; which scheduling settings the reference operator pairs with a `tile_config`.
-    - `tile_config`: the reference operator's tile settings, reproduced as far as they mean something on a CPU; or a
-      `CpuTiling`, whose fields are taken and the others chosen; or "auto": what `mla-numba tune` found on this machine,
-      else the planner's choice with the rates that were measured then; None lets the planner choose.
-      `options`: scheduling settings instead of those of the phase; none beside a `CpuTiling` or "auto".
+    - `phase`: "decode" or "prefill". Decides which scheduling settings of the reference operator go with a
+      `MlaTileConfig`.
+    - `tile_config`: None lets the planner choose. An `MlaTileConfig` holds the reference operator's tile settings,
+      which are reproduced as far as they mean something on a CPU. The fields of a `CpuTiling` are taken as given, and
+      the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the planner's
+      choice with the rates that `tune` measured.
+    - `options`: scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
     - `n_threads`: at most Numba's thread count, which is the default.
-    - `check_finite`: raise where a hidden state is NaN or Inf.
-    - `numerics`: how rows are quantised. "pypto" is the reference operator's way: of the norm rounded to bf16, with the
-      scale `1 / (127 / amax)`. "cann": of the norm in float32, with the scale `amax / 127`; what is not quantised is
-      the same in both.
+    - `check_finite`: raise `ValueError` if a hidden state is NaN or Inf.
+    - `numerics`: how rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
+      the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that are
+      not quantised are the same in both.
 
     A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
     Several threads may call one instance at once.
@@ -175,10 +177,10 @@ class MlaProlog:
         numerics: str = "pypto",
         verify: bool = False,
     ) -> Self:
-        """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote, mapped and not read.
+        """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote. The file is mapped, not read.
 
-        `verify` compares the weights' checksums, see `PackedWeights.load`, whose errors are raised here; the other
-        arguments are those of the class.
+        `verify` compares the checksums of the weights. The other arguments are those of the class. Raises what
+        `PackedWeights.load` raises.
         """
         return cls(
             PackedWeights.load(path, verify=verify), phase, tile_config=tile_config, options=options,
@@ -196,7 +198,7 @@ class MlaProlog:
 
     @property
     def quantized(self) -> bool:
-        """Whether w_uq_qr, and with it q_norm and the cache, is int8."""
+        """Whether w_uq_qr is int8, and with it q_norm and the cache."""
         return "b" in self.weights.quant
 
     def plan(self, t: int) -> PrologPlan:
@@ -245,12 +247,13 @@ class MlaProlog:
     ) -> PrologOutput:
         """Computes T tokens and writes their cache rows.
 
-        x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots; -1 writes no row, and of tokens
-        that name one slot the last one wins. With a BSND or TND cache it is None, and token t writes row t. `out`:
-        where to write the outputs (`allocate_output`); the call then allocates no arrays.
+        - x (T, H), cos and sin (T, R): bf16.
+        - cache_index (T,): int64 or int32 flat slots. -1 writes no row. Where several tokens name one slot, the last
+          one wins. With a BSND or TND cache it is None, and token t writes row t.
+        - `out`: outputs to write to (`allocate_output`); the call then allocates no arrays.
 
-        Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
-        then as they were.
+        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
+        then unchanged.
         """
         return self._run(self.bind(x, cos, sin, cache_index, cache, out))
 
@@ -320,10 +323,10 @@ class MlaProlog:
         )
 
     def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
-        """Computes a bound call; the same one may be run again, on the values that its arrays hold then.
+        """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
 
-        `most_threads` lowers the number of threads for this once. Raises `ValueError` for a slot that the cache has
-        not, before anything is written; `check_finite` has looked at the hidden states of `bind` only.
+        `most_threads` lowers the number of threads of this run. Raises `ValueError` for a slot outside the cache, before
+        anything is written. `check_finite` checked the hidden states in `bind` only.
         """
         check.check_slot_range(call.tokens.cache_index, call.capacity)
         return self._run(call, most_threads=most_threads)

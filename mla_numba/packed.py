@@ -49,7 +49,7 @@ class PackedGemm:
 
     @property
     def least(self) -> int:
-        """`least_magnitude`, or on a CPU that rounds bf16 pairs otherwise 0: so small that no sum counts as normal."""
+        """`least_magnitude`; 0 on CPUs whose bf16 dot product rounds differently, which forces multiply-adds."""
         return self.least_magnitude if self.least_magnitude and pairs_are_exact() else 0
 
     @property

@@ -194,8 +194,8 @@ def finals(rows: Mapping[int, Row], n: int = 3) -> list[int]:
 class Journal:
     """Results of a sweep as JSON lines: a header, then a row a line, each written whole as it comes.
 
-    `spec` says what is swept. A journal of the same spec is gone on from, its `facts` and rows kept; one of another
-    spec is a `ValueError`. A last line that was cut off is dropped.
+    `spec` says what is swept. A journal of the same spec is continued, with its `facts` and rows; one of another spec
+    raises `ValueError`. A last line that was cut off is dropped.
     """
 
     def __init__(self, path: Path, spec: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> None:
@@ -232,7 +232,7 @@ class Journal:
             file.write(json.dumps(asdict(row)) + "\n")
 
     def left(self, jobs: Sequence[Job], seed: int) -> list[Job]:
-        """The jobs without a row, in an order by chance."""
+        """The jobs without a row, in random order."""
         waiting = [job for job in jobs if job.number not in self.rows]
         return random.Random(seed).sample(waiting, len(waiting))
 

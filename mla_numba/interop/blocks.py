@@ -52,8 +52,8 @@ class BlockPool:
     def reserve(self, batch: int, start: int, n: int) -> None:
         """Makes positions [start, start + n) of `batch` sequences writable; earlier ones are kept.
 
-        Blocks that held something else before are zeros again, so that no row that nobody wrote is NaN. Raises
-        `ValueError` where the batch is another one or the blocks do not suffice; nothing has changed then.
+        Blocks that were used before are set to zero, so that rows not yet written are never NaN. Raises `ValueError` if
+        the batch differs or there are too few blocks; nothing has changed then.
         """
         tables = np.empty((batch, 0), np.int64) if self.tables is None else self.tables
         if len(tables) != batch:
