@@ -8,7 +8,7 @@ rows that a patched model wrote are compared with the reference first, bit for b
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,11 @@ def check_rows(patched: Patched, checkpoint: Checkpoint, tokens: torch.Tensor, n
         hook.remove()
     t = tokens.shape[1]
     for index, (attention, given) in enumerate(zip(attentions, found, strict=True)):
-        weights = checkpoint.load_layer(index, patched.quant).weights
-        weights.epsilon_cq = attention.q_a_layernorm.variance_epsilon
-        weights.epsilon_ckv = attention.kv_a_layernorm.variance_epsilon
+        weights = replace(
+            checkpoint.load_layer(index, patched.quant).weights,
+            epsilon_cq=attention.q_a_layernorm.variance_epsilon,
+            epsilon_ckv=attention.kv_a_layernorm.variance_epsilon,
+        )
         x, cos, sin = (to_numpy(a[0].contiguous()) for a in (given["hidden_states"], *given["position_embeddings"]))
         before = PagedCache.allocate(weights.dims, 1, t, quantized="b" in patched.quant)
         want = reference_run(weights, x, cos, sin, np.arange(t), before, numerics=numerics)

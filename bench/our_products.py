@@ -7,6 +7,7 @@ Letters: T tokens, K and N rows and columns of a weight.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -138,8 +139,7 @@ def heads_prologs(w_uk: Array, n_copies: int, n_threads: int) -> tuple[MlaWeight
     product with w_uk, and packing its operand; and their weights.
     """
     n_heads, nope, latent = w_uk.shape
-    weights = MlaWeights.random(MlaDims(16, n_heads, 4, latent, nope, 2), quant="none")
-    weights.w_uk = w_uk
+    weights = replace(MlaWeights.random(MlaDims(16, n_heads, 4, latent, nope, 2), quant="none"), w_uk=w_uk)
     return weights, [MlaProlog(weights, n_threads=n_threads) for _ in range(n_copies)]
 
 

@@ -29,6 +29,7 @@ from mla_numba.contest import Arena, Contender, Pairs, quiet
 from mla_numba.engine import this_machine
 from mla_numba.kernels import max_threads
 from mla_numba.measure import Probes
+from mla_numba.output_file import write_text
 from tiling import Costs, CpuTiling
 from tiling.candidates import Candidate, Chooser
 from tiling.costs import COSTS_FILE
@@ -226,7 +227,7 @@ def fit_command(
     click.echo(json.dumps({isa: asdict(costs)}, indent=1))
     if write:
         table = json.loads(COSTS_FILE.read_text(encoding="utf-8"))
-        COSTS_FILE.write_text(json.dumps(table | {isa: asdict(costs)}, indent=1) + "\n", encoding="utf-8")
+        write_text(COSTS_FILE, json.dumps(table | {isa: asdict(costs)}, indent=1) + "\n")
 
 
 @main.command()

@@ -15,6 +15,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 INT8 = np.dtype(np.int8)
 FP32 = np.dtype(np.float32)
 FP16 = np.dtype(np.float16)
+_INT64, _INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
 
 def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape: tuple[int | None, ...]) -> Array:
@@ -88,29 +89,22 @@ def check_vector(name: str, value: object, dtype: np.dtype[Any], n: int) -> Arra
 
 
 def check_indices(name: str, value: object, n: int | None) -> Array:
-    """A contiguous int64 or int32 array (n,), as int64."""
-    value = expect_array(name, value, (np.dtype(np.int64), np.dtype(np.int32)))
+    """A copy, int64 (n,), of a contiguous int64 or int32 array: what is checked of it is still so when it is used."""
+    value = expect_array(name, value, (_INT64, _INT32))
     if value.ndim != 1 or n not in (None, len(value)):
         raise ValueError(f"{name}: expected shape ({'n' if n is None else n},), got {value.shape}")
     if not value.flags.c_contiguous:
         raise ValueError(f"{name}: expected a contiguous array, got strides {value.strides}")
-    if type(value) is np.ndarray and value.dtype == np.int64:
-        return value
-    indices: Array = np.ascontiguousarray(value, dtype=np.int64)
-    return indices
+    # Not np.array for all: it takes twice as long.
+    return value.copy() if type(value) is np.ndarray and value.dtype == _INT64 else np.array(value, _INT64)
 
 
 _FEW_SLOTS = 32
 
 
 def check_slots(cache_index: object, t: int, capacity: int) -> Array:
-    """cache_index as contiguous int64 (t,), every slot -1 (padding) or in [0, capacity)."""
-    return check_slot_range(check_indices("cache_index", cache_index, t), capacity)
-
-
-def check_slot_range(slots: Array, capacity: int) -> Array:
-    """`slots` int64 (t,) if each is -1 (padding) or in [0, capacity)."""
-    t = len(slots)
+    """A copy of cache_index, int64 (t,), every slot -1 (padding) or in [0, capacity)."""
+    slots = check_indices("cache_index", cache_index, t)
     # Few slots as numbers of Python: where weights have swept the caches, a reduction of NumPy is 20 us of misses.
     values = slots.tolist() if t <= _FEW_SLOTS else (slots.min(), slots.max())
     if t and (min(values) < -1 or max(values) >= capacity):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -75,6 +77,15 @@ class CacheView:
         return cls(flat, np.array((block_size, block_stride, *inner), np.int64))
 
 
+class CacheSizes(NamedTuple):
+    """What a call relies on: slots, elements of a row of kv and of kr, and whether kv holds int8 codes."""
+
+    capacity: int
+    kv_width: int
+    kr_width: int
+    quantized: bool
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedCache:
     """Keys of earlier tokens: the normalised latent, its scales, and the rotated part.
@@ -115,8 +126,8 @@ class PagedCache:
     kr: Array
     k_scale: Array | None = None
     cache_mode: str = "PA_BSND"
-    views: dict[str, CacheView] = field(init=False, repr=False)
-    row_slots: Array | None = field(init=False, repr=False)
+    views: Mapping[str, CacheView] = field(init=False, repr=False)
+    sizes: CacheSizes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         mode = check_choice("cache_mode", self.cache_mode, CACHE_MODES)
@@ -140,9 +151,10 @@ class PagedCache:
                     )
         modes = {"k_scale_cache": "PA_BSND"}
         views = {name: CacheView.of(a, modes.get(name, mode)) for name, a in self.arrays().items()}
-        object.__setattr__(self, "views", views)
-        # Made once, so that a call without an index allocates none.
-        object.__setattr__(self, "row_slots", None if self.paged else np.arange(self.capacity))
+        object.__setattr__(self, "views", MappingProxyType(views))
+        # Kept beside the views: an array's own shape and dtype may be assigned later.
+        widths = self.kv.shape[-1], self.kr.shape[-1]
+        object.__setattr__(self, "sizes", CacheSizes(self.capacity, *widths, self.quantized))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickle: of the arrays alone, since views belong to their memory."""

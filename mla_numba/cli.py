@@ -33,6 +33,7 @@ from .dims import MlaDims
 from .engine import MICRO_TILES, stored_choice, this_machine
 from .kernels import ISA, cache_folder, max_threads
 from .measure import least_ms, measure_all, rates_as_dict, show_rates
+from .output_file import check_output
 from .reference import NUMERICS
 from .weights import QUANT_MODES, MlaWeights
 
@@ -62,9 +63,14 @@ main.add_command(bench)
 
 
 def _in_a_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuses a file in a folder that is not there, before anything is timed."""
+    """Refuses what is no file, or one in a folder that is not there, before anything is timed."""
     if value is not None and not value.parent.is_dir():
         raise click.BadParameter(f"expected a file in a folder that exists, got {str(value)!r}")
+    if value is not None:
+        try:
+            check_output(value, streams=True)
+        except (OSError, ValueError) as error:
+            raise click.BadParameter(str(error)) from None
     return value
 
 
@@ -133,7 +139,7 @@ def run(
     if trace_file is not None:
         try:
             report.trace.to_chrome(trace_file)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise click.ClickException(f"--trace: {error}") from None
     if as_json:
         unsaid = ("dims", "as_json", "trace_file")
@@ -257,9 +263,11 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
     """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
 
-    MlaProlog.load maps the file. An older file is replaced once the new one is complete. Needs the extra hf.
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete; of a symbolic link its target is
+    replaced, and anything but a regular file is refused. Needs the extra hf.
     """
     try:
+        check_output(out)
         with Steps() as steps:
             packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
     except (ImportError, OSError, TypeError, ValueError) as error:

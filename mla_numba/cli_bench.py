@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ._bench_page import make_page
 from ._bench_results import Results
 from .cli_options import threads_option
+from .output_file import write_text
 
 __all__ = ["bench"]
 
@@ -82,12 +83,14 @@ def bench(
     options += ["--weights", weights] if weights else []
     options += [f"--{name}" for name, given in (("no-peers", no_peers), ("slow", slow), ("tiny", tiny)) if given]
     with tempfile.TemporaryDirectory() as scratch:
-        results = (save or Path(scratch) / "results.json").resolve()
+        results = Path(scratch) / "results.json"
         arguments = [*options, f"--benchmark-max-time={seconds}", f"--benchmark-json={results}"]
         status = run_suite(find_suite(), only, arguments, threads)
         if status == _NOTHING_RAN:
             raise click.UsageError("expected options that leave a bench, got none")
         if results.is_file() and results.stat().st_size:
+            if save is not None:
+                _write(save, results.read_text(encoding="utf-8"))
             write_page(results, shlex.join(["mla-numba", *sys.argv[1:]]), output)
     if status:
         ctx.exit(1)
@@ -153,7 +156,15 @@ def environment(n_threads: int) -> dict[str, str]:
 def write_page(results: Path, command: str, output: Path) -> None:
     """Makes the page of results; raises `click.ClickException` where they are none, or it can't be written."""
     try:
-        output.write_text(make_page(Results.read(results), command), encoding="utf-8")
+        page = make_page(Results.read(results), command)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
+    _write(output, page)
     click.echo(f"wrote {output}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
-
-import numpy as np
+from typing import Any, Self
 
 from tiling import (
     Costs,
@@ -29,10 +27,11 @@ from tiling import (
 from . import _checks as check
 from ._checks import BF16, FP32, INT8, Array
 from ._version import __version__
+from .bound_call import BoundCall, CallInputs, PrologOutput, check_inputs, check_output, hold
 from .cache import PagedCache
 from .dims import MlaDims
 from .kernels import ISA, max_threads, tile
-from .memory import aligned_empty, as_bits, unlocked
+from .memory import aligned_empty
 from .packed import PackedWeights
 from .reference import NUMERICS
 from .trace import Trace
@@ -46,8 +45,6 @@ MICRO_TILES = {
     "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
 }
 _PLANS_KEPT = 64
-_NO_SCALES = np.zeros(0, np.float32)
-_NO_LAYOUT = np.zeros(5, np.int64)
 
 
 def this_machine() -> Machine:
@@ -69,32 +66,6 @@ def stored_choice(
     return found.tiling if found.tiling.given() else None, costs, str(found)
 
 
-class PrologOutput(NamedTuple):
-    """What attention and the indexer take from a call.
-
-    | field        | shape     | dtype                                       |
-    |--------------|-----------|---------------------------------------------|
-    | query_nope   | (T, N, C) | bf16                                        |
-    | query_rope   | (T, N, R) | bf16                                        |
-    | q_norm       | (T, Rq)   | int8, bf16 when w_uq_qr is not quantised    |
-    | q_norm_scale | (T, 1)    | float32, None when w_uq_qr is not quantised |
-    """
-
-    query_nope: Array
-    query_rope: Array
-    q_norm: Array
-    q_norm_scale: Array | None
-
-
-class BoundCall(NamedTuple):
-    """A checked call: its outputs, all its arrays as the kernels take them, and the slots of its cache."""
-
-    out: PrologOutput
-    tokens: tile.Tokens
-    caches: tile.Caches
-    capacity: int
-
-
 class MlaProlog:
     """The MLA prolog of one layer on this CPU.
 
@@ -113,7 +84,7 @@ class MlaProlog:
       not quantised are the same in both.
 
     A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
-    Several threads may call one instance at once.
+    Several threads may call one instance at once. Attributes cannot be assigned.
 
     Examples:
         >>> import mla_numba as mla
@@ -159,10 +130,17 @@ class MlaProlog:
         self.tile_config = tile_config.replace() if isinstance(tile_config, MlaTileConfig) else tile_config
         self.options = options
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
+        self.weights.check()
         self.dims = self.weights.dims
         self.machine = this_machine()
         self._memory: deque[Memory] = deque()
         self._plans: dict[tuple[int, int], PrologPlan] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Kernels and plans are given what was checked when it was made.
+        if name in self.__dict__:
+            raise AttributeError(f"{name}: expected to stay as the prolog was made, got an assignment")
+        super().__setattr__(name, value)
 
     @classmethod
     def load(
@@ -194,6 +172,7 @@ class MlaProlog:
 
     @cached_property
     def _arguments(self) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
+        self.weights.check()  # once more: an array's shape may have been assigned meanwhile
         return self.weights.arguments_for(self.numerics)
 
     @property
@@ -255,7 +234,8 @@ class MlaProlog:
         Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
         then unchanged.
         """
-        return self._run(self.bind(x, cos, sin, cache_index, cache, out))
+        call = self.bind(x, cos, sin, cache_index, cache, out)
+        return self._run(call, call.tokens)
 
     def profile(
         self,
@@ -269,7 +249,7 @@ class MlaProlog:
         """A call, and when each thread began and ended each phase of it."""
         call = self.bind(x, cos, sin, cache_index, cache, out)
         trace = Trace()
-        return self._run(call, trace), trace
+        return self._run(call, call.tokens, trace), trace
 
     def bind(
         self,
@@ -283,64 +263,54 @@ class MlaProlog:
     ) -> BoundCall:
         """Checks the arguments of a call and holds them for `run`; nothing is written yet.
 
-        An int32 cache_index is copied: `run` sees later values of an int64 one only.
+        The arrays of the call are not copied: `run` reads the values that they hold then, those of cache_index too.
         `also_read`: arrays by name that must not share memory with an output or a cache.
         """
-        slots = self._check_inputs(x, cos, sin, cache_index, cache)
+        given = CallInputs(x, cos, sin, cache_index, cache)
+        dims, quant = self.dims, self.weights.quant
+        slots = check_inputs(given, dims, quant)
+        if self.check_finite:
+            check.check_finite("x", x)
         t = x.shape[0]
         written = {}
         if out is None:
             out = self.allocate_output(t)
         else:
-            written = self._check_output(out, t)
+            written = check_output(out, t, dims, quant)
         read = {"x": x, "cos": cos, "sin": sin, **also_read}
         if cache_index is not None:
             read["cache_index"] = cache_index
         check.check_disjoint(written | cache.arrays(), read)
-        views = cache.views
-        kv, kr = views["kv_cache"], views["kr_cache"]
-        k_scale = views["k_scale_cache"] if self.quantized else None
-        return BoundCall(
-            out,
-            tile.Tokens(
-                x=as_bits(x),
-                cos=as_bits(cos),
-                sin=as_bits(sin),
-                cache_index=unlocked(slots),
-                query_nope=out.query_nope.view(np.uint16),
-                query_rope=out.query_rope.view(np.uint16),
-                q_norm=out.q_norm if self.quantized else out.q_norm.view(np.uint16),
-                q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
-            ),
-            tile.Caches(
-                kv.flat,
-                kv.layout,
-                kr.flat,
-                kr.layout,
-                *((k_scale.flat, k_scale.layout) if k_scale else (_NO_SCALES, _NO_LAYOUT)),
-            ),
-            cache.capacity,
-        )
+        return hold(given, slots, out, dims, quant)
 
     def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
         """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
 
-        `most_threads` lowers the number of threads of this run. Raises `ValueError` for a slot outside the cache, before
-        anything is written. `check_finite` checked the hidden states in `bind` only.
-        """
-        check.check_slot_range(call.tokens.cache_index, call.capacity)
-        return self._run(call, most_threads=most_threads)
+        Any prolog of the same dimensions and mode may run it, such as another layer's, and computes with its own weights
+        and numerics. `most_threads` lowers the number of threads of this run.
 
-    def _run(self, call: BoundCall, trace: Trace | None = None, most_threads: int | None = None) -> PrologOutput:
+        Raises `TypeError` if `call` is not a bound call, `ValueError` if a prolog of other dimensions or another mode
+        bound it, or for a slot outside the cache; nothing is written then. `check_finite` checked the hidden states in
+        `bind` only.
+        """
+        check.expect_type("call", call, BoundCall)
+        call.check_fits(self.dims, self.weights.quant)
+        if most_threads is not None:
+            check.check_int("most_threads", most_threads, 1)
+        return self._run(call, call.tokens_now(), most_threads=most_threads)
+
+    def _run(
+        self, call: BoundCall, tokens: tile.Tokens, trace: Trace | None = None, most_threads: int | None = None
+    ) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
-        plan = self._planned(call.tokens.x.shape[0], n_threads)
+        plan = self._planned(tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
                 blocks, buffers = memory.prepare(plan.tile_plan(factor))
                 begin = time.perf_counter_ns()
                 tile.prolog_tile(
-                    blocks.n_workers, call.tokens, call.caches, *self._arguments, buffers, blocks, offset,
+                    blocks.n_workers, tokens, call.caches, *self._arguments, buffers, blocks, offset,
                     factor, tile.HEADS, trace is not None,
                 )  # fmt: skip
                 if trace is not None:
@@ -348,48 +318,6 @@ class MlaProlog:
         finally:
             self._memory.append(memory)
         return call.out
-
-    def _check_inputs(self, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache) -> Array:
-        d = self.dims
-        check.check_array("x", x, (BF16,), (None, d.hidden_size))
-        t = x.shape[0]
-        check.check_array("cos", cos, (BF16,), (t, d.qk_rope_head_dim))
-        check.check_array("sin", sin, (BF16,), (t, d.qk_rope_head_dim))
-        if not isinstance(cache, PagedCache):
-            raise TypeError(f"cache: expected PagedCache, got {type(cache).__name__}")
-        if cache.quantized != self.quantized:
-            kinds = ("bfloat16", "int8")
-            raise TypeError(
-                f"kv_cache: expected dtype {kinds[self.quantized]} for quant {self.weights.quant!r}, "
-                f"got {kinds[cache.quantized]}"
-            )
-        for name, array, width in (("kv_cache", cache.kv, d.kv_lora_rank), ("kr_cache", cache.kr, d.qk_rope_head_dim)):
-            if array.shape[-1] != width:
-                raise ValueError(f"{name}: expected rows of {width} elements, got {array.shape[-1]}")
-        for name, array in cache.arrays().items():
-            check.check_writable(name, array)
-        if self.check_finite:
-            check.check_finite("x", x)
-        return _slots(cache, cache_index, t)
-
-    def _check_output(self, out: PrologOutput, t: int) -> dict[str, Array]:
-        d = self.dims
-        if not isinstance(out, PrologOutput):
-            raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")
-        wanted: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
-            "query_nope": (BF16, (t, d.num_attention_heads, d.kv_lora_rank)),
-            "query_rope": (BF16, (t, d.num_attention_heads, d.qk_rope_head_dim)),
-            "q_norm": (INT8 if self.quantized else BF16, (t, d.q_lora_rank)),
-        }
-        if self.quantized:
-            wanted["q_norm_scale"] = (FP32, (t, 1))
-        elif out.q_norm_scale is not None:
-            raise ValueError("out.q_norm_scale: expected None where w_uq_qr is not quantised, got an array")
-        arrays = {}
-        for name, (dtype, shape) in wanted.items():
-            arrays[f"out.{name}"] = check.check_array(f"out.{name}", getattr(out, name), (dtype,), shape)
-            check.check_writable(f"out.{name}", arrays[f"out.{name}"])
-        return arrays
 
     def _take_memory(self, plan: PrologPlan) -> Memory:
         """Working memory that no other thread holds: one kept from an earlier call, or a new one if too small."""
@@ -403,18 +331,3 @@ class MlaProlog:
 def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, settings: dict[str, Any]) -> MlaProlog:
     settings["n_threads"] = min(settings["n_threads"], max_threads())
     return cls(weights, phase, **settings)
-
-
-def _slots(cache: PagedCache, cache_index: Array | None, t: int) -> Array:
-    """The slot of each of t tokens, int64 (t,)."""
-    mode = cache.cache_mode
-    if cache.row_slots is None:
-        if cache_index is None:
-            raise TypeError(f"cache_index: expected a NumPy array with a {mode} cache, got NoneType")
-        return check.check_slots(cache_index, t, cache.capacity)
-    if cache_index is not None:
-        kind = type(cache_index).__name__
-        raise ValueError(f"cache_index: expected None with a {mode} cache, where token t writes row t, got {kind}")
-    if t > cache.capacity:
-        raise ValueError(f"x: expected at most {cache.capacity} tokens, the rows of the {mode} cache, got {t}")
-    return cache.row_slots[:t]

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["aligned_empty", "as_bits", "unlocked"]
+__all__ = ["UINT16", "aligned_empty", "as_bits", "unlocked"]
 
+UINT16 = np.dtype(np.uint16)  # the type itself, as an argument, takes NumPy longer
 _LINE_BYTES = 64
 
 
@@ -25,7 +26,7 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 def as_bits(array: NDArray[Any]) -> NDArray[Any]:
     """A bf16 array, only to be read, as uint16 bits."""
-    return unlocked(array.view(np.uint16))
+    return unlocked(array.view(UINT16))
 
 
 class _Alias:

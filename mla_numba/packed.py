@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ._checks import BF16, Array
+from ._checks import BF16, Array, check_epsilon, expect_type
 from .array_file import read_arrays, write_arrays
 from .dims import MlaDims
 from .kernels import ISA, packing, simd, tile
 from .memory import aligned_empty, unlocked
+from .packed_facts import FACTS, PRODUCTS, check_mode, gemm_sizes, is_vector, read_facts
 
 if TYPE_CHECKING:
     from .weights import MlaWeights
@@ -25,9 +26,7 @@ _LEAST_CHUNK = 1 << 18
 # To be raised where the order changes in which `kernels.packing` writes panels, for the same NR, KR and offset: files
 # of packed weights of the old order are then refused.
 _PANEL_ORDER = 1
-_PRODUCTS = ("down", "up", "uk")
 _PARTS = ("panels", "offset", "col_scale")
-_FACTS = ("kp", "n_parts", "least_magnitude")
 _VECTORS = ("gamma_cq", "gamma_ckv", "smooth_scales_cq")
 
 
@@ -65,7 +64,7 @@ class PackedGemm:
 
     def as_argument(self) -> tile.Product:
         """As the kernels take it."""
-        panels, offset, col_scale = map(unlocked, (self.panels, self.offset, self.col_scale))
+        panels, offset, col_scale = (unlocked(a.view()) for a in (self.panels, self.offset, self.col_scale))
         return tile.Product(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
@@ -85,11 +84,39 @@ class PackedWeights:
     epsilon_ckv: np.float32
 
     def arguments_for(self, numerics: str) -> tuple[tile.Product, tile.Product, tile.Product, tile.Vectors]:
-        """As the kernels take them for either numerics, "pypto" or "cann"."""
-        gamma_cq, gamma_ckv, smooth = map(unlocked, (self.gamma_cq, self.gamma_ckv, self.smooth_scales_cq))
+        """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
+        gamma_cq, gamma_ckv, smooth = (unlocked(getattr(self, name).view()) for name in _VECTORS)
         d, cann = self.dims.qk_nope_head_dim, numerics == "cann"
         vectors = tile.Vectors(gamma_cq, gamma_ckv, smooth, self.epsilon_cq, self.epsilon_ckv, d, cann)
         return self.down.as_argument(), self.up.as_argument(), self.uk.as_argument(), vectors
+
+    def check(self, source: str = "weights") -> None:
+        """Raises unless every array has the type and size that dims and quant give, on which the kernels rely.
+
+        `TypeError` for a field of another type, else `ValueError`; `source` begins the message.
+        """
+        try:
+            check_mode(self.dims, self.quant)
+            for name in ("epsilon_cq", "epsilon_ckv"):
+                if type(getattr(self, name)) is not np.float32:
+                    raise TypeError(f"{name}: expected np.float32, got {type(getattr(self, name)).__name__}")
+                check_epsilon(name, getattr(self, name))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{source}.{error}") from None
+        fits = {}
+        for name, size in gemm_sizes(self.dims, self.quant).items():
+            gemm: PackedGemm = getattr(self, name)
+            expect_type(f"{source}.{name}", gemm, PackedGemm)
+            fits[name] = size.fits(gemm)
+        q_rank = self.dims.q_lora_rank
+        fits["gamma_cq"] = is_vector(self.gamma_cq, "float32", q_rank)
+        fits["gamma_ckv"] = is_vector(self.gamma_ckv, "float32", self.dims.kv_lora_rank)
+        fits["smooth_scales_cq"] = is_vector(self.smooth_scales_cq, "float32", 0, *[q_rank] * ("b" in self.quant))
+        for name, fit in fits.items():
+            if not fit:
+                raise ValueError(
+                    f"{source}: expected {name} of the size and type that dims and quant give, got another"
+                )
 
     @property
     def nbytes(self) -> int:
@@ -99,9 +126,10 @@ class PackedWeights:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file that `load` maps; an older file of that name is replaced once the new one is whole.
 
-        Raises `OSError` where the folder cannot be written.
+        Of a symbolic link, what it names is replaced. Raises `OSError` where the folder or the older file cannot be
+        written, `ValueError` where `path` is no regular file: a device, a FIFO.
         """
-        gemms = {name: getattr(self, name) for name in _PRODUCTS}
+        gemms = {name: getattr(self, name) for name in PRODUCTS}
         arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in gemms.items() for part in _PARTS}
         arrays |= {name: getattr(self, name) for name in _VECTORS}
         arrays = {name: array for name, array in arrays.items() if array.size}
@@ -110,7 +138,7 @@ class PackedWeights:
             "packing": _packing(),
             "dims": asdict(self.dims),
             "quant": self.quant,
-            "gemms": {name: {fact: getattr(gemm, fact) for fact in _FACTS} for name, gemm in gemms.items()},
+            "gemms": {name: {fact: getattr(gemm, fact) for fact in FACTS} for name, gemm in gemms.items()},
             "epsilon_cq": float(self.epsilon_cq),
             "epsilon_ckv": float(self.epsilon_ckv),
         }
@@ -128,37 +156,43 @@ class PackedWeights:
         them all. The file must not be changed in place while it is in use; to replace it is fine.
 
         Raises `OSError` where the file cannot be read, `ValueError` naming it where it is no such file, of another
-        format version, truncated or corrupted, or packed for another instruction set's panels.
+        format version, truncated or corrupted, packed for another instruction set's panels, or where a field of its
+        header is wrong: a file that somebody else made is read nowhere outside of it. What its numbers are worth, only
+        who made it knows.
         """
-        facts, arrays = read_arrays(path, verify)
-        _check_packing(path, facts["packing"], facts["isa"])
+        found, arrays = read_arrays(path, verify)
+        facts = read_facts(str(path), found)
+        _check_packing(path, facts.packing, facts.isa)
+        known = {*_VECTORS, *(f"{name}.{part}" for name in PRODUCTS for part in _PARTS)}
+        for name, array in arrays.items():
+            if name not in known or not array.size:
+                raise ValueError(f"{path}: expected arrays of packed weights, got {name[:40]} of shape {array.shape}")
+        nothing = PackedGemm.nothing()
 
         def product(name: str) -> PackedGemm:
-            offset = arrays.get(f"{name}.offset", np.zeros(0, np.int32))
-            col_scale = arrays.get(f"{name}.col_scale", np.zeros(0, np.float32))
-            return PackedGemm(arrays[f"{name}.panels"], offset, col_scale, **facts["gemms"][name])
+            panels, offset, col_scale = (arrays.get(f"{name}.{part}", getattr(nothing, part)) for part in _PARTS)
+            return PackedGemm(panels, offset, col_scale, **facts.gemms[name])
 
+        gamma_cq, gamma_ckv, smooth = (arrays.get(name, nothing.col_scale) for name in _VECTORS)
         weights = cls(
-            dims=MlaDims(**facts["dims"]),
-            quant=facts["quant"],
+            dims=facts.dims,
+            quant=facts.quant,
             down=product("down"),
             up=product("up"),
             uk=product("uk"),
-            gamma_cq=arrays["gamma_cq"],
-            gamma_ckv=arrays["gamma_ckv"],
-            smooth_scales_cq=arrays.get("smooth_scales_cq", np.zeros(0, np.float32)),
-            epsilon_cq=np.float32(facts["epsilon_cq"]),
-            epsilon_ckv=np.float32(facts["epsilon_ckv"]),
+            gamma_cq=gamma_cq,
+            gamma_ckv=gamma_ckv,
+            smooth_scales_cq=smooth,
+            epsilon_cq=facts.epsilon_cq,
+            epsilon_ckv=facts.epsilon_ckv,
         )
-        for name, fits in _fitting(weights).items():
-            if not fits:
-                raise ValueError(f"{path}: expected {name} of the size and type that dims and quant give, got another")
+        weights.check(str(path))
         return weights
 
 
 def _unpickled(packing: dict[str, int], isa: str, values: dict[str, Any]) -> PackedWeights:
     _check_packing("PackedWeights", packing, isa)
-    for name in _PRODUCTS:
+    for name in PRODUCTS:
         gemm: PackedGemm = values[name]
         panels = aligned_empty(gemm.panels.shape, gemm.panels.dtype)
         panels[...] = gemm.panels
@@ -323,36 +357,4 @@ def _check_packing(source: str | os.PathLike[str], packing: dict[str, int], isa:
 
 
 def _as_text(packing: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in packing.items())
-
-
-def _fitting(weights: PackedWeights) -> dict[str, bool]:
-    """Of each array that kernels read without a check: whether it has the size and the type that they rely on."""
-    d, quant = weights.dims, weights.quant
-
-    def fits(gemm: PackedGemm, k: int, quantised: bool, n_parts: int, *columns: tuple[int, int]) -> bool:
-        """Of (batch, n) columns each."""
-        kr = simd.KR_INT8 if quantised else simd.KR_BF16
-        kp = n_parts * -(-(k // n_parts) // kr) * kr
-        n = sum(batch * -(-n // simd.NR) for batch, n in columns) * simd.NR
-        return (
-            (gemm.kp, gemm.n_parts) == (kp, n_parts)
-            and _is_vector(gemm.panels, "int8" if quantised else "uint16", n * kp)
-            and _is_vector(gemm.offset, "int32", n if quantised else 0)
-            and _is_vector(gemm.col_scale, "float32", n if quantised else 0)
-        )
-
-    heads, is_int8_down = d.num_attention_heads, "a" in quant
-    down = ((1, d.q_lora_rank), (1, d.kv_a_dim))
-    return {
-        "down": fits(weights.down, d.hidden_size, is_int8_down, 1 if is_int8_down else 2, *down),
-        "up": fits(weights.up, d.q_lora_rank, "b" in quant, 1, (heads, d.q_head_dim)),
-        "uk": fits(weights.uk, d.qk_nope_head_dim, False, 1, (heads, d.kv_lora_rank)),
-        "gamma_cq": _is_vector(weights.gamma_cq, "float32", d.q_lora_rank),
-        "gamma_ckv": _is_vector(weights.gamma_ckv, "float32", d.kv_lora_rank),
-        "smooth_scales_cq": _is_vector(weights.smooth_scales_cq, "float32", 0, d.q_lora_rank),
-    }
-
-
-def _is_vector(array: Array, dtype: str, *lengths: int) -> bool:
-    return array.dtype == np.dtype(dtype) and array.ndim == 1 and len(array) in lengths
+    return ", ".join(f"{name} {value}" for name, value in packing.items())[:200]

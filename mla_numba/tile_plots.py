@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .output_file import output_file
 from .tile_sweep import Row
 
 __all__ = ["draw_all", "heat_axes"]
@@ -44,7 +45,8 @@ def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], titl
     for figure, name in drawn:
         figure.suptitle(f"{figure.get_suptitle()}\n{title}", fontsize=11)
         paths.append(folder / name)
-        figure.savefig(paths[-1])
+        with output_file(paths[-1]) as file:
+            figure.savefig(file, format="png")
     return paths
 
 

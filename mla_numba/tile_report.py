@@ -6,12 +6,14 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Column, Table
 
+from .output_file import write_text
 from .tile_sweep import Row
 
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
@@ -21,19 +23,20 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A line for each row; the settings are columns of their own, lists and mappings as JSON."""
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     own = [f.name for f in fields(Row) if f.name not in ("settings", "plan")]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*own[:3], *names, *own[3:], "plan"])
-        for row in rows:
-            values = [getattr(row, name) for name in own]
-            settings = [_cell(row.settings[name]) if name in row.settings else "" for name in names]
-            plan = row.plan.splitlines()[0] if row.plan else ""
-            writer.writerow([*values[:3], *settings, *("" if v is None else v for v in values[3:]), plan])
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*own[:3], *names, *own[3:], "plan"])
+    for row in rows:
+        values = [getattr(row, name) for name in own]
+        settings = [_cell(row.settings[name]) if name in row.settings else "" for name in names]
+        plan = row.plan.splitlines()[0] if row.plan else ""
+        writer.writerow([*values[:3], *settings, *("" if v is None else v for v in values[3:]), plan])
+    write_text(path, text.getvalue())
 
 
 def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Machine, versions and rates, what was swept, and every row with its whole plan."""
-    path.write_text(json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+    write_text(path, json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, pass_options
 
 from .contest import Arena, Contender, Pairs, quiet
+from .output_file import check_output, output_file
 from .tile_space import Candidate, holds
 
 __all__ = ["Effort", "Job", "Journal", "Row", "finals", "list_jobs", "run_job", "time_pairs", "with_limits"]
@@ -195,10 +195,11 @@ class Journal:
     """Results of a sweep as JSON lines: a header, then a row a line, each written whole as it comes.
 
     `spec` says what is swept. A journal of the same spec is continued, with its `facts` and rows; one of another spec
-    raises `ValueError`. A last line that was cut off is dropped.
+    raises `ValueError`, as does a path that is not a regular file. A last line that was cut off is dropped.
     """
 
     def __init__(self, path: Path, spec: Mapping[str, Any], facts: Callable[[], Mapping[str, Any]]) -> None:
+        check_output(path)
         self._path = path
         self.rows: dict[int, Row] = {}
         wanted = json.loads(json.dumps(spec))
@@ -215,10 +216,9 @@ class Journal:
         self._write()  # anew, so that nothing follows on a line that was cut off
 
     def _write(self) -> None:
-        beside = self._path.with_suffix(".part")
         texts = [{"spec": self._spec, "facts": self.facts}, *map(asdict, self.rows.values())]
-        beside.write_text("".join(json.dumps(text) + "\n" for text in texts), encoding="utf-8")
-        os.replace(beside, self._path)
+        with output_file(self._path) as file:
+            file.write("".join(json.dumps(text) + "\n" for text in texts).encode())
 
     def change_facts(self, changes: Mapping[str, Any]) -> None:
         """Keeps other values of some facts."""

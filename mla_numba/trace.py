@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ._checks import Array
 from .kernels import tile
+from .output_file import write_text
 
 __all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
 
@@ -94,7 +95,8 @@ class Trace:
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span.
 
-        Times are microseconds from the call's begin on. Raises `OSError` where the file cannot be written.
+        Times are microseconds from the call's begin on. A FIFO or a terminal is written into. Raises `OSError` where
+        the file cannot be written, `ValueError` for another kind of file.
         """
         start = min((tile.begin_ns for tile in self.tiles), default=0)
         events = [
@@ -111,4 +113,4 @@ class Trace:
             for tile in self.tiles
             for span in tile.spans
         ]
-        Path(path).write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))
+        write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))

@@ -33,7 +33,7 @@ __all__ = ["MlaWeights"]
 QUANT_MODES = ("none", "a", "b", "ab")
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class MlaWeights:
     """Weights in ND layout, C order.
 
@@ -52,8 +52,9 @@ class MlaWeights:
     | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
 
     Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
-    `quantization` is the error report of weights that `quantize` made, None for others. Raises `TypeError` or
-    `ValueError` naming the first field that does not fit the others.
+    `quantization` is the error report of weights that `quantize` made, None for others. Fields cannot be assigned;
+    `dataclasses.replace` makes weights with other fields. Raises `TypeError` or `ValueError` naming the first field
+    that does not fit the others.
 
     Examples:
         >>> import mla_numba as mla
@@ -125,7 +126,7 @@ class MlaWeights:
     def _take_vector(self, name: str, n: int) -> None:
         value = getattr(self, name)
         if value is not None:
-            setattr(self, name, check_vector(name, value, FP32, n))
+            object.__setattr__(self, name, check_vector(name, value, FP32, n))
 
     @property
     def quant(self) -> str:
@@ -209,12 +210,13 @@ class MlaWeights:
                 )
                 changes |= {name: codes, f"dequant_scale_{name}": scale}
         result = replace(self, **changes)  # type: ignore[arg-type]
-        result.quantization = QuantizationReport(errors)
+        object.__setattr__(result, "quantization", QuantizationReport(errors))
         return result
 
     def pack(self, n_threads: int | None = None) -> PackedWeights:
         """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
-        `n_threads`: at most Numba's thread count, which is the default.
+        `n_threads`: at most Numba's thread count, which is the default. Raises what the class raises where an array was
+        given another shape or dtype in place meanwhile.
         """
-        return pack_weights(self, check_threads("n_threads", n_threads, max_threads()))
+        return pack_weights(replace(self), check_threads("n_threads", n_threads, max_threads()))

@@ -116,9 +116,9 @@ def run_prolog(weights, t, side, *, cache_mode="PA_BSND", strided=False, fp16=Fa
     cache = placed_cache(guards, cache, strided)
     given = Inputs(*(guards.copy(a, n) for n, a in inputs._asdict().items()))
     with guarded_allocations(guards):
-        prolog = MlaProlog(placed_weights(guards, weights), n_threads=threads, tile_config=config)
         # Copies of the packed weights end at their page even where an allocation's alignment would not let them.
-        prolog.weights = guards.fields(prolog.weights)
+        packed_weights = guards.fields(placed_weights(guards, weights).pack(threads))
+        prolog = MlaProlog(packed_weights, n_threads=threads, tile_config=config)
     out = placed_output(out_guards, prolog, t)
     with guarded_allocations(guards):
         prolog(*given, cache, out)
@@ -185,7 +185,8 @@ def too_short(name):
     if name in ("down", "up", "uk"):
         product = getattr(prolog.weights, name)
         short = replace(product, panels=guards.copy(product.panels[: -len(product.panels) // 4]))
-        prolog.weights = replace(prolog.weights, **{name: short})
+        # A prolog refuses such weights, so they are put behind its back.
+        prolog.__dict__["_arguments"] = replace(prolog.weights, **{name: short}).arguments_for("pypto")
     elif name.removesuffix("_cache") in call.caches._fields:
         field = name.removesuffix("_cache")
         flat = getattr(call.caches, field)
@@ -194,7 +195,8 @@ def too_short(name):
         array = getattr(call.tokens, name)
         short = guards.copy(array.reshape(-1)[:-1])
         short = np.lib.stride_tricks.as_strided(short, array.shape, array.strides)
-        call = call._replace(tokens=call.tokens._replace(**{name: short}))
+        # Without a cache_index of the caller's, the slots are not copied anew.
+        call = call._replace(tokens=call.tokens._replace(**{name: short}), cache_index=None)
     yield f"{name} is too short", lambda: prolog.run(call)
 
 

@@ -162,14 +162,6 @@ class TestWhatIsRefused:
 
 
 class TestNoAllocation:
-    def test_slots_are_made_with_the_cache(self, cache_mode):
-        cache = make_rows(DIMS, True, cache_mode)
-        prolog = MlaProlog(make_weights(DIMS, "b"))
-        first, second = (prolog.bind(*inputs_without_index(DIMS, t), cache).tokens.cache_index for t in (48, 7))
-        assert np.shares_memory(first, second)
-        assert (first.tolist(), second.tolist()) == (list(range(48)), list(range(7)))
-        assert first.dtype == np.int64
-
     def test_a_call_takes_no_more_memory_than_a_paged_one(self, cache_mode):
         t = 2000
         dims = MlaDims(2, 1, 4, 4, 1, 2)

@@ -1,6 +1,7 @@
 """The reference operator's public names, with its order of arguments, on NumPy arrays and on packed weights."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,7 +136,7 @@ class TestEntryPoints:
 
     def test_keywords_and_defaults(self, name):
         case = Case("b")
-        case.weights.epsilon_cq = case.weights.epsilon_ckv = 1e-5
+        case.weights = replace(case.weights, epsilon_cq=1e-5, epsilon_ckv=1e-5)
         inputs = (case.arguments[n] for n in ("token_x", "cos", "sin", "cache_index"))
         case.want = reference_run(case.weights, *inputs, case.source)
         assert ENTRIES[name](**{n: case.arguments[n] for n in ARGUMENTS[:21]}) is None
@@ -266,7 +267,7 @@ def scales_by_slot(case):
 
 def test_packed_weights_take_the_epsilons_of_the_call():
     case = Case("b", packed=True)
-    case.weights.epsilon_cq, case.weights.epsilon_ckv = 0.25, 0.75
+    case.weights = replace(case.weights, epsilon_cq=0.25, epsilon_ckv=0.75)
     inputs = (case.arguments[n] for n in ("token_x", "cos", "sin", "cache_index"))
     case.want = reference_run(case.weights, *inputs, case.source)
     case.assert_computes(mla.mla_prolog_quant_compute, epsilon_cq=0.25, epsilon_ckv=0.75)

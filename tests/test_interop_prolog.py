@@ -45,6 +45,14 @@ class TestBits:
         assert case.prolog(*case.call, out) is out
         assert_is_reference(out, case.cache, want)
 
+    def test_the_prolog_of_a_module_cannot_be_assigned(self):
+        """The operator would go on with the one that it was made with."""
+        case, other = make_case(), make_case("none")
+        with pytest.raises(AttributeError, match=r"^prolog: expected to stay as the module was made"):
+            case.prolog.prolog = other.prolog.prolog
+        want = case.reference()
+        assert_is_reference(case.prolog(*case.call), case.cache, want)
+
     def test_int32_slots(self):
         case = make_case()
         want = case.reference()

@@ -144,6 +144,8 @@ def _load(key: Key) -> dict[str, Any] | None:
 def _save(key: Key, entry: dict[str, Any]) -> Path:
     path = _path(key)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: expected a regular file or none, got another kind")
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .._checks import BF16, FP32, Array, dtype_text
+from ..output_file import output_file
 from .kinds import Kind
 from .torch_file import save_tensor
 
@@ -72,13 +73,14 @@ def as_kind(array: Array, label: str, kinds: Iterable[Kind]) -> Array:
 
 def write_array(path: Path, array: Array) -> None:
     """Writes an array in the form that the path's suffix says."""
-    if path.suffix == ".npy":
-        np.save(path, array, allow_pickle=False)
-    elif path.suffix == ".pt":
-        save_tensor(path, array)
-    else:
-        bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")
-        bits.astype(f"<u{array.itemsize}", copy=False).tofile(path)
+    with output_file(path) as file:
+        if path.suffix == ".npy":
+            np.save(file, array, allow_pickle=False)
+        elif path.suffix == ".pt":
+            save_tensor(file, array)
+        else:
+            bits = np.ascontiguousarray(array).view(f"u{array.itemsize}")
+            bits.astype(f"<u{array.itemsize}", copy=False).tofile(file)
 
 
 def _rounded(label: str, array: Array) -> Array:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..json_file import read_object
+from ..output_file import write_text
 
 __all__ = ["MARK_FILE", "GoldenMark"]
 
@@ -40,7 +41,7 @@ class GoldenMark:
     def write(self, folder: Path) -> None:
         """Leaves the mark in a folder."""
         text = json.dumps({"sha256": self.digests}, indent=1) + "\n"
-        (folder / MARK_FILE).write_text(text, encoding="utf-8")
+        write_text(folder / MARK_FILE, text)
 
     def is_as_written(self, folder: Path, path: Path) -> bool:
         """Whether a file of the folder, by its path in it, is a golden that nobody has replaced since."""

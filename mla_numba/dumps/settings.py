@@ -9,8 +9,9 @@ from typing import Any
 
 from .._checks import check_choice, check_epsilon, check_flag, check_int
 from ..cache import CACHE_MODES
-from ..dims import MAX_DIM, MlaDims
+from ..dims import MlaDims
 from ..json_file import read_object
+from ..model_config import MAX_DIM
 from ..reference import NUMERICS
 
 __all__ = ["SETTINGS_FILE", "DumpSettings", "dump_settings"]

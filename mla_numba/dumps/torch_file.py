@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -50,13 +50,13 @@ def load_tensors(path: Path, label: str) -> dict[str | None, Array]:
     return found
 
 
-def save_tensor(path: Path, array: Array) -> None:
+def save_tensor(file: BinaryIO, array: Array) -> None:
     """Writes an array as one tensor."""
-    torch = import_torch(str(path))
+    torch = import_torch("file_format")
     array = np.ascontiguousarray(array)
     bits = array.view(np.int16) if array.dtype == BF16 else array
     tensor = torch.from_numpy(bits)
-    torch.save(tensor.view(torch.bfloat16) if array.dtype == BF16 else tensor, path)
+    torch.save(tensor.view(torch.bfloat16) if array.dtype == BF16 else tensor, file)
 
 
 def _load(torch: Any, path: Path, label: str) -> Any:

@@ -17,6 +17,7 @@ from ..cache import PagedCache
 from ..dims import MlaDims
 from ..inputs import random_inputs
 from ..layouts import to_fractal_nz
+from ..output_file import write_text
 from ..verify import reference_run
 from ..weights import MlaWeights
 from .elements import write_array
@@ -78,7 +79,7 @@ def write_dump(
             write_array(path, arrays[name])
             finished(name)
         begun.append(folder / SETTINGS_FILE)
-        begun[-1].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_text(begun[-1], json.dumps(content, indent=1) + "\n")
         begun.append(folder / MARK_FILE)
         GoldenMark.of(folder, [path for name, path in paths.items() if name in OUTPUTS]).write(folder)
     except BaseException:

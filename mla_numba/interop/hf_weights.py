@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -91,8 +91,7 @@ class AttentionPart:
             pairs = getattr(attention.config, "rope_interleave", True)  # DeepSeek-V3.2 knows no other order
             with torch.no_grad():
                 layer = read_attention(_Parameters(attention), self.dims, self.v_head_dim, epsilon_cq, pairs)
-        layer.weights.epsilon_cq, layer.weights.epsilon_ckv = epsilon_cq, epsilon_ckv
-        return layer
+        return layer._replace(weights=replace(layer.weights, epsilon_cq=epsilon_cq, epsilon_ckv=epsilon_ckv))
 
     def free(self) -> None:
         """Gives up the memory of the projections and norms that `load` read."""

@@ -54,6 +54,11 @@ class TorchProlog(torch.nn.Module):
         self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
         self._take_handle()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "prolog" and name in self.__dict__:  # the handle would go on meaning the former
+            raise AttributeError("prolog: expected to stay as the module was made, got an assignment")
+        super().__setattr__(name, value)
+
     def _take_handle(self) -> None:
         # What `forward` needs, so that a compiler need not look into the prolog. Not a buffer, which `.to` would move.
         self._handle = make_handle(self.prolog)
