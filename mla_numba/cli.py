@@ -263,8 +263,8 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
     """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
 
-    MlaProlog.load maps the file. An older file is replaced once the new one is complete; of a symbolic link its target is
-    replaced, and anything but a regular file is refused. Needs the extra hf.
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
+    its target. Anything but a regular file is refused. Needs the extra hf.
     """
     try:
         check_output(out)

@@ -286,8 +286,8 @@ class MlaProlog:
     def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
         """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
 
-        Any prolog of the same dimensions and mode may run it, such as another layer's, and computes with its own weights
-        and numerics. `most_threads` lowers the number of threads of this run.
+        Any prolog of the same dimensions and mode may run it, such as another layer's, and computes with its own
+        weights and numerics. `most_threads` lowers the number of threads of this run.
 
         Raises `TypeError` if `call` is not a bound call, `ValueError` if a prolog of other dimensions or another mode
         bound it, or for a slot outside the cache; nothing is written then. `check_finite` checked the hidden states in
