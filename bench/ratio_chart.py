@@ -49,6 +49,7 @@ STYLE = """\
       text { fill: #e6edf3; }
       .small { fill: #9198a1; }
       .ours { stroke: #e6edf3; }
+      .P2p { fill: #a5daf7; }
       .P3w { fill: #3d8fd1; }
     }"""
 

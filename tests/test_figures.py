@@ -30,6 +30,12 @@ def test_each_figure_has_a_place():
         assert len(re.findall(rf"<!-- {name} -->", text)) == len(re.findall(rf"<!-- /{name} -->", text)) >= 1, name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_no_place_within_a_sentence_begins_a_line(page):
+    """A line that begins with a comment is a block of HTML and cuts the sentence in two."""
+    assert re.findall(r"^<!-- \w+ -->.+", (ROOT / page).read_text(encoding="utf-8"), flags=re.M) == []
+
+
 def test_another_ratio_is_another_chart_and_other_pages():
     changed = copy.deepcopy(RUN)
     for result in changed["results"]:
