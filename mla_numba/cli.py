@@ -198,7 +198,7 @@ def plan(
 
 
 @main.command()
-@click.option("--measure", is_flag=True, help="Measure what 1 to --threads threads reach: some seconds a thread.")
+@click.option("--measure", is_flag=True, help="Measure the rates of 1 to --threads threads; some seconds for each.")
 @threads_option
 @json_option
 @click.pass_context
@@ -256,7 +256,7 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write.")
 @click.option(
     "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
-    help="What becomes int8: a the down projections, b the up projection and the cache.",
+    help="int8 parts: a for the down-projections, b for the up-projection and the cache.",
 )  # fmt: skip
 @threads_option
 @json_option

@@ -37,7 +37,7 @@ _TUNABLES = {
 @click.command()
 @click.option("--tokens", metavar="T,...", help="Only these numbers of tokens, of 1,8,32,128,512.")
 @click.option("--weights", type=click.Choice(["cold", "warm"]), help="Only with weights cold, or only warm.")
-@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be given again.")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be repeated.")
 @click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
 @click.option("--slow", is_flag=True, help="Also time the first call on an empty kernel cache: half a minute.")
 @click.option("--tiny", is_flag=True, help="Small dimensions, to try the command itself.")
@@ -45,12 +45,14 @@ _TUNABLES = {
 @threads_option
 @click.option(
     "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("mla-numba-bench.html"),
-    show_default=True, help="The page.",
+    show_default=True, help="HTML file to write.",
 )  # fmt: skip
-@click.option("--json", "save", type=click.Path(dir_okay=False, path_type=Path), help="Keep pytest-benchmark's JSON.")
+@click.option(
+    "--json", "save", type=click.Path(dir_okay=False, path_type=Path), help="Also write pytest-benchmark's JSON."
+)
 @click.option(
     "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Run nothing; make the page of JSON that was kept.",
+    help="Run nothing; make the page from such JSON.",
 )  # fmt: skip
 @click.pass_context
 def bench(

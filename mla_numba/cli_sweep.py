@@ -124,9 +124,9 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
     "--where",
     multiple=True,
     metavar="EXPRESSION",
-    help="Try only what meets this, such as 'down_mc % 12 == 0'; also t, mr and nr may be named.",
+    help="Try only candidates for which this holds, such as 'down_mc % 12 == 0'; it may also name t, mr and nr.",
 )
-@click.option("--base", type=click.Choice(PRESETS), help="Preset whose other fields are kept.")
+@click.option("--base", type=click.Choice(PRESETS), help="Preset that gives the other fields.")
 @click.option("--presets", is_flag=True, help="Sweep the reference operator's six presets instead.")
 @click.option(
     "--npuarch",
@@ -143,9 +143,13 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
     help="Phase: with fields of MlaTileConfig it decides the scheduling settings.",
 )
 @layer_options
-@click.option("--pairs", type=click.IntRange(3), default=7, show_default=True, help="Least pairs of calls a candidate.")
+@click.option(
+    "--pairs", type=click.IntRange(3), default=7, show_default=True, help="Fewest pairs of calls for a candidate."
+)
 @weight_sets_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the order.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and the order."
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -153,7 +157,7 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
     show_default=True,
     help="Folder for journal, CSV, JSON and pictures.",
 )
-@click.option("--restart", is_flag=True, help="Begin anew where the folder holds a sweep.")
+@click.option("--restart", is_flag=True, help="Start again if the folder holds a sweep.")
 @click.option("--no-plot", is_flag=True, help="Draw no pictures.")
 @click.pass_context
 def sweep(
@@ -236,7 +240,7 @@ def sweep(
                 "no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again"
             )
     if interrupted:
-        click.echo(f"interrupted: {len(jobs) - len(rows)} candidates are left; the same command goes on")
+        click.echo(f"interrupted: {len(jobs) - len(rows)} candidates are left; give the same command again to continue")
         ctx.exit(130)
     if any(row.status == "wrong" for row in rows):
         ctx.exit(1)
@@ -253,7 +257,7 @@ def _journal(out: Path, spec: dict[str, Any], restart: bool, n_threads: int) -> 
     except OSError as error:
         raise click.ClickException(f"--out: expected a folder that can be written, got {error}") from None
     except ValueError as error:
-        raise click.ClickException(f"{error}; give --restart to begin anew, or another --out") from None
+        raise click.ClickException(f"{error}; give --restart to start again, or another --out") from None
 
 
 def _sweep(

@@ -35,12 +35,14 @@ __all__ = ["tune"]
     type=click.FloatRange(0, min_open=True),
     default=120,
     show_default=True,
-    help="Seconds of searching in all, shared by the numbers of tokens.",
+    help="Seconds of search in all, divided among the numbers of tokens.",
 )
 @layer_options
 @weight_sets_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and the search.")
-@click.option("--dry-run", is_flag=True, help="Keep nothing.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and the search."
+)
+@click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
 @json_option
 def tune(
     tokens: tuple[int, ...],
@@ -99,7 +101,7 @@ def tune(
     console = Console()
     console.print(_table(outcomes))
     where = "nothing was kept (--dry-run)" if dry_run else f"kept in {store.store_folder()} ({store.FOLDER_VARIABLE})"
-    click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned take what is kept')
+    click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned use what is kept')
 
 
 def _table(outcomes: list[Outcome]) -> Table:
