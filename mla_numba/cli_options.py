@@ -120,7 +120,13 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
 )
 layer_options = _options(
-    click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="int8 parts, see run."),
+    click.option(
+        "--quant",
+        type=click.Choice(QUANT_MODES),
+        default="b",
+        show_default=True,
+        help="int8 parts, as in mla-numba run.",
+    ),
     click.option(
         "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
         help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
