@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mla_numba.tolerance import TOLERANCES as BY_DTYPE
-from mla_numba.tolerance import Tolerance, tolerance_of
+from mla_numba.oracle.tolerance import TOLERANCES as BY_DTYPE
+from mla_numba.oracle.tolerance import Tolerance, tolerance_of
 
 __all__ = ["TOLERANCES", "Agreement", "check_agreement", "compare_within"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from product_cases import ProductCases
 from prolog_cases import PrologCases
 from rotation import STATES
 from suite import TOKENS, Suite, settings, threading_layer, versions
+
+SKIPPED = pytest.StashKey[dict[str, None]]()  # each reason once, in order
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,9 +77,22 @@ def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, A
     return settings(config.getoption("tiny"))
 
 
-def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Add what may differ between runs that are compared."""
-    output_json["mla_numba"] = {"versions": versions(), "threading_layer": threading_layer()}
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep why benches are skipped."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        item.config.stash.setdefault(SKIPPED, {})[reason] = None
+    return report
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Add what may differ between runs that are compared, and what was left out."""
+    left_out = list(config.stash.get(SKIPPED, {}))
+    output_json["mla_numba"] = {
+        "versions": versions(), "threading_layer": threading_layer(), "left_out": left_out,
+    }  # fmt: skip
 
 
 def pytest_benchmark_group_stats(benchmarks: list[dict[str, Any]], group_by: str) -> Any:

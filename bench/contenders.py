@@ -10,9 +10,9 @@ import numpy as np
 from agreement import check_agreement
 
 import mla_numba as mla
-from mla_numba.inputs import Inputs, random_inputs
-from mla_numba.reference import ReferenceOutput
-from mla_numba.verify import check_output, poison
+from mla_numba.oracle.bits import check_output, poison
+from mla_numba.oracle.inputs import Inputs, random_inputs
+from mla_numba.oracle.reference import ReferenceOutput
 
 __all__ = [
     "BLOCK_SIZE",
@@ -48,13 +48,14 @@ class DisagreementError(Exception):
 class Contender:
     """An implementation with one call a weight set, and how to read what the call of a set computes.
 
-    `made_of`: the plan or the operators, in a line.
+    `made_of`: the plan or the operators, in a line. `caveat`: what goes before the report of a result that is wrong.
     """
 
     name: str
     made_of: str
     calls: list[Call]
     read: Callable[[int], Outputs]
+    caveat: str = ""
 
 
 def make_inputs(dims: mla.MlaDims, t: int, seed: int, *, quantized: bool = True) -> tuple[Inputs, mla.PagedCache]:
@@ -102,11 +103,12 @@ def check_peer(contender: Contender, i: int, want: Outputs) -> None:
     beyond = check_agreement(contender.read(i), want)
     if beyond:
         t = len(want["q_norm"])
-        raise DisagreementError(f"{contender.name}, {t} tokens, weight set {i}: " + "; ".join(map(str, beyond)))
+        found = contender.caveat + "; ".join(map(str, beyond))
+        raise DisagreementError(f"{contender.name}, {t} tokens, weight set {i}: {found}")
 
 
 def torch_peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:
-    """The composition of that name; raises RuntimeError where this machine lacks an operator or a compiler."""
+    """The composition of that name; raises whatever PyTorch does where this machine lacks an operator or a compiler."""
     from peers import PEERS
     from torch_operators import as_torch, from_torch
 
@@ -125,7 +127,7 @@ def torch_peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs,
         return {name: from_torch(tensor) for name, tensor in tensors.items()}
 
     calls[0]()
-    return Contender(name, peer.chosen(), calls, read)
+    return Contender(name, peer.chosen(), calls, read, peer.caveat())
 
 
 def numpy_peer(weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mla_numba import MlaWeights, PagedCache, PrologOutput
-from mla_numba.inputs import Inputs
+from mla_numba.oracle.inputs import Inputs
 
 __all__ = ["prepare"]
 

@@ -14,13 +14,16 @@ import ml_dtypes
 import numpy as np
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
-from mla_numba.engine import MICRO_TILES, this_machine
-from mla_numba.inputs import Inputs
-from mla_numba.kernels import gemm, tile
-from mla_numba.kernels.simd import A_OFFSET
-from mla_numba.memory import aligned_empty, as_bits
-from mla_numba.packed import PackedGemm, pack_gemm
-from mla_numba.workspace import Memory, Prepared
+from mla_numba.base.memory import aligned_empty, as_bits
+from mla_numba.call.workspace import Memory, Prepared
+from mla_numba.kernels.micro.ukernel import A_OFFSET
+from mla_numba.kernels.sweeps.arguments import Caches, Layer, Norm, PairCut, Slots, Tokens, TokenTile
+from mla_numba.kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
+from mla_numba.kernels.sweeps.phase import DOWN, Team
+from mla_numba.kernels.sweeps.tile import prolog_tile
+from mla_numba.oracle.inputs import Inputs
+from mla_numba.prolog import MICRO_TILES, this_machine
+from mla_numba.weights.packed import PackedGemm, pack_gemm
 from tiling import PrologPlan, TilePlan, plan_prolog
 
 __all__ = ["Products", "down_product", "heads_plan", "heads_prologs", "heads_seconds", "key_product", "up_product"]
@@ -47,26 +50,23 @@ def _calls(
 ) -> list[Callable[[], None]]:
     """The first two phases of a tile, one call a weight: x packed, then both products, into y[0] and y[1]."""
     no_bits, no_queries = np.zeros((0, 2), np.uint16), np.zeros((0, 1, 1), np.uint16)
-    tokens = tile.Tokens(
+    tokens = Tokens(
         x=as_bits(x), cos=no_bits, sin=no_bits, cache_index=np.zeros(0, np.int64), query_nope=no_queries,
         query_rope=no_queries, q_norm=no_bits, q_norm_scale=np.zeros(0, np.float32),
     )  # fmt: skip
     layout, bits, no_vector = np.zeros(5, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.float32)
-    caches = tile.Caches(bits, layout, bits, layout, no_vector, layout)
-    nothing, zero = PackedGemm.nothing().as_argument(), np.float32(0)
-    vectors = tile.Vectors(no_vector, no_vector, no_vector, zero, zero, d=1, cann=False)
+    caches = Caches(Slots(bits, layout), Slots(bits, layout), Slots(no_vector, layout))
+    nothing, no_norm = PackedGemm.nothing().as_argument(), Norm(no_vector, np.float32(0), no_vector)
     q_a, kv_a = (part.view(np.uint16) for part in y)
-    blocks, buffers = prepared.blocks, prepared.buffers._replace(q_a=q_a, kv_a=kv_a)
+    cuts, buffers = prepared.cuts, prepared.buffers._replace(q_a=q_a, kv_a=kv_a)
+    tile, n = TokenTile(0, len(x), DOWN, False), cuts.n_workers
 
     def call_of(weight: PackedGemm) -> Callable[[], None]:
-        down = weight.as_argument()
+        layer = Layer(weight.as_argument(), nothing, nothing, no_norm, no_norm, qk_nope_head_dim=1, cann=False)
 
         def call() -> None:
             buffers.counters.fill(0)
-            tile.prolog_tile(
-                blocks.n_workers, tokens, caches, down, nothing, nothing, vectors, buffers, blocks, 0, len(x),
-                tile.DOWN, False,
-            )  # fmt: skip
+            prolog_tile(n, n, tokens, caches, layer, buffers, cuts, tile)
 
         return call
 
@@ -95,10 +95,11 @@ def key_product(x: Array, w_dkv_kr: Array, n_copies: int, n_threads: int) -> Pro
     tile_plan, memory = _planned(MlaDims(hidden, 1, 2, w_dkv_kr.shape[1] - 2, 2, 2), t, "none", n_threads)
     plan = tile_plan.down.kva
     prepared = memory.prepare(tile_plan)
-    blocks = prepared.blocks._replace(mc_down=plan.mc, kc_down=plan.kc, walk_qa=plan.walk, walk_kva=1)
+    cuts = prepared.cuts
+    cuts = cuts._replace(down=PairCut(plan.mc, plan.kc, plan.walk, 1, cuts.down.grain))
     y = aligned_empty((t, w_dkv_kr.shape[1]), x.dtype)
     packed = [pack_gemm([w_dkv_kr], [None], n_threads) for _ in range(n_copies)]
-    calls = _calls(x, packed, (y, np.empty((t, 0), x.dtype)), prepared._replace(blocks=blocks))
+    calls = _calls(x, packed, (y, np.empty((t, 0), x.dtype)), prepared._replace(cuts=cuts))
     return Products(calls, y, str(plan))
 
 
@@ -109,24 +110,29 @@ def up_product(codes: Array, scale: Array, weight: Array, w_scale: Array, n_copi
     """
     (t, k), n = codes.shape, weight.shape[1]
     tile_plan, memory = _planned(MlaDims(2, 1, k, 4, n - 2, 2), t, "b", n_threads)
-    blocks, buffers = memory.prepare(tile_plan)
+    cuts, buffers, _ = memory.prepare(tile_plan)
+    n_workers, heads = cuts.n_workers, cuts.heads
+    team = Team(n_workers, buffers.counters, buffers.spans, False)
     y = aligned_empty((t, n), ml_dtypes.bfloat16)
     nothing = np.empty((t, 0), np.uint16)
-    rows = buffers.q_rows
+    rows = buffers.q.rows
     rows[:, :k] = codes.astype(np.int32) + A_OFFSET
     rows[:, k:] = A_OFFSET
-    no_least = np.zeros(t, np.int32)
 
     def call_of(packed: PackedGemm) -> Callable[[], None]:
-        b = packed.as_argument()
+        pair = Pair(
+            a=buffers.q._replace(scale=scale),
+            weight=packed.as_argument(),
+            y0=y.view(np.uint16),
+            y1=nothing,
+            sums=buffers.c_up,
+            cut=PairCut(heads.mc, heads.kc, heads.walk, 1, heads.grain),
+        )
+        tasks = pair_tasks(DOWN, pair)
 
         def call() -> None:
             buffers.counters.fill(0)
-            gemm.matmul_pair(
-                blocks.n_workers, rows, rows.shape[1], b.kp, b.panels, b.offset, scale, b.col_scale, b.n_parts,
-                no_least, b.least, y.view(np.uint16), nothing, buffers.c_up, buffers.counters, blocks.mc_heads,
-                blocks.kc_up, blocks.walk_up, 1, blocks.grain_heads, blocks.n_workers,
-            )  # fmt: skip
+            matmul_pair(n_workers, n_workers, team, tasks, pair)
 
         return call
 

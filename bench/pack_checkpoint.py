@@ -80,14 +80,16 @@ def step_pack(folder, quant, tokens):
 
 def step_load(folder, quant, tokens):
     from mla_numba import MlaDims, MlaProlog, PagedCache
-    from mla_numba.inputs import random_inputs
+    from mla_numba.oracle.inputs import random_inputs
 
-    dims = MlaDims.deepseek_v32()
-    cache = PagedCache.allocate(dims, 64, 128, quantized="b" in quant)
-    inputs = random_inputs(dims, tokens, 1, cache.capacity)
     clock = Clock()
     prolog = MlaProlog.load(folder / "layer.mla")
     clock.lap("load")
+    after_loading = peak_bytes()
+    dims = MlaDims.deepseek_v32()
+    cache = PagedCache.allocate(dims, 64, 128, quantized="b" in quant)
+    inputs = random_inputs(dims, tokens, 1, cache.capacity)
+    clock.lap("make inputs")
     MlaProlog.load(folder / "layer.mla", verify=True)
     clock.lap("load with verify")
     out = prolog.allocate_output(tokens)
@@ -96,13 +98,13 @@ def step_load(folder, quant, tokens):
     clock.lap("first call, kernels compiled or loaded before it")
     prolog(*inputs, cache, out)
     clock.lap("second call")
-    return {"seconds": clock.seconds}
+    return {"seconds": clock.seconds, "peak_mb_after_loading": after_loading / MB}
 
 
 def step_check(folder, quant, tokens):
     from mla_numba import Checkpoint, MlaProlog, PagedCache
-    from mla_numba.inputs import random_inputs
-    from mla_numba.verify import check_output, reference_run
+    from mla_numba.oracle.bits import check_output, reference_run
+    from mla_numba.oracle.inputs import random_inputs
 
     checkpoint = Checkpoint(folder / "model")
     cache = PagedCache.allocate(checkpoint.dims, 2, 128, quantized="b" in quant)

@@ -5,7 +5,7 @@
 | P1   | eager, weights as they come: bf16 `@`, `torch._int_mm`                                                |
 | P1t  | eager, w_dq and w_dkv_kr joined, the int8 weight stored transposed                                    |
 | P2   | P1t with fp32 copies of the bf16 weights                                                              |
-| P2p  | eager over prepacked operators (oneDNN, FBGEMM, MKL): for each product the fastest on this machine    |
+| P2p  | eager over prepacked operators (oneDNN, FBGEMM, MKL): for each product the fastest that is right here |
 | P3w  | P2p's operators in one `torch.compile` graph, which fuses all that lies between them                  |
 
 `P3w(n_tokens).prepare(weights)` gives a callable `(x, cos, sin, cache_index, caches) -> PeerOutput`; caches are the
@@ -26,6 +26,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 from torch_glue import Caches, Glue, PeerOutput, dequant, prolog
+from torch_machine import int8_caveat, separate_compiler_cache
 from torch_operators import (
     DOWN,
     HEADS,
@@ -72,6 +73,10 @@ class Peer:
         """The operators of its products, and why others were not to be had; empty before the first prepare."""
         return ""
 
+    def caveat(self) -> str:
+        """Why its results may be wrong on this machine, in front of what was found; else empty."""
+        raise NotImplementedError
+
 
 class P1(Peer):
     name = "P1"
@@ -98,6 +103,9 @@ class P1(Peer):
 
     def chosen(self) -> str:
         return "down: bf16 @ twice, up: _int_mm, heads: bmm bf16"
+
+    def caveat(self) -> str:
+        return int8_caveat(torch.int8)
 
 
 class _Composed(Peer):
@@ -153,6 +161,9 @@ class _Composed(Peer):
     def chosen(self) -> str:
         return "" if self.operators is None else str(self.operators)
 
+    def caveat(self) -> str:
+        return "" if self.operators is None else int8_caveat(self.operators.up.takes)
+
 
 class P1t(_Composed):
     name = "P1t"
@@ -196,14 +207,19 @@ class P2p(_Composed):
         def run_heads(op: Operator, product: Product) -> Tensor:
             return product(q_nope.to(op.takes).transpose(0, 1)).bfloat16()
 
+        stages = (
+            ("down", DOWN, run_down, x.float() @ w.joined().float()),
+            ("up", UP, run_up, codes.float() @ w.w_uq_qr.float()),
+            ("heads", HEADS, run_heads, torch.bmm(q_nope.float().transpose(0, 1), w.w_uk.float())),
+        )
         picked = []
-        for stage, candidates, run in (("down", DOWN, run_down), ("up", UP, run_up), ("heads", HEADS, run_heads)):
-            self.timings[stage] = time_operators(candidates, run, w, t)
+        for stage, candidates, run, want in stages:
+            self.timings[stage] = time_operators(candidates, run, w, t, want)
             picked.append(self.timings[stage].fastest(stage))
         return Operators(*picked)
 
     def chosen(self) -> str:
-        """The operators with their times, the runner-up's, and what could not run."""
+        """The operators with their times, the runner-up's, and what could not run or was wrong."""
         return ", ".join(f"{stage}: {timings}" for stage, timings in self.timings.items())
 
 
@@ -288,6 +304,7 @@ class P3w(P2p):
             # Nothing but the shapes could change, and the number of tokens is checked: spare every call the guards.
             "guard_filter_fn": torch.compiler.skip_all_guards_unsafe,
         }
+        separate_compiler_cache()
         return torch.compile(graph, fullgraph=True, dynamic=False, options=options)
 
 

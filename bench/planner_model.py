@@ -1,7 +1,7 @@
 """Fit the planner's model to this machine, and test its choice against measurement.
 
 `python bench/planner_model.py fit --write` measures candidates of both sweeps that have any, at several numbers of
-tokens and threads, fits the model's constants to them, and writes those of this instruction set to `tiling/costs.json`.
+tokens and threads, fits the model's constants to them, and writes those of this instruction set to `tiling/choose/costs.json`.
 
 `python bench/planner_model.py check` measures the planner's own plan against the best of its rivals: for each number of
 tokens and threads, candidates spread over all that the planner lists are timed sweep by sweep, and plans of the fastest
@@ -24,15 +24,20 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import mla_numba as mla
-from mla_numba.cli_options import token_list
-from mla_numba.contest import Arena, Contender, Pairs, quiet
-from mla_numba.engine import this_machine
+from mla_numba.base.output_file import write_text
+from mla_numba.cli.options import token_list
 from mla_numba.kernels import max_threads
-from mla_numba.measure import Probes
-from mla_numba.output_file import write_text
+from mla_numba.prolog import this_machine
+from mla_numba.tuning.contest import (
+    Arena,
+    Contender,
+    Pairs,
+    quiet,
+)
+from mla_numba.tuning.rates import Probes
 from tiling import Costs, CpuTiling
-from tiling.candidates import Candidate, Chooser
-from tiling.costs import COSTS_FILE
+from tiling.choose.candidates import Candidate, Chooser
+from tiling.choose.costs import COSTS_FILE
 
 MEASURED = ("memory_bytes_s", "core_bytes_s", "bf16_flops_s", "int8_ops_s", "row_s")
 STEPS = (2.0, 1.4, 1.15, 1.05)
@@ -190,7 +195,7 @@ def main() -> None:
 
 @main.command("fit")
 @all_options
-@click.option("--write", is_flag=True, help="Write the constants to tiling/costs.json.")
+@click.option("--write", is_flag=True, help="Write the constants to tiling/choose/costs.json.")
 @click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="Of measuring each rate.")
 def fit_command(
     tokens: tuple[int, ...],

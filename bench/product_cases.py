@@ -23,13 +23,19 @@ import our_products
 import pytest
 from agreement import TOLERANCES, compare_within
 from contenders import OURS, Contender, DisagreementError, check_ours, make_inputs, ours
+from left_out import or_skipped
 from suite import Suite, Work
 
 import mla_numba as mla
-from mla_numba.reference import dequant, matmul_int8, quant, sum_of_products
-from mla_numba.verify import compare_bits, reference_run
+from mla_numba.oracle.bits import compare_bits, reference_run
+from mla_numba.oracle.reference import (
+    dequant,
+    matmul_int8,
+    quant,
+    sum_of_products,
+)
 
-__all__ = ["PRODUCTS", "ProductCases"]
+__all__ = ["OPERATORS", "PRODUCTS", "ProductCases"]
 
 Array = np.ndarray[Any, Any]
 
@@ -39,13 +45,17 @@ _DOWN_OPERATORS = {
     "torch-fbgemm-fp16": "fbgemm fp16 prepacked",
     "torch-mkl-fp32": "mkl fp32 prepacked",
 }
-_OPERATORS = {
+OPERATORS = {
     "down": _DOWN_OPERATORS,
     "key": _DOWN_OPERATORS,
-    "up": {"torch-int_mm": "_int_mm transposed", "torch-onednn-u8s8": "onednn u8s8 prepacked"},
+    "up": {
+        "torch-int_mm": "_int_mm transposed",
+        "torch-onednn-u8s8": "onednn u8s8 prepacked",
+        "torch-fbgemm-fp16": "fbgemm fp16 prepacked",
+    },
     "heads": {"torch-bmm-bf16": "bmm bf16", "torch-bmm-fp32": "bmm fp32"},
 }
-PRODUCTS = {product: (OURS, *operators, "onnxruntime", "numpy") for product, operators in _OPERATORS.items()}
+PRODUCTS = {product: (OURS, *operators, "onnxruntime", "numpy") for product, operators in OPERATORS.items()}
 
 
 @dataclass(frozen=True)
@@ -126,14 +136,12 @@ class ProductCases:
         for needed in {"torch": ["torch"], "onnxruntime": ["onnxruntime", "onnx"], "numpy": []}[library]:
             pytest.importorskip(needed)
         case = self.case(product, t)
-        try:
+        with or_skipped(implementation):
             made = getattr(self, f"_{library}")(product, implementation, case)
-        except (RuntimeError, AttributeError) as error:  # an operator that this machine or build lacks
-            pytest.skip(f"{implementation}: {str(error).strip().splitlines()[0]}")
-        for i in range(len(made.calls)):
-            found = compare_within("y", made.read(i)["y"], case.want, TOLERANCES["query_nope"])
-            if not found.holds:
-                raise DisagreementError(f"{implementation}, {product} product, {t} tokens, copy {i}: {found}")
+            for i in range(len(made.calls)):
+                found = compare_within("y", made.read(i)["y"], case.want, TOLERANCES["query_nope"])
+                if not found.holds:
+                    raise DisagreementError(f"{product} product, {t} tokens, copy {i}: {made.caveat}{found}")
         return made
 
     def _ours(self, product: str, t: int) -> Contender:
@@ -180,10 +188,11 @@ class ProductCases:
     def _torch(self, product: str, implementation: str, case: Case) -> Contender:
         import torch
         from torch_glue import dequant as scaled
+        from torch_machine import int8_caveat
         from torch_operators import DOWN, HEADS, UP, as_torch, codes_for, from_torch, named
 
         torch.set_num_threads(self.suite.n_threads)
-        op = named({"up": UP, "heads": HEADS}.get(product, DOWN), _OPERATORS[product][implementation])
+        op = named({"up": UP, "heads": HEADS}.get(product, DOWN), OPERATORS[product][implementation])
         a, t = as_torch(case.a), len(case.a)
         if product == "up":
             scale, up_scale = as_torch(case.scale), as_torch(case.w_scale).reshape(1, -1)
@@ -206,7 +215,7 @@ class ProductCases:
             if product == "up":
                 holder.up_scale = up_scale
             calls.append(call_of(op.make(holder, t)))
-        return Contender(implementation, op.name, calls, lambda i: {"y": from_torch(calls[i]())})
+        return Contender(implementation, op.name, calls, lambda i: {"y": from_torch(calls[i]())}, int8_caveat(op.takes))
 
     def _onnxruntime(self, product: str, implementation: str, case: Case) -> Contender:
         from onnx_graphs import bf16_product, int8_product

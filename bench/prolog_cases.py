@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 
@@ -20,10 +20,12 @@ from contenders import (
     ours,
     torch_peer,
 )
+from left_out import or_skipped
 from suite import Suite
 
 import mla_numba as mla
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
+from mla_numba.oracle.inputs import Inputs
 
 __all__ = ["MODES", "PEERS", "PrologCases", "copy_weights"]
 
@@ -76,25 +78,26 @@ class PrologCases:
         library = name.partition("-")[0]
         pytest.importorskip({"torch": "torch", "onnxruntime": "onnxruntime", "numpy": "numpy"}[library])
         inputs, empty = make_inputs(self.suite.dims, t, 0)
+        want = self._wanted("b", t)
         # Copies each, for a peer may work on the memory that it is given.
         sets = [copy_weights(self.weights("b")) for _ in range(self.n_sets())]
+        with or_skipped(name):
+            made = self._made(name, sets, inputs, empty)
+            for i in range(len(made.calls)):
+                check_peer(made, i, want)
+        return made
+
+    def _made(self, name: str, sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:
+        library, _, composition = name.partition("-")
         if library == "torch":
             import torch
 
             torch.set_num_threads(self.suite.n_threads)
-            try:
-                made = torch_peer(name.partition("-")[2], sets, inputs, empty)
-            except RuntimeError as error:
-                pytest.skip(f"{name}: {str(error).strip().splitlines()[0]}")
-        elif library == "onnxruntime":
+            return torch_peer(composition, sets, inputs, empty)
+        if library == "onnxruntime":
             pytest.importorskip("onnx")
-            made = onnx_peer(sets, inputs, empty, self.suite.n_threads)
-        else:
-            made = numpy_peer(sets, inputs, empty)
-        want = self._wanted("b", t)
-        for i in range(len(made.calls)):
-            check_peer(made, i, want)
-        return made
+            return onnx_peer(sets, inputs, empty, self.suite.n_threads)
+        return numpy_peer(sets, inputs, empty)
 
     def contender(self, implementation: str, t: int) -> Contender:
         """The implementation of that name: ours with its mode, or a peer."""

@@ -9,14 +9,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 
-def save_random_model(folder: str | os.PathLike[str], config: Any, seed: int, habit: float) -> None:
+def save_random_model(folder: str | os.PathLike[str], config: Any, seed: int, habit: float, kind: Any = None) -> None:
     """Writes a bf16 model of this configuration whose products keep their input's size.
 
+    `kind`: its class, where it is not the one that transformers finds by itself.
     Logits of weights that are purely random are often close to a tie. With a `habit` token t is mostly followed by
     t + 1, the more the larger it is.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(config) if kind is None else kind(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
@@ -25,6 +26,6 @@ def save_random_model(folder: str | os.PathLike[str], config: Any, seed: int, ha
                 parameter.normal_(0, parameter.shape[-1] ** -0.5)
             else:
                 parameter.normal_(0, 1)
-        embedded = model.model.embed_tokens.weight
+        embedded = model.get_input_embeddings().weight
         model.lm_head.weight += habit * torch.nn.functional.normalize(embedded).roll(1, dims=0)
     model.to(torch.bfloat16).save_pretrained(folder)

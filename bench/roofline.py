@@ -31,11 +31,17 @@ from rich.console import Console, Group
 from rich.table import Column, Table
 
 import mla_numba as mla
-from mla_numba.cli_options import threads_option
-from mla_numba.engine import this_machine
-from mla_numba.inputs import Inputs, random_inputs
-from mla_numba.measure import Probes, least_ms, rates_as_dict, show_rates
-from mla_numba.verify import check_output, poison, reference_run
+from mla_numba.cli.options import finite, threads_option
+from mla_numba.cli.report import beyond_limit, share_text
+from mla_numba.oracle.bits import check_output, poison, reference_run
+from mla_numba.oracle.inputs import Inputs, random_inputs
+from mla_numba.prolog import this_machine
+from mla_numba.tuning.rates import (
+    Probes,
+    least_ms,
+    rates_as_dict,
+    show_rates,
+)
 from tiling import PrologPlan, Rates, least_seconds
 
 BLOCK_SIZE = 128
@@ -72,6 +78,7 @@ class Block:
             "least_ms": self.least_ms,
             "share_of_min": self.least_ms / min(self.ms),
             "share_of_median": self.least_ms / median(self.ms),
+            "beyond_limit": beyond_limit([self.least_ms / min(self.ms)]),
             "rates_before": rates_as_dict(self.before),
             "rates_after": rates_as_dict(self.after),
             "load_before": self.load[0],
@@ -86,7 +93,10 @@ class Block:
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls of each number of tokens.")
 @threads_option
 @click.option("--weight-sets", type=click.IntRange(1), default=1, show_default=True, help="Layers to take in turns.")
-@click.option("--seconds", type=click.FloatRange(0), default=0.3, show_default=True, help="Of measuring each rate.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, 3600), default=0.3, show_default=True, callback=finite,
+    help="Of measuring each rate.",
+)  # fmt: skip
 @click.option("--dims", type=click.IntRange(1), nargs=6, help=f"{DIMS}; by default DeepSeek-V3.2's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the times of all rounds.")
 def main(
@@ -185,15 +195,21 @@ def show_blocks(blocks: Sequence[Block], n_threads: int, n_rounds: int, n_sets: 
     times = Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
     names = ("read GB/s", "FMA GFLOP/s", "int8 GOP/s", "bf16 GFLOP/s")[: len(rates_as_dict(blocks[0].before))]
     rates = Table(*(Column(heading, justify="right") for heading in ("tokens", *names, "load")), box=box.SIMPLE)
+    all_shares: list[float] = []
     for block in blocks:
         low, middle = min(block.ms), median(block.ms)
-        shares = (f"{block.least_ms / time_ms:.1%}" for time_ms in (low, middle))
-        times.add_row(str(block.plan.t), *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)), *shares)
+        shares = [block.least_ms / time_ms for time_ms in (low, middle)]
+        all_shares += shares
+        times.add_row(
+            str(block.plan.t),
+            *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)),
+            *(share_text(share, 1) for share in shares),
+        )
         pairs = zip(rates_as_dict(block.before).values(), rates_as_dict(block.after).values(), strict=True)
         measured = (f"{before:.0f}, {after:.0f}" for before, after in pairs)
         rates.add_row(str(block.plan.t), *measured, "{:.1f}, {:.1f}".format(*block.load))
     heading = f"{n_rounds} rounds, {n_threads} threads, {n_sets} weight sets; least: at the mean of the rates below"
-    return Group(heading, times, "before the rounds, after them", rates)
+    return Group(heading, times, *filter(None, [beyond_limit(all_shares)]), "before the rounds, after them", rates)
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ import numba
 import numpy as np
 import torch
 from contenders import OURS, Contender, check_ours, check_peer, make_inputs, ours, torch_peer
+from left_out import LeftOutError, or_left_out
 
 import mla_numba as mla
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 
 __all__ = ["Comparison", "Timed", "compare", "describe_machine"]
 
@@ -52,7 +53,7 @@ class Timed:
 
 @dataclass
 class Comparison:
-    """All implementations at one number of tokens; `left_out` has a reason for each that could not run."""
+    """All implementations at one number of tokens; `left_out` has a reason for each that failed."""
 
     n_tokens: int
     timed: list[Timed]
@@ -103,7 +104,8 @@ def compare(
 ) -> Comparison:
     """Prepare, check and time ours and the peers; `prologs` has a MlaProlog for each weight set, `seed` is the inputs'.
 
-    Raises `DisagreementError` naming the implementation and the arrays. A peer that this machine can't run is left out.
+    Raises `DisagreementError` naming the arrays where ours is wrong. A peer that this machine can't run, or that is
+    wrong on it, is left out.
     """
     inputs, empty = make_inputs(dims, n_tokens, seed)
     own = ours(prologs, inputs, empty)
@@ -112,12 +114,13 @@ def compare(
     contenders, left_out = [own], {}
     for name in peer_names:
         try:
-            peer = torch_peer(name, weight_sets, inputs, empty)
-        except RuntimeError as error:  # an operator or a compiler that this machine lacks
-            left_out[name] = str(error).strip().splitlines()[0]
+            with or_left_out():
+                peer = torch_peer(name, weight_sets, inputs, empty)
+                for i, want in enumerate(wanted):
+                    check_peer(peer, i, want)
+        except LeftOutError as error:
+            left_out[name] = str(error)
             continue
-        for i, want in enumerate(wanted):
-            check_peer(peer, i, want)
         contenders.append(peer)
     timed = [Timed(contender.name, contender.made_of) for contender in contenders]
     before = os.getloadavg()[0]

@@ -16,9 +16,9 @@ from contenders import OURS
 from rotation import copies, rotate
 
 import mla_numba as mla
-from mla_numba.engine import this_machine
 from mla_numba.kernels import max_threads
-from mla_numba.measure import Probes, rates_as_dict
+from mla_numba.prolog import this_machine
+from mla_numba.tuning.rates import Probes, rates_as_dict
 from tiling import Rates, least_seconds
 
 __all__ = ["TOKENS", "Stopwatch", "Suite", "Work", "settings", "threading_layer", "token_id", "versions"]

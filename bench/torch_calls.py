@@ -19,9 +19,14 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import mla_numba as mla
-from mla_numba.inputs import Inputs, random_inputs
-from mla_numba.interop.torch import TorchCache, TorchProlog, to_numpy, to_torch
-from mla_numba.verify import check_output, reference_run
+from mla_numba.interop.torch.prolog import (
+    TorchCache,
+    TorchProlog,
+    to_numpy,
+    to_torch,
+)
+from mla_numba.oracle.bits import check_output, reference_run
+from mla_numba.oracle.inputs import Inputs, random_inputs
 
 CAPACITY = 64 * 128
 

@@ -1,7 +1,8 @@
 """The operators that PyTorch offers for each of the prolog's products, and how to find the fastest.
 
 Letters: T tokens, H hidden, Rq q_lora_rank, N heads, D nope, R rope, C kv_lora_rank. int8 x int8 in oneDNN's linear has
-no VNNI kernel (hundreds of times slower), hence u8 codes there.
+no VNNI kernel (hundreds of times slower), hence u8 codes there. Without VNNI its u8 x s8 saturates: an operator that is
+wrong is as good as none.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
+from left_out import first_line
 from torch import Tensor
+from torch_machine import int8_caveat
 
 from mla_numba import MlaWeights
 
@@ -36,6 +39,7 @@ __all__ = [
 Product = Callable[[Tensor], Tensor]
 EVICT_BYTES = 128 << 20  # more than a last-level cache holds: every candidate starts with cold weights
 N_SAMPLES = 9
+MOST_ERROR = 2.0**-7  # of a product's largest value
 _BF16, _FP32 = torch.bfloat16, torch.float32
 
 
@@ -78,7 +82,7 @@ class Operator:
     """One way to compute a product: `make(weights, n_tokens)` packs, and gives a callable on tensors of dtype `takes`.
 
     down: (T, H) to (T, Rq+C+R). up: (T, Rq) to (T, N*(D+R)), in int32 or, with `scales`, in fp32 times the channel
-    scale; for `takes` uint8 the codes are shifted by 128. heads: (N, T, D) to (N, T, C).
+    scale; codes are shifted by 128 for `takes` uint8, and as they are for int8 and fp32. heads: (N, T, D) to (N, T, C).
     """
 
     name: str
@@ -142,6 +146,12 @@ def _up_onednn(w: TorchWeights, n_tokens: int) -> Product:
     return lambda codes: linear(codes, 1.0, 128, packed, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
 
 
+def _up_fbgemm_fp16(w: TorchWeights, n_tokens: int) -> Product:
+    packed = torch.ops.quantized.linear_prepack_fp16(w.w_uq_qr.t().float().contiguous(), None)
+    linear = torch.ops.quantized.linear_dynamic_fp16.default
+    return lambda codes: linear(codes, packed)
+
+
 def _heads_bmm(w: TorchWeights, n_tokens: int) -> Product:
     return lambda q: torch.bmm(q, w.w_uk)
 
@@ -169,6 +179,7 @@ UP = (
     Operator("onednn u8s8 prepacked", torch.uint8, _FP32, _up_onednn, scales=True),
     Operator("_int_mm transposed", torch.int8, torch.int32, _up_int_mm_transposed),
     Operator("_int_mm", torch.int8, torch.int32, _up_int_mm),
+    Operator("fbgemm fp16 prepacked", _FP32, _FP32, _up_fbgemm_fp16),  # exact while sums stay below 2^24
 )
 HEADS = (
     Operator("bmm bf16", _BF16, _BF16, _heads_bmm),
@@ -182,24 +193,31 @@ def named(operators: Sequence[Operator], name: str) -> Operator:
 
 
 def codes_for(codes: Tensor, operator: Operator) -> Tensor:
-    return codes if operator.takes == torch.int8 else codes.view(torch.uint8) ^ 128
+    return codes.view(torch.uint8) ^ 128 if operator.takes == torch.uint8 else codes.to(operator.takes)
+
+
+def beyond(got: Tensor, want: Tensor) -> str:
+    """How many values of a product are not `want`, in a sentence; empty where all are."""
+    limit = MOST_ERROR * want.abs().max()
+    n_wrong = int(((got.float() - want).abs() <= limit).logical_not().sum())  # NaN is no less than any limit
+    return f"{n_wrong} of {want.numel()} values beyond {MOST_ERROR:g} of the largest" if n_wrong else ""
 
 
 @dataclass
 class Timings:
-    """Least milliseconds of each operator that ran, and why others did not."""
+    """Least milliseconds of each operator that is right, and why others could not run or were wrong."""
 
     ms: dict[Operator, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def ranked(self) -> list[Operator]:
-        """The operators that ran, fastest first."""
+        """The operators that are right, fastest first."""
         return sorted(self.ms, key=self.ms.__getitem__)
 
     def fastest(self, stage: str) -> Operator:
-        """The fastest operator; raises RuntimeError where none ran."""
+        """The fastest operator; raises RuntimeError where none is right."""
         if not self.ms:
-            raise RuntimeError(f"{stage}: expected an operator that runs on this machine, got {self.failed}")
+            raise RuntimeError(f"{stage}: expected an operator that is right on this machine, got {self.failed}")
         return self.ranked()[0]
 
     def __str__(self) -> str:
@@ -210,19 +228,31 @@ class Timings:
 
 @torch.inference_mode()
 def time_operators(
-    candidates: Sequence[Operator], run: Callable[[Operator, Product], Tensor], w: TorchWeights, n_tokens: int
+    candidates: Sequence[Operator],
+    run: Callable[[Operator, Product], Tensor],
+    w: TorchWeights,
+    n_tokens: int,
+    want: Tensor,
 ) -> Timings:
-    """Time every operator on cold weights, all of them in turn; one that can't run is noted with its reason."""
+    """Time every operator on cold weights, all of them in turn; of one that can't run or is wrong the reason is noted.
+
+    want: the product in fp32, without the channel scale.
+    """
     timings = Timings()
     evict = torch.zeros(EVICT_BYTES // 4)
     products = {}
     for op in candidates:
         try:
             products[op] = op.make(w, n_tokens)
-            run(op, products[op])
+            got = run(op, products[op])
+            wrong = beyond(got / w.up_scale if op.scales else got, want)
+        except Exception as error:  # it is one candidate of several, whatever is the matter with it
+            timings.failed[op.name] = first_line(error)[:120]
+            continue
+        if wrong:
+            timings.failed[op.name] = int8_caveat(op.takes) + wrong
+        else:
             timings.ms[op] = float("inf")
-        except (RuntimeError, AttributeError, NotImplementedError) as error:
-            timings.failed[op.name] = str(error).strip().splitlines()[0][:120]
     for sample in range(N_SAMPLES):
         for op in list(timings.ms):
             if sample > 2 and timings.ms[op] > 2 * min(timings.ms.values()):

@@ -1,13 +1,21 @@
 """Bit-exact CPU kernels for the quantised MLA prolog of DeepSeek-V3.2."""
 
+from .base import own_tiling as _own_tiling  # noqa: F401  # isort: skip (before anything of tiling)
 from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
 from . import layouts
 from ._version import __version__
+from .base.dims import MlaDims
 from .cache import KeyRows, PagedCache
-from .checkpoint import Checkpoint
-from .dims import MlaDims
-from .ops import (
+from .pypto.entry_points import (
+    MlaProlog,
+    PrologOutput,
+    mla_prolog_quant_compute,
+    mla_prolog_quant_d,
+    mla_prolog_quant_p,
+    pre_compute_2d,
+)
+from .pypto.operations import (
     MlaQuantInputs,
     dequant,
     dequant_asymmetric,
@@ -19,18 +27,11 @@ from .ops import (
     rotate_half,
     scalar_div,
 )
-from .packed import PackedWeights
-from .prolog import (
-    MlaProlog,
-    PrologOutput,
-    mla_prolog_quant_compute,
-    mla_prolog_quant_d,
-    mla_prolog_quant_p,
-    pre_compute_2d,
-)
-from .quantization import QuantizationReport, WeightError
 from .rope_table import RopeTable
-from .weights import MlaWeights
+from .weights.checkpoint import Checkpoint
+from .weights.packed import PackedWeights
+from .weights.plain import MlaWeights
+from .weights.quantize import QuantizationReport, WeightError
 
 __all__ = [
     "Checkpoint",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ._checks import (
+from .base.checks import (
     BF16,
     FP16,
     FP32,
@@ -24,7 +24,7 @@ from ._checks import (
     expect_array,
     expect_type,
 )
-from .dims import MlaDims
+from .base.dims import MlaDims
 from .layouts import C0_BYTES
 
 __all__ = ["KeyRows", "PagedCache"]

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._checks import BF16, FP32, INT8, Array, check_choice, check_int, dtype_text
+from .base.checks import (
+    BF16,
+    FP32,
+    INT8,
+    Array,
+    check_choice,
+    check_int,
+    dtype_text,
+)
 
 __all__ = [
     "C0_BYTES",

@@ -1,308 +1,347 @@
-"""The reference operator's entry points, with its names and order of arguments, on NumPy arrays.
-
-They pack the weights in every call. For more than one call use `MlaProlog`, or pass `PackedWeights` as `w_dq`.
-`mla_prolog_quant_p` and `mla_prolog_quant_d` compute the same; as in the reference, they differ in the scheduling
-settings that go with a tile_config.
-"""
+"""The prolog: plan once, run often."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
+import os
+import time
+from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Self
 
-import numpy as np
+from tiling import (
+    Costs,
+    CpuTiling,
+    Machine,
+    MicroTile,
+    MlaTileConfig,
+    PassOptions,
+    PrologPlan,
+    pass_options,
+    plan_prolog,
+)
 
-from tiling import MlaTileConfig, RopeTileShapeConfig, plan_prolog
-
-from . import _checks as check
-from ._checks import BF16, FP32, INT8, Array
+from ._version import __version__
+from .base import checks as check
+from .base.checks import (
+    BF16,
+    FP32,
+    INT8,
+    Array,
+)
+from .base.dims import MlaDims
+from .base.memory import aligned_empty
 from .cache import PagedCache
-from .dims import MlaDims
-from .engine import MICRO_TILES, MlaProlog, PrologOutput, this_machine
-from .kernels import max_threads
-from .layouts import from_fractal_nz
-from .ops import MlaQuantInputs
-from .packed import PackedGemm, PackedWeights, pack_gemm
-from .projections import run_projections
-from .reference import NUMERICS
-from .weights import MlaWeights
+from .call.bind import (
+    BoundCall,
+    CallInputs,
+    PrologOutput,
+    check_inputs,
+    check_output,
+    hold,
+)
+from .call.trace import Trace
+from .call.tuned import load_rates, load_tuned
+from .call.workspace import Memory
+from .kernels import ISA, max_threads
+from .kernels.launch import plain
+from .kernels.sweeps.arguments import Tokens, TokenTile
+from .kernels.sweeps.phase import HEADS
+from .kernels.sweeps.tile import prolog_tile
+from .oracle.reference import NUMERICS
+from .weights.packed import PackedWeights
+from .weights.plain import MlaWeights
 
-__all__ = [
-    "MlaProlog",
-    "PrologOutput",
-    "mla_prolog_quant_compute",
-    "mla_prolog_quant_d",
-    "mla_prolog_quant_p",
-    "pre_compute_2d",
-]
+__all__ = ["MICRO_TILES", "BoundCall", "MlaProlog", "PrologOutput", "stored_choice", "this_machine"]
 
-
-def mla_prolog_quant_compute(
-    token_x: Array,
-    w_dq: Array | PackedWeights,
-    w_uq_qr: Array | None,
-    dequant_scale: Array | None,
-    w_uk: Array | None,
-    w_dkv_kr: Array | None,
-    gamma_cq: Array | None,
-    gamma_ckv: Array | None,
-    cos: Array,
-    sin: Array,
-    cache_index: Array | None,
-    kv_cache: Array,
-    kr_cache: Array,
-    k_scale_cache: Array | None,
-    q_norm_out: Array,
-    q_norm_scale_out: Array | None,
-    query_nope_out: Array,
-    query_rope_out: Array,
-    kv_cache_out: Array,
-    kr_cache_out: Array,
-    k_scale_cache_out: Array | None,
-    epsilon_cq: float = 1e-5,
-    epsilon_ckv: float = 1e-5,
-    cache_mode: str = "PA_BSND",
-    tile_config: MlaTileConfig | None = None,
-    rope_cfg: RopeTileShapeConfig | None = None,
-    *,
-    phase: str = "decode",
-    numerics: str = "pypto",
-) -> None:
-    """Computes the prolog of T tokens into the `*_out` arrays.
-
-    Weights as in `MlaWeights`, or w_dq, w_uq_qr and w_dkv_kr in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`), whose
-    padding the other arguments tell; w_uk is ND. `dequant_scale` ((N*(D+R), 1) float32) switches the int8 mode on, None
-    or an array of length 0 means bf16. With `PackedWeights` as `w_dq`, the other five weights and `dequant_scale` are
-    None. A cache's `_out` is usually the cache itself; where it is another array, it receives the cache with the new
-    rows in it. Unquantised, `k_scale_cache` and `q_norm_scale_out` are left alone and may be None. `cache_mode` and the
-    caches: see `PagedCache`; with "BSND" and "TND" `cache_index` is None. `rope_cfg` sets tiles of an NPU and changes
-    nothing on a CPU, where a row is rotated whole. `numerics`, "pypto" or "cann": see `MlaProlog`.
-
-    Raises `TypeError` or `ValueError` naming the argument; nothing is written then.
-    """
-    if rope_cfg is not None and not isinstance(rope_cfg, RopeTileShapeConfig):
-        raise TypeError(f"rope_cfg: expected RopeTileShapeConfig or None, got {type(rope_cfg).__name__}")
-    given = {
-        "w_uq_qr": w_uq_qr,
-        "w_uk": w_uk,
-        "w_dkv_kr": w_dkv_kr,
-        "gamma_cq": gamma_cq,
-        "gamma_ckv": gamma_ckv,
-    }
-    with check.renamed(_NAMES_HERE):
-        if not isinstance(w_dq, PackedWeights):
-            w_dq, given["w_uq_qr"], given["w_dkv_kr"] = _prolog_weights(w_dq, given, token_x, cos)
-        weights = _weights(w_dq, given, _scale_or_none(dequant_scale), epsilon_cq, epsilon_ckv)
-        prolog = MlaProlog(weights, phase, tile_config=tile_config, numerics=numerics)
-        k_scale_out = _present("k_scale_cache", k_scale_cache_out) if prolog.quantized else None
-        cache = PagedCache(kv_cache_out, kr_cache_out, k_scale_out, cache_mode)
-    before = {"kv_cache": _present("kv_cache", kv_cache), "kr_cache": _present("kr_cache", kr_cache)}
-    if prolog.quantized:
-        before["k_scale_cache"] = _present("k_scale_cache", k_scale_cache)
-    after = cache.arrays()
-    moved = {name: array for name, array in before.items() if not _same_memory(array, after[name])}
-    out = PrologOutput(query_nope_out, query_rope_out, q_norm_out, q_norm_scale_out if prolog.quantized else None)
-    with check.renamed(_NAMES_HERE):
-        call = prolog.bind(
-            token_x, cos, sin, cache_index, cache, out, also_read={f"source {n}": a for n, a in moved.items()}
-        )
-    for name, array in moved.items():
-        check.check_shape(name, check.expect_array(name, array, (after[name].dtype,)), after[name].shape)
-    for name, array in moved.items():
-        after[name][...] = array
-    prolog.run(call)
-
-
-_NAMES_HERE = {
-    "x": "token_x",
-    "dequant_scale_w_uq_qr": "dequant_scale",
-    **{f"out.{name}": f"{name}_out" for name in PrologOutput._fields},
-    **{name: f"{name}_out" for name in ("kv_cache", "kr_cache", "k_scale_cache")},
-    **{f"source {name}": name for name in ("kv_cache", "kr_cache", "k_scale_cache")},
+MICRO_TILES = {
+    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
+    "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
 }
+_PLANS_KEPT = 64
 
 
-def _for_phase(phase: str, name: str) -> Callable[..., None]:
-    """`mla_prolog_quant_compute` for one phase, under the reference's name, with its 26 arguments and `numerics`."""
-
-    @functools.wraps(mla_prolog_quant_compute)
-    def entry(*args: Any, **kwargs: Any) -> None:
-        mla_prolog_quant_compute(*args, **kwargs, phase=phase)
-
-    signature = inspect.signature(mla_prolog_quant_compute)
-    shown = [p for p in signature.parameters.values() if p.name != "phase"]
-    entry.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"`mla_prolog_quant_compute` with the scheduling settings of the {phase} phase."
-    return entry
+def this_machine() -> Machine:
+    """This machine, with the instruction set that the kernels are built for."""
+    return replace(Machine.detect(), isa=ISA.name)
 
 
-mla_prolog_quant_p = _for_phase("prefill", "mla_prolog_quant_p")
-"""`mla_prolog_quant_compute` with the scheduling settings of the prefill phase: the same arguments but `phase`."""
-mla_prolog_quant_d = _for_phase("decode", "mla_prolog_quant_d")
-"""`mla_prolog_quant_compute` with the scheduling settings of the decode phase: the same arguments but `phase`."""
-
-
-def _scale_or_none(dequant_scale: Array | None) -> Array | None:
-    """The reference says "no scale" by an array of length 0."""
-    is_empty = isinstance(dequant_scale, np.ndarray) and dequant_scale.ndim > 0 and dequant_scale.shape[0] == 0
-    return None if is_empty else dequant_scale
-
-
-def _weights(
-    w_dq: Array | PackedWeights,
-    others: dict[str, Array | None],
-    dequant_scale: Array | None,
-    epsilon_cq: float,
-    epsilon_ckv: float,
-) -> MlaWeights | PackedWeights:
-    if isinstance(w_dq, PackedWeights):
-        for name, value in (others | {"dequant_scale": dequant_scale}).items():
-            if value is not None:
-                raise ValueError(f"{name}: expected None beside PackedWeights, got {type(value).__name__}")
-        return replace(
-            w_dq,
-            epsilon_cq=check.check_epsilon("epsilon_cq", epsilon_cq),
-            epsilon_ckv=check.check_epsilon("epsilon_ckv", epsilon_ckv),
-        )
-    _present("w_dq", w_dq)
-    arrays = {name: _present(name, value) for name, value in others.items()}
-    return MlaWeights(
-        w_dq=w_dq, dequant_scale_w_uq_qr=dequant_scale, epsilon_cq=epsilon_cq, epsilon_ckv=epsilon_ckv, **arrays
-    )
-
-
-def _is_fractal(weight: object) -> bool:
-    return isinstance(weight, np.ndarray) and weight.ndim == 4
-
-
-def _nd(name: str, weight: Array, k: int, n: int) -> Array:
-    """A (k, n) weight in ND layout, whichever of the two it came in."""
-    if not _is_fractal(weight):
-        return weight
-    with check.renamed({"fractals": name}):
-        return from_fractal_nz(weight, k, n)
-
-
-def _prolog_weights(
-    w_dq: Array, others: dict[str, Array | None], token_x: Array, cos: Array
-) -> tuple[Array, Array | None, Array | None]:
-    """w_dq, w_uq_qr and w_dkv_kr in ND; the shapes of the other arguments tell those that FRACTAL_NZ pads."""
-    w_uq_qr, w_dkv_kr = others["w_uq_qr"], others["w_dkv_kr"]
-    if not any(map(_is_fractal, (w_dq, w_uq_qr, w_dkv_kr))):
-        return w_dq, w_uq_qr, w_dkv_kr
-    hidden = check.check_array("token_x", token_x, (BF16,), (None, None)).shape[1]
-    heads, nope, latent = check.check_array("w_uk", others["w_uk"], (BF16,), (None, None, None)).shape
-    q_rank = len(check.check_array("gamma_cq", others["gamma_cq"], (BF16,), (None,)))
-    rope = check.check_array("cos", cos, (BF16,), (None, None)).shape[1]
-    return (
-        _nd("w_dq", w_dq, hidden, q_rank),
-        _nd("w_uq_qr", _present("w_uq_qr", w_uq_qr), q_rank, heads * (nope + rope)),
-        _nd("w_dkv_kr", _present("w_dkv_kr", w_dkv_kr), hidden, latent + rope),
-    )
-
-
-def _columns(weight: Array, scale: Array | None) -> int:
-    """Columns of a weight that may be in FRACTAL_NZ: as many as its scale has, else all that the fractals hold."""
-    if isinstance(scale, np.ndarray):
-        return scale.size
-    return weight.shape[0] * weight.shape[3] if _is_fractal(weight) else 0
-
-
-def _present(name: str, value: Array | None) -> Array:
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
-    return value
-
-
-def _same_memory(a: object, b: Array) -> bool:
-    return isinstance(a, np.ndarray) and (a.__array_interface__ == b.__array_interface__)
-
-
-def pre_compute_2d(
-    token_x: Array,
-    w_dq: Array,
-    w_uq_qr: Array,
-    w_dkv_kr: Array,
-    gamma_cq: Array,
-    epsilon_cq: float,
-    quant_inputs: MlaQuantInputs,
-    tile_config: MlaTileConfig | None = None,
-    *,
-    numerics: str = "pypto",
-) -> list[Array]:
-    """The projections without heads: sweeps 1 and 2 for the query, and the up-projection as one matrix.
-
-    token_x (T, H) bf16; w_dq (H, Rq), w_dkv_kr (H, C+R): bf16, int8 in quant_a; w_uq_qr (Rq, M): bf16, int8 in quant_b;
-    gamma_cq (Rq,) bf16. Returns [q_b_proj (T, M) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq)] and in quant_b also
-    q_norm_scale (T, 1) float32. Which of `quant_inputs` are given decides the mode, see `MlaQuantInputs`; one lone
-    scale of the two down-projections switches nothing, as in the reference. `numerics`, "pypto" or "cann": see
-    `MlaProlog`.
-
-    Weights may be in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`). How many columns w_uq_qr or w_dkv_kr then has, only
-    its scale tells: without one its padding counts, as columns of zeros.
-
-    Raises `TypeError` or `ValueError` naming the argument that does not fit.
+def stored_choice(
+    machine: Machine, dims: MlaDims, quant: str, n_threads: int, t: int
+) -> tuple[CpuTiling | None, Costs | None, str]:
+    """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
+    with the rates measured on this machine, or None where they were not; and what to say of it.
     """
-    if not isinstance(quant_inputs, MlaQuantInputs):
-        raise TypeError(f"quant_inputs: expected MlaQuantInputs, got {type(quant_inputs).__name__}")
-    quant_inputs.reject_unread()
-    epsilon = check.check_epsilon("epsilon_cq", epsilon_cq)
-    if tile_config is not None and not isinstance(tile_config, MlaTileConfig):
-        raise TypeError(f"tile_config: expected MlaTileConfig or None, got {type(tile_config).__name__}")
-    check.check_choice("numerics", numerics, NUMERICS)
-    scale_dq, scale_dkv = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
-    if scale_dq is None or scale_dkv is None:
-        scale_dq = scale_dkv = None
-    scale_up = quant_inputs.dequant_scale_w_uq_qr
-    if any(map(_is_fractal, (w_dq, w_uq_qr, w_dkv_kr))):
-        hidden = check.check_array("token_x", token_x, (BF16,), (None, None)).shape[1]
-        q_rank = len(check.check_array("gamma_cq", gamma_cq, (BF16,), (None,)))
-        w_dq = _nd("w_dq", w_dq, hidden, q_rank)
-        w_uq_qr = _nd("w_uq_qr", w_uq_qr, q_rank, _columns(w_uq_qr, scale_up))
-        w_dkv_kr = _nd("w_dkv_kr", w_dkv_kr, hidden, _columns(w_dkv_kr, scale_dkv))
-    quant = ("a" if scale_dq is not None else "") + ("b" if scale_up is not None else "") or "none"
-    check.check_array("w_uq_qr", w_uq_qr, (BF16 if scale_up is None else INT8,), (None, None))
-    q_rank, n_up = w_uq_qr.shape
-    check.check_array("w_dq", w_dq, (BF16 if scale_dq is None else INT8,), (None, q_rank))
-    hidden = w_dq.shape[0]
-    check.check_array("w_dkv_kr", w_dkv_kr, (w_dq.dtype,), (hidden, None))
-    check.check_array("gamma_cq", gamma_cq, (BF16,), (q_rank,))
-    check.check_array("token_x", token_x, (BF16,), (None, hidden))
-    n_kv = w_dkv_kr.shape[1]
-    scale_dq = _vector("dequant_scale_w_dq", scale_dq, q_rank)
-    scale_dkv = _vector("dequant_scale_w_dkv_kr", scale_dkv, n_kv)
-    scale_up = _vector("dequant_scale_w_uq_qr", scale_up, n_up)
-    smooth = _vector("smooth_scales_cq", quant_inputs.smooth_scales_cq, q_rank) if scale_up is not None else None
-    if n_kv < 3 or n_up < 3:
-        raise ValueError(f"w_dkv_kr, w_uq_qr: expected at least 3 columns, got {n_kv} and {n_up}")
-    if scale_dq is None and hidden % 2:
-        raise ValueError(f"w_dq: expected an even hidden_size (its two halves are summed apart), got {hidden}")
-    for name, k, scale in (("w_dq", hidden, scale_dq), ("w_uq_qr", q_rank, scale_up)):
-        if scale is not None:
-            check.check_k_int8(name, k)
-    n_threads = max_threads()
-    weights = PackedWeights(
-        # The planner knows a prolog, not a lone projection: one head as wide as the matrix stands for it.
-        dims=MlaDims(hidden, 1, q_rank, n_kv - 2, n_up - 2, 2),
-        quant=quant,
-        down=pack_gemm([w_dq, w_dkv_kr], [scale_dq, scale_dkv], n_threads, n_parts=2 if scale_dq is None else 1),
-        up=pack_gemm([w_uq_qr], [scale_up], n_threads),
-        uk=PackedGemm.nothing(),
-        gamma_cq=gamma_cq.astype(np.float32),
-        gamma_ckv=np.zeros(0, np.float32),
-        smooth_scales_cq=np.zeros(0, np.float32) if smooth is None else smooth,
-        epsilon_cq=epsilon,
-        epsilon_ckv=np.float32(0),
-    )
-    plan = plan_prolog(
-        weights.dims, token_x.shape[0], tile_config, this_machine(), micro=MICRO_TILES, quant=quant, n_threads=n_threads
-    )
-    return run_projections(weights, plan, token_x, numerics)
+    rates = load_rates(machine, __version__, n_threads)
+    costs = None if rates is None else Costs.of_isa(machine.isa).with_rates(rates, n_threads)
+    found = load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
+    if found is None:
+        return None, costs, "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
+    return found.tiling if found.tiling.given() else None, costs, str(found)
 
 
-def _vector(name: str, value: Array | None, n: int) -> Array | None:
-    return None if value is None else check.check_vector(f"quant_inputs.{name}", value, FP32, n)
+class MlaProlog:
+    """The MLA prolog of one layer on this CPU.
+
+    - `weights`: `MlaWeights`, packed here, or `PackedWeights`.
+    - `phase`: "decode" or "prefill". Decides which scheduling settings of the reference operator go with a
+      `MlaTileConfig`.
+    - `tile_config`: None lets the planner choose. An `MlaTileConfig` holds the reference operator's tile settings,
+      which are reproduced as far as they mean something on a CPU. The fields of a `CpuTiling` are taken as given, and
+      the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the planner's
+      choice with the rates that `tune` measured.
+    - `options`: scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
+    - `n_threads`: at most Numba's thread count, which is the default.
+    - `check_finite`: raise `ValueError` if a hidden state is NaN or Inf.
+    - `numerics`: how rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
+      the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that are
+      not quantised are the same in both.
+
+    A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
+    Several threads may call one instance at once. Attributes cannot be assigned.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> prolog = mla.MlaProlog(mla.MlaWeights.random(dims))
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=2, block_size=16)
+        >>> x, cos, sin, cache_index = random_inputs(dims, t=3, seed=0, capacity=cache.capacity)
+        >>> out = prolog(x, cos, sin, cache_index, cache)
+        >>> out.query_nope.shape, out.query_rope.shape, out.q_norm.dtype
+        ((3, 4, 64), (3, 4, 32), dtype('int8'))
+        >>> cache.gather(cache_index).kv.shape
+        (3, 64)
+    """
+
+    def __init__(
+        self,
+        weights: MlaWeights | PackedWeights,
+        phase: str = "decode",
+        *,
+        tile_config: MlaTileConfig | CpuTiling | str | None = None,
+        options: PassOptions | None = None,
+        n_threads: int | None = None,
+        check_finite: bool = False,
+        numerics: str = "pypto",
+    ) -> None:
+        if not isinstance(weights, (MlaWeights, PackedWeights)):
+            raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
+        self.numerics = check.check_choice("numerics", numerics, NUMERICS)
+        self.phase = check.check_choice("phase", phase, ("decode", "prefill"))
+        if isinstance(tile_config, str):
+            check.check_choice("tile_config", tile_config, ("auto",))
+        elif tile_config is not None and not isinstance(tile_config, (MlaTileConfig, CpuTiling)):
+            raise TypeError(
+                f"tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got {type(tile_config).__name__}"
+            )
+        if options is not None and not isinstance(options, PassOptions):
+            raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
+        if options is not None and isinstance(tile_config, (CpuTiling, str)):
+            raise ValueError("options: expected None with a CpuTiling or 'auto', got PassOptions")
+        self.n_threads = check.check_threads("n_threads", n_threads, max_threads())
+        self.check_finite = check.check_flag("check_finite", check_finite)
+        self.tile_config = tile_config.replace() if isinstance(tile_config, MlaTileConfig) else tile_config
+        self.options = options
+        self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
+        self.weights.check()
+        self.dims = self.weights.dims
+        self.machine = this_machine()
+        self._memory: deque[Memory] = deque()
+        self._plans: dict[tuple[int, int], PrologPlan] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Kernels and plans are given what was checked when it was made.
+        if name in self.__dict__:
+            raise AttributeError(f"{name}: expected to stay as the prolog was made, got an assignment")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        phase: str = "decode",
+        *,
+        tile_config: MlaTileConfig | None = None,
+        options: PassOptions | None = None,
+        n_threads: int | None = None,
+        check_finite: bool = False,
+        numerics: str = "pypto",
+        verify: bool = False,
+    ) -> Self:
+        """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote. The file is mapped, not read.
+
+        `verify` compares the checksums of the weights. The other arguments are those of the class. Raises what
+        `PackedWeights.load` raises.
+        """
+        return cls(
+            PackedWeights.load(path, verify=verify), phase, tile_config=tile_config, options=options,
+            n_threads=n_threads, check_finite=check_finite, numerics=numerics,
+        )  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle: the weights and settings, with as many of the threads as there are where it is read."""
+        settings = ("tile_config", "options", "n_threads", "check_finite", "numerics")
+        return _unpickled, (type(self), self.weights, self.phase, {name: getattr(self, name) for name in settings})
+
+    @cached_property
+    def _layer(self) -> Any:
+        self.weights.check()  # once more: an array's shape may have been assigned meanwhile
+        return plain(self.weights.arguments_for(self.numerics))
+
+    @property
+    def quantized(self) -> bool:
+        """Whether w_uq_qr is int8, and with it q_norm and the cache."""
+        return "b" in self.weights.quant
+
+    def plan(self, t: int) -> PrologPlan:
+        """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`."""
+        return self._planned(check.check_int("t", t, 0), self.n_threads)
+
+    def _planned(self, t: int, n_threads: int) -> PrologPlan:
+        # No lru_cache of a bound method, a cycle that would keep the weights until the garbage collector finds it.
+        plan = self._plans.get((t, n_threads))
+        if plan is None:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.clear()
+            plan = self._plans[t, n_threads] = self._make_plan(t, n_threads)
+        return plan
+
+    def _make_plan(self, t: int, n_threads: int) -> PrologPlan:
+        config, options = self.tile_config, self.options
+        if options is None and isinstance(config, MlaTileConfig):
+            options = pass_options(self.phase, t)
+        costs, note = None, ""
+        if isinstance(config, str):
+            config, costs, note = stored_choice(self.machine, self.dims, self.weights.quant, n_threads, t)
+        return plan_prolog(
+            self.dims, t, config, self.machine, micro=MICRO_TILES, phase=self.phase, quant=self.weights.quant,
+            n_threads=n_threads, options=options, costs=costs, note=note,
+        )  # fmt: skip
+
+    def allocate_output(self, t: int) -> PrologOutput:
+        """Uninitialised outputs for `t` tokens, to be passed as `out`."""
+        d = self.dims
+        return PrologOutput(
+            query_nope=aligned_empty((t, d.num_attention_heads, d.kv_lora_rank), BF16),
+            query_rope=aligned_empty((t, d.num_attention_heads, d.qk_rope_head_dim), BF16),
+            q_norm=aligned_empty((t, d.q_lora_rank), INT8 if self.quantized else BF16),
+            q_norm_scale=aligned_empty((t, 1), FP32) if self.quantized else None,
+        )
+
+    def __call__(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        cache_index: Array | None,
+        cache: PagedCache,
+        out: PrologOutput | None = None,
+    ) -> PrologOutput:
+        """Computes T tokens and writes their cache rows.
+
+        - x (T, H), cos and sin (T, R): bf16.
+        - cache_index (T,): int64 or int32 flat slots. -1 writes no row. Where several tokens name one slot, the last
+          one wins. With a BSND or TND cache it is None, and token t writes row t.
+        - `out`: outputs to write to (`allocate_output`); the call then allocates no arrays.
+
+        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
+        then unchanged.
+        """
+        call = self.bind(x, cos, sin, cache_index, cache, out)
+        return self._run(call, call.tokens)
+
+    def profile(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        cache_index: Array | None,
+        cache: PagedCache,
+        out: PrologOutput | None = None,
+    ) -> tuple[PrologOutput, Trace]:
+        """A call, and when each thread began and ended each phase of it."""
+        call = self.bind(x, cos, sin, cache_index, cache, out)
+        trace = Trace()
+        return self._run(call, call.tokens, trace), trace
+
+    def bind(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        cache_index: Array | None,
+        cache: PagedCache,
+        out: PrologOutput | None = None,
+        also_read: Mapping[str, Array] = MappingProxyType({}),
+    ) -> BoundCall:
+        """Checks the arguments of a call and holds them for `run`; nothing is written yet.
+
+        The arrays of the call are not copied: `run` reads the values that they hold then, those of cache_index too.
+        `also_read`: arrays by name that must not share memory with an output or a cache.
+        """
+        given = CallInputs(x, cos, sin, cache_index, cache)
+        dims, quant = self.dims, self.weights.quant
+        slots = check_inputs(given, dims, quant)
+        if self.check_finite:
+            check.check_finite("x", x)
+        t = x.shape[0]
+        written = {}
+        if out is None:
+            out = self.allocate_output(t)
+        else:
+            written = check_output(out, t, dims, quant)
+        read = {"x": x, "cos": cos, "sin": sin, **also_read}
+        if cache_index is not None:
+            read["cache_index"] = cache_index
+        check.check_disjoint(written | cache.arrays(), read)
+        return hold(given, slots, out, dims, quant)
+
+    def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
+        """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
+
+        Any prolog of the same dimensions and mode may run it, such as another layer's, and computes with its own
+        weights and numerics. `most_threads` lowers the number of threads of this run.
+
+        Raises `TypeError` if `call` is not a bound call, `ValueError` if a prolog of other dimensions or another mode
+        bound it, or for a slot outside the cache; nothing is written then. `check_finite` checked the hidden states in
+        `bind` only.
+        """
+        check.expect_type("call", call, BoundCall)
+        call.check_fits(self.dims, self.weights.quant)
+        if most_threads is not None:
+            check.check_int("most_threads", most_threads, 1)
+        return self._run(call, call.tokens_now(), most_threads=most_threads)
+
+    def _run(
+        self, call: BoundCall, tokens: Tokens, trace: Trace | None = None, most_threads: int | None = None
+    ) -> PrologOutput:
+        n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
+        plan = self._planned(tokens.x.shape[0], n_threads)
+        memory = self._take_memory(plan)
+        try:
+            for offset, factor in plan.tiles:
+                cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
+                tile = TokenTile(offset, factor, HEADS, trace is not None)
+                begin = time.perf_counter_ns()
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
+                if trace is not None:
+                    trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans)
+        finally:
+            self._memory.append(memory)
+        return call.out
+
+    def _take_memory(self, plan: PrologPlan) -> Memory:
+        """Working memory that no other thread holds: one kept from an earlier call, or a new one if too small."""
+        try:
+            memory = self._memory.pop()
+        except IndexError:
+            return Memory(plan)
+        return memory if memory.holds(plan) else Memory(plan)
+
+
+def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, settings: dict[str, Any]) -> MlaProlog:
+    settings["n_threads"] = min(settings["n_threads"], max_threads())
+    return cls(weights, phase, **settings)

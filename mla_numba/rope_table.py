@@ -8,9 +8,22 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ._checks import BF16, FP16, FP32, Array, check_array, check_number, dtype_text
-from .model_config import read_model_config
-from .rope_settings import Yarn, read_count, read_theta, read_yarn
+from .base.checks import (
+    BF16,
+    FP16,
+    FP32,
+    Array,
+    check_array,
+    check_number,
+    dtype_text,
+)
+from .base.model_config import read_model_config
+from .base.rope_settings import (
+    Yarn,
+    read_count,
+    read_theta,
+    read_yarn,
+)
 
 __all__ = [
     "CosSin",

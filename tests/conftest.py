@@ -2,9 +2,18 @@
 
 import os
 import secrets
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if "ATEN_CPU_CAPABILITY" in os.environ and find_spec("torch"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+    from torch_machine import separate_compiler_cache
+
+    separate_compiler_cache()
 
 # The same examples on every machine, without a database of earlier failures and without a clock.
 settings.register_profile("fixed", derandomize=True, deadline=None, database=None)

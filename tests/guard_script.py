@@ -22,15 +22,17 @@ from mla_numba import (
     MlaQuantInputs,
     MlaTileConfig,
     PagedCache,
-    engine,
-    packed,
-    projections,
-    reference,
-    workspace,
 )
-from mla_numba.inputs import Inputs
+from mla_numba import (
+    prolog as engine,
+)
+from mla_numba.call import workspace
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, poison, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, poison, reference_run
+from mla_numba.oracle.inputs import Inputs
+from mla_numba.pypto import projections
+from mla_numba.weights import packed
 
 MR, NR = ISA.mr, ISA.nr
 BLOCKS, BLOCK_SIZE = 3, 5
@@ -64,12 +66,12 @@ def guarded_allocations(guards):
             self._guarded = {}
 
         def prepare(self, tile):
-            blocks, buffers = super().prepare(tile)
+            cuts, buffers, _ = super().prepare(tile)
             if id(tile) not in self._guarded:
                 self._guarded[id(tile)] = tile, guards.fields(buffers)
             placed = self._guarded[id(tile)][1]
             placed.counters.fill(0)
-            return workspace.Prepared(blocks, placed)
+            return workspace.Prepared.of(cuts, placed)
 
     places = [(m, "aligned_empty", guards.aligned_empty) for m in (packed, workspace, engine, projections)]
     places += [(m, "Memory", Memory) for m in (engine, projections)]
@@ -189,8 +191,9 @@ def too_short(name):
         prolog.__dict__["_arguments"] = replace(prolog.weights, **{name: short}).arguments_for("pypto")
     elif name.removesuffix("_cache") in call.caches._fields:
         field = name.removesuffix("_cache")
-        flat = getattr(call.caches, field)
-        call = call._replace(caches=call.caches._replace(**{field: guards.copy(flat[: len(flat) * 3 // 4])}))
+        slots = getattr(call.caches, field)
+        short = slots._replace(flat=guards.copy(slots.flat[: len(slots.flat) * 3 // 4]))
+        call = call._replace(caches=call.caches._replace(**{field: short}))
     else:
         array = getattr(call.tokens, name)
         short = guards.copy(array.reshape(-1)[:-1])

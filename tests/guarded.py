@@ -72,13 +72,13 @@ class Guards:
         return placed
 
     def aligned_empty(self, shape, dtype):
-        """Stands in for `mla_numba.memory.aligned_empty`, whose arrays start at a cache line."""
+        """Stands in for `mla_numba.base.memory.aligned_empty`, whose arrays start at a cache line."""
         return self.empty(shape, dtype, align=64)
 
     def fields(self, record, name=""):
         """A dataclass (or a named tuple) whose arrays are copies at pages; arrays that share a start still do."""
         if hasattr(record, "_fields"):
-            return type(record)(*(self.copy(getattr(record, n), n) for n in record._fields))
+            return type(record)(*(self._field(getattr(record, n), n) for n in record._fields))
         arrays = {f.name: getattr(record, f.name) for f in fields(record)}
         nested = {n: self.fields(a, f"{name}{n}.") for n, a in arrays.items() if is_dataclass(a) and _has_arrays(a)}
         arrays = {n: a for n, a in arrays.items() if isinstance(a, np.ndarray)}
@@ -92,6 +92,9 @@ class Guards:
             for n in names:
                 placed[n] = raw[: arrays[n].nbytes].view(arrays[n].dtype).reshape(arrays[n].shape)
         return replace(record, **placed, **nested)
+
+    def _field(self, value, name):
+        return self.fields(value) if hasattr(value, "_fields") else self.copy(value, name)
 
     def assert_intact(self):
         for name, memory in self._kept:

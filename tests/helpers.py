@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import astuple, dataclass
@@ -14,10 +15,15 @@ import numpy as np
 
 import mla_numba
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
-from mla_numba.inputs import Inputs
 from mla_numba.kernels import max_threads
-from mla_numba.reference import ReferenceOutput
-from mla_numba.verify import check_output, compare_bits, poison, reference_run
+from mla_numba.oracle.bits import (
+    check_output,
+    compare_bits,
+    poison,
+    reference_run,
+)
+from mla_numba.oracle.inputs import Inputs
+from mla_numba.oracle.reference import ReferenceOutput
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ROOT = Path(mla_numba.__file__).parents[1]
@@ -25,6 +31,9 @@ TESTS = Path(__file__).parent
 QUANTS = ("none", "a", "b", "ab")
 MODES = (*QUANTS, "b smooth", "ab smooth")
 THREADS = tuple(sorted({1, min(2, max_threads()), max_threads()}))
+HAS_CXX = (
+    shutil.which(os.environ.get("CXX", "g++")) is not None
+)  # torch.compile calls it for what lies between operators
 FENCE = 67  # elements; odd, so that what lies behind it is aligned to its element and no further
 
 
@@ -223,7 +232,7 @@ def python_environment(**changes):
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | changes
 
 
-def run_python(*arguments, timeout=300, **environment):
+def run_python(*arguments, timeout=900, **environment):
     """A fresh interpreter on this source tree; its standard output. Its failure is the test's, with what it wrote."""
     env = python_environment(**environment)
     done = subprocess.run(

@@ -4,7 +4,18 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, DeepseekV32Config, DeepseekV32ForCausalLM
+from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    DeepseekV32Config,
+    DeepseekV32ForCausalLM,
+    Glm4MoeLiteForCausalLM,
+    GlmMoeDsaForCausalLM,
+    Kimi_K25Config,
+    Kimi_K25ForConditionalGeneration,
+    Mistral4ForCausalLM,
+    YoutuForCausalLM,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
@@ -57,6 +68,43 @@ KINDS = {
     "v32": {"indexer": True, "first_k_dense_replace": 3},
     "v32 sparse": {"indexer": True, "index_topk": 8},
 }
+
+
+def rope(beta):
+    return YARN | {"llama_4_scaling_beta": beta, "max_position_embeddings": 128}
+
+
+# Other models with this prolog; of a wide epsilon, which transformers' norms do not take.
+RELATIVES = {
+    "glm-5": (GlmMoeDsaForCausalLM, INDEXER | {"indexer_types": ["full", "shared", "full"]}),
+    "glm-5 sparse": (GlmMoeDsaForCausalLM, INDEXER | {"indexer_types": ["full", "shared", "shared"], "index_topk": 8}),
+    "glm-4.7-flash": (Glm4MoeLiteForCausalLM, {"mlp_layer_types": ["dense", "dense", "sparse"], "rms_norm_eps": 1e-2}),
+    "glm-4.7-flash halves": (Glm4MoeLiteForCausalLM, {"mlp_layer_types": ["dense"] * 3, "rope_interleave": False}),
+    "youtu": (YoutuForCausalLM, {"tie_word_embeddings": False, "rope_parameters": YARN}),
+    "mistral-4": (Mistral4ForCausalLM, {"first_k_dense_replace": 3, "rope_parameters": rope(0.0)}),
+    "mistral-4 halves": (
+        Mistral4ForCausalLM, {"first_k_dense_replace": 3, "rope_parameters": rope(0.0), "rope_interleave": False},
+    ),
+}  # fmt: skip
+
+
+def save_kimi_k25(folder):
+    """A Kimi-K2.5, whose language model is a DeepSeek-V3."""
+    text = DeepseekV3Config(**SMALL | {"first_k_dense_replace": 3})
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Kimi_K25Config(
+        text_config=text, vision_config=vision, projection_hidden_size=32, tie_word_embeddings=False
+    )
+    save_random_model(folder, config, 0, 1.0, Kimi_K25ForConditionalGeneration)
+
+
+def save_relative(folder, kind, **changes):
+    model, settings = RELATIVES[kind]
+    save_random_model(folder, model.config_class(**SMALL | settings | changes), 0, 1.0, model)
+
+
+def load_relative(folder, kind, dtype=torch.bfloat16):
+    return RELATIVES[kind][0].from_pretrained(folder, dtype=dtype).eval()
 
 
 class Saved:

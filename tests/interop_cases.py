@@ -6,8 +6,14 @@ import numpy as np
 from helpers import BF16, assert_none, make_inputs, make_weights, random_bytes
 
 from mla_numba import MlaDims, PagedCache, PrologOutput
-from mla_numba.interop.torch import TorchCache, TorchOutput, TorchProlog, to_numpy, to_torch
-from mla_numba.verify import check_output, reference_run
+from mla_numba.interop.torch.prolog import (
+    TorchCache,
+    TorchOutput,
+    TorchProlog,
+    to_numpy,
+    to_torch,
+)
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 64, 34, 32)
 LEADS = {"PA_BSND": (3, 16, 1), "PA_NZ": (3, 16, 1), "BSND": (3, 16, 1), "TND": (48, 1)}

@@ -23,7 +23,7 @@ if sys.argv[1] == "ours":
 
 import torch  # noqa: E402
 
-from mla_numba.interop.torch import TorchCache, TorchProlog, to_torch  # noqa: E402
+from mla_numba.interop.torch.prolog import TorchCache, TorchProlog, to_torch  # noqa: E402
 
 torch.set_num_threads(3)  # which starts threads of its own, that are not OpenMP's
 if sys.argv[1] == "torch":

@@ -16,9 +16,18 @@ from helpers import (
     most_workers,
 )
 
-from mla_numba import MlaDims, MlaProlog, MlaQuantInputs, MlaTileConfig, PagedCache, pre_compute_2d, preset, reference
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaQuantInputs,
+    MlaTileConfig,
+    PagedCache,
+    pre_compute_2d,
+    preset,
+)
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, reference_run
 
 MR, NR = ISA.mr, ISA.nr
 DIMS = (MlaDims(2, 1, 1, 4, 1, 2), MlaDims(50, 5, 17, 20, 10, 10), MlaDims(130, 3, NR + 1, NR + 4, 33, 34))

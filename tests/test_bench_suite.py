@@ -2,17 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 from tiling import Rates, least_seconds
 
 pytest.importorskip("pytest_benchmark")
@@ -21,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 BENCH = ROOT / "bench"
 sys.path.insert(0, str(BENCH))
 
+import prolog_cases  # noqa: E402
 import rotation  # noqa: E402
 from contenders import (  # noqa: E402
     DisagreementError,
@@ -40,10 +43,11 @@ TINY = ("--tiny", "-p", "no:cacheprovider", "--color=no")
 
 def pytest_on(*arguments, status=0, **environment):
     """pytest in the checkout; what it wrote."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | environment
+    path = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "pytest", *arguments]
-    env = os.environ | {"PYTHONPATH": path} | environment
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=300, check=False)
+    env = environment | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, timeout=900, check=False)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -53,11 +57,17 @@ def suite():
     return Suite(tiny=True, max_seconds=0.01)
 
 
-def test_every_bench_passes():
+def test_every_bench_passes_and_only_peers_that_are_wrong_here_are_left_out():
     """But for the compiled peer, which takes a quarter of a minute; test_bench_peers.py has it."""
     said = pytest_on("bench", *TINY, "--benchmark-disable", "--tokens", "1,8", "-k", "not P3w", "-q")
     assert " passed" in said
     assert "failed" not in said
+    left_out = set(re.findall(r"^SKIPPED .*?: (\S+) left out: ", said, re.M))
+    assert left_out <= {name for names in PRODUCTS.values() for name in names} | {*prolog_cases.PEERS, "torch-onednn"}
+    if find_spec("torch"):
+        from expected_peers import right_implementations
+
+        assert left_out.isdisjoint(right_implementations()), said
 
 
 def collected(*arguments, **environment):
@@ -131,7 +141,8 @@ def test_results_say_what_was_timed_and_can_be_compared(tmp_path):
     assert "share_of_roofline" not in sweeps[1]["extra_info"]
     assert all(sweep["stats"]["min"] > 0 for sweep in sweeps)
     assert results["machine_info"]["dims"].startswith("hidden_size 256, ")
-    assert set(results["mla_numba"]) == {"versions", "threading_layer"}
+    assert set(results["mla_numba"]) == {"versions", "threading_layer", "left_out"}
+    assert results["mla_numba"]["left_out"] == []
 
 
 def test_runs_that_differ_in_more_than_their_version_are_compared_with_a_warning(tmp_path):
@@ -217,14 +228,47 @@ def test_ours_is_refused_for_one_bit():
         check_ours(ours([MlaProlog(weights)], inputs, empty), 0, want, empty)
 
 
-@pytest.mark.parametrize("implementation", ["mla_numba", "numpy"])
 @pytest.mark.parametrize("product", ["down", "key", "up"])
-def test_a_wrong_product_is_refused(product, implementation, suite):
+def test_a_wrong_product_is_refused(product, suite):
     cases = ProductCases(suite)
     right = cases.case(product, 3)
     cases.case = lambda *_: replace(right, want=-right.want)
-    with pytest.raises(DisagreementError, match=f"{implementation}, {product} product, 3 tokens, copy 0: y: "):
-        cases.contender(product, implementation, 3)
+    with pytest.raises(DisagreementError, match=f"mla_numba, {product} product, 3 tokens, copy 0: y: "):
+        cases.contender(product, "mla_numba", 3)
+    with pytest.raises(pytest.skip.Exception, match=f"numpy left out: {product} product, 3 tokens, copy 0: y: "):
+        cases.contender(product, "numpy", 3)
+
+
+def test_a_peer_that_is_wrong_or_fails_is_left_out_with_its_reason(suite, monkeypatch):
+    cases = prolog_cases.PrologCases(suite)
+
+    def of_other_weights(sets, inputs, empty):
+        return numpy_peer([MlaWeights.random(DIMS, 5) for _ in sets], inputs, empty)
+
+    def fail(sets, inputs, empty):
+        raise OSError("numpy: no such library\nmore")
+
+    for peer, said in (
+        (of_other_weights, "numpy, 1 tokens, weight set 0: query_nope: "),
+        (fail, "numpy: no such library$"),
+    ):
+        monkeypatch.setattr(prolog_cases, "numpy_peer", peer)
+        with pytest.raises(pytest.skip.Exception, match=f"numpy left out: {said}"):
+            cases.contender("numpy", 1)
+
+
+def test_results_say_what_was_left_out(tmp_path):
+    """A library that cannot be imported, by a package of its name in front of it."""
+    broken = tmp_path / "onnxruntime"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')\n")
+    saved = tmp_path / "results.json"
+    chosen = ("bench/bench_cold_start.py", *TINY, "-k", "test_import and (numpy or onnxruntime)")
+    pytest_on(*chosen, "--benchmark-only", f"--benchmark-json={saved}", PYTHONPATH=str(tmp_path))
+    results = json.loads(saved.read_text())
+    assert [bench["name"] for bench in results["benchmarks"]] == ["test_import[numpy]"]
+    (reason,) = results["mla_numba"]["left_out"]
+    assert re.match("onnxruntime left out: .*OSError: libgomp.so.1: cannot open shared object file$", reason)
 
 
 def test_products_are_those_of_the_prolog(suite):

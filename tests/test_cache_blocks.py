@@ -5,7 +5,7 @@ import pytest
 from helpers import BF16, assert_none, assert_same_bits, make_inputs, make_weights, random_bytes
 
 from mla_numba import MlaDims, MlaProlog, PagedCache
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 64, 33, 32)
 BLOCK_SIZES = (1, 3, 16, 128, 1000, 1024)

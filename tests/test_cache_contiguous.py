@@ -19,7 +19,7 @@ from helpers import (
 import mla_numba as mla
 from mla_numba import MlaDims, MlaProlog, PagedCache
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 SHARED = MlaDims(514, 5, 101, 132, 33, 34)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_same_bits, make_cache, make_inputs, make_weights
 
-from mla_numba import KeyRows, MlaDims, MlaProlog, PagedCache, reference
+from mla_numba import (
+    KeyRows,
+    MlaDims,
+    MlaProlog,
+    PagedCache,
+)
+from mla_numba.oracle import reference
 
 DIMS = MlaDims(130, 3, 50, 64, 33, 32)
 CACHE_MODES = ("PA_BSND", "PA_NZ", "BSND", "TND")

@@ -1,7 +1,7 @@
 """What a call costs besides its kernels."""
 
 import gc
-import time
+import sys
 import tracemalloc
 import weakref
 
@@ -41,14 +41,17 @@ def test_a_call_into_given_outputs_allocates_no_arrays(prolog, t):
     assert peak - before < 16_000, (before, peak)
 
 
-def test_a_tiny_call_takes_less_than_100_microseconds(prolog):
+def test_a_call_makes_few_calls_of_its_own(prolog):
+    """What a call costs in Python, counted: a time would be that of the machine's other work too."""
     given = arguments(1)
-    times = []
-    for _ in range(3000):
-        begin = time.perf_counter()
+    prolog(*given)
+    called = []
+    sys.setprofile(lambda frame, event, arg: called.append(arg or frame) if event in ("call", "c_call") else None)
+    try:
         prolog(*given)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 100e-6, f"{min(times) * 1e6:.1f} us"
+    finally:
+        sys.setprofile(None)
+    assert len(called) < 250, called
 
 
 def test_a_prolog_goes_with_its_last_reference():

@@ -5,7 +5,7 @@ import pytest
 from helpers import BF16, make_cache
 
 from mla_numba import Checkpoint, RopeTable
-from mla_numba.verify import reference_run
+from mla_numba.oracle.bits import reference_run
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from checkpoint_maker import linear_shapes, make_checkpoint, prefix, write_check
 from helpers import BF16, assert_same_bits
 
 from mla_numba import Checkpoint, MlaDims
-from mla_numba.tensor_names import PREFIXES
+from mla_numba.weights.tensor_names import PREFIXES
 
 DIMS = MlaDims(20, 1, 6, 4, 3, 2)
 V = 2

@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import asdict
@@ -10,11 +11,20 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from mla_numba import MlaDims, __version__, cli_run, cli_warmup, measure, verify
-from mla_numba._report import SweepTimes, folder_size, sweep_table, sweep_work
-from mla_numba.cli import main
-from mla_numba.engine import MICRO_TILES, this_machine
+from mla_numba import MlaDims, __version__
+from mla_numba.cli import run as cli_run
+from mla_numba.cli import warmup as cli_warmup
+from mla_numba.cli.main import main
+from mla_numba.cli.report import (
+    SweepTimes,
+    folder_size,
+    sweep_table,
+    sweep_work,
+)
 from mla_numba.kernels import cache_folder, max_threads
+from mla_numba.oracle import bits as verify
+from mla_numba.prolog import MICRO_TILES, this_machine
+from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +41,7 @@ def run_cli(*args, env=None):
         capture_output=True,
         text=True,
         check=False,
-        timeout=600,
+        timeout=900,
     )
     return done.returncode, done.stdout, done.stderr
 
@@ -179,9 +189,26 @@ def test_run_writes_a_trace_of_the_last_call(tmp_path):
     assert "thread 0" not in invoke("run", *SMALL).output
 
 
-def test_a_trace_that_cannot_be_written_is_refused_before_the_run(tmp_path):
-    said = one_line_error("run", *SMALL, "--trace", str(tmp_path / "none" / "trace.json"))
-    assert "'--trace': expected a file in a folder that exists, got " in said
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none/x", "expected a file in a folder that exists, got "),
+        ("folder", "expected a file, got the folder "),
+        ("socket", "expected a regular file or a new one, got "),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(name, said, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+    for command, option in ((["run", *SMALL], "--trace"), (["pack", str(tmp_path), "--layer", "0"], "--out")):
+        assert f"'{option}': {said}" in one_line_error(*command, option, str(tmp_path / name))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/x"):
+        assert "'DIR': expected a folder, got " in one_line_error("dump", str(tmp_path / name))
 
 
 def test_dims_of_a_config_file(tmp_path):

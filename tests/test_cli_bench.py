@@ -1,16 +1,18 @@
 import json
 import re
+import socket
 
 import pytest
 from click.testing import CliRunner
 
-from mla_numba import cli_bench
-from mla_numba._bench_results import Group, Results, Row
-from mla_numba.cli import main
+from mla_numba.cli.bench import command as cli_bench
+from mla_numba.cli.bench.results import Group, Results, Row
+from mla_numba.cli.main import main
+from mla_numba.cli.report import BEYOND_LIMIT
 
 pytest.importorskip("matplotlib")
-from mla_numba._bench_charts import bars, lines
-from mla_numba._bench_page import make_page
+from mla_numba.cli.bench.charts import bars, lines
+from mla_numba.cli.bench.page import make_page
 
 
 def entry(group, implementation, median, **extra):
@@ -52,6 +54,15 @@ RAW = {
 }  # fmt: skip
 
 
+WROTE = ": expected JSON that the bench suite wrote, with "
+ONE = ": benchmarks[0]" + WROTE
+
+
+def with_entry(**changes):
+    """The results with a first entry that no suite wrote."""
+    return json.dumps(RAW | {"benchmarks": [entry("packing", "mla_numba-b", 0.05) | changes]})
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "results.json"
@@ -81,16 +92,33 @@ def test_results_are_read(saved):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "expected JSON that the bench suite wrote, got JSONDecodeError"),
-        ("[]", "expected JSON that the bench suite wrote, got TypeError"),
-        ('{"benchmarks": []}', "expected JSON that the bench suite wrote, got KeyError: 'machine_info'"),
-        (json.dumps(RAW | {"benchmarks": []}), "expected at least one result, got none"),
+        ("{", ": expected JSON, got "),
+        ("[]", ": expected a JSON object, got list"),
+        ("[" * 100_000, ": expected a JSON object, got one that is nested too deeply"),
+        ('{"benchmarks": []}', WROTE + "machine_info: an object, got none"),
+        (json.dumps(RAW | {"benchmarks": []}), ": expected at least one result, got none"),
+        (json.dumps(RAW | {"benchmarks": None}), WROTE + "benchmarks: a list, got None"),
+        (json.dumps(RAW | {"benchmarks": [1]}), ONE + "an object, got 1"),
+        (json.dumps(RAW | {"datetime": 5}), WROTE + "datetime: a string, got 5"),
+        (json.dumps(RAW | {"machine_info": RAW["machine_info"] | {"machine": None}}), WROTE + "machine: a string, got"),
+        (json.dumps(RAW).replace("93.25", "NaN"), ": expected JSON, got the number NaN"),
+        (with_entry(group=[1]), ONE + "group: a string, got [1]"),
+        (with_entry(stats=None), ONE + "stats: an object, got None"),
+        (with_entry(stats={"min": 1, "median": 0, "iqr": 1, "rounds": 1}), ONE + "median: seconds, got 0"),
+        (with_entry(stats={"min": "1"}), ONE + "min: a number from 0 to 2**63, got '1'"),
+        (
+            with_entry(extra_info={"implementation": "a", "flops": 10**30}),
+            ONE + "flops: a number from 0 to 2**63, got 1",
+        ),
+        (with_entry(extra_info={"implementation": "a", "rates": 3}), ONE + "rates: an object, got 3"),
+        (with_entry(extra_info={"implementation": None}), ONE + "implementation: a string, got None"),
     ],
+    ids=range(17),
 )
 def test_what_are_no_results_is_refused(text, message, tmp_path):
     path = tmp_path / "x.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(f"{path}: {message}")):
+    with pytest.raises(ValueError, match=re.escape(f"{path}{message}")):
         Results.read(path)
     result = CliRunner().invoke(main, ["bench", "--from", str(path), "--output", str(tmp_path / "x.html")])
     assert result.exit_code == 1
@@ -108,6 +136,56 @@ def test_page_holds_all_it_shows(saved):
     cells = re.findall(r"<tr><td class=\"text\">numpy</td>(.*?)</tr>", page)[0]
     # min, median, IQR, rounds, times ours in mode b, GB/s, Gop/s, share, the machine's GB/s
     assert re.findall("<td>(.*?)</td>", cells) == ["2.0000", "4.0000", "0.5000", "7", "4.00", "0.8", "1.5", "40%", "93"]
+
+
+def test_a_share_above_the_limit_is_marked_and_explained(saved):
+    plain = make_page(Results.read(saved), "")
+    assert "(!)" not in plain
+    raw = RAW | {"benchmarks": [entry("sweeps", "mla_numba: heads", 1e-3, **(WORK | {"share_of_roofline": 49.42}))]}
+    saved.write_text(json.dumps(raw))
+    page = make_page(Results.read(saved), "")
+    assert "<td>4942% (!)</td>" in page
+    assert page.count(BEYOND_LIMIT) == 1
+
+
+OUTPUTS = [
+    ("none/x", "expected a file in a folder that exists, got "), (".", "expected a file, got the folder "),
+    ("socket", "expected a regular file or a new one, got "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["--output", "--json"])
+@pytest.mark.parametrize(("name", "said"), OUTPUTS, ids=["missing", "folder", "socket"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_benches(option, name, said, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_bench, "run_suite", lambda *_: pytest.fail("ran"))
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+    result = CliRunner().invoke(main, ["bench", option, str(tmp_path / name)])
+    assert result.exit_code == 2
+    assert f"'{option}': {said}" in result.output
+
+
+def test_one_file_for_two_results_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli_bench, "run_suite", lambda *_: pytest.fail("ran"))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["bench", "--output", "a", "--json", str(tmp_path / "a")])
+    assert result.exit_code == 2
+    assert "--output: expected another file than that of --json, got a" in result.output
+
+
+def test_page_and_command_say_what_was_left_out(tmp_path):
+    facts = {"machine": "a CPU"}
+    assert "Left out" not in make_page(Results(facts, ()), "mla-numba bench")
+    reason = "torch-P1 left out: its int8 products saturate: <1> of 2"
+    page = make_page(Results(facts, (), (reason,)), "mla-numba bench")
+    assert "<p>Left out:</p><ul><li>torch-P1 left out: its int8 products saturate: &lt;1&gt; of 2</li></ul>" in page
+    saved, output = tmp_path / "results.json", tmp_path / "x.html"
+    saved.write_text(json.dumps(RAW | {"mla_numba": RAW["mla_numba"] | {"left_out": [reason]}}))
+    result = CliRunner().invoke(main, ["bench", "--from", str(saved), "--output", str(output)])
+    assert result.exit_code == 0
+    assert reason in result.stderr.splitlines()
+    assert "torch-P1 left out" in output.read_text()
 
 
 def test_charts_are_svg(saved):

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from helpers import python_environment
 
 from mla_numba import MlaDims, MlaProlog, __version__
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 from mla_numba.dump_names import INPUTS, OUTPUTS
 from mla_numba.dumps import read_dump
 
@@ -58,7 +58,7 @@ def test_as_a_process(tmp_path):
     def run(*args):
         command = [sys.executable, "-m", "mla_numba", *map(str, args)]
         return subprocess.run(
-            command, capture_output=True, text=True, env=python_environment(), timeout=120, check=False
+            command, capture_output=True, text=True, env=python_environment(), timeout=600, check=False
         )
 
     folder = tmp_path / "dump"

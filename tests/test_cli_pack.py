@@ -8,8 +8,8 @@ from click.testing import CliRunner
 from helpers import assert_same_bits, make_call, make_inputs
 
 from mla_numba import Checkpoint, MlaDims, MlaProlog
-from mla_numba.cli import main
-from mla_numba.verify import reference_run
+from mla_numba.cli.main import main
+from mla_numba.oracle.bits import reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 
@@ -74,8 +74,9 @@ def test_faults_are_one_line(folder, tmp_path):
     assert result.exit_code == 1
     assert "Error: layer: expected one of 0 to 1 in" in result.stderr
     result = invoke(folder, "--layer", 0, "--out", tmp_path / "no" / "file")
-    assert result.exit_code == 1
-    assert "Error: [Errno 2]" in result.stderr
+    assert result.exit_code == 2
+    assert "'--out': expected a file in a folder that exists, got " in result.stderr
+    assert "reading layer" not in result.stderr
     (folder / "config.json").write_text(json.dumps({"q_lora_rank": None, "hidden_size": 8, "num_attention_heads": 1}))
     result = invoke(folder, "--layer", 0, "--out", out)
     assert result.exit_code == 1

@@ -13,9 +13,12 @@ from test_cli import ROOT, invoke, one_line_error, run_cli
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__
-from mla_numba.cli_sweep import SMALL_DIMS
-from mla_numba.engine import this_machine
-from tiling import PRESETS, CpuTiling, PassOptions, Rates, store
+from mla_numba.call import tuned as store
+from mla_numba.cli import tune as cli_tune
+from mla_numba.cli.sweep import SMALL_DIMS
+from mla_numba.prolog import this_machine
+from mla_numba.tuning.contest import Arena, Contender
+from tiling import PRESETS, CpuTiling, PassOptions, Rates
 
 SMALL = ["--small", "--threads", "1", "--weight-sets", "1", "--pairs", "3"]
 GRID = ["--tokens", "4,9", "--set", "down_kc=64,128", "--set", "down_walk=1:3", "--where", "down_kc // down_walk >= 64"]
@@ -51,14 +54,18 @@ def test_sweep_goes_on_after_an_interrupt(tmp_path):
     command = ["sweep", "--small", "--threads", "1", "--weight-sets", "1", "--no-plot", "--out", str(out)]
     command += ["--tokens", "64,128", "--set", "down_kc=64:256:16", "--set", "qb_mc=16:64:16"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "mla_numba", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "mla_numba", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else ignored where the tests run under nohup
     )
     journal = out / "journal.jsonl"
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while time.monotonic() < end and not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 130, said
     assert "give the same command again to continue" in said
     before = {line["number"]: line for line in map(json.loads, journal.read_text().splitlines()[1:])}
@@ -94,6 +101,20 @@ def test_fields_of_a_config_over_a_preset(tmp_path):
     rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
     assert [row["status"] for row in rows] == ["done", "refused", "same"]  # k is shorter than either block
     assert rows[1]["reason"] == "cube_qb_tile.k_l1: expected a multiple of k_l0 = 256, got 300"
+    assert f"refused, 1 of 1: {rows[1]['reason']}" in result.output
+
+
+def test_a_sweep_of_refused_candidates_says_why_and_times_nothing(tmp_path):
+    beyond = [f"refused, 3 of 6: down_grain: expected at most 2147483647, got {n}" for n in (2**62, 10**30)]
+    for field, lines in (
+        ("down_kc=0", ["refused, 3 of 3: down_kc: expected an int >= 1, got 0"]),
+        (f"down_grain={2**62},{10**30}", beyond),
+    ):
+        result = invoke("sweep", *SMALL, "--set", field, "--out", str(tmp_path / "made"))
+        assert result.exit_code == 1
+        said = result.output.splitlines()
+        assert said == ["Error: every candidate is refused, so nothing was timed", *lines]
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +129,15 @@ def test_fields_of_a_config_over_a_preset(tmp_path):
         (["--base", "default"], "--base: expected together with --set, got default alone"),
         (["--small", "--dims", "64,2,32,32,16,16"], "--small: expected without --dims, got both"),
         (["--tokens", "8,0"], "0 is not in the range"),
+        (
+            ["--set", "down_mc=1:1000000000000"],
+            "down_mc: values: expected at most 100000, got more in '1:1000000000000'",
+        ),
+        (["--set", "down_mc=1", "--where", "9**9**9 > t"], "restriction: expected '9**9**9 > t' to have a value for"),
+        (["--set", "down_mc=1:50000"], "expected at most 100000 combinations in all, got 50000 times 3"),
+        (["--set", "down_mc=1:999", "--set", "down_kc=1:999"], "expected at most 100000 combinations, got 998001"),
+        (["--seed", "4294967296"], "4294967296 is not in the range"),
+        (["--pairs", "1001"], "1001 is not in the range"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -115,7 +145,97 @@ def test_wrong_options_of_sweep_are_one_line(options, said, tmp_path):
     assert said in one_line_error("sweep", *options, "--out", str(tmp_path))
 
 
-@pytest.mark.skipif(not find_spec("optuna"), reason="the extra `tune` is not installed")
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.json", "heat_map.png", "journal.jsonl"])
+def test_what_a_sweep_cannot_write_is_refused_before_it(name, tmp_path):
+    (tmp_path / name).mkdir()
+    said = one_line_error("sweep", *SMALL, "--set", "down_mc=1", "--out", str(tmp_path))
+    assert f"'--out': expected a file, got the folder '{tmp_path / name}'" in said
+    (tmp_path / "file").write_text("")
+    for out in ("file", "file/x"):
+        said = one_line_error("sweep", *SMALL, "--set", "down_mc=1", "--out", str(tmp_path / out))
+        assert "'--out': expected a folder, got " in said
+
+
+def test_a_journal_of_another_shape_is_one_line(tmp_path):
+    (tmp_path / "journal.jsonl").write_text("[" * 100_000)
+    result = invoke("sweep", *SMALL, "--set", "down_mc=1", "--out", str(tmp_path))
+    assert result.exit_code == 1
+    assert "journal.jsonl, line 1: expected a JSON object, got one that is nested too deeply; give --restart" in (
+        result.output
+    )
+
+
+needs_optuna = pytest.mark.skipif(not find_spec("optuna"), reason="the extra `tune` is not installed")
+
+
+def test_tune_without_optuna_says_so_at_once(monkeypatch):
+    monkeypatch.setattr(cli_tune, "find_spec", lambda name: None)
+    result = invoke("tune", "--small", "--dry-run")
+    assert (result.exit_code, "pip install 'mla_numba[tune]'" in result.output) == (1, True)
+
+
+@needs_optuna
+def test_tune_looks_for_its_folder_before_the_search(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path / "file"))
+    monkeypatch.setattr(cli_tune, "Probes", lambda threads: pytest.fail("measured"))
+    result = invoke("tune", "--small", "--tokens", "8", "--budget", "0.1")
+    assert result.exit_code == 1
+    assert "Error: expected a folder to keep results in, got " in result.output
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf", "1e9"])
+def test_a_budget_is_a_number_of_seconds(budget):
+    assert "'--budget'" in one_line_error("tune", "--budget", budget)
+
+
+@needs_optuna
+def test_a_search_whose_candidates_are_all_wrong_or_refused_says_why(tmp_path, monkeypatch):
+    """The second trial's plan is refused, as by a planner that takes no such tiling; the first one's bits are wrong."""
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
+    taken = []
+
+    class Refusing(Arena):
+        def contender(self, t, config=None, options=None):
+            found = super().contender(t, config, options)
+            if config is None:
+                return found
+            taken.append(config)
+            return found if len(taken) == 1 else Refused(t, found.prologs)
+
+        def mismatches(self, contender):
+            return ["query_rope: 1 of 8 elements differ"]
+
+    class Refused(Contender):
+        @property
+        def plan(self):
+            raise ValueError("down_kc: expected another")
+
+    monkeypatch.setattr(cli_tune, "Arena", Refusing)
+    arguments = ["--small", "--threads", "1", "--weight-sets", "1", "--tokens", "8", "--budget", "0.001"]
+    result = invoke("tune", *arguments)
+    assert result.exit_code == 1, result.output
+    assert "nothing was timed: every candidate was wrong or refused" in " ".join(result.output.split())
+    assert "T 8: wrong or refused, 1 of 2: query_rope: 1 of 8 elements differ" in result.output
+    assert "T 8: wrong or refused, 1 of 2: down_kc: expected another" in result.output
+    assert "nothing was kept; " in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@needs_optuna
+def test_what_was_found_is_shown_where_it_cannot_be_kept(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setattr(cli_tune, "save_rates", full)
+    result = invoke("tune", "--small", "--threads", "1", "--weight-sets", "1", "--tokens", "8", "--budget", "0.01")
+    assert result.exit_code == 1
+    assert "medians of a contest after the search" in result.output
+    assert result.output.endswith("Error: expected a folder to keep results in, got No space left on device\n")
+
+
+@needs_optuna
 def test_tune_keeps_what_auto_takes(tmp_path, monkeypatch):
     monkeypatch.setenv(store.FOLDER_VARIABLE, str(tmp_path))
     arguments = ["--small", "--threads", "1", "--weight-sets", "1", "--tokens", "8", "--budget", "0.5"]

@@ -13,7 +13,7 @@ from mla_numba import MlaDims, MlaProlog
 from mla_numba.dump_names import OUTPUTS, STYLES
 from mla_numba.dumps import DumpSettings, check_dump, dump_settings, read_dump, write_dump
 from mla_numba.layouts import pa_bsnd_to_pa_nz, to_fractal_nz
-from mla_numba.verify import check_output, compare_bits
+from mla_numba.oracle.bits import check_output, compare_bits
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DIMS = MlaDims(70, 3, 50, 64, 18, 32)  # no weight fills its fractals

@@ -9,8 +9,9 @@ from test_entry_points import BLOCK_SIZE, BLOCKS, DIMS, ENTRIES, Case
 from test_prolog_edges import NOT_FINITE, other_tokens, tiny
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaQuantInputs, reference
-from mla_numba.verify import check_output, reference_run
+from mla_numba import MlaDims, MlaQuantInputs
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, reference_run
 
 INPUTS = ("token_x", "cos", "sin", "cache_index")
 OUTPUTS = ("q_norm_out", "q_norm_scale_out", "query_nope_out", "query_rope_out")

@@ -18,9 +18,16 @@ from helpers import (
 )
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaQuantInputs, MlaTileConfig, RopeTileShapeConfig, preset, reference
+from mla_numba import (
+    MlaDims,
+    MlaQuantInputs,
+    MlaTileConfig,
+    RopeTileShapeConfig,
+    preset,
+)
 from mla_numba.layouts import to_fractal_nz
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 FRACTAL = MlaDims(130, 3, 50, 64, 33, 32)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pages are p
 PRETEND = {"avx512bf16": "znver5", "avx512vnni": "cascadelake", "avx2": "haswell", "portable": "generic"}
 READ = ("x", "cos", "sin", "cache_index", "down", "up", "uk")
 WRITTEN = ("query_nope", "query_rope", "q_norm", "kv_cache", "kr_cache", "k_scale_cache")
-TIMEOUT_S = 900
+TIMEOUT_S = 3600
 
 
 def run_cases(isa, scope, running):

@@ -11,7 +11,13 @@ PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna"}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
-EMITTING = ("isa", "llvm_ir", "ukernels", "simd", "atomics", "peaks", "microlib", "_cache", "_outlined")
+EMITTING = ("isa", "llvm_ir", "peaks", "jit.body", "jit.folder", "jit.fork", "jit.outlined", "threads.atomics")
+EMITTING += tuple(f"micro.{stem}" for stem in ["emitter", "library", "multiply_adds", "table", "ukernel"])
+EMITTING += tuple(f"micro.{isa}" for isa in ("avx2", "avx512vnni", "avx512bf16"))
+# Rooms and files of the kernels: each imports only what stands before it, or beside it in its own room.
+KERNELS = (
+    "kinds", "llvm_ir", "isa", "jit", "scalars", "threads", "micro", "launch", "row", "panels", "sweeps", "peaks",
+)  # fmt: skip
 
 
 def module_name(path):
@@ -114,6 +120,18 @@ def test_llvmlite_is_imported_where_code_is_emitted_only():
 def test_kernels_see_kernels_only(name):
     ours = [i.module for i in IMPORTS[name] if i.module.split(".")[0] in PACKAGES]
     assert [module for module in ours if layer(module) != 1] == []
+
+
+def place(name):
+    """Where a module of the kernels stands in `KERNELS`."""
+    return KERNELS.index(name.removeprefix("mla_numba.kernels.").split(".")[0])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("mla_numba.kernels.")])
+def test_rooms_of_the_kernels_stand_in_order(name):
+    ours = [i.module for i in IMPORTS[name] if i.module.startswith("mla_numba.kernels")]
+    assert "mla_numba.kernels" not in ours
+    assert [module for module in ours if place(module) > place(name)] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,16 +1,18 @@
 """Attention over latents against the sums written out in float64."""
 
+import platform
+
 import numpy as np
 import pytest
-from helpers import BF16
+from helpers import BF16, run_python
 
 from mla_numba import MlaDims
-from mla_numba.interop.blocks import BlockPool
+from mla_numba.interop.hf.blocks import BlockPool
 
 torch = pytest.importorskip("torch")
 
-from mla_numba.interop import latent_attention as module  # noqa: E402
-from mla_numba.interop.latent_attention import latent_attention, read_rows  # noqa: E402
+from mla_numba.interop.hf import latent_attention as module  # noqa: E402
+from mla_numba.interop.hf.latent_attention import latent_attention, product_dtype, read_rows  # noqa: E402
 
 B, S, N, C, R, L, V = 2, 5, 3, 16, 4, 9, 6
 SCALE = 0.3
@@ -67,6 +69,24 @@ def test_values_and_weights(arguments, mask, seen, score_bytes, monkeypatch):
     alone, none = latent_attention(**arguments, mask=mask)
     assert none is None
     assert (alone.double() - want).abs().max() <= 2**-8 * (largest / C**0.5 + want.abs().max())
+
+
+def test_float32_values_of_w_uv_and_autocast_stay_within_the_rounding(arguments):
+    got, _ = latent_attention(**arguments, mask=None)
+    wide, _ = latent_attention(**arguments | {"w_uv": arguments["w_uv"].float()}, mask=None)
+    assert wide.dtype == torch.bfloat16
+    assert (wide.float() - got.float()).abs().max() <= 2**-8 * got.float().abs().max()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            assert torch.equal(latent_attention(**arguments, mask=None)[0], got)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="a setting of oneDNN on x86")
+def test_products_are_float32_where_onednn_has_none_of_bf16():
+    probe = "from mla_numba.interop.hf.latent_attention import product_dtype\nprint(product_dtype())"
+    assert run_python("-c", probe, ONEDNN_MAX_CPU_ISA="AVX2").strip() == "torch.float32"
+    has_bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert product_dtype() == (torch.bfloat16 if has_bf16 else torch.float32)
 
 
 def test_a_query_that_sees_nothing_is_finite(arguments):

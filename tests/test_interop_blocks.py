@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims
-from mla_numba.interop.blocks import BlockPool
+from mla_numba.interop.hf.blocks import BlockPool
 
 DIMS = MlaDims(32, 1, 8, 4, 4, 2)
 
@@ -72,13 +72,28 @@ def test_a_lone_sequence_lies_in_order():
     assert pool.tables.tolist() == [[0, 1, 2, 3, 4]]
 
 
-def test_blocks_are_zeros_again():
-    pool = BlockPool(DIMS, n_layers=1, block_size=2, n_blocks=3, quantized=False)
-    write(pool, 0, [[9, 9, 9]])
-    pool.cache(0).kv[...] = np.nan
-    pool.reset()
-    pool.reserve(1, 0, 5)
-    assert not pool.cache(0).gather(pool.slots(0, 4).reshape(-1)).kv.any()
+def test_slots_are_cleared_in_one_layer():
+    pool = BlockPool(DIMS, n_layers=2, block_size=2, n_blocks=3, quantized=True)
+    write(pool, 0, [[9, 8, 7]])
+    for layer in range(2):
+        pool.cache(layer).kr[...] += np.array(np.nan, pool.cache(layer).kr.dtype)
+    pool.clear(1, pool.slots(1, 2).reshape(-1))
+    assert np.isnan(pool.cache(0).kr[pool.tables[0]].astype(float)).all()
+    rows = pool.cache(1).gather(pool.slots(0, 3).reshape(-1)).kr.astype(float)
+    assert np.isnan(rows).all(axis=1).tolist() == [True, False, False]
+    assert not rows[1:].any()
+
+
+def test_no_block_is_shared_from_the_first_new_position_on():
+    """Blocks may have been reserved, and never written, before sequences were repeated."""
+    pool = BlockPool(DIMS, n_layers=1, block_size=2, n_blocks=None, quantized=False)
+    write(pool, 0, [[1, 2, 3]])
+    pool.reserve(1, 3, 6)
+    pool.select(np.array([0, 0, 0]))
+    write(pool, 3, [[i + 1 for i in range(k, k + 5)] for k in (10, 20, 30)])
+    assert len(np.unique(pool.tables[:, 0])) == 1
+    assert all(len(np.unique(pool.tables[:, i])) == 3 for i in range(1, pool.tables.shape[1]))
+    assert read(pool, 8) == [[1, 2, 3, *(i + 1 for i in range(k, k + 5))] for k in (10, 20, 30)]
 
 
 def test_too_few_blocks_change_nothing():

@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from hf_models import forward, make_prompt, save_model  # noqa: E402
-from transformers import DynamicCache, LlamaConfig, LlamaModel, StaticCache  # noqa: E402
+from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, LlamaModel, StaticCache  # noqa: E402
 
-from mla_numba.interop.hf import patch  # noqa: E402
+from mla_numba.interop.hf.patch import patch  # noqa: E402
 
 
 @pytest.fixture
@@ -31,6 +31,10 @@ def test_gradients_are_refused(model):
     assert forward(model, tokens).shape == logits.shape
 
 
+class OtherCache:
+    """Has no layers, as `PagedAttentionCache` of `generate_batch` has none."""
+
+
 def test_caches_that_do_not_fit(saved, model):
     tokens, prompt = make_prompt(1, 5), make_prompt(1, 5)
     filled = DynamicCache(config=model.config)
@@ -44,6 +48,14 @@ def test_caches_that_do_not_fit(saved, model):
         forward(model, tokens, cache=filled)
     with pytest.raises(TypeError, match="cache: expected an empty DynamicCache or a LatentCache, got StaticCache"):
         forward(model, tokens, cache=StaticCache(config=model.config, max_cache_len=16))
+    with pytest.raises(TypeError, match="cache: expected an empty DynamicCache or a LatentCache, got OtherCache"):
+        forward(model, tokens, cache=OtherCache())
+    x, tables = torch.zeros(1, 2, 128, dtype=torch.bfloat16), (torch.ones(1, 2, 16, dtype=torch.bfloat16),) * 2
+    with pytest.raises(TypeError, match="got OtherCache"):
+        model.model.layers[0].self_attn(x, tables, None, cache=OtherCache())
+    pair = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    with pytest.raises(TypeError, match="got EncoderDecoderCache"):
+        forward(model, tokens, cache=pair)
     with pytest.raises(TypeError, match="got StaticCache"):
         model.generate(prompt, cache_implementation="static", max_new_tokens=2)
     with pytest.raises(
@@ -74,6 +86,51 @@ def test_blocks_that_do_not_suffice(model):
     assert cache.get_seq_length() == 12
 
 
+class Hook:
+    """In the place of accelerate's."""
+
+
+class Linear(torch.nn.Module):
+    """In the place of peft's, which is no Linear of torch either and has a weight."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    @property
+    def weight(self):
+        return self.base.weight
+
+
+class Int8Linear(torch.nn.Linear):
+    """In the place of those of bitsandbytes and transformers."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+class DTensor(torch.Tensor):
+    """In the place of those of torchao and of tensor parallelism."""
+
+
+class FullyShardedDataParallel(torch.nn.Module):
+    """In the place of torch's."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def hooked(model, module):
+    model.get_submodule(module).register_forward_pre_hook(lambda module, args: None)
+    return model
+
+
+def parametrised(model, module):
+    torch.nn.utils.parametrize.register_parametrization(model.get_submodule(module), "weight", torch.nn.Identity())
+    return model
+
+
 def edited(model, module, **changes):
     for name, value in changes.items():
         setattr(model.get_submodule(module), name, value)
@@ -90,7 +147,7 @@ BAD_MODELS = {
     "no module": (lambda m: "model", TypeError, "model: expected a module of transformers, got str"),
     "another model": (
         lambda m: LlamaModel(LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)),
-        TypeError, "model: expected a module with one DeepseekV3Model .*, got LlamaModel with none",
+        TypeError, "model: expected a module with one DeepseekV3Model, .*Mistral4Model .*, got LlamaModel with none",
     ),
     "two models": (lambda m: torch.nn.ModuleList([m, copy.deepcopy(m)]), TypeError, "got ModuleList with 2 of them"),
     "float32": (lambda m: m.float(), TypeError, r"0\.self_attn\.q_a_proj\.weight: expected dtype torch\.bf"),
@@ -106,7 +163,51 @@ BAD_MODELS = {
     ),
     "no Linear": (
         lambda m: edited(m, ATTENTION, q_b_proj=torch.nn.Sequential()), TypeError,
-        r"self_attn\.q_b_proj: expected a Linear or norm with a weight of its own, got Sequential",
+        r"self_attn\.q_b_proj: expected a torch\.nn\.Linear, got torch\.nn\.modules\.container\.Sequential",
+    ),
+    "a hook of accelerate": (
+        lambda m: edited(m, ATTENTION, _hf_hook=Hook()), ValueError,
+        r"layers\.1\.self_attn: expected an attention without hooks of accelerate, got Hook \(load the whole model",
+    ),
+    "a hook of accelerate within": (
+        lambda m: edited(m, f"{ATTENTION}.kv_b_proj", _hf_hook=Hook()), ValueError,
+        r"kv_b_proj: expected a module without hooks of accelerate, got Hook",
+    ),
+    "another forward": (
+        lambda m: edited(m, ATTENTION, forward=m.get_submodule(ATTENTION).forward), ValueError,
+        r"layers\.1\.self_attn\.forward: expected that of DeepseekV3Attention, got one that was put in its place",
+    ),
+    "a forward hook": (
+        lambda m: hooked(m, f"{ATTENTION}.q_b_proj"), ValueError,
+        r"q_b_proj: expected no forward hooks, as a patched model does not call the module, got some",
+    ),
+    "an adapter": (
+        lambda m: edited(m, ATTENTION, q_b_proj=Linear(m.get_submodule(f"{ATTENTION}.q_b_proj"))), TypeError,
+        r"q_b_proj: expected a torch\.nn\.Linear, got \S*\.Linear around one \(merge an adapter",
+    ),
+    "an adapter of a norm": (
+        lambda m: edited(m, ATTENTION, q_a_layernorm=Linear(m.get_submodule(f"{ATTENTION}.q_a_layernorm"))), TypeError,
+        r"q_a_layernorm: expected an RMSNorm of transformers, got \S*\.Linear",
+    ),
+    "a quantised Linear": (
+        lambda m: edited(m, ATTENTION, kv_b_proj=Int8Linear(64, 4 * 56, bias=False).bfloat16()), TypeError,
+        r"kv_b_proj: expected a torch\.nn\.Linear, got \S*\.Int8Linear, which computes something else \(a quantised",
+    ),
+    "a parametrised Linear": (
+        lambda m: parametrised(m, f"{ATTENTION}.kv_b_proj"), TypeError,
+        r"kv_b_proj: expected a torch\.nn\.Linear, got \S*\.ParametrizedLinear, which computes something else",
+    ),
+    "a parameter of another kind": (
+        lambda m: with_weight(m, f"{ATTENTION}.kv_b_proj", lambda w: w.as_subclass(DTensor)), TypeError,
+        r"kv_b_proj\.weight: expected a plain parameter, got a DTensor \(a quantised weight, or one that is spread",
+    ),
+    "a bias": (
+        lambda m: edited(m, f"{ATTENTION}.q_b_proj", bias=torch.nn.Parameter(torch.zeros(192))), ValueError,
+        r"q_b_proj\.bias: expected None \(the prolog adds no bias\), got one",
+    ),
+    "FSDP": (
+        lambda m: edited(m, "model.layers.1", self_attn=FullyShardedDataParallel(m.get_submodule(ATTENTION))),
+        ValueError, r"model\.layers\.1\.self_attn: expected a module whose weights are whole .*, got FullyShardedData",
     ),
     "another shape": (
         lambda m: with_weight(m, f"{ATTENTION}.kv_b_proj", lambda w: w[:-1]), ValueError,
@@ -114,7 +215,7 @@ BAD_MODELS = {
     ),
     "another device": (
         lambda m: edited(m, ATTENTION, q_a_proj=m.get_submodule(f"{ATTENTION}.q_a_proj").to("meta")), ValueError,
-        r"q_a_proj\.weight: expected a tensor on the CPU, got one on meta",
+        r"q_a_proj\.weight: expected a tensor on the CPU, got one on meta, which has no values \(offloaded",
     ),
     "not finite": (
         lambda m: with_weight(m, f"{ATTENTION}.kv_a_layernorm", lambda w: w * float("nan")), ValueError,
@@ -134,9 +235,10 @@ def changed(model, **fields):
 def test_models_that_are_refused(model, case):
     change, kind, message = BAD_MODELS[case]
     bad = change(model)
+    before = [module.__dict__.get("forward") for module in model.modules()]
     with pytest.raises(kind, match=message):
         patch(bad)
-    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert [module.__dict__.get("forward") for module in model.modules()] == before
 
 
 @pytest.mark.parametrize(
@@ -163,6 +265,24 @@ def test_a_checkpoint_of_another_model(saved, model, tmp_path):
     save_model(tmp_path / "short", num_hidden_layers=2)
     with pytest.raises(ValueError, match=r"checkpoint: expected layer 2, got layers \[0, 1\]"):
         patch(model, checkpoint=tmp_path / "short")
+
+
+def test_what_was_put_around_a_patched_model_is_named(saved):
+    model = saved("dense").load()
+    patched = patch(model)
+    for module in (model.model.layers[1].self_attn, model.model, model):
+        own, module.forward = module.forward, lambda *args, **kwargs: None
+        with pytest.raises(ValueError, match=rf"{type(module).__name__}\.forward: expected the one that `patch` set"):
+            patched.unpatch()
+        module.forward = own
+    patched.unpatch()
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_checkpoint_whose_rope_columns_are_in_another_order(saved, tmp_path):
+    save_model(tmp_path, rope_interleave=False)
+    with pytest.raises(ValueError, match=r"checkpoint\.config\.rope_interleave: expected True, which the model com"):
+        patch(saved("dense").load(), checkpoint=tmp_path)
 
 
 def test_masks_and_states_that_are_refused(saved, model):

@@ -16,8 +16,13 @@ torch = pytest.importorskip("torch")
 from interop_cases import CAPACITY, DIMS, LEADS, assert_is_reference, clone, make_cache, make_case  # noqa: E402
 
 from mla_numba import MlaProlog, PagedCache  # noqa: E402
-from mla_numba.interop.operator import mla_prolog  # noqa: E402
-from mla_numba.interop.torch import TorchCache, TorchOutput, TorchProlog, to_numpy  # noqa: E402
+from mla_numba.interop.torch.operator import mla_prolog  # noqa: E402
+from mla_numba.interop.torch.prolog import (  # noqa: E402
+    TorchCache,
+    TorchOutput,
+    TorchProlog,
+    to_numpy,
+)
 
 
 def raw(tensor):

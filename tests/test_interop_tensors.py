@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
-from mla_numba.interop.torch import to_numpy, to_torch  # noqa: E402
+from mla_numba.interop.torch.prolog import to_numpy, to_torch  # noqa: E402
 
 DTYPES = {
     torch.bfloat16: BF16,

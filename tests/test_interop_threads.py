@@ -10,7 +10,8 @@ torch = pytest.importorskip("torch")
 
 from interop_cases import assert_is_reference, make_case  # noqa: E402
 
-from mla_numba import MlaProlog, engine  # noqa: E402
+from mla_numba import MlaProlog  # noqa: E402
+from mla_numba import prolog as engine  # noqa: E402
 from mla_numba.kernels import max_threads  # noqa: E402
 
 SCRIPT = str(TESTS / "interop_threads_script.py")

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mla_numba.json_file import parse_object, read_object
+from mla_numba.base.json_file import parse_object, read_object
 
 
 def test_an_object():

@@ -1,45 +1,52 @@
 """The building blocks under the sweeps: microkernels against their oracle, packing, task drawing, roundings."""
 
+import threading
+
 import ml_dtypes
 import numba
 import numpy as np
 import pytest
 
-from mla_numba import packed
-from mla_numba.kernels import activations, packing, scalars, simd, tasks
+from mla_numba.kernels import ISA, panels, scalars
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
+from mla_numba.kernels.micro.operands import A, B, C, Y
+from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, ukernel, ukernel_store
+from mla_numba.kernels.row import operand
+from mla_numba.kernels.threads import tasks
+from mla_numba.weights import packed
 
-MR, NR = simd.MR, simd.NR
+MR, NR, KR_BF16, KR_INT8 = ISA.mr, ISA.nr, ISA.kr_bf16, ISA.kr_int8
 GUARD = 64
 LOCALITIES = (ONCE, IN_L2, IN_L1)
 
 
 @numba.njit
-def call_ukernel(mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal):
-    simd.ukernel(mr, k, a, a_off, lda, b, b_off, 100, 7, LOCALITIES[mr % 3], c, c_off, carry, normal)
+def call_ukernel(mr, k, a, b, c, no_subnormals):
+    panel = B(b.panels, b.at, 100, 7, LOCALITIES[mr % 3])
+    ukernel(mr, k, a, panel, c, no_subnormals)
 
 
 @numba.njit
-def call_ukernel_store(
-    mr, k, a, a_off, lda, b, b_off, c, c_off, carry, normal, y, y_off, ldy, row_scale, col_scale, offset
-):
-    simd.ukernel_store(
-        mr, k, a, a_off, lda, b, b_off, 0, 0, LOCALITIES[mr % 3], c, c_off, carry, normal, y, y_off, ldy, row_scale, 1,
-        col_scale, offset, 2,
-    )  # fmt: skip
+def call_ukernel_store(mr, k, a, b, c, no_subnormals, y):
+    panel = B(b.panels, b.at, 0, 0, LOCALITIES[mr % 3])
+    ukernel_store(mr, k, a, panel, c, no_subnormals, y)
+
+
+def panel_at(panels, at):
+    return B(panels, at, 0, 0, IN_L1)
 
 
 def operands(rng, kind, mr, lda, k):
     if kind == "bf16":
         a = rng.standard_normal(lda * mr).astype(ml_dtypes.bfloat16)
-        a = a.view(np.uint16) if np.uint16 == simd.A_BF16_DTYPE else a.astype(np.float32)
+        a = a.view(np.uint16) if np.uint16 == A_BF16_DTYPE else a.astype(np.float32)
         b = rng.standard_normal(k * NR).astype(ml_dtypes.bfloat16).view(np.uint16)
         return a, b, rng.standard_normal(mr * NR).astype(np.float32)
     codes = rng.integers(-128, 128, lda * mr)
     codes[:4] = -128
-    a = (codes + int(simd.A_OFFSET)).astype(simd.A_INT8_DTYPE)
+    a = (codes + int(A_OFFSET)).astype(A_INT8_DTYPE)
     b = rng.integers(-128, 128, k * NR).astype(np.int8)
-    b[: NR * simd.KR_INT8] = -128
+    b[: NR * KR_INT8] = -128
     return a, b, rng.integers(-(2**20), 2**20, mr * NR).astype(np.int32)
 
 
@@ -47,7 +54,7 @@ def operands(rng, kind, mr, lda, k):
 @pytest.mark.parametrize("mr", range(1, MR + 1))
 def test_ukernel_equals_its_oracle(kind, mr):
     rng = np.random.default_rng(mr)
-    kr = simd.KR_BF16 if kind == "bf16" else simd.KR_INT8
+    kr = KR_BF16 if kind == "bf16" else KR_INT8
     for k in (kr, 2 * kr, 3 * kr, 17 * kr, 1040):  # 1040: past where the portable int8 kernel starts a new sum
         lda = k + 4 * (mr % 3)
         for carry, normal in ((False, True), (True, True), (True, False)):
@@ -56,20 +63,20 @@ def test_ukernel_equals_its_oracle(kind, mr):
             got = np.concatenate([guard, c, guard])
             want = got.copy()
             shifted_a, shifted_b = np.pad(a, (3, 0)), np.pad(b, (5, 0))
-            call_ukernel(mr, k, shifted_a, 3, lda, shifted_b, 5, got, GUARD, carry, normal)
-            simd.ukernel(mr, k, a, 0, lda, b, 0, 0, 0, IN_L1, want, GUARD, carry, normal)
+            call_ukernel(mr, k, A(shifted_a, 3, lda), panel_at(shifted_b, 5), C(got, GUARD, carry), normal)
+            ukernel(mr, k, A(a, 0, lda), panel_at(b, 0), C(want, GUARD, carry), normal)
             assert (got.view(np.int32) == want.view(np.int32)).all(), (kind, mr, k, carry, normal)
             assert (got[:GUARD] == 77).all()
             assert (got[-GUARD:] == 77).all()
 
 
 @pytest.mark.parametrize("kind", ["bf16", "int8"])
-@pytest.mark.parametrize("dtype", sorted({np.uint16, simd.A_BF16_DTYPE}, key=str))
+@pytest.mark.parametrize("dtype", sorted({np.uint16, A_BF16_DTYPE}, key=str))
 @pytest.mark.parametrize("mr", range(1, MR + 1))
 def test_ukernel_store_equals_its_oracle(kind, dtype, mr):
     """What is stored, with row and column scales that make some values subnormal, infinite or NaN."""
     rng = np.random.default_rng(mr)
-    kr = simd.KR_BF16 if kind == "bf16" else simd.KR_INT8
+    kr = KR_BF16 if kind == "bf16" else KR_INT8
     row_scale = rng.uniform(0.001, 1, mr + 1).astype(np.float32)
     row_scale[1] = np.nan if mr > 4 else 1e-38
     col_scale = rng.uniform(0.001, 1, NR + 2).astype(np.float32)
@@ -82,41 +89,19 @@ def test_ukernel_store_equals_its_oracle(kind, dtype, mr):
                 c[:3] = (np.nan, np.inf, -np.inf)
             got = np.full(2 * GUARD + (mr - 1) * ldy + NR, 77, dtype)
             want = got.copy()
-            rest = (row_scale, col_scale, offset)
-            call_ukernel_store(mr, k, a, 0, k, b, 0, c.copy(), 0, carry, normal, got, GUARD, ldy, *rest)
+            rest = (GUARD, ldy, row_scale, 1, col_scale, offset, 2)
+            given = (mr, k, A(a, 0, k), panel_at(b, 0))
+            call_ukernel_store(*given, C(c.copy(), 0, carry), normal, Y(got, *rest))
             with np.errstate(all="ignore"):
-                simd.ukernel_store(
-                    mr,
-                    k,
-                    a,
-                    0,
-                    k,
-                    b,
-                    0,
-                    0,
-                    0,
-                    IN_L1,
-                    c,
-                    0,
-                    carry,
-                    normal,
-                    want,
-                    GUARD,
-                    ldy,
-                    row_scale,
-                    1,
-                    col_scale,
-                    offset,
-                    2,
-                )
+                ukernel_store(*given, C(c, 0, carry), normal, Y(want, *rest))
             assert got.tobytes() == want.tobytes(), (kind, mr, k, carry, normal)
 
 
 def pack_a(x):
     """x (mr, k) bf16 as the activations of one register tile."""
-    out = np.empty(x.shape, simd.A_BF16_DTYPE)
-    for row, operand in zip(x.view(np.uint16), out, strict=True):
-        activations.bf16_operand_row(row, 1, operand)
+    out = np.empty(x.shape, A_BF16_DTYPE)
+    for row, taken in zip(x.view(np.uint16), out, strict=True):
+        operand.bf16_operand_row(row, 1, taken)
     return out.reshape(-1)
 
 
@@ -124,8 +109,8 @@ def pack_b(w):
     """w (k, NR) bf16 as one panel."""
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
-    kr = simd.KR_BF16
-    packing.pack_panels(1, bits, 1, len(w), np.arange(NR), w.size, NR, kr, 1, True, out)
+    source = panels.Matrices(bits, len(w), np.arange(NR), w.size, NR)
+    panels.pack_panels(1, 1, source, panels.Order(KR_BF16, 1, True), out)
     return out
 
 
@@ -135,7 +120,7 @@ def test_oracle_ukernel_by_hand():
     w[:, :2] = ((3, 5), (4, 6))
     x = np.array([[1, 2]], ml_dtypes.bfloat16)
     c = np.full(NR, np.nan, np.float32)
-    simd.ukernel(1, 2, pack_a(x), 0, 2, pack_b(w), 0, 0, 0, IN_L1, c, 0, False, True)
+    ukernel(1, 2, A(pack_a(x), 0, 2), panel_at(pack_b(w), 0), C(c, 0, False), True)
     assert c[:3].tolist() == [11, 17, 0]
 
 
@@ -145,12 +130,13 @@ def test_sums_that_may_be_subnormal_are_exact_too(scale):
     rng = np.random.default_rng(0)
     x = (rng.uniform(1, 2, (MR, 64)) * scale).astype(ml_dtypes.bfloat16)
     w = (rng.uniform(1, 2, (64, NR)) * scale * rng.choice([-1, 1], (64, NR))).astype(ml_dtypes.bfloat16)
-    least = [int(scalars.least_magnitude(v.view(np.uint16).reshape(-1))) for v in (x, w)]
+    least = [int(scalars.min_magnitude(v.view(np.uint16).reshape(-1))) for v in (x, w)]
     normal = bool(scalars.sums_stay_normal(*least))
     assert normal == (scale == 1.0)
     got, want = (np.empty(MR * NR, np.float32) for _ in range(2))
-    call_ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, got, 0, False, normal)
-    simd.ukernel(MR, 64, pack_a(x), 0, 64, pack_b(w), 0, 0, 0, IN_L1, want, 0, False, normal)
+    given = (MR, 64, A(pack_a(x), 0, 64), panel_at(pack_b(w), 0))
+    call_ukernel(*given, C(got, 0, False), normal)
+    ukernel(*given, C(want, 0, False), normal)
     assert (got.view(np.int32) == want.view(np.int32)).all()
 
 
@@ -163,10 +149,10 @@ def test_when_sums_stay_normal(least_a, least_b, normal):
     assert bool(scalars.sums_stay_normal(np.int32(least_a), np.int32(least_b))) is normal
 
 
-def test_least_magnitude_passes_over_zeros():
+def test_min_magnitude_passes_over_zeros():
     values = np.array([0, -0.0, 4, -2, 8], ml_dtypes.bfloat16)
-    assert scalars.least_magnitude(values.view(np.uint16)) == np.float32(2).astype(ml_dtypes.bfloat16).view(np.uint16)
-    assert scalars.least_magnitude(np.zeros(3, np.uint16)) == scalars.NONE_NONZERO
+    assert scalars.min_magnitude(values.view(np.uint16)) == np.float32(2).astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert scalars.min_magnitude(np.zeros(3, np.uint16)) == scalars.NONE_NONZERO
 
 
 def test_products_of_pairs_are_taken_as_exact_where_they_are():
@@ -228,6 +214,14 @@ def test_a_worker_begins_with_its_own_range():
     assert [tasks.draw(counters, 0, w, 2, 10, 1)[0] for w in (1, 1, 0)] == [5, 6, 0]
 
 
+@pytest.mark.parametrize("grain", [7, 2**62, 2**63 - 1, 0, -1])
+def test_counters_do_not_wrap_whatever_the_grain(grain):
+    counters = np.zeros(tasks.n_counters(2), np.int64)
+    seen = [tasks.draw(counters, 0, i % 2, 2, 7, grain) for i in range(40)]
+    assert sorted(task for first, end in seen for task in range(first, end)) == list(range(7))
+    assert 0 <= counters.min() <= counters.max() <= 40 * 7
+
+
 def packed_by_formula(w, kr, n_parts, odd_first):
     """[batch][panel][part][part_kp / kr][NR][kr] of w (batch, k, n), padded by zeros."""
     batch, k, n = w.shape
@@ -251,8 +245,8 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
         want = packed_by_formula(w[:, :, columns], kr, n_parts, odd_first)
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
-            flat = w.reshape(-1)
-            packing.pack_panels(n_threads, flat, batch, k, columns, k * n, n, kr, n_parts, odd_first, got)
+            source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
+            panels.pack_panels(n_threads, batch * -(-n // NR), source, panels.Order(kr, n_parts, odd_first), got)
             assert (got == want).all()
 
 
@@ -261,9 +255,9 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
 def test_a_row_becomes_an_operand(k, n_parts):
     """bf16: the parts of k padded to KR, in pairs odd k first where the microkernel takes pairs."""
     x = np.arange(1, n_parts * k + 1, dtype=np.float32).astype(ml_dtypes.bfloat16)
-    part = -(-k // simd.KR_BF16) * simd.KR_BF16
-    out = np.full(n_parts * part, 99, simd.A_BF16_DTYPE)
-    activations.bf16_operand_row(x.view(np.uint16), n_parts, out)
+    part = -(-k // KR_BF16) * KR_BF16
+    out = np.full(n_parts * part, 99, A_BF16_DTYPE)
+    operand.bf16_operand_row(x.view(np.uint16), n_parts, out)
     got = out.view(ml_dtypes.bfloat16) if out.dtype == np.uint16 else out
     if out.dtype == np.uint16:
         got = got.reshape(-1, 2)[:, ::-1].reshape(-1)
@@ -274,14 +268,20 @@ def test_a_row_becomes_an_operand(k, n_parts):
 
 def test_codes_become_an_operand():
     codes = np.array([-128, -1, 0, 127], np.int8)
-    out = np.full(6, 99, simd.A_INT8_DTYPE)
-    activations.int8_operand_row(codes, out)
-    assert (out.astype(np.int64) - int(simd.A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0]
+    out = np.full(6, 99, A_INT8_DTYPE)
+    operand.int8_operand_row(codes, out)
+    assert (out.astype(np.int64) - int(A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0]
 
 
-def test_who_waits_goes_on_when_all_tasks_are_done():
+def test_who_waits_goes_on_when_all_tasks_are_done_and_not_before():
     counters = np.zeros(tasks.n_counters(2, 3), np.int64)
+    waiting = threading.Thread(target=tasks.wait_for, args=(counters, 1, 2, 5), daemon=True)
     tasks.finish(counters, 1, 2, 3)
+    tasks.finish(counters, 0, 2, 2)  # of another phase
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
     tasks.finish(counters, 1, 2, 2)
-    tasks.wait_for(counters, 1, 2, 5)
-    tasks.wait_for(counters, 0, 2, 0)
+    waiting.join(60)
+    assert not waiting.is_alive()
+    tasks.wait_for(counters, 2, 2, 0)  # of nothing

@@ -1,18 +1,30 @@
+import functools
 import json
-import time
+import re
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
-import numba
 import numpy as np
 import pytest
 from helpers import ROOT, THREADS, run_python
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 
-from mla_numba import MlaDims, measure
-from mla_numba.engine import MICRO_TILES, this_machine
-from mla_numba.kernels import ISA, max_threads, peaks, simd, tasks
-from mla_numba.kernels.llvm_ir import IN_L1
-from mla_numba.measure import Probes, least_ms, measure_all, measure_rates, rates_as_dict
+from mla_numba import MlaDims
+from mla_numba.kernels import ISA, max_threads, peaks
+from mla_numba.kernels.llvm_ir import F32, I16, I32
+from mla_numba.kernels.micro import emitter
+from mla_numba.kernels.threads import tasks
+from mla_numba.prolog import MICRO_TILES, this_machine
+from mla_numba.tuning import rates as measure
+from mla_numba.tuning.rates import (
+    Probes,
+    least_ms,
+    measure_all,
+    measure_rates,
+    rates_as_dict,
+)
 from tiling import Rates, least_seconds, plan_prolog
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 16)
@@ -25,11 +37,11 @@ def counters(n):
 def check_reads(n):
     """Every word is read once, by whoever it is, and the last piece is a short one."""
     words = np.empty(3 * peaks.PIECE_WORDS + 5 * peaks.READ_WORDS if peaks.COMPILED else peaks.READ_WORDS, np.uint32)
-    peaks.fill_words(n, words, n)
+    peaks.fill_words(n, n, words, n)
     assert (words == np.arange(words.size)).all()
     words += np.uint32(2**31)
     sums = np.full(n, -1, np.int64)
-    peaks.read_stream(n, words, sums, counters(n), n)
+    peaks.read_stream(n, n, words, sums, counters(n), n)
     assert int(sums.sum()) % 2**32 == int(words.sum(dtype=np.uint64)) % 2**32
     assert sums.min() >= 0
 
@@ -50,7 +62,7 @@ def check_chains(n):
     n_tasks = 4
     for probe, body, start, operands in probes:
         operands, got = operands.copy(), start.copy()
-        probe(n, got, operands, steps, counters(n), n_tasks, n)
+        probe(n, n, got, operands, steps, counters(n), n_tasks, n)
         n_drawn = []
         for before, row in zip(start, got, strict=True):  # how many of the tasks a worker draws is a matter of luck
             want = [before.copy()]
@@ -83,52 +95,101 @@ def test_probes_of_other_instruction_sets(cpu, isa):
     run_python("-W", "error", "-c", f"import test_measure; test_measure.check_probes({isa!r})", NUMBA_CPU_NAME=cpu)
 
 
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, 10**400], ids=str)
+def test_seconds_of_probes_end(seconds):
+    probes = Probes(1, buffer_bytes=1, steps=1)
+    with pytest.raises(ValueError, match="seconds: expected a number"):
+        probes.rates(seconds=seconds)
+
+
+def test_sizes_of_probes_have_bounds():
+    with pytest.raises(ValueError, match="steps: expected at most 2147483647, got 1000000"):
+        Probes(1, buffer_bytes=1, steps=10**30)
+    with pytest.raises(ValueError, match="buffer_bytes: expected at most 1099511627776, got 1000000"):
+        Probes(1, buffer_bytes=10**30, steps=1)
+
+
 def test_probes_without_compiling():
     code = "import test_measure as t; t.check_probes('any'); print(t.measure_rates(1, seconds=0))"
     out = run_python("-W", "error", "-c", code, NUMBA_DISABLE_JIT="1")
     assert out.startswith("Rates(bandwidth_bytes_s=")
 
 
-@numba.njit(nogil=True)
-def multiply_tiles(repeats, k, a, b, c):
-    for _ in range(repeats):
-        simd.ukernel(simd.MR, k, a, 0, k, b, 0, 8192, simd.NR, IN_L1, c, 0, True, True)
+# What multiplies in a microkernel of bf16 weights and in one of int8, and how many steps of k it takes at once.
+# vpdpwssd is vpmaddwd and vpaddd in one, which the compiler takes where the CPU has AVX-VNNI.
+MULTIPLY = {
+    "avx512bf16": (("vdpbf16ps", 2), ("vpdpbusd", 4)),
+    "avx512vnni": (("vfmadd", 1), ("vpdpbusd", 4)),
+    "avx2": (("vfmadd", 1), ("vpmaddwd|vpdpwssd", 2)),
+}
 
 
-def test_microkernels_come_near_the_peaks_and_never_beat_them():
-    k, repeats = 128, 2000
-    n_ops = 2 * simd.MR * simd.NR * k * repeats
-    operands = {
-        "bf16": (np.zeros(simd.MR * k, simd.A_BF16_DTYPE), np.zeros(simd.NR * k, np.uint16), np.float32),
-        "int8": (np.zeros(simd.MR * k, simd.A_INT8_DTYPE), np.zeros(simd.NR * k, np.int8), np.int32),
-    }
-    probes = Probes(1, buffer_bytes=2**20)
-    best = dict.fromkeys((*operands, "peak bf16", "peak int8"), 0.0)
-    for _ in range(6):  # in turns, for the clock may change
-        rates = probes.rates(seconds=0.03)
-        best["peak bf16"] = max(best["peak bf16"], rates.flops_s, rates.bf16_flops_s or 0)
-        best["peak int8"] = max(best["peak int8"], rates.ops_s)
-        for dtype, (a, b, c_type) in operands.items():
-            c = np.zeros(simd.MR * simd.NR, c_type)
-            multiply_tiles(1, k, a, b, c)
-            for _ in range(3):
-                begin = time.perf_counter()
-                multiply_tiles(repeats, k, a, b, c)
-                best[dtype] = max(best[dtype], n_ops / (time.perf_counter() - begin))
-    for dtype in operands:
-        assert best[f"peak {dtype}"] >= 0.9 * best[dtype] > 0, best
-        if ISA.name != "portable":  # plain loops are far from any port's limit
-            assert best[dtype] >= 0.85 * best[f"peak {dtype}"], best
+def assembly_of(define):
+    """Machine code of what `define` puts into a module."""
+    codegen = cpu_target.target_context.codegen()
+    with global_compiler_lock:
+        library = codegen.create_library("by itself")
+        module = library.create_ir_module("by itself")
+        define(module).linkage = ""
+        library.add_ir_module(module)
+        library.finalize()
+        return library.get_asm_str()
 
 
-def test_runs_take_turns_and_the_first_does_not_count():
+def inner_loop(assembly, function, multiply):
+    """Instructions of a function's block that multiplies most, and how many of them do."""
+    body = assembly[re.search(rf"^{function}:", assembly, re.M).end() :].partition(".Lfunc_end")[0]
+    blocks = re.split(r"^\.\w+:.*$", body, flags=re.M)
+    loop = max(blocks, key=lambda block: len(re.findall(multiply, block)))
+    lines = [line.strip() for line in loop.splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "."))], len(re.findall(multiply, loop))
+
+
+PORTABLE = pytest.mark.skipif(ISA.name == "portable", reason="plain loops, of which the compiler makes what it likes")
+
+
+@PORTABLE
+@pytest.mark.parametrize("kernel", [ISA.bf16, ISA.int8], ids=["bf16", "int8"])
+def test_microkernels_multiply_once_a_vector_and_keep_their_sums_in_registers(kernel):
+    """So they come near the peaks: of what each step of k needs nothing is done twice, and no sum is spilt."""
+    multiply, k_of_one = MULTIPLY[ISA.name][kernel.is_int8]
+    assembly = assembly_of(lambda module: emitter.define_tile_function(module, kernel, I16))
+    loop, n_multiply = inner_loop(assembly, rf"mla_numba_{kernel.name}_\w+_{ISA.mr}", multiply)
+    n_a_step = ISA.mr * ISA.vectors.n * ISA.kr(kernel) // k_of_one
+    assert n_multiply >= n_a_step, "\n".join(loop)
+    assert n_multiply % n_a_step == 0, "\n".join(loop)  # the compiler may unroll steps
+    assert not [line for line in loop if "(%rsp)" in line], "\n".join(loop)
+
+
+@PORTABLE
+def test_peaks_multiply_with_the_instructions_of_the_microkernels():
+    """And do little else, so that no microkernel beats them."""
+    (bf16, _), (int8, _) = MULTIPLY[ISA.name]
+    probes = [("vfmadd", F32, peaks._step_fma), (int8, I32, peaks._step_dot)]
+    probes += [(bf16, F32, peaks._step_bf16)] if ISA.bf16_dot else []
+    for multiply, element, step in probes:
+        chain = functools.partial(peaks._chain_function, name="probe", element=element, emit_step=step)
+        loop, n_multiply = inner_loop(assembly_of(chain), r"mla_numba_probe\w+", multiply)
+        assert n_multiply >= peaks.CHAINS, "\n".join(loop)
+        assert n_multiply % peaks.CHAINS == 0, "\n".join(loop)
+        n_added = n_multiply if "vpmaddwd" in multiply else 0
+        assert len(loop) <= n_multiply + n_added + 4, "\n".join(loop)  # beside them it counts steps, and goes on
+
+
+def test_runs_take_turns_and_the_first_does_not_count(monkeypatch):
     order = []
     times = measure._time_in_turns([lambda: order.append("a"), lambda: order.append("b")], seconds=0)
     assert order == ["a", "b"] * (1 + measure._MIN_RUNS)
     assert [len(spent) for spent in times] == [measure._MIN_RUNS] * 2
-    times = measure._time_in_turns([lambda: time.sleep(0.01), lambda: time.sleep(0.001)], seconds=0.05)
-    assert all(sum(spent) >= 0.05 for spent in times)
-    assert len(times[1]) > len(times[0])
+    clock = [0.0]
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def run(seconds):
+        clock[0] += seconds
+
+    times = measure._time_in_turns([lambda: run(0.25), lambda: run(0.0625)], seconds=1)
+    assert [len(spent) for spent in times] == [4, 16]
+    assert [set(spent) for spent in times] == [{0.25}, {0.0625}]
 
 
 def test_every_number_of_threads_is_measured(monkeypatch):
@@ -208,11 +269,17 @@ def test_bench_times_calls_against_the_limit():
         assert len(result["ms"]) == 3
         assert min(result["ms"]) == result["min_ms"] <= result["median_ms"]
         assert result["share_of_min"] == pytest.approx(result["least_ms"] / result["min_ms"])
+        assert bool(result["beyond_limit"]) == (result["share_of_min"] > 1)
         assert result["share_of_median"] == pytest.approx(result["least_ms"] / result["median_ms"])
         assert set(result["rates_before"]) == set(result["rates_after"]) == set(report["rates"][0]) - {"threads"}
+
+
+def shares_in(out):
+    return [float(number) for number in re.findall(r"([0-9.]+)% ?", out.partition("before the rounds")[0])]
 
 
 def test_bench_prints_tables():
     out = bench("--tokens", "2", "--rounds", "2")
     assert "least possible ms" in out
     assert "2 rounds, 1 threads, 1 weight sets" in out
+    assert ("% (!)" in out) == ("more than 100 %" in out) == any(share > 100 for share in shares_in(out))

@@ -9,8 +9,8 @@ from click import BadParameter
 from published_configs import COMPUTED, DEEPSEEK, GLM, KIMI_K25, REFUSED, YARN
 
 from mla_numba import MlaDims, RopeTable
-from mla_numba.cli_options import parse_dims
-from mla_numba.model_config import FAMILIES, read_model_config
+from mla_numba.base.model_config import FAMILIES, read_model_config
+from mla_numba.cli.options import parse_dims
 from mla_numba.rope_table import softmax_scale
 
 DIMS = {key: DEEPSEEK[key] for key in MlaDims.__dataclass_fields__}

@@ -5,9 +5,9 @@ import pytest
 from helpers import BF16, make_cache
 
 from mla_numba import Checkpoint, RopeTable
-from mla_numba.model_config import FAMILIES, read_model_config
+from mla_numba.base.model_config import FAMILIES, read_model_config
+from mla_numba.oracle.bits import reference_run
 from mla_numba.rope_table import softmax_scale
-from mla_numba.verify import reference_run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

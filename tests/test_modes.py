@@ -22,9 +22,15 @@ from helpers import (
 )
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaProlog, MlaQuantInputs, PagedCache, reference
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaQuantInputs,
+    PagedCache,
+)
 from mla_numba.layouts import to_fractal_nz
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, reference_run
 
 PAGE = ROOT / "docs" / "modes.md"
 DIMS = MlaDims(130, 3, 50, 64, 33, 32)  # whole runs of PA_NZ, and padding in each FRACTAL_NZ weight

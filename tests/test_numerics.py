@@ -19,9 +19,17 @@ from helpers import (
 )
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaProlog, MlaQuantInputs, MlaWeights, PagedCache, PrologOutput, reference
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaQuantInputs,
+    MlaWeights,
+    PagedCache,
+    PrologOutput,
+)
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, compare_bits, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, compare_bits, reference_run
 
 SMALL = MlaDims(130, 3, 50, 68, 33, 34)
 FRACTAL = MlaDims(130, 3, 50, 64, 33, 32)

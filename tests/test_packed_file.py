@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_same_bits, make_call, make_inputs, make_weights, run_python
 
-from mla_numba import MlaDims, MlaProlog, PackedWeights, packed
-from mla_numba.array_file import read_arrays, write_arrays
-from mla_numba.kernels import ISA, simd
-from mla_numba.verify import reference_run
+from mla_numba import MlaDims, MlaProlog, PackedWeights
+from mla_numba.kernels import ISA
+from mla_numba.oracle.bits import reference_run
+from mla_numba.weights import packed
+from mla_numba.weights.mapped_file import read_arrays, write_arrays
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 PREFIX = struct.Struct("<8sIII")
@@ -257,8 +258,8 @@ class TestPanelOrder:
     @pytest.mark.parametrize("quantised", [False, True])
     def test_by_formula(self, quantised):
         assert packed._PANEL_ORDER == 1
-        k, n, nr = 5, simd.NR + 3, simd.NR
-        kr = simd.KR_INT8 if quantised else simd.KR_BF16
+        k, n, nr = 5, ISA.nr + 3, ISA.nr
+        kr = ISA.kr_int8 if quantised else ISA.kr_bf16
         codes = np.arange(1, k * n + 1).reshape(k, n)
         weight = (codes % 251 - 125).astype(np.int8) if quantised else codes.astype(np.uint16).view(BF16)
         scale = np.arange(n, dtype=np.float32) if quantised else None
@@ -273,5 +274,5 @@ class TestPanelOrder:
         assert_same_bits("panels", gemm.panels, want.reshape(-1))
         if quantised:
             sums = want.astype(np.int64).sum(axis=(1, 3)).reshape(-1)
-            assert gemm.offset.tolist() == (-int(simd.A_OFFSET) * sums).tolist()
+            assert gemm.offset.tolist() == (-ISA.a_offset * sums).tolist()
             assert gemm.col_scale[:n].tolist() == [float(c) for c in columns]

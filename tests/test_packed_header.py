@@ -11,8 +11,8 @@ import pytest
 from helpers import MODES, assert_same_bits, make_weights
 
 from mla_numba import MlaDims, PackedWeights
-from mla_numba.array_file import read_arrays
-from mla_numba.packed_facts import FACTS, PRODUCTS
+from mla_numba.weights.mapped_file import read_arrays
+from mla_numba.weights.packed_facts import FACTS, PRODUCTS
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 8)
 PREFIX = struct.Struct("<8sIII")

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from helpers import make_cache, make_inputs, make_weights, run_python
 
-from mla_numba import CpuTiling, MlaDims, MlaProlog, PackedWeights, packed
+from mla_numba import (
+    CpuTiling,
+    MlaDims,
+    MlaProlog,
+    PackedWeights,
+)
 from mla_numba.kernels import max_threads
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
+from mla_numba.weights import packed
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 

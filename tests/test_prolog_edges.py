@@ -23,7 +23,7 @@ from helpers import (
 
 from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PagedCache
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, compare_bits, reference_run
+from mla_numba.oracle.bits import check_output, compare_bits, reference_run
 
 SMALL = MlaDims(130, 3, 50, 68, 33, 34)
 SHARED = MlaDims(514, 5, 101, 132, 33, 34)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 T = ISA.mr + 3

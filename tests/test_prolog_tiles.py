@@ -1,12 +1,14 @@
 """Tile settings choose a plan and never change a bit: every preset, random settings and the planner's own choice."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from helpers import BF16, MODES, THREADS, assert_exact, expect_rows, fullsize, make_call, make_weights, most_workers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PassOptions, pass_options, preset
+from mla_numba import CpuTiling, MlaDims, MlaProlog, MlaTileConfig, PassOptions, pass_options, preset
 from mla_numba.kernels import ISA
 from tiling import PRESETS
 
@@ -132,6 +134,16 @@ def test_any_settings_on_work_that_is_shared_among_threads(config, options, mode
 def test_unroll_lists(unroll_list, t):
     weights = make_weights(SMALL, "b")
     assert_exact(weights, t, n_blocks=3, tile_config=MlaTileConfig(unroll_list=unroll_list))
+
+
+def test_the_greatest_counts_draw_each_task_once():
+    most = 2**31 - 1
+    weights = make_weights(SHARED, "b")
+    assert_exact(weights, 45, n_blocks=3, block_size=16, tile_config=CpuTiling(down_grain=most, heads_grain=most))
+    counts = CpuTiling(**{f.name: most for f in fields(CpuTiling) if f.name not in ("unroll_list", "n_threads")})
+    assert_exact(weights, 45, n_blocks=3, block_size=16, tile_config=counts)
+    options = PassOptions(*[{-1: most}] * 3)
+    assert_exact(weights, 45, n_blocks=3, block_size=16, tile_config=MlaTileConfig(), options=options)
 
 
 def test_a_config_changed_after_construction_changes_nothing():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from helpers import BF16, assert_same_bits
 
-from mla_numba.dims import MlaDims
-from mla_numba.inputs import random_inputs
+from mla_numba.base.dims import MlaDims
+from mla_numba.oracle.inputs import random_inputs
 from mla_numba.rope_table import (
     CosSin,
     RopeTable,

@@ -24,9 +24,15 @@ from hypothesis import strategies as st
 from test_prolog_tiles import pass_settings, tile_configs
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaProlog, MlaQuantInputs, PagedCache, reference
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaQuantInputs,
+    PagedCache,
+)
 from mla_numba.kernels import ISA
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle import reference
+from mla_numba.oracle.bits import check_output, reference_run
 
 SCALES = ("dequant_scale_w_dq", "dequant_scale_w_dkv_kr", "dequant_scale_w_uq_qr", "smooth_scales_cq")
 # Multiples, one more and one fewer are drawn more often than by chance.

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from helpers import ROOT
 
-from mla_numba.cli import main
+from mla_numba.cli.main import main
 
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 # Modules that users import from, besides the two packages.
@@ -26,7 +26,7 @@ def build(folder, *options):
     command = [sys.executable, "-m", "zensical", "build", "--clean", *options]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 

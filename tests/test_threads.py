@@ -30,7 +30,7 @@ def run_script(scenario, layer=None, **environment):
         environment["NUMBA_THREADING_LAYER"] = layer
     if layer == "tbb":
         environment["LD_LIBRARY_PATH"] = f"{TBB_FOLDER}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    run_python(SCRIPT, scenario, timeout=120, **environment)
+    run_python(SCRIPT, scenario, timeout=900, **environment)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

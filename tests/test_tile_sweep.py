@@ -2,17 +2,40 @@
 
 import csv
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from mla_numba import CpuTiling, MlaDims, MlaTileConfig
-from mla_numba.contest import Arena, ExactnessError, Pairs
-from mla_numba.tile_plots import draw_all, heat_axes
-from mla_numba.tile_report import best_rows, write_csv, write_json
-from mla_numba.tile_space import Candidate, Grid, check_restriction, holds, parse_values
-from mla_numba.tile_sweep import Effort, Job, Journal, Row, finals, run_job, with_limits
+from mla_numba.cli.report import beyond_limit, share_text
+from mla_numba.cli.sweep_plots import draw_all, heat_axes
+from mla_numba.cli.sweep_tables import (
+    best_rows,
+    show_rows,
+    write_csv,
+    write_json,
+)
+from mla_numba.tuning.contest import Arena, ExactnessError, Pairs
+from mla_numba.tuning.journal import Journal
+from mla_numba.tuning.space import (
+    Candidate,
+    Grid,
+    check_restriction,
+    holds,
+    parse_values,
+)
+from mla_numba.tuning.sweep import (
+    Effort,
+    Job,
+    Row,
+    finals,
+    reasons_of,
+    run_job,
+    with_limits,
+)
 from tiling import Rates
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 16)
@@ -40,6 +63,31 @@ def test_values(text, values):
 def test_values_that_are_none(text):
     with pytest.raises(ValueError, match=r"^values: expected "):
         parse_values(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1:1000000000000", "at most 100000, got more in '1:1000000000000'"),
+        ("1:90000,1:90000", "at most 100000, got more in '1:90000'"),
+        ("0:999999999999999999:2", "at most 100000, got more in "),
+        ("1" * 99_999, "integers, ranges, lists, mappings or None, got '111"),
+        ("1" * 5000 + ":2", "integers, ranges, lists, mappings or None, got '111"),
+        ("1," * 60_000, "at most 100000 characters, got 120000"),
+        ("[" * 90_000, "integers, ranges, lists, mappings or None, got "),
+        ("-" * 90_000 + "1", "integers, ranges, lists, mappings or None, got "),
+        ("9**9**9", "integers, ranges, lists, mappings or None, got "),
+        ("{[]: 1}", "integers, ranges, lists, mappings or None, got "),
+    ],
+    ids=range(10),
+)
+def test_values_without_end_are_refused_at_once(text, message):
+    with pytest.raises(ValueError, match=f"^values: expected {re.escape(message)}"):
+        parse_values(text)
+
+
+def test_as_many_values_as_there_may_be():
+    assert parse_values("1:99998, 5, True") == [*range(1, 99_999), True]
 
 
 def test_a_grid_is_every_combination():
@@ -81,6 +129,7 @@ def test_restrictions():
         ("unroll_list[0] == 8 and mr >= 1 and nr >= 1", True),
         ("8 in unroll_list", True),
         ("1 < down_mc < 24", False),
+        ("(down_mc if t > 8 else 1) & 8 == 8 and not down_mc >> 1 == 1", True),
     ):
         assert check_restriction(text, ["down_mc", "unroll_list", "cube_qb_tile.k_l1"]) == text
         assert holds(text, candidate, 40) is met
@@ -93,6 +142,14 @@ def test_restrictions():
         ("__import__('os').system('true')", "expected no call"),
         ("down_mc %", "expected an expression such as"),
         ("t(1)", "expected no call"),
+        ("f'{t:>999999999}' == 1", "expected arithmetic, comparisons and logic, got JoinedStr"),
+        ("'%999999999d' % t", "expected numbers, got '%999999999d'"),
+        ("[t] * 999999999", "expected arithmetic, comparisons and logic, got List"),
+        ("[x for x in t]", "expected arithmetic, comparisons and logic, got ListComp"),
+        ("t < 1" + "0" * 99, "expected integers of at most 256 bits"),
+        ("t < " + "1" * 5000, "expected at most 1000 characters, got 5004"),
+        ("(" * 900, "expected an expression such as"),
+        ("t\0", "expected an expression such as"),
     ],
 )
 def test_restrictions_that_are_refused(text, message):
@@ -100,10 +157,27 @@ def test_restrictions_that_are_refused(text, message):
         check_restriction(text, ["down_mc"])
 
 
-@pytest.mark.parametrize("text", ["down_mc / 0 == 1", "down_mc.__class__", "9**9**9 > down_mc", "down_mc['a']"])
+ENDLESS = [
+    "9**9**9 > t",
+    "4000000**4000000 > t",
+    "2**(t*10**6) > t",
+    "1 << 10**9 > t",
+    "((9**80)**80)**80 > t",
+    "2.0**9999",
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["down_mc / 0 == 1", "down_mc.__class__", "down_mc['a']", "unroll_list * 10**9", "not " * 249 + "t", *ENDLESS],
+)
 def test_restrictions_without_a_value(text):
+    candidate = Candidate((("down_mc", 1), ("unroll_list", [1])), None)
+    if text.startswith("not"):
+        assert not holds(text, candidate, 8)
+        return
     with pytest.raises(ValueError, match=r"restriction: expected .* to have a value for down_mc 1"):
-        holds(text, Candidate((("down_mc", 1),), None), 8)
+        holds(text, candidate, 8)
 
 
 def test_pairs_by_hand():
@@ -145,7 +219,7 @@ def test_a_wrong_bit_is_found(arena, monkeypatch):
 
 
 def test_a_baseline_that_is_not_the_reference_is_an_error(monkeypatch):
-    from mla_numba import contest
+    from mla_numba.tuning import contest
 
     def wrong(*args):
         output = REFERENCE(*args)
@@ -200,12 +274,15 @@ def test_finals_are_the_best_of_each_t():
     assert finals(rows) == [1, 4, 0, 5]
 
 
+FACTS = {"rates_exact": {"bandwidth_bytes_s": 1e10, "flops_s": 1e10, "ops_s": 1e10, "bf16_flops_s": None}}
+
+
 def test_a_journal_is_gone_on_from(tmp_path):
     path, asked = tmp_path / "journal.jsonl", []
 
     def facts():
         asked.append(1)
-        return {"rates": (1, 2)}
+        return FACTS | {"threads": (1, 2)}
 
     jobs = [Job(i, 8, "b", Candidate((), None)) for i in range(6)]
     journal = Journal(path, {"tokens": (8,)}, facts)
@@ -217,15 +294,88 @@ def test_a_journal_is_gone_on_from(tmp_path):
         file.write('{"number": 5, "t": 8, "qu')  # cut off in the middle
     again = Journal(path, {"tokens": (8,)}, facts)
     assert again.rows == journal.rows
-    assert (again.facts, asked) == ({"rates": [1, 2]}, [1])
+    assert (again.facts, asked) == (FACTS | {"threads": [1, 2]}, [1])
+    assert again.rates == RATES
     assert {job.number for job in again.left(jobs, 3)} == {0, 2, 3, 5}
     again.add(replace(row(1, down_mc=1), final_ratio=0.7))
-    again.change_facts({"rates": [3]})
+    again.change_facts({"threads": [3]})
     last = Journal(path, {"tokens": (8,)}, facts)
     assert last.rows[1].final_ratio == 0.7
-    assert last.facts == {"rates": [3]}
+    assert last.facts["threads"] == [3]
     with pytest.raises(ValueError, match=r"journal\.jsonl: expected the journal of this sweep, got that of another"):
         Journal(path, {"tokens": (9,)}, facts)
+
+
+HEADER = {"spec": {"jobs": [[0, 8, "b"], [1, 8, "b"], [2, 8, "b"]]}, "facts": FACTS}
+LINES = [HEADER, asdict(row(0)), asdict(row(1, ratio=None, status="refused"))]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": None}, "expected min_ms, .* where a plan was timed, and there only"),
+        ({"status": "refused"}, "expected min_ms, .* where a plan was timed, and there only"),
+        ({"status": "made"}, "status: expected one of done, stopped, wrong, same, refused, got 'made'"),
+        ({"status": 1}, "status: expected str, got 1"),
+        ({"median_ms": 0}, "median_ms: expected a number > 0, got 0"),
+        ({"median_ms": "1"}, "median_ms: expected float | None, got 1"),
+        ({"ratio": -1.0}, r"ratio: expected float \| None, got -1.0"),
+        ({"ratio": 1e300}, r"ratio: expected float \| None, got 1e\+300"),
+        ({"flops": 10**30}, r"flops: expected int \| None, got 1000"),
+        ({"flops": True}, r"flops: expected int \| None, got True"),
+        ({"n_pairs": None}, "n_pairs: expected int, got None"),
+        ({"settings": [1]}, r"settings: expected dict\[str, Any\], got \[1\]"),
+        ({"number": 5}, "expected a job of this sweep, got number 5, t 8"),
+        ({"t": 9}, "expected a job of this sweep, got number 0, t 9"),
+        ({"reason": "\ud800"}, "expected text that can be written, got a lone surrogate"),
+        ({"beside": 1}, "expected the fields of a row, got none or another of 'beside'"),
+    ],
+    ids=lambda value: ascii(value) if isinstance(value, dict) else "",
+)
+def test_a_row_that_no_sweep_wrote_is_refused_with_its_line(changes, message, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in (HEADER, LINES[2], LINES[1] | changes)))
+    with pytest.raises(ValueError, match=rf"journal\.jsonl, line 3: {message}"):
+        Journal(path, HEADER["spec"], dict)
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "message"),
+    [
+        (2, '{"number": 0, "t"', "line 2: expected JSON, got "),
+        (3, "null", "line 3: expected a JSON object, got NoneType"),
+        (3, "[" * 100_000, "line 3: expected a JSON object, got one that is nested too deeply"),
+        (3, '{"ratio": NaN}', "line 3: expected JSON, got the number NaN"),
+        (3, '{"number": 0}', "line 3: expected the fields of a row, got none or another of 'quant'"),
+        (3, json.dumps(LINES[2] | {"status": "same", "reason": "x"}), "line 3: reason: expected the number of another"),
+        (1, "no journal", "line 1: expected JSON, got "),
+        (1, '{"spec": 1}', r"line 1: expected the header of a journal, spec and facts, got \['spec'\]"),
+        (1, json.dumps(HEADER | {"facts": {}}), "line 1: expected the rates of a machine as rates_exact, got "),
+        (1, json.dumps(HEADER | {"facts": {"rates_exact": [1]}}), "line 1: expected the rates of a machine"),
+        (1, json.dumps(HEADER | {"facts": {"rates_exact": {"ops_s": 1}}}), "line 1: expected the rates of a machine"),
+    ],
+    ids=range(11),
+)
+def test_a_line_of_another_shape_is_refused_with_its_number(number, text, message, tmp_path):
+    path = tmp_path / "journal.jsonl"
+    lines = [json.dumps(line) for line in LINES]
+    lines[number - 1] = text
+    kept = "".join(line + "\n" for line in lines)
+    path.write_text(kept)
+    with pytest.raises(ValueError, match=f"journal.jsonl, {message}"):
+        Journal(path, HEADER["spec"], dict)
+    assert path.read_text() == kept
+
+
+def test_a_journal_that_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match="expected a regular file, got another kind"):
+        Journal(tmp_path, {}, dict)
+
+
+def test_reasons_against_candidates_are_counted():
+    assert reasons_of([]) == []
+    assert reasons_of(["a", "b", "b"]) == ["refused, 2 of 3: b", "refused, 1 of 3: a"]
+    assert reasons_of([*"aab", *"cde"], 2) == ["refused, 2 of 6: a", "refused, 1 of 6: b", "and 3 reasons more"]
 
 
 ROWS = [
@@ -250,6 +400,23 @@ def test_csv_and_json(tmp_path):
     assert read["machine"] == {"isa": "x"}
     assert read["sweep"] == {"seed": 1}
     assert Row(**read["rows"][3]) == ROWS[3]
+
+
+def shown(rows):
+    console = Console(width=200)
+    with console.capture() as text:
+        console.print(show_rows(rows))
+    return " ".join(text.get().split())
+
+
+def test_a_share_above_the_limit_is_marked_and_explained():
+    rows = with_limits({0: row(0, ratio=0.5, down_mc=4)}, RATES)  # four times as fast as the rates allow
+    assert (share_text(1.0), share_text(1.004), share_text(0.954, 1)) == ("100%", "100% (!)", "95.4%")
+    assert "400% (!)" in shown(rows)
+    assert "down_mc [/x]" in shown([replace(rows[0], settings={"down_mc": "[/x]"})])
+    assert "(!) more than 100 %: faster than the rates" in shown(rows)
+    assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES))
+    assert beyond_limit([None, 1.0]) == "" != beyond_limit([None, 1.01])
 
 
 def texts(figure):
@@ -282,7 +449,8 @@ def test_pictures_have_labels_and_a_thousand_pixels(tmp_path, monkeypatch):
         assert wanted in lists
     for wanted in ("operations by byte of weights, inputs and outputs, op/byte", "operations by time, Gop/s"):
         assert wanted in roof
-    assert any(text.startswith("T = 8: best ") for text in roof)
+    assert any(text.startswith("T = 8: best ") and "(!) of the limit" in text for text in roof)
+    assert any(text.startswith("(!) more than 100 %") for text in roof)
     assert all("made up, 2 threads" in "\n".join(of_picture) for of_picture in (heat, lists, roof))
 
 

@@ -7,9 +7,15 @@ import pytest
 from test_tiling_planner import BIG_CACHES, COSTS, FULL, MICRO, SMALL_CACHES, plan_of
 
 from tiling import Costs, CpuTiling, MicroTile, PlanDims, PrologPlan, Rates, plan_prolog, preset
-from tiling.candidates import C_BEYOND_L2, IDLE, MC_BEYOND, WALK_BEYOND, WALK_BEYOND_L2
+from tiling.choose.candidates import (
+    C_BEYOND_L2,
+    IDLE,
+    MC_BEYOND,
+    WALK_BEYOND,
+    WALK_BEYOND_L2,
+)
+from tiling.choose.model import Model, makespan
 from tiling.machine import ISAS
-from tiling.model import Model, makespan
 from tiling.stages import StageShape
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mla_numba.dump_names import OUTPUTS
-from mla_numba.tolerance import TOLERANCES, compare_within
+from mla_numba.oracle.tolerance import TOLERANCES, compare_within
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

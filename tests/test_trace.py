@@ -1,16 +1,28 @@
 """The trace of a call: what it says of itself, and what it leaves alone."""
 
 import json
+import time
 
 import pytest
 from helpers import make_cache, make_inputs, make_weights
 from rich.console import Console
 
 from mla_numba import MlaDims, MlaProlog
-from mla_numba._report import trace_table
+from mla_numba.call.trace import (
+    PHASES,
+    SWEEPS,
+    Span,
+    TileTrace,
+    Trace,
+)
+from mla_numba.call.workspace import Memory
+from mla_numba.cli.report import trace_table
 from mla_numba.kernels import max_threads
-from mla_numba.trace import PHASES, SWEEPS, Span, TileTrace, Trace
-from tiling import CpuTiling
+from mla_numba.kernels.sweeps.arguments import TokenTile
+from mla_numba.kernels.sweeps.phase import HEADS
+from mla_numba.kernels.sweeps.tile import prolog_tile
+from mla_numba.prolog import MICRO_TILES, this_machine
+from tiling import CpuTiling, plan_prolog
 
 DIMS = MlaDims(514, 5, 101, 132, 33, 34)
 T = 70
@@ -36,6 +48,8 @@ def test_spans_are_in_order_and_inside_their_tile(traced):
     assert trace.tiles[0].end_ns <= trace.tiles[1].begin_ns
     for tile in trace.tiles:
         assert len(tile.spans) == n_threads * len(PHASES)
+        assert all(sum(span.n_tasks for span in tile.spans if span.phase == phase) > 0 for phase in PHASES)
+        assert all(span.end_ns > span.begin_ns if span.n_tasks else span.end_ns == span.begin_ns for span in tile.spans)
         for worker in range(n_threads):
             mine = [span for span in tile.spans if span.worker == worker]
             assert [span.phase for span in mine] == ["pack", "down", "query", "key", "heads"]
@@ -51,7 +65,8 @@ def test_seconds_of_the_sweeps_add_up(traced):
         assert sum(tile.seconds.values()) == pytest.approx((tile.end_ns - tile.begin_ns) / 1e9)
     assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
     assert sum(sum(trace.busy_s(phase)) for phase in PHASES) <= trace.total_s * traced[0]
-    assert all(seconds > 0 for phase in ("down", "heads") for seconds in trace.busy_s(phase))
+    # A worker whose thread wakes up late may find nothing left to do.
+    assert all(sum(trace.busy_s(phase)) > 0 for phase in ("down", "heads"))
 
 
 def test_a_profiled_call_computes_the_same(traced):
@@ -77,8 +92,8 @@ def test_a_call_without_a_trace_leaves_the_spans_alone():
 def by_hand():
     """Two tiles; the second has one worker."""
     ns = {"pack": (0, 1000), "down": (1500, 4000), "query": (4000, 5000), "key": (5000, 5500), "heads": (6000, 9000)}
-    first = [Span(phase, w, 100 + a + w, 100 + b + w) for w in range(2) for phase, (a, b) in ns.items()]
-    second = [Span(phase, 0, 20_000 + a, 20_000 + b) for phase, (a, b) in ns.items()]
+    first = [Span(phase, w, 100 + a + w, 100 + b + w, 4) for w in range(2) for phase, (a, b) in ns.items()]
+    second = [Span(phase, 0, 20_000 + a, 20_000 + b, 1) for phase, (a, b) in ns.items()]
     return Trace([TileTrace(0, 8, 50, 9200, tuple(first)), TileTrace(8, 1, 19_900, 29_100, tuple(second))])
 
 
@@ -92,6 +107,44 @@ def test_seconds_by_hand():
     assert (Trace().busy_s("down"), Trace().total_s) == ([], 0)
 
 
+def test_a_worker_that_woke_late_moves_no_mark():
+    """It came to every phase at once, when the others were at their last task of the heads."""
+    trace = by_hand()
+    late = tuple(Span(phase, 2, 9180 + i, 9180 + i, 0) for i, phase in enumerate(PHASES))
+    first = TileTrace(0, 8, 50, 9200, trace.tiles[0].spans + late)
+    assert first.seconds == trace.tiles[0].seconds
+    assert sum(first.seconds.values()) == pytest.approx(9150e-9)
+    assert Trace([first]).busy_s("heads") == pytest.approx([3000e-9, 3000e-9, 0])
+
+
+def test_a_second_worker_held_back_until_the_first_has_done_all():
+    """The serial build runs workers one behind the other: the second is as late as one can be."""
+    tiling = CpuTiling(unroll_list=(T,), n_threads=2)
+    prolog = MlaProlog(make_weights(DIMS, "b"), tile_config=tiling, n_threads=1)
+    plan = plan_prolog(DIMS, T, tiling, this_machine(), micro=MICRO_TILES, n_threads=2)
+    (tile_plan,) = plan.tile_plans
+    assert tile_plan.n_workers == 2
+    cache = make_cache(DIMS, True, 5, 16)
+    inputs = make_inputs(DIMS, T, 80)
+    call, own = prolog.bind(*inputs, cache), prolog(*inputs, cache.copy())
+    cuts, buffers, taken = Memory(plan).prepare(tile_plan)
+    begin = time.perf_counter_ns()
+    tile = TokenTile(0, T, HEADS, True)
+    prolog_tile(1, cuts.n_workers, call.tokens, call.caches, prolog._layer, *taken, tile)
+    trace = Trace()
+    trace.add(begin, time.perf_counter_ns(), 0, T, buffers.spans)
+    assert all((a == b).all() for a, b in zip(call.out, own, strict=True))
+    first, second = ([span for span in trace.tiles[0].spans if span.worker == worker] for worker in (0, 1))
+    assert all(span.n_tasks > 0 for span in first)
+    assert [span.n_tasks for span in second] == [0] * len(PHASES)
+    assert min(span.begin_ns for span in second) > max(span.end_ns for span in first)
+    ends = {span.phase: span.end_ns for span in first}
+    seconds = [(ends["down"] - begin) / 1e9, (ends["query"] - ends["down"]) / 1e9]
+    assert list(trace.seconds.values())[:2] == pytest.approx(seconds)
+    assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
+    assert sum(trace.busy_s(phase)[1] for phase in PHASES) == 0
+
+
 def test_chrome_trace_by_hand(tmp_path):
     by_hand().to_chrome(tmp_path / "trace.json")
     read = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
@@ -99,10 +152,10 @@ def test_chrome_trace_by_hand(tmp_path):
     assert len(events) == 3 * len(PHASES)
     assert events[6] == {
         "name": "Matmul_qa, Matmul_kva", "cat": "down", "ph": "X", "ts": 1.551, "dur": 2.5, "pid": 0, "tid": 1,
-        "args": {"t0": 0, "t": 8},
+        "args": {"t0": 0, "t": 8, "tasks": 4},
     }  # fmt: skip
     assert events[-1]["name"].startswith("QuantMatmul_qb")
-    assert (events[-1]["ts"], events[-1]["args"]) == (25.95, {"t0": 8, "t": 1})
+    assert (events[-1]["ts"], events[-1]["args"]) == (25.95, {"t0": 8, "t": 1, "tasks": 1})
 
 
 def test_chrome_trace_of_no_tokens(tmp_path):
@@ -129,7 +182,7 @@ def test_table_has_a_row_a_phase_and_a_column_a_thread():
 
 
 def test_table_of_many_threads_is_a_summary():
-    spans = [Span(phase, w, 0, 1_000_000 * (w + 1)) for w in range(9) for phase in PHASES]
+    spans = [Span(phase, w, 0, 1_000_000 * (w + 1), 1) for w in range(9) for phase in PHASES]
     rows = shown(Trace([TileTrace(0, 1, 0, 50_000_000, tuple(spans))]))
     assert rows[0] == ["phase", "least", "mean", "most"]
     assert ["key", "1.000", "5.000", "9.000"] in rows

@@ -9,9 +9,20 @@ import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_none, assert_same_bits, make_cache, make_call, make_inputs, make_weights
 
-from mla_numba import MlaDims, MlaProlog, MlaWeights, PackedWeights, PagedCache, bound_call, cache, engine
+from mla_numba import (
+    MlaDims,
+    MlaProlog,
+    MlaWeights,
+    PackedWeights,
+    PagedCache,
+    cache,
+)
+from mla_numba import (
+    prolog as engine,
+)
+from mla_numba.call import bind as bound_call
 from mla_numba.kernels import max_threads
-from mla_numba.verify import check_output, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 T, BLOCKS, BLOCK_SIZE = 9, 3, 16
@@ -116,13 +127,13 @@ class TestSlots:
     def scribbled(self, request, case, monkeypatch):
         index = case.inputs.cache_index.astype(request.param)
         case.inputs = case.inputs._replace(cache_index=index)
-        tile = engine.tile.prolog_tile
+        tile = engine.prolog_tile
 
         def scribbling(*args):
             index[:] = np.iinfo(index.dtype).max
             tile(*args)
 
-        monkeypatch.setattr(engine.tile, "prolog_tile", scribbling)
+        monkeypatch.setattr(engine, "prolog_tile", scribbling)
         return case
 
     def test_a_call(self, scribbled):

@@ -3,8 +3,13 @@ import numpy as np
 import pytest
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache
-from mla_numba.inputs import random_inputs
-from mla_numba.verify import check_output, compare_bits, poison, reference_run
+from mla_numba.oracle.bits import (
+    check_output,
+    compare_bits,
+    poison,
+    reference_run,
+)
+from mla_numba.oracle.inputs import random_inputs
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DIMS = MlaDims(64, 2, 32, 32, 16, 16)

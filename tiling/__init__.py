@@ -1,18 +1,35 @@
 """Tiles, plans and the planner of the MLA prolog: standard library only, no kernels."""
 
 from tiling.arith import ceil_div, chunks, round_up
-from tiling.config import CubeTile, MlaTileConfig, PassOptions, RopeTileShapeConfig
-from tiling.costs import Costs
+from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
-from tiling.gemm_plan import GemmPlan, MicroTile
+from tiling.gemm import GemmPlan, MicroTile
 from tiling.machine import Machine
-from tiling.plan import DownPlan, HeadsPlan, PrologPlan, RowPlan, TilePlan
+from tiling.plan.plans import (
+    DownPlan,
+    HeadsPlan,
+    PrologPlan,
+    RowPlan,
+    TilePlan,
+)
+from tiling.plan.unroll import loop_unroll
 from tiling.planner import plan_prolog
-from tiling.presets import PRESETS, ROPE_TILES, options_list, pass_options, preset
+from tiling.pypto.config import (
+    CubeTile,
+    MlaTileConfig,
+    PassOptions,
+    RopeTileShapeConfig,
+)
+from tiling.pypto.presets import (
+    PRESETS,
+    ROPE_TILES,
+    options_list,
+    pass_options,
+    preset,
+)
 from tiling.rates import Rates
 from tiling.roofline import least_seconds
 from tiling.stages import PlanDims
-from tiling.unroll import loop_unroll
 
 __all__ = [
     "PRESETS",

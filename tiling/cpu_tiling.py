@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
 from typing import Any, Self
 
-from tiling._check import check_int, check_ints
-from tiling._json import from_json, to_json
+from tiling.check import MAX_THREADS, check_int, check_ints
+from tiling.json import from_json, to_json
 
 __all__ = ["CpuTiling"]
 
@@ -16,6 +16,8 @@ class CpuTiling:
 
     Counts are of elements, token rows, panels (of nr columns) or tasks. Blocks longer than the product are clipped,
     ``*_kc`` is rounded up to kr, and rows and panels are cut evenly, so a block may be a little smaller than asked for.
+    A count is from 1 to 2**31 - 1, ``n_threads`` at most 2**16, and ``unroll_list`` has at most 4096 sizes; else
+    ``ValueError`` names the field.
 
     - ``unroll_list``: numbers of tokens a tile may have, see ``loop_unroll``.
     - ``n_threads``: workers of the parallel regions; at most the threads that the plan is made for.
@@ -49,6 +51,8 @@ class CpuTiling:
         for name, value in self.given().items():
             if name == "unroll_list":
                 object.__setattr__(self, name, tuple(check_ints(name, value, 1)))
+            elif name == "n_threads":
+                check_int(name, value, 1, MAX_THREADS)
             else:
                 check_int(name, value, 1)
 

@@ -10,8 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from tiling._check import check_choice, check_int
-from tiling._json import from_json, to_json
+from tiling.check import MAX_THREADS, check_choice, check_int
+from tiling.json import from_json, to_json
 
 __all__ = ["ISAS", "Machine"]
 
@@ -21,6 +21,9 @@ ISAS = ("avx512bf16", "avx512vnni", "avx2", "portable")
 _FALLBACK_L1D_BYTES = 32 * 1024
 _FALLBACK_L2_BYTES = 512 * 1024
 
+_MAX_CACHE_BYTES = 2**40
+_MAX_DIGITS = 15  # of a number in a system's file: more is no size and no count
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -28,7 +31,8 @@ class Machine:
 
     ``l1d_bytes`` and ``l2_bytes`` are those of one core, ``l3_bytes`` is the shared one and 0 where there is none or
     it is not known. ``n_usable_cores`` counts the physical cores this process may run on: hyperthreads of one core
-    count once, and CPU affinity and a cgroup's quota are respected.
+    count once, and CPU affinity and a cgroup's quota are respected. Caches have at most 2**40 bytes, and there are at
+    most 2**16 cores.
     """
 
     name: str
@@ -42,12 +46,15 @@ class Machine:
 
     def __post_init__(self) -> None:
         """Check the fields."""
+        for name in ("name", "arch"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name}: expected a str, got {getattr(self, name)!r}")
         check_choice("isa", self.isa, ISAS)
-        check_int("l1d_bytes", self.l1d_bytes, 1)
-        check_int("l2_bytes", self.l2_bytes, 1)
-        check_int("l3_bytes", self.l3_bytes, 0)
-        check_int("n_usable_cores", self.n_usable_cores, 1)
-        check_int("n_physical_cores", self.n_physical_cores, self.n_usable_cores)
+        check_int("l1d_bytes", self.l1d_bytes, 1, _MAX_CACHE_BYTES)
+        check_int("l2_bytes", self.l2_bytes, 1, _MAX_CACHE_BYTES)
+        check_int("l3_bytes", self.l3_bytes, 0, _MAX_CACHE_BYTES)
+        check_int("n_usable_cores", self.n_usable_cores, 1, MAX_THREADS)
+        check_int("n_physical_cores", self.n_physical_cores, self.n_usable_cores, MAX_THREADS)
 
     @staticmethod
     @lru_cache(maxsize=1)
@@ -112,7 +119,7 @@ def detect_macos(sysctl: Callable[[str], str]) -> Machine:
     """The machine that ``sysctl`` describes: a function from a key to its text, empty for a key that is not there."""
 
     def number(*keys: str) -> int:
-        return next((int(text) for text in map(sysctl, keys) if text.isdigit() and int(text) > 0), 0)
+        return next((n for n in map(_number, map(sysctl, keys)) if 0 < n <= _MAX_CACHE_BYTES), 0)
 
     flags = f"{sysctl('machdep.cpu.features')} {sysctl('machdep.cpu.leaf7_features')}".lower()
     n_cores = (
@@ -145,6 +152,11 @@ def _read(path: Path) -> str:
         return ""
 
 
+def _number(text: str) -> int:
+    """The count that a system's file or key holds, -1 where it is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else -1
+
+
 def _cpuinfo(path: Path) -> dict[str, str]:
     """The fields of the first processor."""
     first = _read(path).partition("\n\n")[0]
@@ -158,9 +170,9 @@ def _cache_sizes(folder: Path) -> dict[tuple[int, str], int]:
     for index in folder.glob("index*"):
         level, size = _read(index / "level"), _read(index / "size")
         unit = {"K": 1024, "M": 1024**2}.get(size[-1:], 1)
-        digits = size.rstrip("KM")
-        if level.isdigit() and digits.isdigit() and int(digits) > 0:
-            sizes[int(level), _read(index / "type")] = int(digits) * unit
+        n_bytes = _number(size.rstrip("KM")) * unit
+        if _number(level) > 0 and 0 < n_bytes <= _MAX_CACHE_BYTES:
+            sizes[_number(level), _read(index / "type")] = n_bytes
     return sizes
 
 
@@ -169,8 +181,8 @@ def _core_of_cpu(cpus: Path) -> dict[int, str]:
     cores = {}
     for cpu in cpus.glob("cpu[0-9]*"):
         core = _read(cpu / "topology/core_id")
-        if core:
-            cores[int(cpu.name[3:])] = f"{_read(cpu / 'topology/physical_package_id')}:{core}"
+        if core and _number(cpu.name[3:]) >= 0:
+            cores[_number(cpu.name[3:])] = f"{_read(cpu / 'topology/physical_package_id')}:{core}"
     return cores
 
 
@@ -191,9 +203,9 @@ def _cgroup_cpus(root: Path) -> float | None:
                 _read(folder / "cpu.max")
                 or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
             )
-            parts = text.split()
-            if len(parts) == 2 and all(part.isdigit() for part in parts) and int(parts[1]) > 0:
-                quotas.append(int(parts[0]) / int(parts[1]))
+            parts = [_number(part) for part in text.split()]
+            if len(parts) == 2 and parts[0] >= 0 and parts[1] > 0:
+                quotas.append(parts[0] / parts[1])
             if folder == mount:
                 break
     return min(quotas, default=None)

@@ -3,24 +3,28 @@
 from collections.abc import Mapping
 from functools import cache
 
-from tiling._check import check_choice, check_int
-from tiling.assemble import SERIAL_OPS, TileContext, wanted_workers
-from tiling.candidates import Choice, Chooser
-from tiling.config import MlaTileConfig, PassOptions
-from tiling.costs import Costs
+from tiling.check import (
+    MAX_THREADS,
+    MAX_TOKENS,
+    check_choice,
+    check_int,
+    short_int,
+)
+from tiling.choose.candidates import Choice, Chooser
+from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
-from tiling.gemm_plan import DTYPES, MicroTile
-from tiling.heuristics import own_tile, own_unroll_list
+from tiling.gemm import DTYPES, MicroTile
 from tiling.machine import Machine
-from tiling.plan import PHASES, PrologPlan, TilePlan
-from tiling.reproduce import config_tile, describe_config, describe_options
-from tiling.settings import effective_options
+from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
+from tiling.plan.given import config_tile, describe_config, describe_options
+from tiling.plan.own import own_tile, own_unroll_list
+from tiling.plan.plans import PHASES, PrologPlan, TilePlan
+from tiling.plan.unroll import loop_unroll
+from tiling.pypto.config import MlaTileConfig, PassOptions
+from tiling.pypto.scheduling import effective_options
 from tiling.stages import Dims, PlanDims, stage_shapes
-from tiling.unroll import loop_unroll
 
 __all__ = ["plan_prolog"]
-
-MAX_TOKENS = 1 << 22  # a plan lists its tiles, which may be of one token each
 
 
 def plan_prolog(
@@ -42,7 +46,7 @@ def plan_prolog(
     - ``dims``: anything with the six dimensions, see ``PlanDims``.
     - ``config``: reproduce these tile settings, or take the blocks that a ``CpuTiling`` prescribes and choose the
       others; None lets the planner choose everything for ``machine``.
-    - ``machine``: default this one. ``n_threads``: default its usable cores.
+    - ``machine``: default this one. ``n_threads``: default its usable cores; 2**16 at most.
     - ``micro``: register tile of the "bf16" and of the "int8" kernels.
     - ``phase``: "decode" or "prefill". It is recorded; both are the same arithmetic and the same choices.
     - ``quant``: "none", "a" (int8 down projections), "b" (int8 up projection) or "ab".
@@ -54,15 +58,15 @@ def plan_prolog(
     The plan depends on nothing else: the same arguments give an equal plan.
     """
     shapes = stage_shapes(dims, quant)
-    check_int("t", t, 0)
+    check_int("t", t, 0, None)
     if t > MAX_TOKENS:
-        raise ValueError(f"t: expected at most {MAX_TOKENS} tokens a call, got {t}")
+        raise ValueError(f"t: expected at most {MAX_TOKENS} tokens a call, got {short_int(t)}")
     check_choice("phase", phase, PHASES)
     _check_types(config, machine, micro, options, costs)
     if isinstance(config, MlaTileConfig):
         config = config.replace()  # checks again what was changed in place
     machine = Machine.detect() if machine is None else machine
-    n_threads = machine.n_usable_cores if n_threads is None else check_int("n_threads", n_threads, 1)
+    n_threads = machine.n_usable_cores if n_threads is None else check_int("n_threads", n_threads, 1, MAX_THREADS)
     given = config if isinstance(config, CpuTiling) else CpuTiling()
     settings = config if isinstance(config, MlaTileConfig) else None
     costs = Costs.of_isa(machine.isa) if costs is None else costs

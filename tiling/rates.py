@@ -1,7 +1,8 @@
 """What the threads of a machine reach."""
 
-import math
 from dataclasses import dataclass
+
+from tiling.check import check_rate
 
 __all__ = ["Rates"]
 
@@ -21,11 +22,7 @@ class Rates:
 
     def __post_init__(self) -> None:
         """Check that each rate is positive and finite."""
-        for name in ("bandwidth_bytes_s", "flops_s", "ops_s", "bf16_flops_s"):
-            rate = getattr(self, name)
-            if name == "bf16_flops_s" and rate is None:
-                continue
-            if not isinstance(rate, int | float) or isinstance(rate, bool):
-                raise TypeError(f"{name}: expected a float > 0, got {rate!r}")
-            if not (rate > 0 and math.isfinite(rate)):
-                raise ValueError(f"{name}: expected a float > 0, got {rate}")
+        for name in ("bandwidth_bytes_s", "flops_s", "ops_s"):
+            check_rate(name, getattr(self, name))
+        if self.bf16_flops_s is not None:
+            check_rate("bf16_flops_s", self.bf16_flops_s)

@@ -1,6 +1,6 @@
 """The least time a plan can take on a machine of given rates."""
 
-from tiling.plan import PrologPlan
+from tiling.plan.plans import PrologPlan
 from tiling.rates import Rates
 
 __all__ = ["least_seconds"]

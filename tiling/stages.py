@@ -3,9 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import Protocol, Self
 
-from tiling._check import check_choice, check_int
 from tiling.arith import round_up
-from tiling.gemm_plan import GemmPlan, MicroTile
+from tiling.check import check_choice, check_int
+from tiling.gemm import GemmPlan, MicroTile
 
 __all__ = ["QUANTS", "Dims", "PlanDims", "StageShape", "stage_shapes"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..layouts import pa_nz_to_pa_bsnd
-from ..tolerance import Agreement, compare_within
+from ..oracle.tolerance import Agreement, compare_within
 from .read import Dump
 
 __all__ = ["check_dump"]

@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from .._checks import BF16, FP32, Array, dtype_text
-from ..output_file import output_file
+from ..base.checks import (
+    BF16,
+    FP32,
+    Array,
+    dtype_text,
+)
+from ..base.output_file import output_file
 from .kinds import Kind
 from .torch_file import save_tensor
 

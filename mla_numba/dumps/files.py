@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .._checks import Array
+from ..base.checks import Array
 from .elements import as_kind, load_npy, read_bin
 from .kinds import Kind, Shape
 from .names import OUTPUTS, meaning_of

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..json_file import read_object
-from ..output_file import write_text
+from ..base.json_file import read_object
+from ..base.output_file import write_text
 
 __all__ = ["MARK_FILE", "GoldenMark"]
 

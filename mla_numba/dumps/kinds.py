@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._checks import Array
+from ..base.checks import Array
 from ..layouts import C0_BYTES, FRACTAL_ROWS
 
 __all__ = ["Kind", "Shape", "cache_like", "exactly", "first_cache", "fractals", "rows", "vector"]

@@ -11,13 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._checks import BF16, FP16, FP32, INT8, Array, check_slots, renamed
+from ..base.checks import (
+    BF16,
+    FP16,
+    FP32,
+    INT8,
+    Array,
+    check_slots,
+    renamed,
+)
+from ..base.dims import MlaDims
 from ..cache import CONTIGUOUS_MODES, N_SCALES, PagedCache
-from ..dims import MlaDims
 from ..layouts import from_fractal_nz
-from ..reference import ReferenceOutput
-from ..verify import reference_run
-from ..weights import MlaWeights
+from ..oracle.bits import reference_run
+from ..oracle.reference import ReferenceOutput
+from ..weights.plain import MlaWeights
 from .files import SUFFIXES, DumpFile, DumpFiles, find_files
 from .goldens import GoldenMark
 from .kinds import Kind, cache_like, exactly, first_cache, fractals, rows, vector

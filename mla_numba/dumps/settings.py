@@ -7,12 +7,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .._checks import check_choice, check_epsilon, check_flag, check_int
+from ..base.checks import (
+    check_choice,
+    check_epsilon,
+    check_flag,
+    check_int,
+)
+from ..base.dims import MlaDims
+from ..base.json_file import read_object
+from ..base.model_config import MAX_DIM
 from ..cache import CACHE_MODES
-from ..dims import MlaDims
-from ..json_file import read_object
-from ..model_config import MAX_DIM
-from ..reference import NUMERICS
+from ..oracle.reference import NUMERICS
 
 __all__ = ["SETTINGS_FILE", "DumpSettings", "dump_settings"]
 

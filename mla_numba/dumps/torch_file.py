@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .._checks import BF16, Array
+from ..base.checks import BF16, Array
 
 __all__ = ["import_torch", "load_tensors", "save_tensor"]
 

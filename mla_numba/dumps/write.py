@@ -12,14 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._checks import BF16, Array, check_choice, check_int
+from ..base.checks import (
+    BF16,
+    Array,
+    check_choice,
+    check_int,
+)
+from ..base.dims import MlaDims
+from ..base.output_file import write_text
 from ..cache import PagedCache
-from ..dims import MlaDims
-from ..inputs import random_inputs
 from ..layouts import to_fractal_nz
-from ..output_file import write_text
-from ..verify import reference_run
-from ..weights import MlaWeights
+from ..oracle.bits import reference_run
+from ..oracle.inputs import random_inputs
+from ..weights.plain import MlaWeights
 from .elements import write_array
 from .goldens import MARK_FILE, GoldenMark
 from .names import NZ_WEIGHTS, OUTPUTS, STYLES, name_in

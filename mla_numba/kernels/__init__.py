@@ -1,7 +1,8 @@
 """The kernels. Nothing outside this package imports numba or llvmlite."""
 
-from ._cache import cache_folder
-from ._jit import max_threads
-from .isa import ISA, ISAS, Isa
+from .isa import Isa
+from .jit.folder import cache_folder, make_cache_folder, why_not_kept
+from .launch import max_threads
+from .micro.table import ISA, ISAS
 
-__all__ = ["ISA", "ISAS", "Isa", "cache_folder", "max_threads"]
+__all__ = ["ISA", "ISAS", "Isa", "cache_folder", "make_cache_folder", "max_threads", "why_not_kept"]

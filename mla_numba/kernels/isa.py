@@ -1,28 +1,41 @@
-"""Which instruction set the kernels are built for, and the register tile that follows from it.
+"""What an instruction set is to the kernels: a register tile, and the ways in which it multiplies.
 
-The choice follows Numba's own target: `NUMBA_CPU_NAME=haswell` builds the AVX2 kernels on an AVX-512 machine and
-`NUMBA_CPU_NAME=generic` the portable ones. A name that is not in the tables below gets the portable kernels, which
-every CPU runs; the host's own name is never looked up, its features are.
+Each is a file in `micro`; `micro.table` has all of them, and chooses.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-from llvmlite import binding as llvm
-from numba.core import config
+from llvmlite import ir
 
-_AVX2 = frozenset({"avx2", "fma"})
-_VNNI = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"}) | _AVX2
-_BF16 = frozenset({"avx512bf16"}) | _VNNI
+from .llvm_ir import Vectors
 
-# LLVM does not tell which features a CPU name implies, so the names that users pretend with are listed.
-_CPUS_AVX2 = {
-    "haswell", "broadwell", "skylake", "skylake-avx512", "alderlake", "raptorlake", "znver1", "znver2", "znver3",
-    "x86-64-v3", "x86-64-v4",
-}  # fmt: skip
-_CPUS_VNNI = {"cascadelake", "icelake-client", "icelake-server", "tigerlake", "rocketlake"}
-_CPUS_BF16 = {"cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5"}
+__all__ = ["Isa", "MicroKernel"]
+
+
+@dataclass(frozen=True)
+class MicroKernel:
+    """One way to multiply a register tile of A by a panel of B, KR steps of k at a time, as the emitter asks for it.
+
+    `load(builder, vectors, b, v)` gives vector v of a step of B at address b, widened where that is done once.
+    A step is `passes` passes over the rows of A. In pass p, `value(builder, vectors, a, p)` gives what the row at
+    address a is multiplied by, in all lanes, `column(builder, vectors, loaded, p)` a vector of B, and
+    `multiply(builder, vectors, acc, value, column)` the accumulator after their product.
+
+    With `short_round` no sum that it is used for is subnormal, and one instruction rounds two vectors.
+    """
+
+    name: str
+    is_int8: bool
+    load: Callable[[ir.IRBuilder, Vectors, Any, int], Any]
+    value: Callable[[ir.IRBuilder, Vectors, Any, int], Any]
+    multiply: Callable[[ir.IRBuilder, Vectors, Any, Any, Any], Any]
+    column: Callable[[ir.IRBuilder, Vectors, Any, int], Any] = lambda _builder, _vectors, loaded, _pass: loaded
+    passes: int = 1
+    short_round: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,10 @@ class Isa:
     A tile holds `mr` rows of `nr` columns; a packed weight interleaves `kr_bf16` or `kr_int8` steps of k. An int8
     activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes, a bf16 one as float32 or, with
     `bf16_dot`, as it is, in pairs like the weight.
+
+    `features` are what a CPU must have, by LLVM's names; `cpus` the names of CPUs that have them, and no better
+    instruction set, for users who pretend: LLVM does not tell which features a name implies. `int8` and `bf16` are how
+    it multiplies, `bf16_subnormal` how it does where sums may be subnormal, if otherwise; of plain loops all are None.
     """
 
     name: str
@@ -42,59 +59,31 @@ class Isa:
     kr_int8: int
     a_offset: int
     a_int8_bytes: int
+    features: frozenset[str]
+    cpus: frozenset[str] = frozenset()
     bf16_dot: bool = False
+    int8: MicroKernel | None = field(default=None, repr=False)
+    bf16: MicroKernel | None = field(default=None, repr=False)
+    bf16_subnormal: MicroKernel | None = field(default=None, repr=False)
 
     @property
     def a_bf16_bytes(self) -> int:
         """Bytes of a packed bf16 activation."""
         return 2 if self.bf16_dot else 4
 
+    @property
+    def vectors(self) -> Vectors:
+        """The vectors of a row of the register tile."""
+        return Vectors(self.lanes, self.nr // self.lanes)
 
-ISAS = {
-    # 24 accumulators, 2 of B and a broadcast fill 27 of 32 registers; vpdpbusd wants u8 x s8, hence the offset.
-    "avx512bf16": Isa(
-        "avx512bf16", 16, mr=12, nr=32, kr_bf16=2, kr_int8=4, a_offset=128, a_int8_bytes=1, bf16_dot=True
-    ),
-    # Without vdpbf16ps both halves of B are held apart; 12 rows spill then and take twice as long, 10 reach the peak.
-    "avx512vnni": Isa("avx512vnni", lanes=16, mr=10, nr=32, kr_bf16=2, kr_int8=4, a_offset=128, a_int8_bytes=1),
-    # 12 accumulators, 2 of B and a broadcast fill 15 of 16 registers; vpmaddwd takes pairs of int16.
-    "avx2": Isa("avx2", lanes=8, mr=6, nr=16, kr_bf16=2, kr_int8=2, a_offset=0, a_int8_bytes=2),
-    # Plain loops: 64 columns are the shortest inner loop that LLVM vectorises instead of unrolling it whole.
-    "portable": Isa("portable", lanes=4, mr=4, nr=64, kr_bf16=1, kr_int8=1, a_offset=0, a_int8_bytes=2),
-}
+    def kr(self, kernel: MicroKernel) -> int:
+        """Steps of k that a packed weight interleaves for a microkernel."""
+        return self.kr_int8 if kernel.is_int8 else self.kr_bf16
 
+    def a_bytes(self, kernel: MicroKernel) -> int:
+        """Bytes of a row of A that a step of KR takes."""
+        return self.kr(kernel) * (self.a_int8_bytes if kernel.is_int8 else self.a_bf16_bytes)
 
-def _features_of_name(cpu_name: str) -> frozenset[str]:
-    if cpu_name in _CPUS_BF16:
-        return _BF16
-    if cpu_name in _CPUS_VNNI:
-        return _VNNI
-    return _AVX2 if cpu_name in _CPUS_AVX2 else frozenset()
-
-
-def choose_isa(cpu_name: str | None, cpu_features: str | None, host_features: frozenset[str]) -> Isa:
-    """The instruction set for Numba's target.
-
-    `cpu_name` and `cpu_features` are Numba's settings of that name (None where unset, features as "+avx2,-fma"),
-    `host_features` what this CPU has. A feature that the host lacks is never used, whatever the settings pretend.
-    """
-    features = host_features
-    if cpu_name is not None and cpu_name != "host":
-        features = _features_of_name(cpu_name)
-    if cpu_features is not None:
-        words = [word.strip() for word in cpu_features.split(",") if word.strip()]
-        named = features if cpu_name not in (None, "host") else frozenset()
-        features = (named | {w[1:] for w in words if w[0] == "+"}) - {w[1:] for w in words if w[0] == "-"}
-    features &= host_features
-    if features >= _BF16:
-        return ISAS["avx512bf16"]
-    if features >= _VNNI:
-        return ISAS["avx512vnni"]
-    return ISAS["avx2"] if features >= _AVX2 else ISAS["portable"]
-
-
-def _host_features() -> frozenset[str]:
-    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
-
-
-ISA = choose_isa(config.CPU_NAME, config.CPU_FEATURES, _host_features())
+    def b_bytes(self, kernel: MicroKernel) -> int:
+        """Bytes of B that a step of KR takes."""
+        return self.nr * self.kr(kernel) * (1 if kernel.is_int8 else 2)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import binding as llvm
 from llvmlite import ir
 
-from .isa import ISA
-
 __all__ = [
-    "AHEAD_L2_BYTES", "AHEAD_ONCE_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "IN_L1", "IN_L2", "LANES", "ONCE",
-    "POINTER", "BFloat", "declare", "dot_operand_type", "internal_function", "load", "prefetch", "splat",
+    "AHEAD_L2_BYTES", "AHEAD_ONCE_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "IN_L1", "IN_L2", "ONCE", "POINTER",
+    "BFloat", "Vectors", "counted_loop", "declare", "internal_function", "load", "prefetch",
 ]  # fmt: skip
 
-LANES = ISA.lanes
 # Where a prefetched line comes to, as LLVM numbers it. One that is wanted ONCE comes into L1, and on AMD no other cache
 # keeps it afterwards, so that a stream of weights does not push everything else out of them.
 ONCE, IN_L2, IN_L1 = 0, 2, 3
@@ -69,21 +67,64 @@ def load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, ali
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=align)
 
 
-def splat(builder: ir.IRBuilder, scalar: Any) -> Any:
-    """A vector of LANES times a scalar."""
-    vector = ir.VectorType(scalar.type, LANES)
-    one = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), None))
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors that hold a row of a register tile: `n` of `lanes` lanes of 32 bits."""
+
+    lanes: int
+    n: int
+
+    @property
+    def floats(self) -> ir.VectorType:
+        """Lanes of float32."""
+        return ir.VectorType(F32, self.lanes)
+
+    @property
+    def words(self) -> ir.VectorType:
+        """Lanes of int32."""
+        return ir.VectorType(I32, self.lanes)
+
+    @property
+    def halves(self) -> ir.VectorType:
+        """Twice as many lanes of int16."""
+        return ir.VectorType(I16, 2 * self.lanes)
+
+    @property
+    def pairs(self) -> ir.VectorType:
+        """Twice as many lanes of bf16."""
+        return ir.VectorType(BFloat(), 2 * self.lanes)
+
+    def filled(self, word: int) -> ir.Constant:
+        """Words that are all the same."""
+        return ir.Constant(self.words, [word] * self.lanes)
+
+    def splat(self, builder: ir.IRBuilder, scalar: Any) -> Any:
+        """A scalar in all lanes."""
+        empty = ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined)
+        one = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
+        return builder.shuffle_vector(one, empty, ir.Constant(self.words, None))
 
 
-def dot_operand_type() -> ir.VectorType:
-    """The operand type of vpdpbusd in this LLVM: bytes since LLVM 22, words before; LLVM itself is asked."""
-    for text, kind in (("<64 x i8>", ir.VectorType(I8, 64)), ("<16 x i32>", ir.VectorType(I32, 16))):
-        declaration = f"declare <16 x i32> @llvm.x86.avx512.vpdpbusd.512(<16 x i32>, {text}, {text})"
-        try:
-            llvm.parse_assembly(declaration).verify()
-        except RuntimeError:
-            continue
-        return kind
-    version = ".".join(map(str, llvm.llvm_version_info))
-    raise RuntimeError(f"LLVM {version}: expected llvm.x86.avx512.vpdpbusd.512 on vectors of i8 or i32, got neither")
+def counted_loop(
+    builder: ir.IRBuilder, n: Any, first: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """Emits `body(number, values)` for each number below n, which is at least 1; gives the last one's values.
+
+    `first` are the values of number 0, those of any other are what `body` made in the step before.
+    """
+    before = builder.block
+    loop, done = (builder.append_basic_block(name) for name in ("loop", "done"))
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    number = builder.phi(I64)
+    number.add_incoming(ir.Constant(I64, 0), before)
+    held = [builder.phi(value.type) for value in first]
+    made = body(number, list(held))
+    following = builder.add(number, ir.Constant(I64, 1))
+    number.add_incoming(following, builder.block)
+    for phi, value, next_value in zip(held, first, made, strict=True):
+        phi.add_incoming(value, before)
+        phi.add_incoming(next_value, builder.block)
+    builder.cbranch(builder.icmp_unsigned("<", following, n), loop, done)
+    builder.position_at_end(done)
+    return made

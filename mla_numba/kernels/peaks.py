@@ -28,35 +28,21 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange
 from numba.core import config, types
 from numba.extending import intrinsic
 
-from ._callee import overload_callee
-from ._jit import kernel
-from .isa import ISA
-from .llvm_ir import (
-    AHEAD_L2_BYTES,
-    F32,
-    I8,
-    I16,
-    I32,
-    I64,
-    IN_L2,
-    LANES,
-    BFloat,
-    declare,
-    dot_operand_type,
-    internal_function,
-    load,
-    prefetch,
-)
-from .scalars import window
-from .tasks import block_start, ceil_div, draw
+from .jit.callee import overload_callee
+from .kinds import Index, Int64, Typed, Values, Word, Words
+from .launch import kernel
+from .llvm_ir import AHEAD_L2_BYTES, F32, I8, I32, I64, IN_L2, counted_loop, declare, internal_function, load, prefetch
+from .micro.table import ISA
+from .scalars import row_of, window
+from .threads.tasks import block_of, ceil_div, draw
 
+LANES = ISA.lanes
 # Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
 CHAINS = 24 if LANES == 16 else 12
-DOT_DTYPE = np.float32 if ISA.name == "portable" else np.int32
+DOT_DTYPE = np.float32 if ISA.int8 is None else np.int32
 FMA_OPS = 2 * CHAINS * LANES  # operations of a step; a multiply-add is two
 BF16_OPS = 2 * FMA_OPS  # a lane takes a pair of products
 DOT_OPS = FMA_OPS * ISA.kr_int8  # a lane takes as many products as the packed weights interleave steps of k
@@ -66,23 +52,21 @@ READ_WORDS = READ_CHAINS * LANES  # what one step reads
 PIECE_WORDS = 2**16  # a reader's task: 256 KiB, a multiple of READ_WORDS
 COMPILED = not config.DISABLE_JIT
 
-Step = Callable[[ir.IRBuilder, Any, list[Any]], list[Any]]
 
-
-def sum_words(words: Any, start: Any, n: Any) -> Any:
+def sum_words(words: Words, start: Index, n: Index) -> Word:
     """The sum of words[start:start+n] modulo 2**32. `n` is a multiple of READ_WORDS."""
     return np.sum(words[start : start + n], dtype=np.uint32)
 
 
 @overload_callee(sum_words)
-def _sum_words(words: Any, start: Any, n: Any) -> Any:
-    def emitted(words: Any, start: Any, n: Any) -> Any:
+def _sum_words(words: Typed, start: Typed, n: Typed) -> Any:
+    def emitted(words: Words, start: Index, n: Index) -> Word:
         return _sum_words_simd(window(words, start, n), np.int64(n // READ_WORDS))
 
     return emitted
 
 
-def fma_chain(acc: Any, operands: Any, steps: Any) -> None:
+def fma_chain(acc: Values, operands: Values, steps: Index) -> None:
     """acc = acc * x + y, `steps` times; one rounding where the instruction set has a fused multiply-add."""
     x, y = operands.reshape(2, LANES)
     chains = acc.reshape(CHAINS, LANES)
@@ -91,14 +75,14 @@ def fma_chain(acc: Any, operands: Any, steps: Any) -> None:
 
 
 @overload_callee(fma_chain)
-def _fma_chain(acc: Any, operands: Any, steps: Any) -> Any:
-    def emitted(acc: Any, operands: Any, steps: Any) -> None:
+def _fma_chain(acc: Typed, operands: Typed, steps: Typed) -> Any:
+    def emitted(acc: Values, operands: Values, steps: Index) -> None:
         _fma_chain_simd(acc, operands, np.int64(steps))
 
     return emitted
 
 
-def bf16_chain(acc: Any, operands: Any, steps: Any) -> None:
+def bf16_chain(acc: Values, operands: Values, steps: Index) -> None:
     """acc = (acc + x1 * y1) + x0 * y0, `steps` times, of pairs (0 low, 1 high) whose products float32 holds exactly."""
     high = (operands & np.uint32(0xFFFF0000)).view(np.float32).reshape(2, LANES)
     low = (operands << np.uint32(16)).view(np.float32).reshape(2, LANES)
@@ -108,16 +92,16 @@ def bf16_chain(acc: Any, operands: Any, steps: Any) -> None:
 
 
 @overload_callee(bf16_chain)
-def _bf16_chain(acc: Any, operands: Any, steps: Any) -> Any:
-    def emitted(acc: Any, operands: Any, steps: Any) -> None:
+def _bf16_chain(acc: Typed, operands: Typed, steps: Typed) -> Any:
+    def emitted(acc: Values, operands: Values, steps: Index) -> None:
         _bf16_chain_simd(acc, operands, np.int64(steps))
 
     return emitted
 
 
-def dot_chain(acc: Any, operands: Any, steps: Any) -> None:
+def dot_chain(acc: Values, operands: Values, steps: Index) -> None:
     """acc = acc + dot(acc's pieces, x's pieces), `steps` times, in the pieces of the instruction set."""
-    if ISA.name == "portable":
+    if ISA.int8 is None:
         fma_chain(acc, operands, steps)
         return
     of_acc, of_x = (np.uint8, np.int8) if ISA.a_int8_bytes == 1 else (np.int16, np.int16)
@@ -129,47 +113,18 @@ def dot_chain(acc: Any, operands: Any, steps: Any) -> None:
 
 
 @overload_callee(dot_chain)
-def _dot_chain(acc: Any, operands: Any, steps: Any) -> Any:
-    if ISA.name == "portable":
+def _dot_chain(acc: Typed, operands: Typed, steps: Typed) -> Any:
+    if ISA.int8 is None:
 
-        def portable(acc: Any, operands: Any, steps: Any) -> None:
+        def portable(acc: Values, operands: Values, steps: Index) -> None:
             _fma_chain_simd(acc, operands, np.int64(steps))
 
         return portable
 
-    def emitted(acc: Any, operands: Any, steps: Any) -> None:
+    def emitted(acc: Values, operands: Values, steps: Index) -> None:
         _dot_chain_simd(acc, operands, np.int64(steps))
 
     return emitted
-
-
-def _loop(
-    function: ir.Function, steps: Any, start: Callable[[ir.IRBuilder], list[Any]], body: Step
-) -> tuple[ir.IRBuilder, list[Any]]:
-    """`steps` times `body` on vectors that stay in registers; gives the builder behind the loop and the vectors there.
-
-    `start` makes the first vectors, and in a step `body` makes the next of its number and the vectors before it.
-    """
-    entry, head, step, done = (function.append_basic_block(s) for s in ("entry", "head", "step", "done"))
-    builder = ir.IRBuilder(entry)
-    first = start(builder)
-    builder.branch(head)
-    builder.position_at_end(head)
-    number = builder.phi(I64)
-    number.add_incoming(ir.Constant(I64, 0), entry)
-    held = []
-    for value in first:
-        held.append(builder.phi(value.type))
-        held[-1].add_incoming(value, entry)
-    builder.cbranch(builder.icmp_unsigned("<", number, steps), step, done)
-    builder.position_at_end(step)
-    following = body(builder, number, list(held))
-    number.add_incoming(builder.add(number, ir.Constant(I64, 1)), step)
-    for phi, value in zip(held, following, strict=True):
-        phi.add_incoming(value, step)
-    builder.branch(head)
-    builder.position_at_end(done)
-    return builder, held
 
 
 def _read_function(module: ir.Module) -> ir.Function:
@@ -178,19 +133,17 @@ def _read_function(module: ir.Module) -> ir.Function:
     existing = module.globals.get(name)
     if existing is not None:
         return existing
-    vector = ir.VectorType(I32, LANES)
+    vector = ISA.vectors.words
     function = internal_function(module, ir.FunctionType(I32, [I8.as_pointer(), I64]), name)
     address, steps = function.args
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
 
-    def start(_builder: ir.IRBuilder) -> list[Any]:
-        return [ir.Constant(vector, None)] * READ_CHAINS
-
-    def body(builder: ir.IRBuilder, number: Any, sums: list[Any]) -> list[Any]:
+    def step(number: Any, sums: list[Any]) -> list[Any]:
         here = builder.gep(address, [builder.mul(number, ir.Constant(I64, READ_WORDS * 4))])
         prefetch(builder, builder.gep(here, [ir.Constant(I64, AHEAD_L2_BYTES)]), READ_WORDS * 4, IN_L2)
         return [builder.add(s, load(builder, here, i * LANES * 4, vector, 4)) for i, s in enumerate(sums)]
 
-    builder, sums = _loop(function, steps, start, body)
+    sums = counted_loop(builder, steps, [ir.Constant(vector, None)] * READ_CHAINS, step)
     total = sums[0]
     for value in sums[1:]:
         total = builder.add(total, value)
@@ -218,16 +171,10 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
     pointer = I8.as_pointer()
     function = internal_function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, I64]), name)
     acc, operands, steps = function.args
-    x_and_y: list[Any] = []
-
-    def start(builder: ir.IRBuilder) -> list[Any]:
-        x_and_y.extend(load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
-        return [load(builder, acc, i * LANES * 4, vector, 4) for i in range(CHAINS)]
-
-    def body(builder: ir.IRBuilder, _number: Any, chains: list[Any]) -> list[Any]:
-        return [emit_step(builder, chain, *x_and_y) for chain in chains]
-
-    builder, chains = _loop(function, steps, start, body)
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    x, y = (load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
+    first = [load(builder, acc, i * LANES * 4, vector, 4) for i in range(CHAINS)]
+    chains = counted_loop(builder, steps, first, lambda _step, held: [emit_step(builder, c, x, y) for c in held])
     stored = builder.bitcast(acc, vector.as_pointer())
     for i, chain in enumerate(chains):
         builder.store(chain, builder.gep(stored, [ir.Constant(I64, i)]), align=4)
@@ -250,86 +197,79 @@ def _define_chain(name: str, element: ir.Type, emit_step: Callable[..., Any]) ->
 
 
 def _step_fma(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
-    if ISA.name == "portable":
+    if ISA.int8 is None:
         return builder.fadd(builder.fmul(acc, x), y)
     return builder.call(declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
 
 
 def _step_bf16(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
-    pairs = ir.VectorType(BFloat(), 2 * LANES)
-    dot = declare(builder, "llvm.x86.avx512bf16.dpbf16ps.512", acc.type, [acc.type, pairs, pairs])
-    return builder.call(dot, [acc, builder.bitcast(x, pairs), builder.bitcast(y, pairs)])
+    assert ISA.bf16 is not None
+    return ISA.bf16.multiply(builder, ISA.vectors, acc, x, y)
 
 
-def _step_dot_avx512(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
-    operand = dot_operand_type()
-    dot = declare(builder, "llvm.x86.avx512.vpdpbusd.512", acc.type, [acc.type, operand, operand])
-    return builder.call(dot, [acc, builder.bitcast(acc, operand), builder.bitcast(x, operand)])
-
-
-def _step_dot_avx2(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
+def _step_dot(builder: ir.IRBuilder, acc: Any, x: Any, _y: Any) -> Any:
     """`acc` is multiplied too: a product of x and y would be the same in each step, and leave the loop."""
-    halves = ir.VectorType(I16, 2 * LANES)
-    madd = declare(builder, "llvm.x86.avx2.pmadd.wd", acc.type, [halves, halves])
-    return builder.add(acc, builder.call(madd, [builder.bitcast(acc, halves), builder.bitcast(x, halves)]))
+    assert ISA.int8 is not None
+    return ISA.int8.multiply(builder, ISA.vectors, acc, acc, x)
 
 
 _fma_chain_simd = _define_chain("fma_chain", F32, _step_fma)
 _bf16_chain_simd = _define_chain("bf16_chain", F32, _step_bf16)
-_dot_chain_simd = _define_chain("dot_chain", I32, _step_dot_avx512 if ISA.a_int8_bytes == 1 else _step_dot_avx2)
+_dot_chain_simd = _define_chain("dot_chain", I32, _step_dot)
 
 
 @kernel
-def fill_words(words: Any, n_workers: Any) -> None:
+def fill_words(worker: Index, words: Words, n_workers: Index) -> None:
     """Writes words[i] = i, each worker what it begins to read with: memory is placed near who touches it first."""
-    n_pieces = ceil_div(words.size, PIECE_WORDS)
-    for worker in prange(n_workers):
-        first = block_start(n_pieces, n_workers, worker) * PIECE_WORDS
-        end = min(block_start(n_pieces, n_workers, worker + 1) * PIECE_WORDS, words.size)
-        share = window(words, first, end - first)
-        for i in range(end - first):
-            share[i] = np.uint32(first + i)
+    piece, n_own = block_of(ceil_div(words.size, PIECE_WORDS), n_workers, worker)
+    first = piece * PIECE_WORDS
+    n = min(n_own * PIECE_WORDS, words.size - first)
+    share = window(words, first, n)
+    for i in range(n):
+        share[i] = np.uint32(first + i)
 
 
 @kernel
-def read_stream(words: Any, sums: Any, counters: Any, n_workers: Any) -> None:
+def read_stream(worker: Index, words: Words, sums: Int64, counters: Int64, n_workers: Index) -> None:
     """Each worker reads its even share front to back, and then what others have left."""
     n_pieces = ceil_div(words.size, PIECE_WORDS)
-    for worker in prange(n_workers):
-        total = np.int64(0)
+    total = np.int64(0)
+    piece, end = draw(counters, 0, worker, n_workers, n_pieces, 1)
+    while piece < end:
+        first = piece * PIECE_WORDS
+        total += np.int64(sum_words(words, first, min(np.int64(PIECE_WORDS), words.size - first)))
         piece, end = draw(counters, 0, worker, n_workers, n_pieces, 1)
-        while piece < end:
-            first = piece * PIECE_WORDS
-            total += np.int64(sum_words(words, first, min(np.int64(PIECE_WORDS), words.size - first)))
-            piece, end = draw(counters, 0, worker, n_workers, n_pieces, 1)
-        sums[worker] = total
+    sums[worker] = total
 
 
 @kernel
-def fma_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
+def fma_peak(
+    worker: Index, acc: Values, operands: Values, steps: Index, counters: Int64, n_tasks: Index, n_workers: Index
+) -> None:
     """`n_tasks` times FMA_OPS * steps operations."""
-    for worker in prange(n_workers):
+    task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
+    while task < end:
+        fma_chain(row_of(acc, worker), operands, steps)
         task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
-        while task < end:
-            fma_chain(acc[worker], operands, steps)
-            task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
 
 
 @kernel
-def bf16_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
+def bf16_peak(
+    worker: Index, acc: Values, operands: Values, steps: Index, counters: Int64, n_tasks: Index, n_workers: Index
+) -> None:
     """`n_tasks` times BF16_OPS * steps operations; only where `ISA.bf16_dot`."""
-    for worker in prange(n_workers):
+    task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
+    while task < end:
+        bf16_chain(row_of(acc, worker), operands, steps)
         task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
-        while task < end:
-            bf16_chain(acc[worker], operands, steps)
-            task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
 
 
 @kernel
-def dot_peak(acc: Any, operands: Any, steps: Any, counters: Any, n_tasks: Any, n_workers: Any) -> None:
+def dot_peak(
+    worker: Index, acc: Values, operands: Values, steps: Index, counters: Int64, n_tasks: Index, n_workers: Index
+) -> None:
     """`n_tasks` times DOT_OPS * steps operations."""
-    for worker in prange(n_workers):
+    task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
+    while task < end:
+        dot_chain(row_of(acc, worker), operands, steps)
         task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)
-        while task < end:
-            dot_chain(acc[worker], operands, steps)
-            task, end = draw(counters, 0, worker, n_workers, n_tasks, 1)

@@ -12,10 +12,11 @@ from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array, populate_array
 
-from ._callee import callee, overload_callee
+from .jit.callee import by_dtype, callee, overload_callee
+from .kinds import F32, Bits, Index, Int32, Real, Scalar, Typed, Values, Word, Words
 
 
-def window(array: Any, start: Any, n: Any) -> Any:
+def window(array: Values, start: Index, n: Index) -> Values:
     """Elements start..start+n of a C-contiguous array, taken as flat, for 0 <= start and start + n <= size.
 
     A loop `for j in range(n)` over windows vectorises: an index `start + j` into the array itself does not, since Numba
@@ -25,7 +26,7 @@ def window(array: Any, start: Any, n: Any) -> Any:
     return array.reshape(-1)[start : start + n]
 
 
-def pair_window(array: Any, start: Any, n: Any) -> Any:
+def pair_window(array: Bits, start: Index, n: Index) -> Words:
     """Elements start..start+2*n of a flat uint16 array as n uint32, the first of two in the lower half."""
     return array[start : start + 2 * n].view(np.uint32)
 
@@ -34,7 +35,7 @@ def _define_window(result_dtype: Any) -> Any:
     """An intrinsic that lays an array of `result_dtype` (None: the source's) over part of another."""
 
     @intrinsic
-    def view_of(_typingctx: Any, array: Any, start: Any, n: Any) -> Any:
+    def view_of(_typingctx: Any, array: Typed, start: Typed, n: Typed) -> Any:
         result = types.Array(result_dtype or array.dtype, 1, "C")
 
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -55,34 +56,40 @@ _pair_window_intrinsic = _define_window(types.uint32)
 
 
 @overload_callee(window)
-def _window(array: Any, start: Any, n: Any) -> Any:
-    def view(array: Any, start: Any, n: Any) -> Any:
+def _window(array: Typed, start: Typed, n: Typed) -> Any:
+    def view(array: Values, start: Index, n: Index) -> Any:
         return _window_intrinsic(array, np.int64(start), np.int64(n))
 
     return view
 
 
 @overload_callee(pair_window)
-def _pair_window(array: Any, start: Any, n: Any) -> Any:
-    def view(array: Any, start: Any, n: Any) -> Any:
+def _pair_window(array: Typed, start: Typed, n: Typed) -> Any:
+    def view(array: Values, start: Index, n: Index) -> Any:
         return _pair_window_intrinsic(array, np.int64(start), np.int64(n))
 
     return view
 
 
 @callee
-def row_of(array: Any, i: Any) -> Any:
+def row_of(array: Values, i: Index) -> Values:
     """Row i of a C-contiguous array of rows, all leading axes taken as one."""
     n = array.shape[array.ndim - 1]
     return window(array, i * n, n)
 
 
-def f32_of_bits(bits: Any) -> Any:
+@callee
+def unowned(array: Values) -> Values:
+    """All of a C-contiguous array, taken as flat: to hand it on, in a tuple too, counts no reference."""
+    return window(array, 0, array.size)
+
+
+def f32_of_bits(bits: Word) -> Real:
     """The float32 whose bits are the uint32 `bits`."""
     return np.uint32(bits).view(np.float32)
 
 
-def bits_of_f32(value: Any) -> Any:
+def bits_of_f32(value: Real) -> Word:
     """The bits of a float32 as uint32."""
     return np.float32(value).view(np.uint32)
 
@@ -103,48 +110,39 @@ _to_u32 = _bitcast(types.uint32)
 
 
 @overload_callee(f32_of_bits)
-def _f32_of_bits(bits: Any) -> Any:
-    def cast(bits: Any) -> Any:
+def _f32_of_bits(bits: Typed) -> Any:
+    def cast(bits: Word) -> Real:
         return _to_f32(np.uint32(bits))
 
     return cast
 
 
 @overload_callee(bits_of_f32)
-def _bits_of_f32(value: Any) -> Any:
-    def cast(value: Any) -> Any:
+def _bits_of_f32(value: Typed) -> Any:
+    def cast(value: Real) -> Word:
         return _to_u32(np.float32(value))
 
     return cast
 
 
 @callee
-def widen(bits: Any) -> Any:
+def widen(bits: Word) -> Real:
     """The float32 of a bf16 given as uint16 bits."""
     return f32_of_bits(np.uint32(bits) << np.uint32(16))
 
 
-def as_f32(value: Any) -> Any:
+@callee
+def _of_number(value: Scalar) -> Real:
+    return np.float32(value)
+
+
+@by_dtype("value", {np.uint16: widen}, otherwise=_of_number)
+def as_f32(value: Scalar) -> Real:
     """A float32: of bf16 bits (uint16), of an int8 code, or of a float32."""
-    return widen(value) if value.dtype == np.uint16 else np.float32(value)
-
-
-@overload_callee(as_f32)
-def _as_f32(value: Any) -> Any:
-    if value == types.uint16:
-
-        def convert(value: Any) -> Any:
-            return widen(value)
-    else:
-
-        def convert(value: Any) -> Any:
-            return np.float32(value)
-
-    return convert
 
 
 @callee
-def round_bf16(value: Any) -> Any:
+def round_bf16(value: Real) -> Word:
     """The uint16 bits of the bf16 nearest to a float32, ties to even; a NaN stays a (quiet) NaN."""
     bits = bits_of_f32(value)
     if value != value:
@@ -153,33 +151,18 @@ def round_bf16(value: Any) -> Any:
     return np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
 
 
-NONE_NONZERO = np.int32(0x7FFF)  # what `least_magnitude` gives for zeros alone
+@callee
+def round_row(values: F32, out: Bits) -> None:
+    """out[j] = the bf16 nearest to values[j], as bits."""
+    for j in range(len(out)):
+        out[j] = round_bf16(values[j])
 
 
-def least_magnitude(values: Any) -> Any:
-    """The bits of the least |value| other than 0 among bf16 bits (uint16).
-
-    Of float32 `values` nothing is asked: they are multiplied by multiply-adds, which flush nothing.
-    """
-    return _least_bits(values) if values.dtype == np.uint16 else NONE_NONZERO
-
-
-@overload_callee(least_magnitude)
-def _least_magnitude(values: Any) -> Any:
-    if values.dtype == types.uint16:
-
-        def least(values: Any) -> Any:
-            return _least_bits(values)
-    else:
-
-        def least(values: Any) -> Any:
-            return NONE_NONZERO
-
-    return least
+NONE_NONZERO = np.int32(0x7FFF)  # what `min_magnitude` gives for zeros alone
 
 
 @callee
-def _least_bits(bits: Any) -> Any:
+def _min_bits(bits: Bits) -> Index:
     least = NONE_NONZERO
     for j in range(len(bits)):
         size = np.int32(np.int32(bits[j]) & np.int32(0x7FFF))
@@ -188,8 +171,21 @@ def _least_bits(bits: Any) -> Any:
 
 
 @callee
-def least_of(values: Any) -> Any:
-    """The least of some rows' `least_magnitude` (int32)."""
+def _nothing_asked(values: Values) -> Index:
+    return NONE_NONZERO
+
+
+@by_dtype("values", {np.uint16: _min_bits}, otherwise=_nothing_asked)
+def min_magnitude(values: Values) -> Index:
+    """The bits of the smallest |value| other than 0 among bf16 bits (uint16).
+
+    Of float32 `values` nothing is asked: they are multiplied by multiply-adds, which flush nothing.
+    """
+
+
+@callee
+def min_of(values: Int32) -> Index:
+    """The smallest of some rows' `min_magnitude` (int32)."""
     least = NONE_NONZERO
     for i in range(len(values)):
         least = min(least, values[i])
@@ -197,18 +193,18 @@ def least_of(values: Any) -> Any:
 
 
 @callee
-def sums_stay_normal(least_a: Any, least_b: Any) -> Any:
-    """Whether no operand, product or sum of products is subnormal, given both operands' `least_magnitude`.
+def sums_stay_normal(min_a: Index, min_b: Index) -> bool:
+    """Whether no operand, product or sum of products is subnormal, given both operands' `min_magnitude`.
 
-    With exponents ea and eb (biased by 127) of the least operands, each product is a multiple of
+    With exponents ea and eb (biased by 127) of the smallest operands, each product is a multiple of
     g = 2**(ea - 127 - 7 + eb - 127 - 7), each sum of products, rounded or not, is one too, and so is 0 or at least g.
     """
-    ea, eb = least_a >> 7, least_b >> 7
+    ea, eb = min_a >> 7, min_b >> 7
     return ea > 0 and eb > 0 and ea + eb >= 2 * 127 + 2 * 7 - 126
 
 
 @callee
-def round_f16(value: Any) -> Any:
+def round_f16(value: Real) -> Word:
     """The uint16 bits of the fp16 nearest to a float32, ties to even; Inf from 65520 on."""
     bits = bits_of_f32(value)
     sign = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(0x8000))
@@ -225,20 +221,16 @@ def round_f16(value: Any) -> Any:
     return np.uint16(sign | np.uint32(np.uint32(rounded - np.uint32(0x38000000)) >> np.uint32(13)))
 
 
-def store_scale(scales: Any, at: Any, value: Any) -> None:
+@callee
+def _store_f16(scales: Values, at: Index, value: Real) -> None:
+    scales[at] = round_f16(value)
+
+
+@callee
+def _store_f32(scales: Values, at: Index, value: Real) -> None:
+    scales[at] = value
+
+
+@by_dtype("scales", {np.uint16: _store_f16}, otherwise=_store_f32)
+def store_scale(scales: Values, at: Index, value: Real) -> None:
     """scales[at] = value, for float32 scales or for the uint16 bits of fp16 ones."""
-    scales[at] = round_f16(value) if scales.dtype == np.uint16 else value
-
-
-@overload_callee(store_scale)
-def _store_scale(scales: Any, at: Any, value: Any) -> Any:
-    if scales.dtype == types.uint16:
-
-        def store(scales: Any, at: Any, value: Any) -> None:
-            scales[at] = round_f16(value)
-    else:
-
-        def store(scales: Any, at: Any, value: Any) -> None:
-            scales[at] = value
-
-    return store

@@ -1,0 +1,1 @@
+"""What every room of the library may use: checks, dimensions, memory, files."""

@@ -1,0 +1,1 @@
+"""A call of the prolog: its arguments, plan, working memory and trace."""

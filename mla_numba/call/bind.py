@@ -1,0 +1,175 @@
+"""A call's arguments: checked, and held as the kernels take them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from ..base import checks as check
+from ..base.checks import (
+    BF16,
+    FP32,
+    INT8,
+    Array,
+)
+from ..base.dims import MlaDims
+from ..base.memory import UINT16, as_bits
+from ..cache import PagedCache
+from ..kernels.sweeps.arguments import Caches, Slots, Tokens
+
+__all__ = ["BoundCall", "CallInputs", "PrologOutput", "check_inputs", "check_output", "hold"]
+
+_NO_SCALES = np.zeros(0, np.float32)
+_NO_SLOTS = Slots(_NO_SCALES, np.zeros(5, np.int64))
+
+
+class PrologOutput(NamedTuple):
+    """What attention and the indexer take from a call.
+
+    | field        | shape     | dtype                                       |
+    |--------------|-----------|---------------------------------------------|
+    | query_nope   | (T, N, C) | bf16                                        |
+    | query_rope   | (T, N, R) | bf16                                        |
+    | q_norm       | (T, Rq)   | int8, bf16 when w_uq_qr is not quantised    |
+    | q_norm_scale | (T, 1)    | float32, None when w_uq_qr is not quantised |
+    """
+
+    query_nope: Array
+    query_rope: Array
+    q_norm: Array
+    q_norm_scale: Array | None
+
+
+class BoundCall(NamedTuple):
+    """A checked call, made by `MlaProlog.bind`: `out` are its outputs, the other fields are for `MlaProlog.run`.
+
+    The kernels trust all of them, so it is not made by hand. Neither is it copied or pickled, which raises `TypeError`:
+    its arrays are views of the caller's.
+    """
+
+    out: PrologOutput
+    tokens: Tokens
+    caches: Caches
+    cache_index: Array | None
+    capacity: int
+    dims: MlaDims
+    quant: str
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("call: expected to stay in its process, as views of the arrays it was bound to, got a copy")
+
+    def check_fits(self, dims: MlaDims, quant: str) -> None:
+        """Raises `ValueError` unless it was bound by a prolog of these dimensions and this mode."""
+        if self.dims is not dims and self.dims != dims:
+            raise ValueError(f"call: expected one that a prolog of {dims} bound, got one of {self.dims}")
+        if self.quant != quant:
+            raise ValueError(f"call: expected one that a prolog of quant {quant!r} bound, got one of {self.quant!r}")
+
+    def tokens_now(self) -> Tokens:
+        """The tokens with the slots that cache_index holds now, copied and then checked."""
+        if self.cache_index is None:
+            return self.tokens
+        x, cos, sin, slots, *written = self.tokens
+        return Tokens(x, cos, sin, check.check_slots(self.cache_index, len(slots), self.capacity), *written)
+
+
+class CallInputs(NamedTuple):
+    """What a call reads, and the cache that it writes: the arguments of `MlaProlog`."""
+
+    x: Array
+    cos: Array
+    sin: Array
+    cache_index: Array | None
+    cache: PagedCache
+
+
+def check_inputs(given: CallInputs, dims: MlaDims, quant: str) -> Array:
+    """Raises for an argument that a prolog of these dimensions and this mode does not take; the slots, a copy."""
+    x, cos, sin, cache_index, cache = given
+    check.check_array("x", x, (BF16,), (None, dims.hidden_size))
+    t = x.shape[0]
+    check.check_array("cos", cos, (BF16,), (t, dims.qk_rope_head_dim))
+    check.check_array("sin", sin, (BF16,), (t, dims.qk_rope_head_dim))
+    if not isinstance(cache, PagedCache):
+        raise TypeError(f"cache: expected PagedCache, got {type(cache).__name__}")
+    sizes, quantized = cache.sizes, "b" in quant
+    if sizes.quantized != quantized:
+        kinds = ("bfloat16", "int8")
+        raise TypeError(
+            f"kv_cache: expected dtype {kinds[quantized]} for quant {quant!r}, got {kinds[sizes.quantized]}"
+        )
+    for name, width, wanted in (
+        ("kv_cache", sizes.kv_width, dims.kv_lora_rank),
+        ("kr_cache", sizes.kr_width, dims.qk_rope_head_dim),
+    ):
+        if width != wanted:
+            raise ValueError(f"{name}: expected rows of {wanted} elements, got {width}")
+    for name, array in cache.arrays().items():
+        check.check_writable(name, array)
+    return _slots(cache, cache_index, t)
+
+
+def check_output(out: PrologOutput, t: int, dims: MlaDims, quant: str) -> dict[str, Array]:
+    """The outputs by name. Raises for one that does not fit T tokens, the dimensions and the mode."""
+    if not isinstance(out, PrologOutput):
+        raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")
+    quantized = "b" in quant
+    wanted: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "query_nope": (BF16, (t, dims.num_attention_heads, dims.kv_lora_rank)),
+        "query_rope": (BF16, (t, dims.num_attention_heads, dims.qk_rope_head_dim)),
+        "q_norm": (INT8 if quantized else BF16, (t, dims.q_lora_rank)),
+    }
+    if quantized:
+        wanted["q_norm_scale"] = (FP32, (t, 1))
+    elif out.q_norm_scale is not None:
+        raise ValueError("out.q_norm_scale: expected None where w_uq_qr is not quantised, got an array")
+    arrays = {}
+    for name, (dtype, shape) in wanted.items():
+        arrays[f"out.{name}"] = check.check_array(f"out.{name}", getattr(out, name), (dtype,), shape)
+        check.check_writable(f"out.{name}", arrays[f"out.{name}"])
+    return arrays
+
+
+def hold(given: CallInputs, slots: Array, out: PrologOutput, dims: MlaDims, quant: str) -> BoundCall:
+    """The checked arguments as views: whatever is done to an array's own shape or dtype later, they stay as checked."""
+    views, quantized = given.cache.views, "b" in quant
+    kv, kr = views["kv_cache"], views["kr_cache"]
+    k_scale = views["k_scale_cache"] if quantized else None
+    return BoundCall(
+        out,
+        Tokens(
+            x=as_bits(given.x),
+            cos=as_bits(given.cos),
+            sin=as_bits(given.sin),
+            cache_index=slots,
+            query_nope=out.query_nope.view(UINT16),
+            query_rope=out.query_rope.view(UINT16),
+            q_norm=out.q_norm.view(INT8 if quantized else UINT16),
+            q_norm_scale=_NO_SCALES if out.q_norm_scale is None else out.q_norm_scale.reshape(-1),
+        ),
+        Caches(
+            Slots(kv.flat, kv.layout),
+            Slots(kr.flat, kr.layout),
+            Slots(k_scale.flat, k_scale.layout) if k_scale else _NO_SLOTS,
+        ),
+        given.cache_index,
+        given.cache.sizes.capacity,
+        dims,
+        quant,
+    )
+
+
+def _slots(cache: PagedCache, cache_index: Array | None, t: int) -> Array:
+    """The slot of each of t tokens, int64 (t,)."""
+    mode, capacity = cache.cache_mode, cache.sizes.capacity
+    if cache.paged:
+        if cache_index is None:
+            raise TypeError(f"cache_index: expected a NumPy array with a {mode} cache, got NoneType")
+        return check.check_slots(cache_index, t, capacity)
+    if cache_index is not None:
+        kind = type(cache_index).__name__
+        raise ValueError(f"cache_index: expected None with a {mode} cache, where token t writes row t, got {kind}")
+    if t > capacity:
+        raise ValueError(f"x: expected at most {capacity} tokens, the rows of the {mode} cache, got {t}")
+    return np.arange(t, dtype=np.int64)

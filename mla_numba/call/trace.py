@@ -1,0 +1,123 @@
+"""When each thread worked on which phase of a call."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ..base.checks import Array
+from ..base.output_file import write_text
+from ..kernels.sweeps.phase import PHASES
+
+__all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
+
+SWEEPS = ("down", "rows", "heads")
+
+# The reference operator's names of what a phase does.
+_STAGES = {
+    "pack": "x",
+    "down": "Matmul_qa, Matmul_kva",
+    "query": "RmsNorm_qa, Quant_qMnRes",
+    "key": "RmsNorm_compressedkv, Quant_knope, RotaryPosEmb, ScatterUpdate",
+    "heads": "QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk",
+}
+
+
+class Span(NamedTuple):
+    """A worker's time in a phase, in nanoseconds of `time.perf_counter_ns`; waiting for the phase is not in it.
+
+    From when it came to the phase to the end of its last task there. Who comes late finds no task left: `n_tasks` is
+    then 0, and `end_ns` is `begin_ns`.
+    """
+
+    phase: str
+    worker: int
+    begin_ns: int
+    end_ns: int
+    n_tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileTrace:
+    """One tile of tokens: `t` from token `t0` on, between `begin_ns` and `end_ns` of `time.perf_counter_ns`."""
+
+    t0: int
+    t: int
+    begin_ns: int
+    end_ns: int
+    spans: tuple[Span, ...]
+
+    def end_of(self, phase: str) -> int:
+        """When the last task of a phase was done; who found none there says nothing of it."""
+        ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
+        return max(ends, default=self.begin_ns)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each sweep: to the end of the last task of x's products, then of the query's rows, then the rest.
+
+        They add up to the time between `begin_ns` and `end_ns`. Key rows, which nothing waits for, are done in the
+        second or in the third.
+        """
+        marks = [self.begin_ns, self.end_of("down"), self.end_of("query"), self.end_ns]
+        return {name: (marks[i + 1] - marks[i]) / 1e9 for i, name in enumerate(SWEEPS)}
+
+
+@dataclass(slots=True)
+class Trace:
+    """A call, tile by tile."""
+
+    tiles: list[TileTrace] = field(default_factory=list)
+
+    def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array) -> None:
+        """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`."""
+        found = [
+            Span(phase, worker, *map(int, spans[worker, i]))
+            for worker in range(len(spans))
+            for i, phase in enumerate(PHASES)
+        ]
+        self.tiles.append(TileTrace(t0, t, begin_ns, end_ns, tuple(found)))
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the call's tiles."""
+        return sum(tile.end_ns - tile.begin_ns for tile in self.tiles) / 1e9
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each sweep, tiles added up."""
+        return {name: sum(tile.seconds[name] for tile in self.tiles) for name in SWEEPS}
+
+    def busy_s(self, phase: str) -> list[float]:
+        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another."""
+        spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
+        seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
+        for span in spans:
+            seconds[span.worker] += (span.end_ns - span.begin_ns) / 1e9
+        return seconds
+
+    def to_chrome(self, path: str | Path) -> None:
+        """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span with tasks.
+
+        Times are microseconds from the call's begin on. A FIFO or a terminal is written into. Raises `OSError` where
+        the file cannot be written, `ValueError` for another kind of file.
+        """
+        start = min((tile.begin_ns for tile in self.tiles), default=0)
+        events = [
+            {
+                "name": _STAGES[span.phase],
+                "cat": span.phase,
+                "ph": "X",
+                "ts": (span.begin_ns - start) / 1e3,
+                "dur": (span.end_ns - span.begin_ns) / 1e3,
+                "pid": 0,
+                "tid": span.worker,
+                "args": {"t0": tile.t0, "t": tile.t, "tasks": span.n_tasks},
+            }
+            for tile in self.tiles
+            for span in tile.spans
+            if span.n_tasks
+        ]
+        write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))

@@ -1,0 +1,116 @@
+"""Working memory of a call: the buffers between the sweeps, and each worker's scratch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from tiling import PrologPlan, TilePlan
+
+from ..base.checks import Array
+from ..base.memory import aligned_empty
+from ..kernels.launch import plain
+from ..kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE
+from ..kernels.sweeps.arguments import (
+    Activations,
+    Buffers,
+    Cuts,
+    HeadsCut,
+    PairCut,
+)
+from ..kernels.sweeps.phase import PHASES
+from ..kernels.threads import tasks
+
+__all__ = ["Memory", "Prepared"]
+
+_LAYOUTS_KEPT = 64
+
+
+class Prepared(NamedTuple):
+    """What the kernel needs to know of a tile's plan, and the memory to work in."""
+
+    cuts: Cuts
+    buffers: Buffers
+    taken: tuple[Any, Any]  # buffers and cuts as kernels take them
+
+    @classmethod
+    def of(cls, cuts: Cuts, buffers: Buffers) -> Self:
+        """With both as kernels take them."""
+        return cls(cuts, buffers, (plain(buffers), plain(cuts)))
+
+
+def cuts_of(plan: TilePlan) -> Cuts:
+    """A tile's plan as the kernel takes it."""
+    qa, qb, kva, wuk = plan.gemms
+    return Cuts(
+        n_workers=plan.n_workers,
+        rows_x=plan.rows.rows_q,
+        rows_q=plan.rows.rows_q,
+        rows_k=plan.rows.rows_k,
+        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain),
+        heads=HeadsCut(qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain),
+    )
+
+
+def lay_out(plan: TilePlan, memory: Array) -> Buffers:
+    """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
+    views = {}
+    at = 0
+    for name, size in plan.workspace.items():
+        views[name] = memory[at : at + size]
+        at += size
+    n, t = plan.n_workers, plan.t
+    qa, qb, kva, _ = plan.gemms
+    nothing = memory[:0]
+
+    def rows(name: str, dtype: Any, length: int) -> Array:
+        found: Array = views[name].view(dtype)[: t * length].reshape(t, length)
+        return found
+
+    def by_worker(name: str, dtype: Any = np.float32) -> Array:
+        found: Array = views[name].view(dtype).reshape(n, -1)
+        return found
+
+    operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
+    sums = {"bf16": np.float32, "int8": np.int32}
+    return Buffers(
+        x=Activations(
+            rows("x_rows", operand[qa.dtype], qa.lda),
+            views.get("x_scale", nothing).view(np.float32),
+            np.zeros(t, np.int32),
+        ),
+        q=Activations(rows("q_rows", operand[qb.dtype], qb.lda), nothing.view(np.float32), np.zeros(t, np.int32)),
+        q_a=rows("q_a", np.uint16, qa.n),
+        kv_a=rows("kv_a", np.uint16, kva.n),
+        c_down=by_worker("c", sums[qa.dtype]),
+        c_up=by_worker("c", sums[qb.dtype]),
+        c_uk=by_worker("c"),
+        q_head=by_worker("q_head", A_BF16_DTYPE),
+        y=by_worker("y"),
+        counters=np.zeros(tasks.n_counters(n, len(PHASES)), np.int64),
+        spans=np.zeros((n, len(PHASES), 3), np.int64),
+    )
+
+
+class Memory:
+    """The working memory of one call at a time, kept for the next."""
+
+    def __init__(self, plan: PrologPlan) -> None:
+        self._block = aligned_empty(plan.workspace_bytes, np.uint8)
+        self._prepared: dict[int, tuple[TilePlan, Prepared]] = {}
+
+    def holds(self, plan: PrologPlan) -> bool:
+        """Whether each tile of the plan finds room here."""
+        return self._block.nbytes >= plan.workspace_bytes
+
+    def prepare(self, plan: TilePlan) -> Prepared:
+        """A tile's cuts, and its buffers in this memory, with counters at zero."""
+        held = self._prepared.get(id(plan))
+        if held is None:
+            if len(self._prepared) >= _LAYOUTS_KEPT:
+                self._prepared.clear()
+            # The plan is kept beside what was made of it, so that no other can take its id.
+            held = self._prepared[id(plan)] = (plan, Prepared.of(cuts_of(plan), lay_out(plan, self._block)))
+        held[1].buffers.counters.fill(0)
+        return held[1]

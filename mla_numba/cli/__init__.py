@@ -1,0 +1,5 @@
+"""The command `mla-numba`."""
+
+from .main import main
+
+__all__ = ["main"]

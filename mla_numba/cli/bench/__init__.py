@@ -1,0 +1,1 @@
+"""`mla-numba bench`: the suite run, and its results as a page."""

@@ -1,0 +1,187 @@
+"""`mla-numba bench`: run the suite of a checkout, and write what it found as one page."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ...base.output_file import write_text
+from ..options import finite, text_to_write, threads_option
+from .page import make_page
+from .results import Results
+
+__all__ = ["bench"]
+
+PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
+_ROOT = Path(__file__).parents[3]
+_DONE = re.compile(r"::(?P<name>\S+) (?:PASSED|FAILED|SKIPPED|ERROR|XFAIL).*\[ *(?P<percent>\d+)%\]")
+_NOTHING_RAN = 5  # pytest's exit status
+_TUNABLES = {
+    "hugetlb": 1,  # huge pages for weights
+    "mmap_max": 0,  # keep freed outputs: page faults would otherwise dominate at many tokens
+    "trim_threshold": 1 << 40,
+}
+
+
+@click.command()
+@click.option("--tokens", metavar="T,...", help="Only these numbers of tokens, of 1,8,32,128,512.")
+@click.option("--weights", type=click.Choice(["cold", "warm"]), help="Only with weights cold, or only warm.")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be repeated.")
+@click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
+@click.option("--slow", is_flag=True, help="Also time the first call on an empty kernel cache: half a minute.")
+@click.option("--tiny", is_flag=True, help="Small dimensions, to try the command itself.")
+@click.option("--seconds", type=click.FloatRange(0.01, 3600), default=0.5, show_default=True, callback=finite,
+              help="Time for each bench.")  # fmt: skip
+@threads_option
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("mla-numba-bench.html"), show_default=True,
+    callback=text_to_write, help="HTML file to write.",
+)  # fmt: skip
+@click.option(
+    "--json",
+    "save",
+    type=click.Path(path_type=Path),
+    callback=text_to_write,
+    help="Also write pytest-benchmark's JSON.",
+)
+@click.option(
+    "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Run nothing; make the page from such JSON.",
+)  # fmt: skip
+@click.pass_context
+def bench(
+    ctx: click.Context,
+    tokens: str | None,
+    weights: str | None,
+    only: tuple[str, ...],
+    no_peers: bool,
+    slow: bool,
+    tiny: bool,
+    seconds: float,
+    threads: int,
+    output: Path,
+    save: Path | None,
+    saved: Path | None,
+) -> None:
+    """Time the prolog, its sweeps and products against other libraries, and write an HTML page.
+
+    Runs pytest-benchmark on the folder bench of a checkout, which is not part of an installation. Every result is
+    checked before it is timed. Needs the extras bench and plot. Libraries that are not installed are left out, and so
+    are those that fail or are wrong on this CPU; the page says which and why.
+
+    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed.
+    """
+    if find_spec("matplotlib") is None:
+        raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
+    for name, other in (("--json", save), ("--from", saved)):
+        if other is not None and other.resolve() == output.resolve():
+            raise click.UsageError(f"--output: expected another file than that of {name}, got {output}")
+    if saved is not None:
+        write_page(saved, f"mla-numba bench --from {saved}", output)
+        return
+    options = ["--tokens", tokens] if tokens else []
+    options += ["--weights", weights] if weights else []
+    options += [f"--{name}" for name, given in (("no-peers", no_peers), ("slow", slow), ("tiny", tiny)) if given]
+    with tempfile.TemporaryDirectory() as scratch:
+        results = Path(scratch) / "results.json"
+        arguments = [*options, f"--benchmark-max-time={seconds}", f"--benchmark-json={results}"]
+        status = run_suite(find_suite(), only, arguments, threads)
+        if status == _NOTHING_RAN:
+            raise click.UsageError("expected options that leave a bench, got none")
+        if results.is_file() and results.stat().st_size:
+            if save is not None:
+                _write(save, results.read_text(encoding="utf-8"))
+            write_page(results, shlex.join(["mla-numba", *sys.argv[1:]]), output)
+    if status:
+        ctx.exit(1)
+
+
+def find_suite() -> Path:
+    """The folder of the suite: beside the package, or in the working directory.
+
+    Raises `click.ClickException` where there is none, or where pytest-benchmark is missing.
+    """
+    for root in (_ROOT, Path.cwd()):
+        if (root / "bench" / "bench_prolog.py").is_file():
+            break
+    else:
+        raise click.ClickException(
+            f"bench: expected a checkout of mla_numba, for its folder bench is not installed with it, found none in "
+            f"{Path.cwd()}; run the command there, or with --from on results that were kept"
+        )
+    if find_spec("pytest_benchmark") is None:
+        raise click.ClickException("pytest-benchmark: expected to run the suite, got none; pip install -e '.[bench]'")
+    return root / "bench"
+
+
+def run_suite(suite: Path, only: Sequence[str], arguments: Sequence[str], n_threads: int) -> int:
+    """Runs pytest behind a progress bar; its exit status, and on a failure what it wrote on stderr."""
+    files = [str(suite / f"bench_{part}.py") for part in only] or [str(suite)]
+    command = [sys.executable, "-m", "pytest", *files, "-v", "--color=no", "--benchmark-only", *arguments]
+    console = Console(stderr=True)
+    written = []
+    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=False))
+    with (
+        subprocess.Popen(
+            command,
+            cwd=suite.parent,
+            env=environment(n_threads),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+        Progress(*columns, TextColumn("{task.description}"), console=console) as progress,
+    ):
+        task = progress.add_task("preparing", total=100)
+        assert process.stdout is not None
+        for line in process.stdout:
+            written.append(line)
+            done = _DONE.search(line)
+            if done:
+                progress.update(task, completed=int(done["percent"]), description=done["name"])
+    status = process.returncode
+    if status not in (0, _NOTHING_RAN):
+        click.echo("".join(written), err=True)
+    return status
+
+
+def environment(n_threads: int) -> dict[str, str]:
+    """What libraries have to find when they load: their number of threads, and memory that is kept."""
+    threads = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())
+    return {"GLIBC_TUNABLES": tunables} | os.environ | dict.fromkeys(threads, str(n_threads)) | {"PYTHONPATH": path}
+
+
+def write_page(results: Path, command: str, output: Path) -> None:
+    """Makes the page of results, and says on stderr what was left out.
+
+    Raises `click.ClickException` where they are none, or the page can't be written.
+    """
+    try:
+        read = Results.read(results)
+        page = make_page(read, command)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    _write(output, page.encode("utf-8", "xmlcharrefreplace").decode())  # names of others may hold lone surrogates
+    for reason in read.left_out:
+        click.echo(reason, err=True)
+    click.echo(f"wrote {output}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_text(path, text)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,56 @@
+"""Packing one layer of a checkpoint into a file, for the command line."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..prolog import MlaProlog
+from ..weights.checkpoint import Checkpoint
+from .report import Steps
+
+__all__ = ["Packed", "pack_layer"]
+
+_N_TENSORS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What came of it. `quantization` is the error that int8 brought, as text, where there is a report of it."""
+
+    path: Path
+    n_bytes: int
+    load_s: float
+    quantization: str | None
+    seconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return {
+            "out": str(self.path),
+            "bytes": self.n_bytes,
+            "load_s": self.load_s,
+            "quantization": self.quantization,
+            "seconds": self.seconds,
+        }
+
+
+def pack_layer(checkpoint: Checkpoint, layer: int, quant: str, out: Path, n_threads: int, steps: Steps) -> Packed:
+    """Reads, quantises, packs and writes a layer, reads the file back with its checksums, and times a plain load."""
+    with steps.step(f"reading layer {layer}, mode {quant}", _N_TENSORS) as advance:
+        weights = checkpoint.load_layer(layer, quant, finished=lambda name: advance()).weights
+    with steps.step("packing weights"):
+        packed = weights.pack(n_threads)
+    with steps.step("writing the file"):
+        packed.save(out)
+    with steps.step("verifying the file"):
+        MlaProlog.load(out, verify=True)
+    begin = time.perf_counter()
+    MlaProlog.load(out)
+    load_s = time.perf_counter() - begin
+    report = weights.quantization
+    shown = str(report) if report is not None and report.errors else None
+    return Packed(out, os.stat(out).st_size, load_s, shown, dict(steps.seconds))

@@ -1,0 +1,94 @@
+"""What a sweep leaves: CSV, JSON, and a table of the best."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Column, Table
+
+from ..base.output_file import write_text
+from ..tuning.sweep import Row
+from .report import beyond_limit, share_text
+
+__all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """A line for each row; the settings are columns of their own, lists and mappings as JSON."""
+    names = list(dict.fromkeys(name for row in rows for name in row.settings))
+    own = [f.name for f in fields(Row) if f.name not in ("settings", "plan")]
+    text = StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([*own[:3], *names, *own[3:], "plan"])
+    for row in rows:
+        values = [getattr(row, name) for name in own]
+        settings = [_cell(row.settings[name]) if name in row.settings else "" for name in names]
+        plan = row.plan.splitlines()[0] if row.plan else ""
+        writer.writerow([*values[:3], *settings, *("" if v is None else v for v in values[3:]), plan])
+    write_text(path, text.getvalue())
+
+
+def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], rows: Sequence[Row]) -> None:
+    """Machine, versions and rates, what was swept, and every row with its whole plan."""
+    write_text(path, json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+
+
+def best_rows(rows: Sequence[Row]) -> list[Row]:
+    """Timed rows, the best of each T and quant mode first: by the longer contest where there was one."""
+    timed = [row for row in rows if row.ratio is not None and row.status != "same"]
+    return sorted(timed, key=lambda row: (row.t, row.quant, row.final_ratio is None, row.final_ratio or row.ratio))
+
+
+def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = None) -> Table:
+    """A table of the best rows, at most `most` of each T; times by the baseline's are those of pairs."""
+    names = ("T", "quant", "ms", "own ms", "ratio", "final", "GB/s", "Gop/s", "limit")
+    table = Table(
+        Column("settings", overflow="fold"),
+        *(Column(name, justify="right", no_wrap=True) for name in names),
+        box=box.SIMPLE,
+        title=title,
+        caption="ms: median; ratio: time by that of the planner's own plan, median of pairs, below 1 is faster;\n"
+        "final: the same, timed longer; limit: least possible time by the median",
+        caption_justify="right",
+    )
+    shown: dict[tuple[int, str], int] = {}
+    shares = []
+    for row in best_rows(rows):
+        group = row.t, row.quant
+        shown[group] = shown.get(group, 0) + 1
+        if most is not None and shown[group] > most:
+            continue
+        if shown[group] == 1 and len(shown) > 1:
+            table.add_section()
+        table.add_row(
+            escape(", ".join(f"{name} {_cell(value)}" for name, value in row.settings.items()) + _mark(row)),
+            str(row.t),
+            row.quant,
+            f"{row.median_ms:.3f}",
+            f"{row.baseline_ms:.3f}",
+            f"{row.ratio:.3f}",
+            "" if row.final_ratio is None else f"{row.final_ratio:.3f}",
+            f"{row.gb_s:.1f}",
+            f"{row.gop_s:.0f}",
+            share_text(row.share or 0),
+        )
+        shares.append(row.share)
+    if beyond_limit(shares):
+        table.caption = f"{table.caption}\n{beyond_limit(shares)}"
+    return table
+
+
+def _mark(row: Row) -> str:
+    return "" if row.status == "done" else f" ({row.status})"
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value

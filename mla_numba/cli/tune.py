@@ -1,0 +1,193 @@
+"""The command `mla-numba tune`: search for faster plans and keep what was found."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from importlib.util import find_spec
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from .._version import __version__
+from ..base.dims import MlaDims
+from ..call.tuned import (
+    FOLDER_VARIABLE,
+    Tuned,
+    bucket_of,
+    make_store_folder,
+    save_rates,
+    save_tuned,
+    store_folder,
+)
+from ..prolog import this_machine
+from ..tuning.contest import Arena, ExactnessError
+from ..tuning.rates import Probes, rates_as_dict
+from ..tuning.search import Outcome, search
+from ..tuning.sweep import reasons_of
+from .options import (
+    finite,
+    json_option,
+    layer_options,
+    seed_option,
+    token_list,
+    weight_sets_option,
+)
+from .sweep import SMALL_DIMS
+from .sweep_run import progress_bar
+
+__all__ = ["tune"]
+
+_FOLDER = "expected a folder to keep results in"
+_NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
+
+
+@click.command()
+@click.option(
+    "--tokens", type=token_list, default="1,8,32,128", show_default=True, help="Tokens of a call, with commas."
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(0, 7 * 86400, min_open=True),
+    default=120,
+    show_default=True,
+    callback=finite,
+    help="Seconds of search in all, divided among the numbers of tokens.",
+)
+@layer_options
+@weight_sets_option
+@seed_option
+@click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
+@json_option
+@click.pass_context
+def tune(
+    ctx: click.Context,
+    tokens: tuple[int, ...],
+    budget: float,
+    quant: str,
+    dims: MlaDims | None,
+    small: bool,
+    threads: int,
+    weight_sets: int,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
+
+    A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
+    dimensions, mode and threads. If nothing is faster, that is kept too, and the command says so. Exit status: 0, or 1
+    if a bit of any candidate is wrong, or if for some T every candidate is wrong or refused; nothing is kept for it.
+    """
+    if small and dims:
+        raise click.UsageError("--small: expected without --dims, got both")
+    buckets = [bucket_of(t) for t in tokens]
+    if len(set(buckets)) < len(buckets):
+        raise click.UsageError(f"--tokens: expected numbers with a power of two between them, got {list(tokens)}")
+    if find_spec("optuna") is None:
+        raise click.ClickException(_NO_OPTUNA)
+    if not dry_run:
+        try:
+            make_store_folder()
+        except OSError as error:
+            raise click.ClickException(f"{_FOLDER}, got {error}") from None
+    sizes = dims or (SMALL_DIMS if small else MlaDims.deepseek_v32())
+    machine = this_machine()
+    rates = Probes(threads).rates()
+    outcomes: list[Outcome] = []
+    try:
+        with progress_bar("tune, seconds", budget) as advance:
+            advance("making weights and checking the baseline", 0)
+            arena = Arena(sizes, quant, tokens, n_threads=threads, seed=seed, n_weight_sets=weight_sets)
+            for t in tokens:
+                outcomes.append(search(arena, t, threads, budget / len(tokens), seed, advance))
+    except ImportError:
+        raise click.ClickException(_NO_OPTUNA) from None
+    except ExactnessError as error:
+        raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
+    timed = [found for found in outcomes if found.contest is not None]
+    fault = ""
+    if timed and not dry_run:
+        date = time.strftime("%Y-%m-%d")
+        try:
+            save_rates(machine, __version__, threads, rates)
+            for found in timed:
+                kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
+                save_tuned(machine, __version__, sizes, quant, threads, kept)
+        except OSError as error:  # what was found is shown all the same
+            fault = f"{_FOLDER}, got {error}"
+    is_kept = bool(timed) and not dry_run and not fault
+    if as_json:
+        facts = {"machine": asdict(machine), "threads": threads, "rates": rates_as_dict(rates)}
+        folder = str(store_folder()) if is_kept else None
+        click.echo(
+            json.dumps(facts | {"folder": folder, "outcomes": [_as_dict(found) for found in outcomes]}, indent=1)
+        )
+    else:
+        _show(outcomes, is_kept, dry_run)
+    if fault:
+        raise click.ClickException(fault)
+    if any(found.n_wrong or found.contest is None for found in outcomes):
+        ctx.exit(1)
+
+
+def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:
+    """The table, where results are kept, and what stood against candidates."""
+    console = Console()
+    console.print(_table(outcomes))
+    nothing = f"nothing was kept{' (--dry-run)' if dry_run else ''}"
+    where = f"kept in {store_folder()} ({FOLDER_VARIABLE})" if is_kept else nothing
+    click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned use what is kept')
+    for found in outcomes:
+        for line in reasons_of(found.against, what="wrong or refused"):
+            click.echo(f"T {found.t}: {line}")
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    names = ("T", "trials", "own ms", "tuned ms", "ratio", "wins")
+    columns = [Column(name, justify="right", no_wrap=True) for name in names]
+    caption = "medians of a contest after the search; ratio: tuned by own, pair by pair"
+    table = Table(*columns, Column("tiling", overflow="fold"), box=box.SIMPLE, caption=caption)
+    for found in outcomes:
+        faster = found.contest if found.tiling.given() else None
+        own = found.contest.baseline_median_s * 1e3 if found.contest else None
+        table.add_row(
+            str(found.t),
+            str(found.n_trials),
+            "" if own is None else f"{own:.3f}",
+            "" if faster is None else f"{faster.median_s * 1e3:.3f}",
+            "" if faster is None else f"{faster.ratio:.3f}",
+            "" if faster is None else f"{faster.wins:.0%}",
+            str(found.tiling) if faster else _none_left(found),
+        )
+    return table
+
+
+def _none_left(found: Outcome) -> str:
+    if found.contest is None:
+        return "nothing was timed: every candidate was wrong or refused"
+    return (
+        f"nothing faster than the planner's own plan; the best of the search took {found.contest.ratio:.3f} of its time"
+    )
+
+
+def _as_dict(found: Outcome) -> dict[str, Any]:
+    contest = found.contest
+    return {
+        "tokens": found.t,
+        "tiling": found.tiling.given(),
+        "faster": bool(found.tiling.given()),
+        "ratio": found.ratio,
+        "contest_ratio": None if contest is None else contest.ratio,
+        "wins": None if contest is None else contest.wins,
+        "own_ms": None if contest is None else contest.baseline_median_s * 1e3,
+        "best_ms": None if contest is None else contest.median_s * 1e3,
+        "trials": found.n_trials,
+        "wrong": found.n_wrong,
+        "against": list(found.against),
+        "seconds": found.seconds,
+    }

@@ -1,0 +1,7 @@
+"""The prolog in the attention of models of transformers."""
+
+from .blocks import BlockPool
+from .cache import LatentCache
+from .patch import Patched, patch
+
+__all__ = ["BlockPool", "LatentCache", "Patched", "patch"]

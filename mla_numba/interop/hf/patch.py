@@ -1,0 +1,219 @@
+"""Models of transformers with the prolog in their attention.
+
+`patch(model)` replaces what the attention of a DeepSeek-V3 and of its relatives (`hf_families`) does before attention
+proper: projections, norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in
+paged blocks. Attention itself is plain PyTorch over those latents, `mla_numba.interop.hf.latent_attention`, for prompts
+and for single tokens alike.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from torch import nn
+
+from ...base.checks import (
+    check_choice,
+    check_flag,
+    check_int,
+    check_threads,
+)
+from ...kernels import max_threads
+from ...oracle.reference import NUMERICS
+from ...prolog import MlaProlog
+from ...weights.checkpoint import Checkpoint
+from ...weights.plain import QUANT_MODES
+from ...weights.quantize import QuantizationReport
+from ..torch.prolog import TorchProlog, to_torch
+from .cache import CacheSettings, LatentCache
+from .calls import ModelForward
+from .families import family_of, find_attentions
+from .forward import AttentionForward
+from .fresh import PackedFrom
+from .parameters import REPLACED, AttentionPart
+
+__all__ = ["Patched", "patch"]
+
+
+def patch(
+    model: nn.Module,
+    *,
+    quant: str = "none",
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    block_size: int = 128,
+    n_blocks: int | None = None,
+    n_threads: int | None = None,
+    numerics: str = "pypto",
+    keep_projections: bool = True,
+) -> Patched:
+    """Puts a prolog into every attention of a model of transformers, in place.
+
+    - `model`: a DeepSeek-V3, V3.1, V3.2, Kimi-K2, GLM-5, GLM-4.7-Flash, Youtu or Mistral-4 for causal LM, its `Model`,
+      or what contains one; bf16, on the CPU.
+    - `quant`: "none" leaves the weights as they are; "a", "b" and "ab" quantise them (`MlaWeights.quantize`), and with
+      "b" the cache is int8.
+    - `checkpoint`: a `Checkpoint` or its folder, to read the weights of the projections from. None takes the model's
+      own parameters; from the checkpoint that the model was loaded from both are the same bits.
+    - `block_size`: tokens a block of the cache. `n_blocks`: blocks of each layer's cache, allocated at once and an
+      error when they do not suffice; None lets it grow.
+    - `n_threads`, `numerics`: those of `MlaProlog`.
+    - `keep_projections`: False gives up the memory of the weights that the prologs replace. The model can then not be
+      unpatched, nor saved.
+
+    Returns the handle that undoes it. `generate` and direct calls of the model then work as before: greedy, sampling,
+    beams, left padding, chunks of a prompt, caches that are passed on. Of DeepSeek-V3.2 and GLM-5 the indexer stays the
+    model's own; it takes q_norm from the prolog. There are no gradients. The weights are packed now: a call after they
+    have changed is refused, and `Patched.refresh` packs them again.
+
+    Raises `TypeError` for a model that holds no such attention or has weights that are not bf16, `ValueError` naming
+    the module for one without `q_lora_rank`, with biases, on another device or with weights that are not finite, for a
+    checkpoint of other dimensions, for queries that are scaled by their position, and for a model that is patched
+    already. The model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a module of transformers, got {type(model).__name__}")
+    check_choice("quant", quant, QUANT_MODES)
+    check_int("block_size", block_size, 1)
+    if n_blocks is not None:
+        check_int("n_blocks", n_blocks, 1)
+    n_threads = check_threads("n_threads", n_threads, max_threads())
+    check_choice("numerics", numerics, NUMERICS)
+    check_flag("keep_projections", keep_projections)
+    if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+        checkpoint = Checkpoint(checkpoint)
+    settings = _Settings(quant, n_threads, numerics, keep_projections)
+    return Patched(model, checkpoint, settings, int(block_size), n_blocks)
+
+
+class _Settings(NamedTuple):
+    """Of `patch`, what `refresh` needs again."""
+
+    quant: str
+    n_threads: int | None
+    numerics: str
+    keep_projections: bool
+
+
+class Patched:
+    """A patched model, as `patch` returns it.
+
+    `model` is the model, `quant` the mode, `prologs` the `MlaProlog` of each layer, `quantization` the error that
+    quantising each layer's weights brought. As a context manager it unpatches at the end of the block.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint | None,
+        settings: _Settings,
+        block_size: int,
+        n_blocks: int | None,
+    ) -> None:
+        prefix, base, self._attentions = find_attentions(model)
+        family = family_of(base)
+        assert family is not None
+        _refuse_sharding(model)
+        parts = [AttentionPart.check(name, a, family, checkpoint) for name, a in self._attentions.items()]
+        self.model = model
+        self.quant = settings.quant
+        self._family = family
+        self._settings = settings
+        self._cache_settings = CacheSettings(
+            parts[0].dims, len(parts), "b" in settings.quant, family.indexed, block_size, n_blocks
+        )
+        self._forwards = [AttentionForward(part.attention, family, self._cache_settings) for part in parts]
+        self.prologs: list[MlaProlog] = []
+        self.quantization: list[QuantizationReport] = []
+        self._pack(parts, checkpoint)
+        for forward in self._forwards:
+            forward.attention.forward = forward
+        self._around = [ModelForward(module, module is base) for module in _path(model, prefix)]
+
+    def _pack(self, parts: list[AttentionPart], checkpoint: Checkpoint | None) -> None:
+        """Packs all layers, and then gives all of them their new weights."""
+        made, reports = [], []
+        for part in parts:
+            (weights, w_uv), report = part.load(checkpoint, self.quant)
+            prolog = MlaProlog(weights, n_threads=self._settings.n_threads, numerics=self._settings.numerics)
+            made.append((TorchProlog(prolog), to_torch(w_uv)))
+            reports.append(report)
+        for part, forward, (torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
+            if not self._settings.keep_projections:
+                part.free()
+            forward.take(torch_prolog, values, PackedFrom(part.name, part.attention, REPLACED))
+        self.prologs = [torch_prolog.prolog for torch_prolog, _ in made]
+        self.quantization = reports
+
+    def refresh(self, checkpoint: Checkpoint | str | os.PathLike[str] | None = None) -> None:
+        """Packs the weights anew, after they were changed: an update, `load_state_dict`, an adapter that was merged.
+
+        `checkpoint`: a `Checkpoint` or its folder to read the projections from; None takes the model's own parameters,
+        also where `patch` was given a checkpoint. Caches that were filled before hold rows of the weights before.
+
+        Raises what `patch` raises for weights that it does not take, the model is then as it was, and `ValueError`
+        without a checkpoint if the projections were not kept.
+        """
+        if checkpoint is None and not self._settings.keep_projections:
+            raise ValueError(
+                "keep_projections: expected True for `refresh` without a checkpoint (the projections were given up), "
+                "got False"
+            )
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint(checkpoint)
+        parts = [
+            AttentionPart.check(name, a, self._family, checkpoint, patched=True) for name, a in self._attentions.items()
+        ]
+        self._pack(parts, checkpoint)
+
+    def new_cache(self) -> LatentCache:
+        """An empty cache for `generate` or a direct call of the model, which make their own where none is given."""
+        return LatentCache(self._cache_settings)
+
+    def unpatch(self) -> None:
+        """Gives the model its own attention back; its weights were never changed. Once is enough.
+
+        Raises `ValueError` if the weights were not kept, and naming the module where something else, such as a hook of
+        accelerate, was put around its `forward` since; the model is then as it was.
+        """
+        if not self._settings.keep_projections:
+            raise ValueError("keep_projections: expected True for a model to be unpatched, got False")
+        around, forwards = self._around, self._forwards
+        for module, own in [*((f.attention, f) for f in forwards), *((a.module, a) for a in around)]:
+            if vars(module).get("forward") is not own:
+                raise ValueError(
+                    f"{type(module).__name__}.forward: expected the one that `patch` set, got another (whatever was "
+                    "put around it since has to be removed first)"
+                )
+        self._around, self._forwards = [], []
+        for module_forward in reversed(around):
+            module_forward.remove()
+        for forward in forwards:
+            del forward.attention.forward
+
+    def __enter__(self) -> Self:
+        if not self._settings.keep_projections:
+            raise ValueError("keep_projections: expected True where the block's end unpatches, got False")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.unpatch()
+
+
+def _path(model: nn.Module, name: str) -> list[nn.Module]:
+    """`model`, the modules down to the one of this name, and that one."""
+    parts = name.split(".") if name else []
+    return [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
+
+
+def _refuse_sharding(model: nn.Module) -> None:
+    """Raises for FSDP, under which a module has its weights only while it runs."""
+    for name, module in model.named_modules():
+        if any(kind.__name__ in ("FullyShardedDataParallel", "FSDPModule") for kind in type(module).__mro__):
+            raise ValueError(
+                f"model.{name}: expected a module whose weights are whole in this process, got {type(module).__name__} "
+                "of FSDP"
+            )

@@ -1,0 +1,159 @@
+"""The prolog as the operators `mla_numba::mla_prolog` and `mla_prolog_out`, opaque to torch's compiler.
+
+| argument                           | what it is                                                                 |
+|------------------------------------|----------------------------------------------------------------------------|
+| handle                             | int64, one element: which prolog (`make_handle`)                           |
+| x, cos, sin, cache_index           | as in `MlaProlog`                                                          |
+| kv_cache, kr_cache, k_scale_cache  | mutated: the arrays of a `PagedCache`, k_scale_cache None beside bf16 ones |
+| cache_mode                         | its mode                                                                   |
+| n_heads, q_rank                    | N and Rq of the prolog, for the shapes of the outputs                      |
+| query_nope, ..., q_norm_scale      | mutated, of `mla_prolog_out` only: a `PrologOutput`                        |
+
+`mla_prolog` returns new tensors; q_norm_scale is (0, 1) where w_uq_qr is not quantised. The handle is a tensor since a
+number would be a constant of the graph: the layers of a model would then be compiled one by one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from itertools import count
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from ...base.checks import Array
+from ...cache import PagedCache
+from ...prolog import MlaProlog, PrologOutput
+from .cache import TorchCache
+from .tensors import refuse_gradient, to_numpy, to_torch
+
+__all__ = ["make_handle", "mla_prolog", "mla_prolog_out"]
+
+_TAKES = (
+    "Tensor handle, Tensor x, Tensor cos, Tensor sin, Tensor? cache_index, "
+    "Tensor(a!) kv_cache, Tensor(b!) kr_cache, Tensor(c!)? k_scale_cache, str cache_mode"
+)
+_OUT = "Tensor(d!) query_nope, Tensor(e!) query_rope, Tensor(f!) q_norm, Tensor(g!)? q_norm_scale"
+
+_library = torch.library.Library("mla_numba", "DEF")
+_library.define(f"mla_prolog({_TAKES}, SymInt n_heads, SymInt q_rank) -> (Tensor, Tensor, Tensor, Tensor)")
+_library.define(f"mla_prolog_out({_TAKES}, {_OUT}) -> ()")
+mla_prolog = torch.ops.mla_numba.mla_prolog.default
+mla_prolog_out = torch.ops.mla_numba.mla_prolog_out.default
+
+_prologs: WeakValueDictionary[int, MlaProlog] = WeakValueDictionary()
+# From a number that no other process has, so that the handle in a saved graph finds nothing rather than another layer.
+_next_key = count(secrets.randbits(62))
+
+
+def make_handle(prolog: MlaProlog) -> Tensor:
+    """A handle of `prolog`, which does not keep it alive."""
+    key = next(_next_key)
+    _prologs[key] = prolog
+    return torch.tensor(key, dtype=torch.int64, device="cpu")
+
+
+def _prolog_of(handle: Tensor) -> MlaProlog:
+    """Raises `ValueError` for a handle whose prolog is gone."""
+    key = handle.item() if handle.numel() == 1 else handle.tolist()
+    found = _prologs.get(key) if isinstance(key, int) else None
+    if found is None:
+        raise ValueError(f"handle: expected that of a prolog which is alive in this process, got {key}")
+    return found
+
+
+def _array(name: str, tensor: Tensor) -> Array:
+    """The array of a tensor that is no cache, whose blocks alone may be strided."""
+    array = to_numpy(tensor, name)
+    if not tensor.is_contiguous():
+        strides = f"strides {tensor.stride()} for shape {tuple(tensor.shape)}"
+        raise ValueError(f"{name}: expected a contiguous tensor, got {strides}")
+    return array
+
+
+def _cache_index(tensor: Tensor | None, cache: PagedCache) -> Array | None:
+    if tensor is None and cache.paged:
+        raise TypeError(f"cache_index: expected a tensor with a {cache.cache_mode} cache, got None")
+    return None if tensor is None else _array("cache_index", tensor)
+
+
+def _compute(
+    prolog: MlaProlog, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor,
+    kr_cache: Tensor, k_scale_cache: Tensor | None, cache_mode: str, outputs: tuple[Tensor | None, ...] | None,
+) -> PrologOutput:  # fmt: skip
+    """A call on the tensors' memory. Whatever is wrong is raised before a tensor has changed."""
+    cache = TorchCache(kv_cache, kr_cache, k_scale_cache, cache_mode).numpy()
+    out = None
+    if outputs is not None:
+        named = zip(PrologOutput._fields, outputs, strict=True)
+        arrays: Any = (None if tensor is None else _array(f"out.{name}", tensor) for name, tensor in named)
+        out = PrologOutput(*arrays)
+    call = prolog.bind(
+        _array("x", x), _array("cos", cos), _array("sin", sin), _cache_index(cache_index, cache), cache, out
+    )
+    mutated = (kv_cache, kr_cache, k_scale_cache, *(outputs or ()))
+    torch.autograd.graph.increment_version([tensor for tensor in mutated if tensor is not None])
+    # Torch's own count in this thread, so that `torch.set_num_threads` holds for the prolog too.
+    return prolog.run(call, most_threads=torch.get_num_threads())
+
+
+def _mla_prolog(
+    handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
+    k_scale_cache: Tensor | None, cache_mode: str, n_heads: int, q_rank: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    prolog = _prolog_of(handle)
+    dims = prolog.dims
+    if (n_heads, q_rank) != (dims.num_attention_heads, dims.q_lora_rank):
+        wanted = (dims.num_attention_heads, dims.q_lora_rank)
+        raise ValueError(f"n_heads, q_rank: expected those of the handle's prolog, {wanted}, got {(n_heads, q_rank)}")
+    # NumPy's memory: it asks for huge pages, without which page faults take a sixth of a call with 512 tokens.
+    out = _compute(prolog, x, cos, sin, cache_index, kv_cache, kr_cache, k_scale_cache, cache_mode, None)
+    scale = x.new_empty((0, 1), dtype=torch.float32) if out.q_norm_scale is None else to_torch(out.q_norm_scale)
+    return to_torch(out.query_nope), to_torch(out.query_rope), to_torch(out.q_norm), scale
+
+
+def _mla_prolog_out(
+    handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
+    k_scale_cache: Tensor | None, cache_mode: str, *outputs: Tensor | None,
+) -> None:  # fmt: skip
+    prolog = _prolog_of(handle)
+    _compute(prolog, x, cos, sin, cache_index, kv_cache, kr_cache, k_scale_cache, cache_mode, outputs)
+
+
+def _fake(
+    handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
+    k_scale_cache: Tensor | None, cache_mode: str, n_heads: int, q_rank: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    t, quantized = x.shape[0], kv_cache.dtype == torch.int8
+    return (
+        x.new_empty((t, n_heads, kv_cache.shape[-1]), dtype=torch.bfloat16),
+        x.new_empty((t, n_heads, kr_cache.shape[-1]), dtype=torch.bfloat16),
+        x.new_empty((t, q_rank), dtype=torch.int8 if quantized else torch.bfloat16),
+        x.new_empty((t if quantized else 0, 1), dtype=torch.float32),
+    )
+
+
+def _without_gradients(operator: Any) -> Any:
+    """Its kernel where gradients could be recorded: there is no backward, and a gradient lost unseen would be worse."""
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def run(keys: Any, *args: Any) -> Any:
+        for name, value in zip(names, args, strict=True):
+            if isinstance(value, Tensor):
+                refuse_gradient(name, value)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+    return run
+
+
+for _name, _kernel, _shapes in (
+    ("mla_prolog", _mla_prolog, _fake),
+    ("mla_prolog_out", _mla_prolog_out, lambda *_: None),
+):
+    # For every device: what is not on the CPU is refused by `to_numpy`, by its name.
+    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
+    _library.impl(_name, _without_gradients(getattr(torch.ops.mla_numba, _name).default), "Autograd", with_keyset=True)
+    torch.library.register_fake(f"mla_numba::{_name}", _shapes, lib=_library)

@@ -1,0 +1,125 @@
+"""The prolog for PyTorch: CPU tensors in and out, over their own memory (extra `torch`).
+
+`torch.compile` takes a `TorchProlog` whole: it is one operator to it, see `operator`. There is no backward.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ...base.checks import expect_type
+from ...prolog import MlaProlog
+from ...weights.packed import PackedWeights
+from ...weights.plain import MlaWeights
+from .cache import TorchCache, TorchKeyRows
+from .operator import make_handle, mla_prolog, mla_prolog_out
+from .tensors import to_numpy, to_torch
+
+__all__ = ["TorchCache", "TorchKeyRows", "TorchOutput", "TorchProlog", "to_numpy", "to_torch"]
+
+
+class TorchOutput(NamedTuple):
+    """The tensors of a `PrologOutput`, whose shapes and dtypes these are; q_norm_scale is None as it is there."""
+
+    query_nope: Tensor
+    query_rope: Tensor
+    q_norm: Tensor
+    q_norm_scale: Tensor | None
+
+
+class TorchProlog(torch.nn.Module):
+    """The MLA prolog of one layer as a module.
+
+    - `source`: an `MlaProlog`, or the weights of one.
+    - `settings`: those of `MlaProlog`, none beside one.
+
+    The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
+    copy of the module shares them. A call uses at most `torch.get_num_threads()` threads. Several threads may call one
+    module at the same time.
+    """
+
+    prolog: MlaProlog
+
+    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Any) -> None:
+        super().__init__()
+        if isinstance(source, MlaProlog):
+            if settings:
+                raise TypeError(f"{next(iter(settings))}: expected no settings beside an MlaProlog, which has its own")
+        elif not isinstance(source, (MlaWeights, PackedWeights)):
+            raise TypeError(f"source: expected MlaProlog, MlaWeights or PackedWeights, got {type(source).__name__}")
+        self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
+        self._take_handle()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "prolog" and name in self.__dict__:  # the handle would go on meaning the former
+            raise AttributeError("prolog: expected to stay as the module was made, got an assignment")
+        super().__setattr__(name, value)
+
+    def _take_handle(self) -> None:
+        # What `forward` needs, so that a compiler need not look into the prolog. Not a buffer, which `.to` would move.
+        self._handle = make_handle(self.prolog)
+        self._n_heads = self.prolog.dims.num_attention_heads
+        self._q_rank = self.prolog.dims.q_lora_rank
+        self._quantized = self.prolog.quantized
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache_index: Tensor | None,
+        cache: TorchCache,
+        out: TorchOutput | None = None,
+    ) -> TorchOutput:
+        """Computes T tokens and writes their cache rows, as `MlaProlog` does.
+
+        x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots, -1 for none; None with a BSND
+        or TND cache. `out`: where to write the outputs (`allocate_output`). All are contiguous tensors on the CPU.
+
+        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
+        then unchanged. A tensor that requires grad is an error where gradients are recorded.
+        """
+        for name, tensor in (("x", x), ("cos", cos), ("sin", sin), ("cache_index", cache_index)):
+            if not isinstance(tensor, Tensor) and not (tensor is None and name == "cache_index"):
+                raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        expect_type("cache", cache, TorchCache)
+        handle = self._handle
+        if out is None:
+            nope, rope, q_norm, scale = mla_prolog(
+                handle, x, cos, sin, cache_index, *cache, self._n_heads, self._q_rank
+            )
+            return TorchOutput(nope, rope, q_norm, scale if self._quantized else None)
+        expect_type("out", out, TorchOutput)
+        mla_prolog_out(handle, x, cos, sin, cache_index, *cache, *out)
+        return out
+
+    def allocate_output(self, t: int) -> TorchOutput:
+        """Uninitialised outputs for `t` tokens, to be passed as `out`."""
+        nope, rope, q_norm, scale = self.prolog.allocate_output(t)
+        scale = None if scale is None else to_torch(scale)
+        return TorchOutput(to_torch(nope), to_torch(rope), to_torch(q_norm), scale)
+
+    def extra_repr(self) -> str:
+        """What `print` says within the brackets."""
+        prolog = self.prolog
+        return f"{prolog.dims}, quant={prolog.weights.quant!r}, n_threads={prolog.n_threads}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_handle"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._take_handle()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        memo[id(self.prolog)] = self.prolog
+        made = self.__new__(type(self))
+        memo[id(self)] = made
+        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return made

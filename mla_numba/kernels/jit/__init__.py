@@ -1,0 +1,1 @@
+"""How kernels are compiled, called by name and kept."""

@@ -1,0 +1,87 @@
+"""The microkernels as one small library of machine code, which every kernel calls into.
+
+Numba optimises what a function calls again with each caller of it, and with each caller of that one. The microkernels,
+thousands of instructions that are never inlined, would be optimised six times over so; here they are compiled once, and
+a kernel's own code knows their names only.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from numba.core import config
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
+
+from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from ..jit.fork import check_process
+from ..llvm_ir import F32, I16
+from .emitter import define_tile_function
+from .table import ISA
+
+__all__ = ["load_microkernels"]
+
+_held: list[Any] = []  # the library, which has to live as long as any kernel
+
+
+def load_microkernels() -> None:
+    """Makes the microkernels known to Numba: from the cache or, the first time on a machine, by compiling them."""
+    if config.DISABLE_JIT or ISA.name == "portable":
+        return
+    with global_compiler_lock:
+        if not _held:
+            check_process()
+            _held.append(_load_or_build())
+
+
+def _load_or_build() -> Any:
+    codegen = cpu_target.target_context.codegen()
+    folder = trusted_folder()
+    if folder is None:
+        return _build(codegen)
+    target = sha256(repr(codegen.magic_tuple()).encode()).hexdigest()[:16]
+    path = folder / f"microkernels-{target}.pickle"
+    library = _load(codegen, path)
+    if library is not None:
+        return library
+    lock = lock_to_write(path.with_suffix(".lock"))
+    if lock is None:
+        return _build(codegen)
+    try:
+        library = _load(codegen, path)
+        if library is None:
+            say_compiling()
+            library = _build(codegen)
+            save_object(path, library.serialize_using_object_code())
+    finally:
+        lock.release()
+    return library
+
+
+def _build(codegen: Any) -> Any:
+    library = codegen.create_library("mla_numba.microkernels")
+    library.enable_object_caching()
+    module = library.create_ir_module("mla_numba.microkernels")
+    assert ISA.bf16 is not None
+    assert ISA.int8 is not None
+    # Sums of int8 products, too, become float32 only where a bf16 product takes its A as float32.
+    for store in (I16,) if ISA.bf16_dot else (I16, F32):
+        for kernel in (ISA.bf16, ISA.int8):
+            define_tile_function(module, kernel, store)
+    if ISA.bf16_subnormal is not None:
+        define_tile_function(module, ISA.bf16_subnormal, I16, by_row=True)
+    library.add_ir_module(module)
+    library.finalize()
+    return library
+
+
+def _load(codegen: Any, path: Path) -> Any:
+    """The library of a file, None where there is none or one that cannot be loaded."""
+    state = load_object(path)
+    try:
+        return None if state is None else codegen.unserialize_library(state)
+    except Exception as error:
+        say_damaged(path, error)
+        return None

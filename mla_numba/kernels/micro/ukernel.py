@@ -1,0 +1,175 @@
+"""The microkernels, each beside a Python function that says what it computes.
+
+    ukernel:       C[mr, NR] = (C.carry ? C : 0) + A[mr, k] @ B[k, NR]
+    ukernel_store: Y[mr, NR] = bf16((float32((C.carry ? C : 0) + A @ B + offset[NR]) * row_scale[mr]) * col_scale[NR])
+
+The operands are those of `operands`. Every element of C is one accumulator that takes its products in ascending k, so
+tile, thread and instruction set never change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the
+second of the two, since vdpbf16ps takes that one first: it is two multiply-adds, each rounded (Intel SDM), save that it
+takes subnormal numbers for 0. `no_subnormals` says that there can be none (`scalars.sums_stay_normal`); where there can
+be, plain multiply-adds do the work.
+
+Called from Python both run their own bodies, the oracles of the compiled ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from ..jit.callee import field_type, overload_callee
+from ..kinds import F32, Bits, Index, Typed
+from ..llvm_ir import F32 as FLOAT
+from ..llvm_ir import I16, I64, POINTER
+from .emitter import declare_tile_function
+from .epilogue import store_tile
+from .library import load_microkernels
+from .operands import A, B, C, Y
+from .portable import ukernel_bf16_portable, ukernel_int8_portable
+from .table import ISA
+
+MR, NR = ISA.mr, ISA.nr
+KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
+A_OFFSET = np.int32(ISA.a_offset)
+A_INT8_DTYPE = np.uint8 if ISA.a_int8_bytes == 1 else np.int16
+A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
+
+
+def ukernel(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool) -> None:
+    """One register tile; the panels' dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
+    is_int8 = b.panels.dtype == np.int8
+    kr = KR_INT8 if is_int8 else KR_BF16
+    sums = c.sums[c.at : c.at + mr * NR].reshape(mr, NR)
+    if not c.carry:
+        sums[...] = 0
+    flat, rows = a.rows.reshape(-1), a.at + np.arange(mr) * a.step
+    for p in range(k):
+        step, r = divmod(p, kr)
+        values = flat[rows + step * kr + (kr - 1 - r if flat.dtype == np.uint16 else r)]
+        column = b.panels[b.at + step * NR * kr + (r if is_int8 else kr - 1 - r) :][: NR * kr : kr]
+        if is_int8:
+            sums += values.astype(np.int32)[:, None] * column.astype(np.int32)
+        else:
+            sums += (_widened(values) if flat.dtype == np.uint16 else values)[:, None] * _widened(column)
+
+
+def ukernel_store(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool, y: Y) -> None:
+    """One register tile whose sums are complete after it. What it leaves in c is arbitrary."""
+    ukernel(mr, k, a, b, c, no_subnormals)
+    store_tile(mr, NR, c, y)
+
+
+def _widened(bits: Bits) -> F32:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+@overload_callee(ukernel)
+def _ukernel(mr: Typed, k: Typed, a: Typed, b: Typed, c: Typed, no_subnormals: Typed) -> Any:
+    is_int8 = field_type(b, "panels").dtype == types.int8
+    if ISA.name == "portable":
+        loops = ukernel_int8_portable if is_int8 else ukernel_bf16_portable
+
+        def portable(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool) -> None:
+            loops(mr, k, a, b, c)
+
+        return portable
+    emitted = _keep_int8 if is_int8 else _keep_bf16
+
+    def simd(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool) -> None:
+        emitted(np.int64(mr), np.int64(k), a, b, c, no_subnormals)
+
+    return simd
+
+
+@overload_callee(ukernel_store)
+def _ukernel_store(mr: Typed, k: Typed, a: Typed, b: Typed, c: Typed, no_subnormals: Typed, y: Typed) -> Any:
+    if ISA.name == "portable":
+        return ukernel_store
+    emitted = _store_int8 if field_type(b, "panels").dtype == types.int8 else _store_bf16
+
+    def simd(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool, y: Y) -> None:
+        emitted(np.int64(mr), np.int64(k), a, b, c, no_subnormals, y)
+
+    return simd
+
+
+class _Operand:
+    """An operand of an intrinsic: its fields by name, as addresses and as distances in bytes."""
+
+    def __init__(self, context: Any, builder: Any, kind: Any, value: Any) -> None:
+        self._context, self._builder, self._kind, self._value = context, builder, kind, value
+
+    def number(self, name: str) -> Any:
+        """A field as it is."""
+        return self._builder.extract_value(self._value, self._kind.fields.index(name))
+
+    def address(self, array: str, *positions: str) -> Any:
+        """The address of an array's element; the position is the sum of the fields that are named."""
+        kind = field_type(self._kind, array)
+        data = self._context.make_array(kind)(self._context, self._builder, self.number(array)).data
+        for name in positions:
+            data = self._builder.gep(data, [self.number(name)])
+        return self._builder.bitcast(data, POINTER)
+
+    def n_bytes(self, array: str, distance: str) -> Any:
+        """A distance in elements of an array, in bytes."""
+        itemsize = ir.Constant(I64, field_type(self._kind, array).dtype.bitwidth // 8)
+        return self._builder.mul(self.number(distance), itemsize)
+
+
+def _call_tile(context: Any, builder: Any, sig: Any, args: Any, is_int8: bool) -> Any:
+    """Calls the function of a register tile, see `emitter`; without a y, the sums stay in c."""
+    kernel, subnormal = (ISA.int8, None) if is_int8 else (ISA.bf16, ISA.bf16_subnormal)
+    assert kernel is not None
+    mr, k, _, _, _, no_subnormals = args[:6]
+    a, b, c = (_Operand(context, builder, sig.args[i], args[i]) for i in range(2, 5))
+    null = ir.Constant(POINTER, None)
+    output, stored = [null, ir.Constant(I64, 0), null, null, null], I16
+    if len(args) > 6:
+        y = _Operand(context, builder, sig.args[6], args[6])
+        output = [
+            y.address("values", "at"), y.n_bytes("values", "step"), y.address("row_scale", "row_at"),
+            y.address("col_scale", "col_at"), y.address("offset", "col_at"),
+        ]  # fmt: skip
+        stored = I16 if field_type(sig.args[6], "values").dtype == types.uint16 else FLOAT
+    operands = [
+        mr, builder.udiv(k, ir.Constant(I64, ISA.kr(kernel))), a.address("rows", "at"), a.n_bytes("rows", "step"),
+        ir.Constant(I64, ISA.a_bytes(kernel)), b.address("panels", "at"), b.address("panels", "at", "ahead"),
+        b.n_bytes("panels", "ahead_step"), b.number("locality"), c.address("sums", "at"), c.number("carry"), *output,
+    ]  # fmt: skip
+    load_microkernels()
+    function = declare_tile_function(builder.module, kernel, stored)
+    if subnormal is not None:
+        function = builder.select(no_subnormals, function, declare_tile_function(builder.module, subnormal, stored))
+    builder.call(function, operands)
+    return context.get_dummy_value()
+
+
+def _define_keep(is_int8: bool) -> Any:
+    @intrinsic
+    def keep(_typingctx: Any, mr: Any, k: Any, a: Any, b: Any, c: Any, no_subnormals: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _call_tile(context, builder, sig, args, is_int8)
+
+        return types.void(mr, k, a, b, c, no_subnormals), codegen
+
+    return keep
+
+
+def _define_store(is_int8: bool) -> Any:
+    @intrinsic
+    def store(_typingctx: Any, mr: Any, k: Any, a: Any, b: Any, c: Any, no_subnormals: Any, y: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _call_tile(context, builder, sig, args, is_int8)
+
+        return types.void(mr, k, a, b, c, no_subnormals, y), codegen
+
+    return store
+
+
+_keep_bf16, _store_bf16 = _define_keep(is_int8=False), _define_store(is_int8=False)
+_keep_int8, _store_int8 = _define_keep(is_int8=True), _define_store(is_int8=True)

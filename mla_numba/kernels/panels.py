@@ -1,0 +1,104 @@
+"""Weights in the order in which a microkernel reads them: [batch][panel][part][part_kp / KR][NR][KR], packed once.
+
+A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros. bf16 pairs are stored odd k
+first (see `ukernel`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .jit.callee import callee
+from .kinds import F32, Bits, Codes, Index, Int32, Int64, Values
+from .launch import kernel
+from .llvm_ir import IN_L1
+from .micro.operands import A, B, C
+from .micro.ukernel import A_OFFSET, KR_INT8, MR, NR, ukernel
+from .scalars import min_magnitude, window
+from .threads.tasks import ceil_div
+
+
+class Matrices(NamedTuple):
+    """Matrices (k, n), flat: element (p, j) of matrix i at values[i*batch_stride + p*row_stride + columns[j]].
+
+    columns (n,) int64, -1 for one of zeros.
+    """
+
+    values: Values
+    k: Index
+    columns: Int64
+    batch_stride: Index
+    row_stride: Index
+
+
+class Order(NamedTuple):
+    """How k is packed: kr steps of each of n_parts equal parts side by side, in reverse if `odd_first`."""
+
+    kr: Index
+    n_parts: Index
+    odd_first: bool
+
+
+@callee
+def _pack_step(source: Matrices, order: Order, taken: Int64, first: Index, n_steps: Index, packed: Values) -> None:
+    """n_steps <= kr steps of k of the columns `taken`, the first row at values[first], to packed (NR * kr,)."""
+    kr, n_cols = order.kr, len(taken)
+    if n_cols < NR or n_steps < kr:
+        for j in range(NR * kr):
+            packed[j] = 0
+    for r in range(n_steps):
+        place = kr - 1 - r if order.odd_first else r
+        row = first + r * source.row_stride
+        for j in range(n_cols):
+            packed[j * kr + place] = source.values[row + taken[j]] if taken[j] >= 0 else 0
+
+
+@kernel
+def pack_panels(task: Index, source: Matrices, order: Order, out: Values) -> None:
+    """Packs panel `task`, counted over all matrices.
+
+    k % n_parts == 0. values and out are flat and of one dtype, uint16 (bf16 bits) or int8; `out` may be uninitialised.
+    """
+    n, kr = len(source.columns), order.kr
+    n_panels = ceil_div(n, NR)
+    part_k = source.k // order.n_parts
+    steps = ceil_div(part_k, kr)
+    panel = task % n_panels
+    taken = window(source.columns, panel * NR, min(np.int64(NR), n - panel * NR))
+    at = task * order.n_parts * steps * kr * NR
+    for part in range(order.n_parts):
+        for step in range(steps):
+            first = task // n_panels * source.batch_stride + (part * part_k + step * kr) * source.row_stride
+            _pack_step(source, order, taken, first, min(kr, part_k - step * kr), window(out, at, NR * kr))
+            at += NR * kr
+
+
+@kernel
+def column_offsets(panel: Index, panels: Codes, kp: Index, out: Int32) -> None:
+    """out[panel*NR + j] (int32) = -A_OFFSET * the sum of packed int8 column j: takes the surplus of u8 codes off."""
+    for j in range(NR):
+        total = np.int64(0)
+        for p in range(kp):
+            step = (panel * kp + p - p % KR_INT8) * NR
+            total += panels[step + j * KR_INT8 + p % KR_INT8]
+        out[panel * NR + j] = np.int32(-A_OFFSET * total)
+
+
+@kernel
+def min_magnitudes(i: Index, panels: Bits, chunk: Index, out: Int32) -> None:
+    """out[i] (int32): `min_magnitude` of elements i*chunk.. of packed bf16 panels."""
+    at = i * chunk
+    out[i] = min_magnitude(window(panels, at, min(chunk, len(panels) - at)))
+
+
+@kernel
+def multiply_both_ways(way: Index, rows: Values, panel: Bits, k: Index, by_pairs: F32, by_steps: F32) -> None:
+    """One register tile by the instruction for bf16 pairs (way 0) and by plain multiply-adds (1), to be compared."""
+    zero = np.int64(0)
+    a, b = A(rows, zero, k), B(panel, zero, zero, zero, np.int64(IN_L1))
+    if way == 0:
+        ukernel(MR, k, a, b, C(by_pairs, zero, False), True)
+    else:
+        ukernel(MR, k, a, b, C(by_steps, zero, False), False)

@@ -1,0 +1,1 @@
+"""The three sweeps over a tile of tokens."""

@@ -1,0 +1,206 @@
+"""The loops around the microkernel, for bf16 and int8 alike, and sweep 1.
+
+    int8: y[t, col] = bf16((float32(sum_k a[t, k] * b[k, col] + offset[col]) * row_scale[t]) * col_scale[col])
+    bf16: y[t, col] = bf16(sum_k a[t, k] * b[k, col])
+
+Five loops as in BLIS, from the outside in: token blocks of mc rows and walks of panels are the tasks (loops 5 and 4),
+then k in blocks of kc (3), register tiles down the token block (2) and across the walk's panels (1). An output element
+is one accumulator in ascending k: a block of k loads what the block before it stored. Only a product with two `parts`
+(contract of Matmul_qa: two sums over the halves of k) has two accumulators, added once at the end.
+
+| array   | shape                          | dtype            | notes                                                |
+|---------|--------------------------------|------------------|------------------------------------------------------|
+| a.rows  | (t, lda >= kp)                 | see `operands`   | activations, see `operand`                           |
+| panels  | [panel][kp / KR][NR][KR]       | uint16 or int8   | packed weights; parts of k padded to KR by zeros     |
+| offset  | [panel][NR]                    | int32            | what the u8 form of A adds, negated; of int8 only    |
+| sums    | (n_workers, parts * walk * mc * NR) | float32 or int32 | scratch: sums that go on, or that fill no panel |
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..jit.callee import by_dtype, callee
+from ..kinds import Bits, Index, Values
+from ..launch import kernel, outlined
+from ..llvm_ir import AHEAD_L2_BYTES, AHEAD_ONCE_BYTES, IN_L1, IN_L2, ONCE
+from ..micro.epilogue import store_tile
+from ..micro.operands import A, B, C, Y
+from ..micro.ukernel import KR_BF16, KR_INT8, MR, NR, ukernel, ukernel_store
+from ..scalars import min_of, round_bf16, row_of, sums_stay_normal, unowned, window
+from ..threads.tasks import block_of, ceil_div
+from .arguments import Activations, PairCut, Weight
+from .phase import Tasks, Team, share
+
+# Rows of a register tile that leave time to fetch each line of weights into L1 just before it is read.
+_FEW_ROWS = MR // 2
+
+
+@callee
+def _kr_int8(panels: Values) -> int:
+    return KR_INT8
+
+
+@callee
+def _kr_bf16(panels: Values) -> int:
+    return KR_BF16
+
+
+@by_dtype("panels", {np.int8: _kr_int8}, otherwise=_kr_bf16)
+def step_of(panels: Values) -> Index:
+    """KR of a packed weight."""
+
+
+class Walk(NamedTuple):
+    """Some panels of a packed weight, kp long, that a block of A meets one after the other: first..first+n."""
+
+    panels: Values
+    kp: Index
+    first: Index
+    n: Index
+
+
+class Depth(NamedTuple):
+    """The k of a product: begin..end in blocks of kc, all multiples of KR."""
+
+    begin: Index
+    end: Index
+    kc: Index
+
+
+@callee
+def multiply_block(a: A, rows: Index, walk: Walk, depth: Depth, c: C, no_subnormals: bool, y: Y, n_cols: Index) -> None:
+    """Y = bf16((A[rows, begin:end] @ B[walk, begin:end] + offset) * scales).
+
+    With n_cols = 0 the sums stay in C, as [walk][rows][NR]; else that many columns are stored.
+    """
+    n_blocks = ceil_div(rows, MR)
+    all_rows, panels, sums, values = unowned(a.rows), unowned(walk.panels), unowned(c.sums), unowned(y.values)
+    row_scale, col_scale, offset = unowned(y.row_scale), unowned(y.col_scale), unowned(y.offset)
+    # Loop 3: split k in kc (A, B); not parallel: the sums run on in C.
+    for ks in range(depth.begin, depth.end, depth.kc):
+        k_cur = min(depth.kc, depth.end - ks)
+        last = ks + k_cur == depth.end
+        # Loop 2: split the token block in register tiles of mr_cur rows (A, C)
+        for ib in range(n_blocks):
+            first, mr_cur = block_of(rows, n_blocks, ib)
+            ahead, ahead_step, locality = _what_to_prefetch(walk, ks, k_cur, ib, n_blocks, mr_cur)
+            a_here = A(all_rows, a.at + first * a.step + ks, a.step)
+            # Loop 1: the panels of the walk, while this block of A stays in L1 (B, C)
+            for p in range(walk.n):
+                panel = walk.first + p
+                b = B(panels, (panel * walk.kp + ks) * NR, ahead, ahead_step, locality)
+                c_here = C(sums, c.at + (p * rows + first) * NR, c.carry or ks > depth.begin)
+                y_here = Y(
+                    values, y.at + first * y.step + p * NR, y.step, row_scale, y.row_at + first, col_scale, offset,
+                    panel * NR,
+                )  # fmt: skip
+                if last and (p + 1) * NR <= n_cols:
+                    ukernel_store(mr_cur, k_cur, a_here, b, c_here, no_subnormals, y_here)
+                else:
+                    ukernel(mr_cur, k_cur, a_here, b, c_here, no_subnormals)
+                    if last and p * NR < n_cols:
+                        store_tile(mr_cur, n_cols - p * NR, c_here, y_here)
+
+
+@callee
+def _what_to_prefetch(
+    walk: Walk, ks: Index, k_cur: Index, ib: Index, n_blocks: Index, mr_cur: Index
+) -> tuple[Index, Index, Index]:
+    """(ahead, ahead_step, locality) of `operands.B`.
+
+    A single register tile reads each weight once, so it asks for what it will read itself a little later. Of several,
+    only the first would wait for memory: so each asks for its share of the block that comes next in B, which has
+    arrived when this one is done. Which cache they come to was measured, see docs/performance.md.
+    """
+    kr = step_of(walk.panels)
+    if n_blocks == 1:
+        few = mr_cur <= _FEW_ROWS
+        distance = AHEAD_ONCE_BYTES if few else AHEAD_L2_BYTES
+        return np.int64(distance // walk.panels.itemsize), np.int64(NR * kr), np.int64(ONCE if few else IN_L2)
+    # Behind this block lies the panel's next one; behind its last the walk of panels that follows.
+    following = (k_cur if ks + k_cur < walk.kp else walk.n * walk.kp - ks) * NR
+    locality = np.int64(IN_L2 if n_blocks == 2 else IN_L1)
+    return np.int64(following + k_cur * NR * ib // n_blocks), np.int64(NR * kr // n_blocks), locality
+
+
+@callee
+def _store_split(c: C, second_at: Index, rows: Index, walk: Index, n_cols: Index, y: Y) -> None:
+    """Two sums, one add, one rounding."""
+    for p in range(walk):
+        n_cur = min(np.int64(NR), n_cols - p * NR)
+        for i in range(rows):
+            at = (p * rows + i) * NR
+            first, second = window(c.sums, c.at + at, n_cur), window(c.sums, second_at + at, n_cur)
+            out = window(y.values, y.at + i * y.step + p * NR, n_cur)
+            for j in range(n_cur):
+                out[j] = round_bf16(first[j] + second[j])
+
+
+class Pair(NamedTuple):
+    """Two products of the same A: y0 from the first panels of B, y1 from the others.
+
+    y0 (t, n0), y1 (t, n1): uint16 bits of bf16. If the weight has two parts, y0 is the sum of two sums, over the halves
+    of k; y1 is always one sum. sums (n_workers, ...): see above.
+    """
+
+    a: Activations
+    weight: Weight
+    y0: Bits
+    y1: Bits
+    sums: Values
+    cut: PairCut
+
+
+@callee
+def pair_tasks(phase: Index, pair: Pair) -> Tasks:
+    """The tasks of two products."""
+    n_walks0 = ceil_div(ceil_div(pair.y0.shape[1], NR), pair.cut.walk0)
+    n_walks1 = ceil_div(ceil_div(pair.y1.shape[1], NR), pair.cut.walk1)
+    n_blocks = ceil_div(pair.y0.shape[0], pair.cut.mc)
+    return Tasks(np.int64(phase), np.int64((n_walks0 + n_walks1) * n_blocks), np.int64(pair.cut.grain))
+
+
+@callee
+def pair_task(task: Index, n_tasks: Index, worker: Index, pair: Pair) -> None:
+    """One task of two products. Walks of B are outside, token blocks of A inside, so that B is read once."""
+    a, weight, cut = pair.a, pair.weight, pair.cut
+    t, lda = pair.y0.shape[0], a.rows.shape[1]
+    n_panels0, n_panels1 = ceil_div(pair.y0.shape[1], NR), ceil_div(pair.y1.shape[1], NR)
+    n_walks0, n_walks1 = ceil_div(n_panels0, cut.walk0), ceil_div(n_panels1, cut.walk1)
+    n_blocks = ceil_div(t, cut.mc)
+    walk_index = task // n_blocks
+    row0, rows = block_of(t, n_blocks, task % n_blocks)
+    no_subnormals = sums_stay_normal(min_of(window(a.min_magnitude, row0, rows)), weight.min_magnitude)
+    if walk_index < n_walks0:
+        out, first_panel, parts = pair.y0, np.int64(0), np.int64(weight.n_parts)
+        panel, walk = block_of(n_panels0, n_walks0, walk_index)
+    else:
+        out, first_panel, parts = pair.y1, np.int64(n_panels0), np.int64(1)
+        panel, walk = block_of(n_panels1, n_walks1, walk_index - n_walks0)
+    n_cols = min(walk * NR, out.shape[1] - panel * NR)
+    rows_of_a = A(a.rows, row0 * lda, lda)
+    panels = Walk(weight.panels, weight.kp, first_panel + panel, walk)
+    y_at = row0 * out.shape[1] + panel * NR
+    y = Y(out, y_at, out.shape[1], a.scale, row0, weight.col_scale, weight.offset, np.int64(0))
+    part, second, sums = weight.kp // parts, np.int64(walk) * rows * NR, row_of(pair.sums, worker)
+    for s in range(parts):
+        depth = Depth(s * part, (s + 1) * part, cut.kc)
+        n_stored = n_cols if parts == 1 else np.int64(0)
+        multiply_block(rows_of_a, rows, panels, depth, C(sums, s * second, False), no_subnormals, y, n_stored)
+    if parts == 2:
+        _store_split(C(sums, np.int64(0), False), second, rows, walk, n_cols, y)
+
+
+@outlined
+def down(worker: Index, team: Team, tasks: Tasks, pair: Pair) -> None:
+    """Phase DOWN: Matmul_qa, Matmul_kva; two products of any weight."""
+    share(worker, team, tasks, pair_task, pair)
+
+
+@kernel
+def matmul_pair(worker: Index, team: Team, tasks: Tasks, pair: Pair) -> None:
+    """Two products of the same A in a parallel region of their own."""
+    down(worker, team, tasks, pair)

@@ -1,0 +1,1 @@
+"""How workers of a parallel region share tasks, and the atomic operations by which they do."""

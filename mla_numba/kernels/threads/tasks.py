@@ -1,0 +1,93 @@
+"""How workers share the tasks of a parallel region, and wait for those of an earlier phase.
+
+Each worker begins with its own even range, so that it streams weights front to back, and then takes what is left of the
+others': no worker idles while there is work, however fast or slow its core is, or however late its thread wakes up.
+
+A region has phases. `counters` is int64, `n_counters` of them, zeros at its begin: for each phase a line for each
+worker's next task and one for the tasks that are done. Who waits for a phase waits for tasks that a running worker has
+drawn, never for a worker, so a region ends whatever number of threads there really are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..jit.callee import callee
+from ..kinds import Index, Int64
+from ..scalars import window
+from .atomics import fetch_add, load_acquire, yield_core
+
+COUNTER_STRIDE = 8  # int64 elements between two counters: a cache line each
+_FAREWELL = 64  # looks, some microseconds
+_SPINS = 4096  # looks at a counter before the core is given to whoever else wants it
+
+
+def n_counters(n_workers: int, n_phases: int = 1) -> int:
+    """Elements of `counters`."""
+    return n_phases * (n_workers + 1) * COUNTER_STRIDE
+
+
+@callee
+def ceil_div(a: Index, b: Index) -> Index:
+    """The least n with n * b >= a, for a >= 0 and b > 0."""
+    return (a + b - 1) // b
+
+
+@callee
+def block_start(rows: Index, n_blocks: Index, block: Index) -> Index:
+    """First row of a block when `rows` are cut into `n_blocks` nearly even ones; block n_blocks starts at `rows`."""
+    return rows * block // n_blocks
+
+
+@callee
+def block_of(rows: Index, n_blocks: Index, block: Index) -> tuple[Index, Index]:
+    """(first row, rows) of a block."""
+    first = block_start(rows, n_blocks, block)
+    return first, block_start(rows, n_blocks, block + 1) - first
+
+
+@callee
+def _counter(counters: Int64, phase: Index, n_workers: Index, worker: Index) -> Int64:
+    return window(counters, (phase * (n_workers + 1) + worker) * COUNTER_STRIDE, 1)
+
+
+@callee
+def draw(
+    counters: Int64, phase: Index, worker: Index, n_workers: Index, n_tasks: Index, grain: Index
+) -> tuple[Index, Index]:
+    """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
+    grain = max(min(grain, n_tasks), 1)  # a counter goes on when its tasks are gone, and must not wrap
+    for other in range(n_workers):
+        owner = (worker + other) % n_workers
+        begin = block_start(n_tasks, n_workers, owner)
+        end = block_start(n_tasks, n_workers, owner + 1)
+        first = begin + fetch_add(_counter(counters, phase, n_workers, owner), grain)
+        if first < end:
+            return np.int64(first), np.int64(min(first + grain, end))
+    return np.int64(n_tasks), np.int64(n_tasks)
+
+
+@callee
+def finish(counters: Int64, phase: Index, n_workers: Index, n_done: Index) -> None:
+    """Says that `n_done` tasks of a phase are done; what they wrote is seen by whoever waits for them."""
+    fetch_add(_counter(counters, phase, n_workers, n_workers), n_done)
+
+
+@callee
+def wait_for(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
+    """Returns when all `n_tasks` of a phase are done."""
+    done = _counter(counters, phase, n_workers, n_workers)
+    spins = 0
+    while load_acquire(done) < n_tasks:
+        spins += 1
+        if spins % _SPINS == 0:
+            yield_core()
+
+
+@callee
+def linger(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
+    """Returns when all tasks of a phase are done and who did the last one has had the time to leave the region."""
+    wait_for(counters, phase, n_workers, n_tasks)
+    done = _counter(counters, phase, n_workers, n_workers)
+    for _ in range(_FAREWELL):
+        load_acquire(done)

@@ -1,0 +1,167 @@
+"""Comparing a call with the reference, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..base.checks import Array
+from ..cache import PagedCache
+from ..prolog import PrologOutput
+from ..weights.plain import MlaWeights
+from .reference import ReferenceOutput, mla_prolog
+
+__all__ = ["Mismatch", "check_output", "compare_bits", "poison", "reference_run"]
+
+Index = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """How an array differs from the wanted one in at least one bit.
+
+    `first` is the index of the first element that differs, in C order, `got` and `want` are its values as text (NaNs
+    and zeros of other bits with their bits). `n_nan_*` counts the NaNs of either array, `first_nan_*` is where the
+    first of them is, None without one.
+    """
+
+    name: str
+    n_differ: int
+    n_total: int
+    first: Index
+    got: str
+    want: str
+    n_nan_got: int
+    n_nan_want: int
+    first_nan_got: Index | None
+    first_nan_want: Index | None
+
+    def __str__(self) -> str:
+        """One line, with one more on the NaNs if there are any."""
+        text = (
+            f"{self.name}: {self.n_differ} of {self.n_total} elements differ, first at {_index_text(self.first)}: "
+            f"expected {self.want}, got {self.got}"
+        )
+        if self.n_nan_got or self.n_nan_want:
+            text += (
+                f"\n  NaNs: expected {_nan_text(self.n_nan_want, self.first_nan_want)}, "
+                f"got {_nan_text(self.n_nan_got, self.first_nan_got)}"
+            )
+        return text
+
+
+def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
+    """None if `got` and `want` are equal in every bit, else how they differ.
+
+    So -0 is not +0, and a NaN equals only a NaN of the same bits. Raises `TypeError` if the dtypes differ and
+    `ValueError` if the shapes do.
+    """
+    if got.dtype != want.dtype:
+        raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")
+    if got.shape != want.shape:
+        raise ValueError(f"{name}: expected shape {want.shape}, got {got.shape}")
+    differ = _bits(got) != _bits(want)
+    n_differ = int(np.count_nonzero(differ))
+    if not n_differ:
+        return None
+    first = _first(differ)
+    assert first is not None
+    nan_got, nan_want = np.isnan(got), np.isnan(want)
+    return Mismatch(
+        name=name,
+        n_differ=n_differ,
+        n_total=got.size,
+        first=first,
+        got=_value_text(got, first, want),
+        want=_value_text(want, first, got),
+        n_nan_got=int(np.count_nonzero(nan_got)),
+        n_nan_want=int(np.count_nonzero(nan_want)),
+        first_nan_got=_first(nan_got),
+        first_nan_want=_first(nan_want),
+    )
+
+
+def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOutput) -> list[Mismatch]:
+    """Compares a call's outputs and the cache it wrote with the reference's; the list is empty if every bit is equal.
+
+    Raises what `compare_bits` raises, and `TypeError` where only one of the two has an array.
+    """
+    arrays = output._asdict() | {"kv_cache": cache.kv, "kr_cache": cache.kr, "k_scale_cache": cache.k_scale}
+    found = []
+    for name, want in reference._asdict().items():
+        got = arrays[name]
+        if got is None and want is None:
+            continue
+        if got is None or want is None:
+            kinds = ("an array", "None")
+            raise TypeError(f"{name}: expected {kinds[want is None]}, got {kinds[got is None]}")
+        found.append(compare_bits(name, got, want))
+    return [mismatch for mismatch in found if mismatch is not None]
+
+
+def reference_run(
+    weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache,
+    *, numerics: str = "pypto",
+) -> ReferenceOutput:  # fmt: skip
+    """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned."""
+    return mla_prolog(
+        x,
+        cos,
+        sin,
+        cache_index,
+        cache.kv,
+        cache.kr,
+        cache.k_scale,
+        w_dq=weights.w_dq,
+        w_uq_qr=weights.w_uq_qr,
+        w_uk=weights.w_uk,
+        w_dkv_kr=weights.w_dkv_kr,
+        gamma_cq=weights.gamma_cq,
+        gamma_ckv=weights.gamma_ckv,
+        dequant_scale_w_uq_qr=weights.dequant_scale_w_uq_qr,
+        dequant_scale_w_dq=weights.dequant_scale_w_dq,
+        dequant_scale_w_dkv_kr=weights.dequant_scale_w_dkv_kr,
+        smooth_scales_cq=weights.smooth_scales_cq,
+        epsilon_cq=weights.epsilon_cq,
+        epsilon_ckv=weights.epsilon_ckv,
+        cache_mode=cache.cache_mode,
+        numerics=numerics,
+    )
+
+
+def poison(*arrays: Array | None) -> None:
+    """Fills arrays with what no call writes, so that an element left out shows: floats with NaN, int8 with -128."""
+    for array in arrays:
+        if array is not None:
+            array.fill(np.iinfo(array.dtype).min if array.dtype.kind == "i" else np.nan)
+
+
+def _bits(array: Array) -> Array:
+    """Unsigned integers over the same memory; strided arrays too."""
+    return array.view(f"u{array.itemsize}")
+
+
+def _first(flags: Array) -> Index | None:
+    """Where the first true element is, in C order."""
+    if not flags.any():
+        return None
+    return tuple(int(i) for i in np.unravel_index(int(flags.argmax()), flags.shape))
+
+
+def _value_text(array: Array, index: Index, other: Array) -> str:
+    """The element, with its bits where the two values alone would not tell them apart."""
+    value: Any = array[index]
+    text = str(value)
+    if text == str(other[index]) or np.isnan(value):
+        text += f" (bits 0x{int(_bits(array)[index]):0{2 * array.itemsize}x})"
+    return text
+
+
+def _index_text(index: Index) -> str:
+    return f"[{', '.join(map(str, index))}]"
+
+
+def _nan_text(count: int, first: Index | None) -> str:
+    return "none" if first is None else f"{count}, first at {_index_text(first)}"

@@ -1,0 +1,44 @@
+"""Random inputs of one prolog call, for the command line, tests and benches."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..base.checks import BF16, Array, check_int
+from ..base.dims import MlaDims
+
+__all__ = ["Inputs", "random_inputs"]
+
+
+class Inputs(NamedTuple):
+    """What a call takes besides the cache, in its order.
+
+    | field       | shape  | dtype |
+    |-------------|--------|-------|
+    | x           | (T, H) | bf16  |
+    | cos, sin    | (T, R) | bf16  |
+    | cache_index | (T,)   | int64 |
+    """
+
+    x: Array
+    cos: Array
+    sin: Array
+    cache_index: Array
+
+
+def random_inputs(dims: MlaDims, t: int, seed: int, capacity: int) -> Inputs:
+    """Inputs of `t` tokens, the same for the same arguments.
+
+    x is N(0, 1). Each token has its own angles, and both halves of cos and sin are equal, as in the model's tables. The
+    slots are distinct, below `capacity`. Raises `ValueError` if the cache has fewer slots than tokens.
+    """
+    check_int("t", t, 0)
+    check_int("capacity", capacity, t)
+    rng = np.random.default_rng((check_int("seed", seed, 0), 1))  # not the stream that weights of this seed come from
+    x = rng.standard_normal((t, dims.hidden_size), dtype=np.float32).astype(BF16)
+    half = rng.uniform(0, 2 * np.pi, (t, dims.qk_rope_head_dim // 2))
+    angles = np.concatenate([half, half], axis=1)
+    slots = rng.permutation(capacity)[:t].astype(np.int64)
+    return Inputs(x, np.cos(angles).astype(BF16), np.sin(angles).astype(BF16), slots)

@@ -1,0 +1,1 @@
+"""Plans against each other: rates of the machine, contests, sweeps and searches."""

@@ -1,0 +1,231 @@
+"""A layer's attention projections from a DeepSeek checkpoint in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ..base.checks import (
+    BF16,
+    Array,
+    check_choice,
+    check_int,
+)
+from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
+from ..base.model_config import read_config_file, read_model_config
+from .attention import CheckpointLayer, Int8Linear, read_attention
+from .plain import QUANT_MODES
+from .quantization_config import block_of, method_of
+from .safetensors_file import Shard, find_shards, import_safetensors
+from .stored import VECTORS, StoredWeight
+from .tensor_names import PREFIXES, AttentionNames, check_names, find_attentions, summary
+
+__all__ = ["Checkpoint", "CheckpointLayer"]
+
+_INT8_OF_MODE = {"a": ("q_a_proj", "kv_a_proj_with_mqa"), "b": ("q_b_proj",)}
+
+
+class Checkpoint:
+    """A folder with `config.json` and `model.safetensors`, or shards of it and `model.safetensors.index.json`.
+
+    Models of the families in `mla_numba.base.model_config.FAMILIES`: DeepSeek-V3, V3.1, V3.2, V2 with a `q_lora_rank`,
+    and others with that attention. Opening a checkpoint reads only its JSON files. Needs the package safetensors
+    (`pip install 'mla_numba[hf]'`).
+
+    `config` is the parsed `config.json` (`RopeTable.from_hf(checkpoint.config)` has the rope's tables), `dims` the
+    model's `MlaDims`, `v_head_dim` its V.
+
+    Raises `ImportError` without safetensors, `OSError` for a file that is missing or cannot be read, `TypeError` or
+    `ValueError` naming the file and the field for a model that this prolog does not compute: of another family, without
+    `q_lora_rank`, or with a setting that changes queries, keys or the cache's rows.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        import_safetensors()
+        self.folder = Path(folder)
+        path = self.folder / "config.json"
+        self.config = read_config_file(path)
+        try:
+            model = read_model_config(self.config)
+            self.dims = MlaDims.from_hf(self.config)
+            most = max(MAX_WEIGHT_BYTES // (2 * self.dims.num_attention_heads * self.dims.kv_lora_rank), 1)
+            self.v_head_dim = check_int(f"{model.name}.v_head_dim", model.v_head_dim, 1, most)
+            self._epsilon = model.epsilon
+            self._rope_interleave = model.rope_interleave
+            self._block, self._method = block_of(self.config), method_of(self.config)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{path}: {error}") from None
+        self._shards = find_shards(self.folder)
+
+    @cached_property
+    def layers(self) -> list[int]:
+        """The layers of whose attention it holds tensors; those of multi-token prediction follow the model's own."""
+        return sorted(self._attentions)
+
+    @cached_property
+    def _attentions(self) -> dict[int, list[AttentionNames]]:
+        return find_attentions(self._shards)
+
+    def load_layer(
+        self,
+        layer: int,
+        quant: str = "b",
+        smooth_scales_cq: Array | None = None,
+        *,
+        finished: Callable[[str], None] = lambda name: None,
+    ) -> CheckpointLayer:
+        """The weights of one layer in a mode: "none" in bf16, "a", "b" or "ab" with int8 weights.
+
+        From `model.layers.{layer}.self_attn` (or what stands for it: `language_model.model.layers`, DeepSeek's own
+        `layers.{layer}.attn.wq_a`, ...), whose Linear weights are (out, in):
+
+        | field               | is                                                                           |
+        |---------------------|------------------------------------------------------------------------------|
+        | w_dq, gamma_cq      | q_a_proj.weight transposed, q_a_layernorm.weight                             |
+        | w_uq_qr             | q_b_proj.weight transposed; of each head D columns nope and R rope           |
+        | w_dkv_kr, gamma_ckv | kv_a_proj_with_mqa.weight transposed; kv_a_layernorm.weight                  |
+        | w_uk[n]             | of kv_b_proj.weight the first D of the D + V rows of head n                  |
+        | w_uv[n]             | the last V of them, transposed                                               |
+        | epsilon_*           | rms_norm_eps of the configuration (transformers' own class always has 1e-6)  |
+
+        Weights are bf16, or float32 or float16 (rounded to bf16), or codes, FP8 E4M3 or int8, with a scale
+        `weight_scale_inv`, `weight_scale` or (DeepSeek's own) `scale`, in float32, bf16, float16 or E8M0: one for the
+        tensor, for each row (out,) or (out, 1), for 32 columns of a row (E8M0 only), or for each block. The last blocks
+        of a row or column may be partial; the size of a block is `quantization_config.weight_block_size`, by default
+        128 x 128.
+
+        int8 codes with one scale a row become `w_uq_qr` in modes b and ab, `w_dq` and `w_dkv_kr` in a and ab: codes and
+        scales unchanged, to the bit. All other codes become `bf16(float32(code) * scale)`, those of `kv_b_proj` in
+        every mode. A weight that is then bf16, and is int8 in the wanted mode, is quantised as by
+        `MlaWeights.quantize`. `smooth_scales_cq` is for weights that are quantised here, so it cannot go with int8
+        codes of `q_b_proj`.
+
+        The rope columns of these checkpoints are interleaved pairs, as the prolog takes them (`rope_interleave` of
+        transformers' DeepseekV3Config, true by default; always so in V2 and V3.2). If a configuration says false, the
+        columns are reordered, and the prolog's outputs are those of transformers.
+
+        Only these tensors are read, mapped into memory; `finished` is called with the name of each weight.
+
+        Raises `OSError` for a shard that is missing, `TypeError` or `ValueError` naming file and tensor for one that is
+        missing, of another dtype or shape or not finite, or in a shard that is truncated; and for a tensor of the
+        attention that the prolog would have to apply and does not: a bias, an offset, packed weights (by format).
+        """
+        check_int("layer", layer, 0)
+        check_choice("quant", quant, QUANT_MODES)
+        if smooth_scales_cq is not None and "b" not in quant:
+            raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+        names = self._names(layer)
+        int8 = {module for mode, modules in _INT8_OF_MODE.items() if mode in quant for module in modules}
+        source = _Source(self._shards, self._block, names, int8, finished)
+        weights, w_uv = read_attention(source, self.dims, self.v_head_dim, self._epsilon, self._rope_interleave)
+        if "b" in weights.quant and smooth_scales_cq is not None:
+            raise ValueError(
+                f"smooth_scales_cq: expected None where {names.module('q_b_proj')} holds int8 codes "
+                "(load_layer(layer, 'none').weights.quantize quantises them anew), got scales"
+            )
+        if weights.quant != quant or quant == "none":
+            weights = weights.quantize(quant, smooth_scales_cq)
+        return CheckpointLayer(weights, w_uv)
+
+    def _names(self, layer: int) -> AttentionNames:
+        """The names of a layer's tensors, all of them known."""
+        if not self._attentions:
+            raise ValueError(
+                f"layer: expected tensors of an attention, {' or '.join(PREFIXES)}, in {self.folder}, "
+                f"got {summary(self._shards)}"
+            )
+        if layer not in self._attentions:
+            prefixes = sorted({names.any_layer for found in self._attentions.values() for names in found})
+            raise ValueError(
+                f"layer: expected one of {_ranges(self.layers)} in {self.folder} ({', '.join(prefixes)}), got {layer}"
+            )
+        found = self._attentions[layer]
+        if len(found) > 1:
+            prefixes_found = " and ".join(names.prefix for names in found)
+            raise ValueError(f"{self.folder}: expected one attention of layer {layer}, got {prefixes_found}")
+        try:
+            check_names(found[0], self._method)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
+        return found[0]
+
+
+class _Source:
+    """Reads tensors of one layer; a shard is opened, and its header checked, once.
+
+    `int8` are the modules whose int8 codes stay as they are.
+    """
+
+    def __init__(
+        self,
+        shards: dict[str, Path],
+        block: tuple[int, int],
+        names: AttentionNames,
+        int8: set[str],
+        finished: Callable[[str], None],
+    ) -> None:
+        self._shards = shards
+        self._block = block
+        self._names = names
+        self._int8 = int8
+        self._finished = finished
+        self._open: dict[Path, Shard] = {}
+
+    def vector(self, module: str, n: int) -> Array:
+        """A norm's weight as bf16 (n,)."""
+        name = self._names.modules[module]["weight"]
+        shard = self._shard(name)
+        with np.errstate(all="ignore"):
+            values = shard.tensor(name, VECTORS, (n,)).astype(BF16)
+        shard.check_finite(name, values, 0)
+        self._finished(name)
+        return values
+
+    def weight(self, module: str, n_out: int, n_in: int) -> Array:
+        """A Linear's weight as bf16 (n_out, n_in)."""
+        stored = self._stored(module, n_out, n_in)
+        out = np.empty((n_out, n_in), BF16)
+        stored.read_bf16(out)
+        self._finished(stored.name)
+        return out
+
+    def transposed(self, module: str, n_out: int, n_in: int) -> Array | Int8Linear:
+        """A Linear's weight as (n_in, n_out): bf16, or int8 codes with their scales."""
+        stored = self._stored(module, n_out, n_in)
+        int8 = stored.int8() if module in self._int8 else None
+        linear: Array | Int8Linear
+        if int8 is not None:
+            linear = Int8Linear(np.ascontiguousarray(int8[0].T), int8[1])
+        else:
+            linear = np.empty((n_in, n_out), BF16)
+            stored.read_bf16(linear.T)
+        self._finished(stored.name)
+        return linear
+
+    def _stored(self, module: str, n_out: int, n_in: int) -> StoredWeight:
+        return StoredWeight.open(self._shard, self._names.modules[module], (n_out, n_in), self._block)
+
+    def _shard(self, tensor: str) -> Shard:
+        path = self._shards[tensor]
+        if path not in self._open:
+            shard = Shard.open(path, tensor)
+            for name in shard.rows:
+                if name.startswith(self._names.prefix) and self._shards.get(name) != path:
+                    raise ValueError(f"{path}: {name}: expected the index to place it here, got another place or none")
+            self._open[path] = shard
+        return self._open[path]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """0, 1, 2, 5 as "0 to 2, 5"."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs) or "none"

@@ -1,0 +1,140 @@
+"""What is said of packed weights, by a file or by whoever made the object, against what the kernels rely on."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tiling.stages import QUANTS
+
+from ..base.checks import check_epsilon, check_k_int8
+from ..base.dims import MlaDims
+from ..kernels import ISA
+from ..kernels.scalars import NONE_NONZERO
+
+__all__ = ["FACTS", "PRODUCTS", "Facts", "GemmSize", "check_mode", "gemm_sizes", "is_vector", "read_facts"]
+
+PRODUCTS = ("down", "up", "uk")
+FACTS = ("kp", "n_parts", "least_magnitude")
+
+
+class Facts(NamedTuple):
+    """The facts in a file, checked: what `PackedWeights` is made of beside its arrays."""
+
+    packing: dict[str, Any]
+    isa: str
+    dims: MlaDims
+    quant: str
+    gemms: dict[str, dict[str, int]]
+    epsilon_cq: np.float32
+    epsilon_ckv: np.float32
+
+
+class GemmSize(NamedTuple):
+    """What `PackedGemm` a product of these dimensions and this mode is, under this CPU's register tile."""
+
+    kp: int
+    n_parts: int
+    n_columns: int
+    quantised: bool
+
+    def fits(self, gemm: Any) -> bool:
+        """Whether the arrays and facts of a `PackedGemm` are such that kernels stay within the arrays."""
+        n_scales = self.n_columns if self.quantised else 0
+        return (
+            all(type(getattr(gemm, fact)) is int for fact in FACTS)
+            and (gemm.kp, gemm.n_parts) == (self.kp, self.n_parts)
+            and 0 <= gemm.least_magnitude <= (0 if self.quantised else NONE_NONZERO)
+            and is_vector(gemm.panels, "int8" if self.quantised else "uint16", self.n_columns * self.kp)
+            and is_vector(gemm.offset, "int32", n_scales)
+            and is_vector(gemm.col_scale, "float32", n_scales)
+        )
+
+
+def gemm_sizes(dims: MlaDims, quant: str) -> dict[str, GemmSize]:
+    """The size of each product by its name."""
+    heads, is_int8_down = dims.num_attention_heads, "a" in quant
+
+    def size(k: int, quantised: bool, n_parts: int, *columns: tuple[int, int]) -> GemmSize:
+        """Of (batch, n) columns each."""
+        kr = ISA.kr_int8 if quantised else ISA.kr_bf16
+        kp = n_parts * -(-(k // n_parts) // kr) * kr
+        return GemmSize(kp, n_parts, sum(batch * -(-n // ISA.nr) for batch, n in columns) * ISA.nr, quantised)
+
+    return {
+        "down": size(
+            dims.hidden_size, is_int8_down, 1 if is_int8_down else 2, (1, dims.q_lora_rank), (1, dims.kv_a_dim)
+        ),
+        "up": size(dims.q_lora_rank, "b" in quant, 1, (heads, dims.q_head_dim)),
+        "uk": size(dims.qk_nope_head_dim, False, 1, (heads, dims.kv_lora_rank)),
+    }
+
+
+def check_mode(dims: object, quant: object) -> None:
+    """Raises `TypeError` or `ValueError` unless there can be weights of these dimensions in this mode."""
+    if not isinstance(dims, MlaDims):
+        raise TypeError(f"dims: expected MlaDims, got {type(dims).__name__}")
+    if not isinstance(quant, str) or quant not in QUANTS:
+        raise ValueError(f"quant: expected one of {', '.join(QUANTS)}, got {reprlib.repr(quant)}")
+    if "a" in quant:
+        check_k_int8("dims.hidden_size", dims.hidden_size)
+    elif dims.hidden_size % 2:
+        raise ValueError(f"dims.hidden_size: expected an even number in mode {quant!r}, got {dims.hidden_size}")
+    if "b" in quant:
+        check_k_int8("dims.q_lora_rank", dims.q_lora_rank)
+        if dims.kv_lora_rank % 4:
+            raise ValueError(f"dims.kv_lora_rank: expected 4 groups in mode {quant!r}, got {dims.kv_lora_rank}")
+
+
+def is_vector(array: object, dtype: str, *lengths: int) -> bool:
+    """Whether it is an array (n,) as kernels take it, n one of `lengths`."""
+    return (
+        isinstance(array, np.ndarray)
+        and array.dtype == np.dtype(dtype)
+        and array.ndim == 1
+        and len(array) in lengths
+        and array.flags.c_contiguous
+        and array.flags.aligned
+    )
+
+
+def read_facts(source: str, facts: Mapping[str, Any]) -> Facts:
+    """The facts of a file, each of its type and in its range.
+
+    Raises `ValueError` naming the file, `source`, and the fact. Whether the arrays have the sizes that the facts give
+    is for `GemmSize.fits`.
+    """
+    packing, isa = _object(source, "packing", facts), facts.get("isa")
+    if not isinstance(isa, str):
+        raise ValueError(f"{source}: expected isa, a string, got {reprlib.repr(isa)}")
+    names = [field.name for field in fields(MlaDims)]
+    sizes = _integers(source, "dims", _object(source, "dims", facts), names)
+    gemms = _object(source, "gemms", facts)
+    quant = facts.get("quant")
+    try:
+        dims = MlaDims(**sizes)
+        check_mode(dims, quant)
+        epsilon_cq, epsilon_ckv = (check_epsilon(name, facts.get(name)) for name in ("epsilon_cq", "epsilon_ckv"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: expected the facts of a prolog, got others: {error}") from None
+    assert isinstance(quant, str)
+    found = {name: _integers(source, f"gemms.{name}", _object(source, name, gemms), FACTS) for name in PRODUCTS}
+    return Facts(packing, isa[:40], dims, quant, found, epsilon_cq, epsilon_ckv)
+
+
+def _object(source: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    value = values.get(name)
+    if not isinstance(value, dict):
+        raise ValueError(f"{source}: expected {name}, an object, got {reprlib.repr(value)}")
+    return value
+
+
+def _integers(source: str, where: str, values: Mapping[str, Any], names: list[str] | tuple[str, ...]) -> dict[str, int]:
+    for name in names:
+        if type(values.get(name)) is not int:
+            raise ValueError(f"{source}: expected {where}.{name}, an integer, got {reprlib.repr(values.get(name))}")
+    return {name: values[name] for name in names}

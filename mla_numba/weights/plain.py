@@ -1,0 +1,222 @@
+"""The weights of one prolog, under the reference operator's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+
+from ..base.checks import (
+    BF16,
+    FP32,
+    INT8,
+    Array,
+    check_array,
+    check_choice,
+    check_epsilon,
+    check_flag,
+    check_int,
+    check_k_int8,
+    check_threads,
+    check_vector,
+    expect_array,
+    expect_type,
+)
+from ..base.dims import MlaDims
+from ..kernels import max_threads
+from .packed import PackedWeights, pack_weights
+from .quantize import QuantizationReport, WeightError, quantize_columns
+
+__all__ = ["MlaWeights"]
+
+QUANT_MODES = ("none", "a", "b", "ab")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MlaWeights:
+    """Weights in ND layout, C order.
+
+    Dimension letters: H hidden_size, Rq q_lora_rank, N heads, D qk_nope_head_dim, R qk_rope_head_dim, C kv_lora_rank.
+
+    | field                   | shape            | dtype                                        |
+    |-------------------------|------------------|----------------------------------------------|
+    | w_dq                    | (H, Rq)          | bf16, int8 with its scale                    |
+    | w_uq_qr                 | (Rq, N * (D+R))  | bf16, int8 with its scale; a head is nope, rope |
+    | w_uk                    | (N, D, C)        | bf16                                         |
+    | w_dkv_kr                | (H, C+R)         | bf16, int8 with its scale; latent, rope      |
+    | gamma_cq, gamma_ckv     | (Rq,), (C,)      | bf16                                         |
+    | dequant_scale_w_uq_qr   | (N * (D+R),)     | float32, or None                             |
+    | dequant_scale_w_dq      | (Rq,)            | float32, or None                             |
+    | dequant_scale_w_dkv_kr  | (C+R,)           | float32, or None                             |
+    | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
+
+    Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
+    `quantization` is the error report of weights that `quantize` made, None for others. Fields cannot be assigned;
+    `dataclasses.replace` makes weights with other fields. Raises `TypeError` or `ValueError` naming the first field
+    that does not fit the others.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> weights = mla.MlaWeights.random(dims, quant="none")  # or MlaWeights(w_dq=..., w_uq_qr=..., ...)
+        >>> weights.w_dq.shape, weights.w_uq_qr.shape, weights.w_uk.shape
+        ((256, 96), (96, 256), (4, 32, 64))
+        >>> int8 = weights.quantize("b")
+        >>> int8.w_uq_qr.dtype, int8.dequant_scale_w_uq_qr.shape
+        (dtype('int8'), (256,))
+        >>> round(int8.quantization.errors["w_uq_qr"].relative_rms, 4)
+        0.0063
+    """
+
+    w_dq: Array
+    w_uq_qr: Array
+    w_uk: Array
+    w_dkv_kr: Array
+    gamma_cq: Array
+    gamma_ckv: Array
+    dequant_scale_w_uq_qr: Array | None = None
+    dequant_scale_w_dq: Array | None = None
+    dequant_scale_w_dkv_kr: Array | None = None
+    smooth_scales_cq: Array | None = None
+    epsilon_cq: float = 1e-5
+    epsilon_ckv: float = 1e-5
+    quantization: QuantizationReport | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_epsilon("epsilon_cq", self.epsilon_cq)
+        check_epsilon("epsilon_ckv", self.epsilon_ckv)
+        for name in ("dequant_scale_w_uq_qr", "dequant_scale_w_dq", "dequant_scale_w_dkv_kr", "smooth_scales_cq"):
+            if getattr(self, name) is not None:
+                expect_array(name, getattr(self, name), (FP32,))
+        a, b = self.dequant_scale_w_dq, self.dequant_scale_w_uq_qr
+        if (a is None) != (self.dequant_scale_w_dkv_kr is None):
+            raise ValueError(
+                "dequant_scale_w_dq, dequant_scale_w_dkv_kr: expected both or neither, got "
+                + ("only the second" if a is None else "only the first")
+            )
+        down = (BF16,) if a is None else (INT8,)
+        w_dq = check_array("w_dq", self.w_dq, down, (None, None))
+        hidden, q_rank = w_dq.shape
+        w_uk = check_array("w_uk", self.w_uk, (BF16,), (None, None, None))
+        heads, nope, latent = w_uk.shape
+        w_dkv_kr = check_array("w_dkv_kr", self.w_dkv_kr, down, (hidden, None))
+        rope = w_dkv_kr.shape[1] - latent
+        if rope < 2 or rope % 2:
+            raise ValueError(
+                f"w_dkv_kr: expected kv_lora_rank {latent} plus an even rope dim columns, got {latent + rope}"
+            )
+        up_columns = heads * (nope + rope)
+        check_array("w_uq_qr", self.w_uq_qr, (BF16,) if b is None else (INT8,), (q_rank, up_columns))
+        check_array("gamma_cq", self.gamma_cq, (BF16,), (q_rank,))
+        check_array("gamma_ckv", self.gamma_ckv, (BF16,), (latent,))
+        for name, n in (("w_uq_qr", up_columns), ("w_dq", q_rank), ("w_dkv_kr", latent + rope)):
+            self._take_vector(f"dequant_scale_{name}", n)
+        self._take_vector("smooth_scales_cq", q_rank)
+        for name, k, is_int8 in (("w_dq", hidden, a is not None), ("w_uq_qr", q_rank, b is not None)):
+            if is_int8:
+                check_k_int8(name, k)
+        if a is None and hidden % 2:
+            raise ValueError(f"w_dq: expected an even hidden_size (its two halves are summed apart), got {hidden}")
+        if b is not None and latent % 4:
+            raise ValueError(f"w_uk: expected a kv_lora_rank of 4 quantisation groups, got {latent}")
+        if self.smooth_scales_cq is not None and b is None:
+            raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+
+    def _take_vector(self, name: str, n: int) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            object.__setattr__(self, name, check_vector(name, value, FP32, n))
+
+    @property
+    def quant(self) -> str:
+        """ "none", "a" (int8 w_dq and w_dkv_kr), "b" (int8 w_uq_qr and cache) or "ab"."""
+        mode = ("a" if self.dequant_scale_w_dq is not None else "") + (
+            "b" if self.dequant_scale_w_uq_qr is not None else ""
+        )
+        return mode or "none"
+
+    @property
+    def dims(self) -> MlaDims:
+        """The dimensions that the shapes imply."""
+        heads, nope, latent = self.w_uk.shape
+        hidden, q_rank = self.w_dq.shape
+        return MlaDims(hidden, heads, q_rank, latent, nope, self.w_dkv_kr.shape[1] - latent)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(v.nbytes for v in (getattr(self, name) for name in self.__slots__) if isinstance(v, np.ndarray))
+
+    @classmethod
+    def random(cls, dims: MlaDims, seed: int = 0, quant: str = "b", smooth: bool = False) -> Self:
+        """Weights of the size a trained layer has: each product keeps its input's variance.
+
+        The bf16 weights depend on `dims` and `seed` alone; `quant` and `smooth` quantise the same ones.
+        """
+        expect_type("dims", dims, MlaDims)
+        check_choice("quant", quant, QUANT_MODES)
+        check_flag("smooth", smooth)
+        rng = np.random.default_rng(check_int("seed", seed, 0))
+
+        def normal(*shape: int) -> Array:
+            values = rng.standard_normal(shape, dtype=np.float32)
+            values *= np.float32(shape[-2] ** -0.5)
+            return values.astype(BF16)
+
+        def gamma(n: int) -> Array:
+            return (1 + 0.1 * rng.standard_normal(n, dtype=np.float32)).astype(BF16)
+
+        d = dims
+        weights = cls(
+            w_dq=normal(d.hidden_size, d.q_lora_rank),
+            w_uq_qr=normal(d.q_lora_rank, d.num_attention_heads * d.q_head_dim),
+            w_uk=normal(d.num_attention_heads, d.qk_nope_head_dim, d.kv_lora_rank),
+            w_dkv_kr=normal(d.hidden_size, d.kv_a_dim),
+            gamma_cq=gamma(d.q_lora_rank),
+            gamma_ckv=gamma(d.kv_lora_rank),
+        )
+        scales = rng.uniform(0.5, 2, (1, d.q_lora_rank)).astype(np.float32) if smooth else None
+        return weights.quantize(quant, smooth_scales_cq=scales)
+
+    def quantize(self, quant: str, smooth_scales_cq: Array | None = None) -> Self:
+        """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
+
+        `self` holds bf16 weights, or weights of mode "a" or "b" if `quant` is "ab"; weights that are int8 already stay
+        unchanged. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so the rows of
+        w_uq_qr are divided by it first. The result's `quantization` is a `QuantizationReport` with the error of each
+        weight that became int8.
+
+        Raises `ValueError` if `self` holds other int8 weights, if a weight is not finite, and for smooth scales that
+        are 0, not finite, or given for a w_uq_qr that is int8 already.
+        """
+        check_choice("quant", quant, QUANT_MODES)
+        if self.quant != "none" and not (self.quant in ("a", "b") and quant == "ab"):
+            raise ValueError(f"quantize: expected bf16 weights, got mode {self.quant!r}")
+        if "b" in self.quant and smooth_scales_cq is not None:
+            raise ValueError("smooth_scales_cq: expected None where w_uq_qr is int8 already, got an array")
+        smooth = None
+        if "b" in quant and smooth_scales_cq is not None:
+            smooth = check_vector("smooth_scales_cq", smooth_scales_cq, FP32, self.w_dq.shape[1])
+            if not (np.isfinite(smooth).all() and smooth.all()):
+                raise ValueError("smooth_scales_cq: expected finite values other than 0, got one that is not")
+        names = (("w_dq", "w_dkv_kr") if "a" in quant else ()) + (("w_uq_qr",) if "b" in quant else ())
+        changes: dict[str, Array | None] = {} if "b" in self.quant else {"smooth_scales_cq": smooth_scales_cq}
+        errors: dict[str, WeightError] = dict(self.quantization.errors) if self.quantization else {}
+        for name in names:
+            if getattr(self, f"dequant_scale_{name}") is None:
+                codes, scale, errors[name] = quantize_columns(
+                    name, getattr(self, name), smooth if name == "w_uq_qr" else None
+                )
+                changes |= {name: codes, f"dequant_scale_{name}": scale}
+        result = replace(self, **changes)  # type: ignore[arg-type]
+        object.__setattr__(result, "quantization", QuantizationReport(errors))
+        return result
+
+    def pack(self, n_threads: int | None = None) -> PackedWeights:
+        """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
+
+        `n_threads`: at most Numba's thread count, which is the default. Raises what the class raises where an array was
+        given another shape or dtype in place meanwhile.
+        """
+        return pack_weights(replace(self), check_threads("n_threads", n_threads, max_threads()))

@@ -1,0 +1,125 @@
+"""The kernels' own cut of rows, columns and k: whatever the blocks, each element of a result is stored exactly once."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from mla_numba.kernels import ISA
+from mla_numba.kernels.micro.operands import A, C, Y
+from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE
+from mla_numba.kernels.sweeps import gemm, heads
+from mla_numba.kernels.sweeps.arguments import Activations, HeadsCut, PairCut, Weight
+from mla_numba.kernels.sweeps.phase import DOWN
+from mla_numba.kernels.threads.tasks import block_of
+
+MR, NR, KR = ISA.mr, ISA.nr, ISA.kr_bf16
+T = (1, MR, 2 * MR + 1)
+NO_SCALES, NO_OFFSETS = np.zeros(0, np.float32), np.zeros(0, np.int32)
+
+
+class Stores:
+    """Stands in for what stores: counts, by element of an array, how often it is."""
+
+    def __init__(self, *arrays):
+        self.arrays = arrays
+        self.counts = [np.zeros(array.size, int) for array in arrays]
+
+    def add(self, y, rows, n_cols):
+        (count,) = (c for a, c in zip(self.arrays, self.counts, strict=True) if np.shares_memory(a, y.values))
+        for i in range(rows):
+            here = count[y.at + i * y.step : y.at + i * y.step + n_cols]
+            assert len(here) == n_cols
+            here += 1
+
+    def block(self, a, rows, walk, depth, c, no_subnormals, y, n_cols):
+        if n_cols:
+            assert 0 < n_cols <= walk.n * NR
+            self.add(y, rows, n_cols)
+
+    def split(self, c, second_at, rows, walk, n_cols, y):
+        self.add(y, rows, n_cols)
+
+
+def weight(n_parts=1):
+    return Weight(np.zeros(0, np.uint16), NO_OFFSETS, NO_SCALES, kp=4 * KR, n_parts=n_parts, min_magnitude=0)
+
+
+def activations(t):
+    return Activations(np.zeros((t, 4 * KR), A_BF16_DTYPE), NO_SCALES, np.zeros(t, np.int32))
+
+
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize(("n0", "n1"), [(1, 1), (NR, 0), (2 * NR + 3, NR - 1), (5 * NR, 3 * NR + 1)])
+def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
+    for t, mc, walk0, walk1 in product(T, (1, MR, 3 * MR), (1, 2, 9), (1, 2)):
+        y0, y1 = np.zeros((t, n0), np.uint16), np.zeros((t, n1), np.uint16)
+        stores = Stores(y0, y1) if n1 else Stores(y0)
+        monkeypatch.setattr(gemm, "multiply_block", stores.block)
+        monkeypatch.setattr(gemm, "_store_split", stores.split)
+        cut = PairCut(mc, KR, walk0, walk1, grain=1)
+        pair = gemm.Pair(activations(t), weight(n_parts), y0, y1, np.zeros((1, 0), np.float32), cut)
+        n_tasks = gemm.pair_tasks(DOWN, pair).n
+        for task in range(n_tasks):
+            gemm.pair_task(task, n_tasks, 0, pair)
+        assert all((count == 1).all() for count in stores.counts)
+
+
+@pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
+def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
+    n_heads, t0, ldq = 2, 3, -(-(rope + nope) // NR) * NR
+    for t, mc, walk, (mc_uk, walk_uk) in product(T, (1, MR, 3 * MR), (1, 9), ((1, 1), (MR, 2), (99, 9))):
+        query_nope = np.zeros((t0 + t, n_heads, latent), np.uint16)
+        query_rope = np.zeros((t0 + t, n_heads, rope), np.uint16)
+        q_head = np.zeros((1, mc * ldq), A_BF16_DTYPE)
+        table = np.zeros((t0 + t, rope), np.uint16)
+        stores = Stores(query_nope, q_head)
+        monkeypatch.setattr(heads, "multiply_block", stores.block)
+        work = heads.Heads(
+            activations(t), weight(), weight(), table, table, query_nope, query_rope, *np.zeros((2, 1, 0), np.float32),
+            q_head, np.zeros((1, rope), np.float32), HeadsCut(mc, KR, walk, mc_uk, KR, walk_uk, 1), nope, t0, t,
+        )  # fmt: skip
+        n_blocks = -(-t // mc)
+        for task in range(n_heads * n_blocks):
+            heads.head_task(task, n_heads * n_blocks, 0, work)
+            _, rows = block_of(t, n_blocks, task % n_blocks)
+            of_q = stores.counts[1]
+            assert (of_q[: rows * ldq] == 1).all()
+            assert not of_q[rows * ldq :].any()
+            of_q[...] = 0
+        assert (stores.counts[0].reshape(query_nope.shape)[t0:] == 1).all()
+        assert not stores.counts[0].reshape(query_nope.shape)[:t0].any()
+
+
+@pytest.mark.parametrize("n_cols", [0, 1, NR, 2 * NR - 1, 3 * NR])
+def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stores_it_once(n_cols, monkeypatch):
+    for rows, n_steps, kc in product(T, (1, 4, 5), (1, 2, 5)):
+        values = np.zeros((rows, 3 * NR + 1), np.uint16)
+        stores, multiplied = Stores(values), []
+
+        def multiply(mr, k, a, b, c, no_subnormals, made=multiplied):
+            made.append((a.at, b.at, c.at, mr, k, c.carry))
+
+        def multiply_and_store(*args, stored=stores, multiply=multiply):
+            multiply(*args[:-1])
+            stored.add(args[-1], args[0], NR)
+
+        monkeypatch.setattr(gemm, "ukernel", multiply)
+        monkeypatch.setattr(gemm, "ukernel_store", multiply_and_store)
+        monkeypatch.setattr(gemm, "store_tile", lambda mr, n, c, y, stored=stores: stored.add(y, mr, min(n, NR)))
+        k, lda = n_steps * KR, 7 * KR
+        walk = gemm.Walk(np.zeros(0, np.uint16), k, 2, 3)
+        y = Y(values, 0, values.shape[1], NO_SCALES, 0, NO_SCALES, NO_OFFSETS, 0)
+        a, c = A(np.zeros(0, A_BF16_DTYPE), 0, lda), C(NO_SCALES, 0, False)
+        gemm.multiply_block(a, rows, walk, gemm.Depth(0, k, kc * KR), c, True, y, n_cols)
+        met = np.zeros((rows, 3, n_steps), int)
+        for a_at, b_at, c_at, mr, k_cur, carry in multiplied:
+            row, ks = divmod(a_at, lda)
+            panel, k_in_panel = divmod(b_at // NR, k)
+            assert 1 <= mr <= MR
+            assert (k_in_panel, c_at, carry) == (ks, ((panel - 2) * rows + row) * NR, ks > 0)
+            met[row : row + mr, panel - 2, ks // KR : (ks + k_cur) // KR] += 1
+        assert (met == 1).all()
+        stored = stores.counts[0].reshape(values.shape)
+        assert (stored[:, :n_cols] == 1).all()
+        assert not stored[:, n_cols:].any()

@@ -1,0 +1,1 @@
+"""The choice of blocks: candidates, how long they take, and why."""

@@ -1,0 +1,165 @@
+"""The planner's model: how long a sweep takes with given blocks.
+
+A sweep moves its weights from memory once and computes meanwhile:
+
+    seconds = max(moving, computing) + overlap_loss * min(moving, computing)
+
+``moving`` is the weights' bytes by the threads' bandwidth. ``computing`` is one core's arithmetic in register tiles or,
+where that takes longer, its operands' bytes from L2 and from behind it; with what each call of the microkernel, each
+walk, each jump to another panel and accumulators beyond L1d cost; shared by the cores as evenly as tasks come out.
+Threads are woken once a tile of tokens, for ``launch_s``.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from typing import NamedTuple
+
+from tiling.arith import ceil_div, round_up
+from tiling.choose.costs import Costs
+from tiling.gemm import ITEM_BYTES, MicroTile
+from tiling.machine import Machine
+from tiling.stages import StageShape
+
+__all__ = ["Cost", "Model", "Product", "makespan"]
+
+
+class Cost(NamedTuple):
+    """Modelled seconds of a sweep and what they come from.
+
+    ``core_s``: computing, were it one core's; ``l2_bytes, l3_bytes``: operands read again from L2 and from behind it;
+    ``balance``: the slowest worker's time by the mean, at least 1; ``edge_waste``: the part of the arithmetic that
+    register tiles with too few rows or columns spend on nothing.
+    """
+
+    seconds: float
+    core_s: float
+    memory_bytes: int
+    l3_bytes: int
+    l2_bytes: int
+    balance: float
+    edge_waste: float
+
+
+class Product(NamedTuple):
+    """One core's work for one product: seconds, bytes read again, operations of full register tiles and useful ones."""
+
+    seconds: float
+    l3_bytes: int
+    l2_bytes: int
+    padded_ops: float
+    ops: int
+
+
+def makespan(n_tasks: int, grain: int, n_workers: int) -> float:
+    """The slowest worker's share by the mean one: whole draws of ``grain`` tasks, of which the last may come late."""
+    n_draws = ceil_div(n_tasks, grain)
+    if n_workers == 1 or n_draws == 0:
+        return 1.0
+    return max(ceil_div(n_draws, n_workers) * n_workers / n_draws, 1 + (n_workers - 1) / (2 * n_draws))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The costs of a machine, for sweeps by ``n_workers`` threads."""
+
+    machine: Machine
+    costs: Costs
+    n_workers: int
+
+    @property
+    def launch_s(self) -> float:
+        """Seconds to wake the other threads for a tile of tokens."""
+        return self.costs.launch_s if self.n_workers > 1 else 0.0
+
+    def product(
+        self,
+        shape: StageShape,
+        micro: MicroTile,
+        rows: float,
+        n_blocks: int,
+        kc: int,
+        walk: int,
+        a_in_l1: bool = False,
+    ) -> Product:
+        """One core's work for a product over ``n_blocks`` blocks of ``rows`` rows with ``walk`` panels a task.
+
+        The loops are those of the kernels: k in blocks of ``kc``, register tiles down the rows, panels across.
+        ``a_in_l1``: the packed rows lie in L1d, where the same task has just written them.
+        """
+        costs = self.costs
+        l1, l2 = self.machine.l1d_bytes, self.machine.l2_bytes
+        batch = shape.batch
+        kp = round_up(shape.k, micro.kr)
+        kc = min(kc, kp)
+        n_kblocks = ceil_div(kp, kc)
+        n_panels = ceil_div(shape.n, micro.nr)
+        n_tiles = ceil_div(ceil(rows), micro.mr)
+        row_b = micro.nr * ITEM_BYTES[shape.dtype]  # bytes of a panel's row of k
+        bytes_of: dict[bool, float] = {True: 0, False: 0}  # read again: from L2, from behind it
+
+        # B: a block of k of the walk's panels is read anew by each register tile, and whole by each block of rows.
+        weights = batch * n_panels * kp * row_b
+        if walk * kc * row_b > l1 // 2:
+            bytes_of[walk * kc * row_b <= l2 // 2] += weights * (n_tiles - 1) * n_blocks
+        bytes_of[walk * kp * row_b <= l2 // 2] += weights * (n_blocks - 1)
+        # A: each walk meets all rows. Its first panel brings those of a register tile, which stay in L1d for the others
+        # if both blocks fit, and in L2 if not.
+        if not a_in_l1:
+            all_rows = rows * n_blocks * kp * micro.a_bytes
+            n_first = ceil_div(n_panels, walk)
+            bytes_of[all_rows <= l2 // 2] += all_rows * batch * n_first
+            if min(rows, micro.mr) * kc * micro.a_bytes + kc * row_b > l1:
+                bytes_of[True] += all_rows * batch * (n_panels - n_first)
+        # C: stored and loaded between blocks of k, and of two parts at the end as well.
+        c_bytes = 0.0
+        if rows * walk * micro.nr * 4 > l1 // 2:
+            n_stores = n_kblocks if shape.k_parts > 1 else n_kblocks - 1
+            c_bytes = 2 * n_stores * rows * n_blocks * batch * n_panels * micro.nr * 4
+
+        # A step of k takes as long as its rows and those that loading B is worth; a full tile takes what the rate says.
+        padded_rows = (rows + n_tiles * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
+        padded_ops = 2.0 * n_blocks * padded_rows * kp * micro.nr * n_panels * batch
+        rate = costs.bf16_flops_s if shape.dtype == "bf16" else costs.int8_ops_s
+        reading = bytes_of[True] / costs.l2_bytes_s + bytes_of[False] / costs.l3_bytes_s
+        n_calls = n_blocks * n_kblocks * n_tiles * n_panels * batch
+        n_walks = n_blocks * ceil_div(n_panels, walk) * batch
+        n_jumps = n_panels * batch * n_kblocks if walk > 1 and n_kblocks > 1 else 0  # else panels follow each other
+        return Product(
+            max(padded_ops / rate, reading)
+            + c_bytes / costs.c_bytes_s
+            + n_calls * costs.call_s
+            + n_walks * costs.walk_s
+            + n_jumps * costs.jump_s,
+            int(bytes_of[False]),
+            int(bytes_of[True] + c_bytes),
+            padded_ops,
+            2 * batch * round(rows * n_blocks) * shape.k * shape.n,
+        )
+
+    def sweep(
+        self, products: tuple[Product, ...], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
+    ) -> Cost:
+        """A sweep of some products, whose results have ``n_elements``."""
+        costs, n = self.costs, self.n_workers
+        balance = makespan(n_tasks, grain, n)
+        core_s = n_elements * costs.element_s + ceil_div(n_tasks, grain) * costs.task_s
+        l3 = l2 = ops = 0
+        padded = 0.0
+        for product in products:
+            core_s += product.seconds
+            l3 += product.l3_bytes
+            l2 += product.l2_bytes
+            ops += product.ops
+            padded += product.padded_ops
+        computing = core_s / n * balance
+        moving = memory_bytes / min(n * costs.core_bytes_s, costs.memory_bytes_s) * balance
+        seconds = max(computing, moving) + costs.overlap_loss * min(computing, moving)
+        return Cost(seconds, core_s, memory_bytes, l3, l2, balance, 1 - ops / padded if padded else 0.0)
+
+    def rows(self, t: int, rows_q: int, rows_k: int) -> float:
+        """Seconds of the elementwise sweep over ``t`` tokens; query rows are taken to be two thirds of the work."""
+        costs, n = self.costs, self.n_workers
+        q, k = ceil_div(t, rows_q), ceil_div(t, rows_k)
+        longest = max(2 / 3 * rows_q, 1 / 3 * rows_k) * costs.row_s
+        even = t * costs.row_s / n
+        return max(even + longest * (n - 1) / (2 * n), longest) + (q + k) * costs.task_s / n

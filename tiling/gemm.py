@@ -1,0 +1,180 @@
+"""The plan of one matrix product: register tile, cache blocks, tasks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tiling.arith import ceil_div, chunks, round_up
+from tiling.check import (
+    MAX_COUNT,
+    MAX_TOKENS,
+    check_choice,
+    check_int,
+    short_int,
+)
+
+__all__ = ["DTYPES", "ITEM_BYTES", "GemmPlan", "MicroTile"]
+
+DTYPES = ("bf16", "int8")
+
+_LINE_BYTES = 64
+_MAX_MICRO = 4096
+_MAX_SIZE = 2 * MAX_COUNT  # of k or n: two dimensions beside each other
+ITEM_BYTES = {"bf16": 2, "int8": 1}
+_COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
+
+
+@dataclass(frozen=True)
+class MicroTile:
+    """Register tile of a microkernel, dictated by the instruction set.
+
+    ``mr`` rows by ``nr`` columns of the output stay in registers; ``kr`` elements of k are taken by one instruction.
+    ``a_bytes`` is the size of one packed element of A: 4 where bf16 is widened to fp32, 1 or 2 for int8 codes.
+    """
+
+    mr: int
+    nr: int
+    kr: int
+    a_bytes: int
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        for name in ("mr", "nr", "kr", "a_bytes"):
+            check_int(name, getattr(self, name), 1, _MAX_MICRO)
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"mr{self.mr} nr{self.nr} kr{self.kr}"
+
+
+@dataclass(frozen=True)
+class GemmPlan:
+    """How one product ``(m, k) @ (k, n)``, ``batch`` times with a weight each, is cut into tasks and blocks.
+
+    - ``stage``: name of the step; ``dtype``: the weight's type, "bf16" or "int8".
+    - ``k_parts``: number of separate sums over even parts of k, added at the end.
+    - ``mc``: rows of a task's block at most, 1 where m is 0; ``kc``: k elements per block, a multiple of kr within one
+      part; ``nc``: columns of one tile, a multiple of nr.
+    - ``l1_reuse``: tiles that share one block of A in cache; ``nbuffer``: tasks that are taken together.
+
+    A task is one row block by one walk: ``walk`` panels of nr columns, one after the other over the same A block.
+    """
+
+    stage: str
+    dtype: str
+    batch: int
+    m: int
+    k: int
+    n: int
+    k_parts: int
+    micro: MicroTile
+    mc: int
+    kc: int
+    nc: int
+    l1_reuse: int
+    nbuffer: int
+
+    def __post_init__(self) -> None:
+        """Check that the blocks fit the product and the register tile."""
+        check_choice(f"{self.stage}.dtype", self.dtype, DTYPES)
+        check_int(f"{self.stage}.m", self.m, 0, MAX_TOKENS)
+        for name in ("batch", "l1_reuse", "nbuffer"):
+            check_int(f"{self.stage}.{name}", getattr(self, name), 1)
+        for name in ("k", "n"):
+            check_int(f"{self.stage}.{name}", getattr(self, name), 1, _MAX_SIZE)
+        for name in ("k_parts", "mc", "kc", "nc"):  # the product bounds them
+            check_int(f"{self.stage}.{name}", getattr(self, name), 1, None)
+        self._expect("k", self.k % self.k_parts == 0, f"a multiple of k_parts = {self.k_parts}")
+        self._expect("mc", self.mc <= max(self.m, 1), f"at most m = {self.m}, or 1")
+        self._expect("kc", self.kc % self.micro.kr == 0, f"a multiple of kr = {self.micro.kr}")
+        self._expect("kc", self.kc <= self.part_kp, f"at most the padded part of k, {self.part_kp}")
+        self._expect("nc", self.nc % self.micro.nr == 0, f"a multiple of nr = {self.micro.nr}")
+        self._expect("nc", self.nc <= self.np_, f"at most the padded n, {self.np_}")
+
+    def _expect(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{self.stage}.{name}: expected {expected}, got {short_int(getattr(self, name))}")
+
+    @property
+    def part_kp(self) -> int:
+        """Length of one part of k, padded to kr."""
+        return round_up(self.k // self.k_parts, self.micro.kr)
+
+    @property
+    def kp(self) -> int:
+        """Length of k with each part padded to kr."""
+        return self.k_parts * self.part_kp
+
+    @property
+    def lda(self) -> int:
+        """Elements from one row of A to the next: whole cache lines, and one more so that rows fall on other sets."""
+        return (round_up(self.kp * self.micro.a_bytes, _LINE_BYTES) + _LINE_BYTES) // self.micro.a_bytes
+
+    @property
+    def n_panels(self) -> int:
+        """Panels of nr columns of one weight."""
+        return ceil_div(self.n, self.micro.nr)
+
+    @property
+    def np_(self) -> int:
+        """Columns of one weight, padded to nr."""
+        return self.n_panels * self.micro.nr
+
+    @property
+    def walk(self) -> int:
+        """Panels a task walks at most while its A block stays in cache."""
+        return min(self.n_panels, self.l1_reuse * self.nc // self.micro.nr)
+
+    @property
+    def n_row_blocks(self) -> int:
+        """Row blocks of m."""
+        return ceil_div(self.m, self.mc)
+
+    @property
+    def n_walks(self) -> int:
+        """Walks of one weight."""
+        return ceil_div(self.n_panels, self.walk)
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of the whole product."""
+        return self.batch * self.n_row_blocks * self.n_walks
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights; int8 ones with 4 bytes of scale and 4 of compensation per packed column."""
+        columns = self.batch * self.np_
+        return columns * (self.kp * ITEM_BYTES[self.dtype] + _COLUMN_BYTES[self.dtype])
+
+    @property
+    def ops(self) -> int:
+        """Multiplications and additions, padding not counted."""
+        return 2 * self.batch * self.m * self.k * self.n
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """Bytes of a task's 4-byte accumulators, one set for each part of k."""
+        return self.k_parts * self.mc * self.walk * self.micro.nr * 4
+
+    def row_blocks(self) -> list[tuple[int, int]]:
+        """Rows ``(m0, m1)`` of each row block: an even cut, see ``chunks``."""
+        return chunks(self.m, self.n_row_blocks)
+
+    def walks(self) -> list[tuple[int, int]]:
+        """Panels ``(p0, p1)`` of each walk: an even cut, see ``chunks``."""
+        return chunks(self.n_panels, self.n_walks)
+
+    def blocks(self) -> Iterator[tuple[int, int, int, int, int]]:
+        """Output block ``(b, m0, m1, n0, n1)`` of each task; row blocks innermost, so that neighbours share panels."""
+        for b in range(self.batch):
+            for p0, p1 in self.walks():
+                for m0, m1 in self.row_blocks():
+                    yield b, m0, m1, p0 * self.micro.nr, min(p1 * self.micro.nr, self.n)
+
+    def __str__(self) -> str:
+        """One line."""
+        heads = "" if self.batch == 1 else f"{self.batch} x "
+        parts = "" if self.k_parts == 1 else f" in {self.k_parts} parts"
+        return (
+            f"{self.stage} {self.dtype} {heads}m{self.m} k{self.k}{parts} n{self.n}: {self.micro}, "
+            f"mc{self.mc} kc{self.kc} nc{self.nc}, walk {self.walk} of {self.n_panels} panels, {self.n_tasks} tasks"
+        )

@@ -1,0 +1,1 @@
+"""The plans of a prolog, and how they are made."""

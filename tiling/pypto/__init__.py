@@ -1,0 +1,1 @@
+"""The reference operator's own settings: tiles, presets, scheduling."""
