@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config
 from transformers.utils import logging
 
 from mla_numba import Checkpoint, PagedCache
-from mla_numba.interop.hf.patch import Patched, patch
+from mla_numba.base.modes import QUANT_MODES
+from mla_numba.interop.hf.patched import Patched, patch
 from mla_numba.interop.torch.tensors import to_numpy
 from mla_numba.oracle.bits import compare_bits, reference_run
-from mla_numba.weights.plain import QUANT_MODES
 
 SIZES: dict[str, Any] = {
     "vocab_size": 1024, "hidden_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 8,

@@ -18,8 +18,8 @@ from random_deepseek import save_random_model
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 from transformers.utils import logging
 
-from mla_numba.interop.hf.patch import patch
-from mla_numba.weights.plain import QUANT_MODES
+from mla_numba.base.modes import QUANT_MODES
+from mla_numba.interop.hf.patched import patch
 
 MOST_ERROR = 0.1  # of logits relative to their deviation: int8 and bf16 noise of one layer is far below
 

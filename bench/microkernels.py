@@ -19,13 +19,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import finite
 from mla_numba.cli.report import share_text
 from mla_numba.kernels import ISA
 from mla_numba.kernels.llvm_ir import IN_L1
 from mla_numba.kernels.micro.operands import A, B, C
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, MR, NR, ukernel
-from mla_numba.prolog import this_machine
 from mla_numba.tuning.rates import Probes
 from mla_numba.weights import packed
 

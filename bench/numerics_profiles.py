@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 import mla_numba as mla
+from mla_numba.base.modes import NUMERICS
 from mla_numba.oracle.bits import check_output, reference_run
 from mla_numba.oracle.inputs import random_inputs
-from mla_numba.oracle.reference import NUMERICS
 
 Array = np.ndarray[Any, Any]
 BLOCK_SIZE = 128

@@ -15,6 +15,7 @@ import numpy as np
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
 from mla_numba.base.memory import aligned_empty, as_bits
+from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.call.workspace import Memory, Prepared
 from mla_numba.kernels.micro.ukernel import A_OFFSET
 from mla_numba.kernels.sweeps.arguments import Caches, Layer, Norm, PairCut, Slots, Tokens, TokenTile
@@ -22,7 +23,6 @@ from mla_numba.kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
 from mla_numba.kernels.sweeps.phase import DOWN, Team
 from mla_numba.kernels.sweeps.tile import prolog_tile
 from mla_numba.oracle.inputs import Inputs
-from mla_numba.prolog import MICRO_TILES, this_machine
 from mla_numba.weights.packed import PackedGemm, pack_gemm
 from tiling import PrologPlan, TilePlan, plan_prolog
 

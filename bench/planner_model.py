@@ -1,7 +1,8 @@
 """Fit the planner's model to this machine, and test its choice against measurement.
 
 `python bench/planner_model.py fit --write` measures candidates of both sweeps that have any, at several numbers of
-tokens and threads, fits the model's constants to them, and writes those of this instruction set to `tiling/choose/costs.json`.
+tokens and threads, fits the model's constants to them, and writes those of this instruction set to
+`tiling/choose/costs.json`.
 
 `python bench/planner_model.py check` measures the planner's own plan against the best of its rivals: for each number of
 tokens and threads, candidates spread over all that the planner lists are timed sweep by sweep, and plans of the fastest
@@ -25,9 +26,9 @@ from rich.table import Column, Table
 
 import mla_numba as mla
 from mla_numba.base.output_file import write_text
+from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import token_list
 from mla_numba.kernels import max_threads
-from mla_numba.prolog import this_machine
 from mla_numba.tuning.contest import (
     Arena,
     Contender,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from mla_numba.prolog import this_machine
+from mla_numba.call.planning import this_machine
 
 __all__ = ["STATES", "copies", "rotate"]
 

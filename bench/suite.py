@@ -16,8 +16,8 @@ from contenders import OURS
 from rotation import copies, rotate
 
 import mla_numba as mla
+from mla_numba.call.planning import this_machine
 from mla_numba.kernels import max_threads
-from mla_numba.prolog import this_machine
 from mla_numba.tuning.rates import Probes, rates_as_dict
 from tiling import Rates, least_seconds
 

@@ -3,13 +3,13 @@
 from .base import own_tiling as _own_tiling  # noqa: F401  # isort: skip (before anything of tiling)
 from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
-from . import layouts
+from . import former_paths, layouts
 from ._version import __version__
 from .base.dims import MlaDims
 from .cache import KeyRows, PagedCache
+from .call.trace import Trace
+from .prolog import BoundCall, MlaProlog, PrologOutput
 from .pypto.entry_points import (
-    MlaProlog,
-    PrologOutput,
     mla_prolog_quant_compute,
     mla_prolog_quant_d,
     mla_prolog_quant_p,
@@ -28,13 +28,15 @@ from .pypto.operations import (
     scalar_div,
 )
 from .rope_table import RopeTable
-from .weights.checkpoint import Checkpoint
+from .weights.checkpoint import Checkpoint, CheckpointLayer
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
 from .weights.quantize import QuantizationReport, WeightError
 
 __all__ = [
+    "BoundCall",
     "Checkpoint",
+    "CheckpointLayer",
     "CpuTiling",
     "KeyRows",
     "MlaDims",
@@ -49,6 +51,7 @@ __all__ = [
     "QuantizationReport",
     "RopeTable",
     "RopeTileShapeConfig",
+    "Trace",
     "WeightError",
     "__version__",
     "dequant",
@@ -69,3 +72,5 @@ __all__ = [
     "rotate_half",
     "scalar_div",
 ]
+
+former_paths.install()

@@ -2,84 +2,45 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
-from tiling import (
-    Costs,
-    CpuTiling,
-    Machine,
-    MicroTile,
-    MlaTileConfig,
-    PassOptions,
-    PrologPlan,
-    pass_options,
-    plan_prolog,
-)
+from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan
 
-from ._version import __version__
 from .base import checks as check
-from .base.checks import (
-    BF16,
-    FP32,
-    INT8,
-    Array,
-)
-from .base.dims import MlaDims
+from .base.checks import BF16, FP32, INT8, Array
 from .base.memory import aligned_empty
+from .base.modes import NUMERICS
 from .cache import PagedCache
-from .call.bind import (
-    BoundCall,
-    CallInputs,
-    PrologOutput,
-    check_inputs,
-    check_output,
-    hold,
-)
+from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, check_output, hold
+from .call.planning import Plans, PlanSettings
 from .call.trace import Trace
-from .call.tuned import load_rates, load_tuned
 from .call.workspace import Memory
-from .kernels import ISA, max_threads
+from .kernels import max_threads
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.phase import HEADS
 from .kernels.sweeps.tile import prolog_tile
-from .oracle.reference import NUMERICS
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
 
-__all__ = ["MICRO_TILES", "BoundCall", "MlaProlog", "PrologOutput", "stored_choice", "this_machine"]
-
-MICRO_TILES = {
-    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
-    "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
-}
-_PLANS_KEPT = 64
+__all__ = ["BoundCall", "MlaProlog", "PrologOutput", "PrologSettings"]
 
 
-def this_machine() -> Machine:
-    """This machine, with the instruction set that the kernels are built for."""
-    return replace(Machine.detect(), isa=ISA.name)
+class PrologSettings(TypedDict, total=False):
+    """The settings of `MlaProlog`, by name."""
 
-
-def stored_choice(
-    machine: Machine, dims: MlaDims, quant: str, n_threads: int, t: int
-) -> tuple[CpuTiling | None, Costs | None, str]:
-    """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
-    with the rates measured on this machine, or None where they were not; and what to say of it.
-    """
-    rates = load_rates(machine, __version__, n_threads)
-    costs = None if rates is None else Costs.of_isa(machine.isa).with_rates(rates, n_threads)
-    found = load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
-    if found is None:
-        return None, costs, "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
-    return found.tiling if found.tiling.given() else None, costs, str(found)
+    tile_config: MlaTileConfig | CpuTiling | str | None
+    options: PassOptions | None
+    n_threads: int | None
+    check_finite: bool
+    numerics: str
 
 
 class MlaProlog:
@@ -130,27 +91,15 @@ class MlaProlog:
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
         self.numerics = check.check_choice("numerics", numerics, NUMERICS)
-        self.phase = check.check_choice("phase", phase, ("decode", "prefill"))
-        if isinstance(tile_config, str):
-            check.check_choice("tile_config", tile_config, ("auto",))
-        elif tile_config is not None and not isinstance(tile_config, (MlaTileConfig, CpuTiling)):
-            raise TypeError(
-                f"tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got {type(tile_config).__name__}"
-            )
-        if options is not None and not isinstance(options, PassOptions):
-            raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
-        if options is not None and isinstance(tile_config, (CpuTiling, str)):
-            raise ValueError("options: expected None with a CpuTiling or 'auto', got PassOptions")
+        settings = PlanSettings(phase, tile_config, options)
+        self.phase, self.tile_config, self.options = settings.phase, settings.tile_config, settings.options
         self.n_threads = check.check_threads("n_threads", n_threads, max_threads())
         self.check_finite = check.check_flag("check_finite", check_finite)
-        self.tile_config = tile_config.replace() if isinstance(tile_config, MlaTileConfig) else tile_config
-        self.options = options
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
         self.weights.check()
         self.dims = self.weights.dims
-        self.machine = this_machine()
+        self._plans = Plans(self.dims, self.weights.quant, settings)
         self._memory: deque[Memory] = deque()
-        self._plans: dict[tuple[int, int], PrologPlan] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Kernels and plans are given what was checked when it was made.
@@ -164,22 +113,15 @@ class MlaProlog:
         path: str | os.PathLike[str],
         phase: str = "decode",
         *,
-        tile_config: MlaTileConfig | None = None,
-        options: PassOptions | None = None,
-        n_threads: int | None = None,
-        check_finite: bool = False,
-        numerics: str = "pypto",
         verify: bool = False,
+        **settings: Unpack[PrologSettings],
     ) -> Self:
         """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote. The file is mapped, not read.
 
-        `verify` compares the checksums of the weights. The other arguments are those of the class. Raises what
-        `PackedWeights.load` raises.
+        `verify` compares the checksums of the weights. `settings` are those of the class: `tile_config`, `options`,
+        `n_threads`, `check_finite`, `numerics`. Raises what `PackedWeights.load` raises.
         """
-        return cls(
-            PackedWeights.load(path, verify=verify), phase, tile_config=tile_config, options=options,
-            n_threads=n_threads, check_finite=check_finite, numerics=numerics,
-        )  # fmt: skip
+        return cls(PackedWeights.load(path, verify=verify), phase, **settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle: the weights and settings, with as many of the threads as there are where it is read."""
@@ -198,28 +140,12 @@ class MlaProlog:
 
     def plan(self, t: int) -> PrologPlan:
         """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`."""
-        return self._planned(check.check_int("t", t, 0), self.n_threads)
+        return self._plans.plan(check.check_int("t", t, 0), self.n_threads)
 
-    def _planned(self, t: int, n_threads: int) -> PrologPlan:
-        # No lru_cache of a bound method, a cycle that would keep the weights until the garbage collector finds it.
-        plan = self._plans.get((t, n_threads))
-        if plan is None:
-            if len(self._plans) >= _PLANS_KEPT:
-                self._plans.clear()
-            plan = self._plans[t, n_threads] = self._make_plan(t, n_threads)
-        return plan
-
-    def _make_plan(self, t: int, n_threads: int) -> PrologPlan:
-        config, options = self.tile_config, self.options
-        if options is None and isinstance(config, MlaTileConfig):
-            options = pass_options(self.phase, t)
-        costs, note = None, ""
-        if isinstance(config, str):
-            config, costs, note = stored_choice(self.machine, self.dims, self.weights.quant, n_threads, t)
-        return plan_prolog(
-            self.dims, t, config, self.machine, micro=MICRO_TILES, phase=self.phase, quant=self.weights.quant,
-            n_threads=n_threads, options=options, costs=costs, note=note,
-        )  # fmt: skip
+    @property
+    def machine(self) -> Machine:
+        """The machine that the plans are made for: this one."""
+        return self._plans.machine
 
     def allocate_output(self, t: int) -> PrologOutput:
         """Uninitialised outputs for `t` tokens, to be passed as `out`."""
@@ -319,7 +245,7 @@ class MlaProlog:
         self, call: BoundCall, tokens: Tokens, trace: Trace | None = None, most_threads: int | None = None
     ) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
-        plan = self._planned(tokens.x.shape[0], n_threads)
+        plan = self._plans.plan(tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
             for offset, factor in plan.tiles:
@@ -345,3 +271,16 @@ class MlaProlog:
 def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, settings: dict[str, Any]) -> MlaProlog:
     settings["n_threads"] = min(settings["n_threads"], max_threads())
     return cls(weights, phase, **settings)
+
+
+def __getattr__(name: str) -> Any:
+    """The reference operator's entry points, which lay here in 0.1, and what `call.planning` has of it."""
+    homes = {"mla_numba.pypto.entry_points": _ENTRY_POINTS, "mla_numba.call.planning": _PLANNING}
+    for home, names in homes.items():
+        if name in names:
+            return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_ENTRY_POINTS = ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p", "pre_compute_2d")
+_PLANNING = ("MICRO_TILES", "stored_choice", "this_machine")

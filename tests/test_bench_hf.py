@@ -17,7 +17,7 @@ from hf_agreement import agreement, check_rows, main  # noqa: E402
 from hf_models import SMALL, make_prompt  # noqa: E402
 
 from mla_numba import Checkpoint  # noqa: E402
-from mla_numba.interop.hf.patch import patch  # noqa: E402
+from mla_numba.interop.hf.patched import patch  # noqa: E402
 
 
 def test_agreement_by_hand():

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from mla_numba import MlaDims, __version__
+from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.cli import run as cli_run
 from mla_numba.cli import warmup as cli_warmup
 from mla_numba.cli.main import main
@@ -23,7 +24,6 @@ from mla_numba.cli.report import (
 )
 from mla_numba.kernels import cache_folder, max_threads
 from mla_numba.oracle import bits as verify
-from mla_numba.prolog import MICRO_TILES, this_machine
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 

@@ -14,9 +14,9 @@ from test_cli import ROOT, invoke, one_line_error, run_cli
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__
 from mla_numba.call import tuned as store
+from mla_numba.call.planning import this_machine
 from mla_numba.cli import tune as cli_tune
 from mla_numba.cli.sweep import SMALL_DIMS
-from mla_numba.prolog import this_machine
 from mla_numba.tuning.contest import Arena, Contender
 from tiling import PRESETS, CpuTiling, PassOptions, Rates
 

@@ -1,4 +1,4 @@
-"""Arrows run one way: tiling <- kernels <- the prolog <- the command line; nothing sees tests and benches."""
+"""Imports run one way: a room imports only rooms to its left, here in lists that are written down."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -9,15 +9,32 @@ from helpers import ROOT, run_python
 
 PACKAGES = ("tiling", "mla_numba")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+# The rooms of each package. FACADE are modules that users import and that gather names of other rooms.
+ROOMS = {
+    "tiling": (
+        "check", "json", "arith", "rates", "machine", "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan",
+        "roofline", "planner",
+    ),
+    "mla_numba": (
+        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
+        "pypto", "tuning", "interop", "cli",
+    ),
+    "mla_numba.kernels": (
+        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
+    ),
+}  # fmt: skip
+FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {
+    f"mla_numba.{name}" for name in ("dump_names", "inputs", "ops", "reference", "tolerance", "verify")
+}
 OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna"}
+ONLY_IN = {
+    "click": "mla_numba.cli",
+    "rich": "mla_numba.cli",
+    "simpleeval": "mla_numba.tuning",
+    "numba": "mla_numba.kernels",
+    "llvmlite": "mla_numba.kernels",
+}
 COMMAND_LINE = {"click", "rich", "simpleeval"}
-EMITTING = ("isa", "llvm_ir", "peaks", "jit.body", "jit.folder", "jit.fork", "jit.outlined", "threads.atomics")
-EMITTING += tuple(f"micro.{stem}" for stem in ["emitter", "library", "multiply_adds", "table", "ukernel"])
-EMITTING += tuple(f"micro.{isa}" for isa in ("avx2", "avx512vnni", "avx512bf16"))
-# Rooms and files of the kernels: each imports only what stands before it, or beside it in its own room.
-KERNELS = (
-    "kinds", "llvm_ir", "isa", "jit", "scalars", "threads", "micro", "launch", "row", "panels", "sweeps", "peaks",
-)  # fmt: skip
 
 
 def module_name(path):
@@ -82,76 +99,92 @@ def reachable(name):
 LIBRARY = reachable("mla_numba")
 
 
-def layer(name):
-    """0 tiling, 1 kernels, 2 the rest of the library, 3 what stands on it: the command line, its reports, interop."""
-    if name.split(".")[0] == "tiling":
-        return 0
-    if name.startswith("mla_numba.kernels"):
-        return 1
-    return 2 if name in LIBRARY else 3
-
-
 def importers_of(package):
     return {name for name, imports in IMPORTS.items() if any(i.module.split(".")[0] == package for i in imports)}
 
 
-def test_finds_the_modules():
-    assert {"tiling", "tiling.planner", "mla_numba", "mla_numba.kernels", "mla_numba.kernels.isa"} <= set(NAMES)
-    assert Import("mla_numba.cache", True, True) in IMPORTS["mla_numba"]
-    library = "packed weights workspace trace engine prolog cache dims ops reference"
-    assert {layer(f"mla_numba.{stem}") for stem in library.split()} == {2}
-    assert {layer(f"mla_numba.{stem}") for stem in ("__main__", "cli", "_report", "interop.torch")} == {3}
+def place(module, package):
+    """Where a module's room stands in its package; None for what is none of its rooms."""
+    if not module.startswith(f"{package}."):
+        return None
+    room = module.removeprefix(f"{package}.").split(".")[0]
+    return ROOMS[package].index(room) if room in ROOMS[package] else None
 
 
-@pytest.mark.parametrize("package", ["numpy", "numba", "llvmlite", "ml_dtypes", "mla_numba"])
-def test_tiling_imports_the_standard_library_only(package):
-    assert not [name for name in importers_of(package) if layer(name) == 0]
+def test_every_module_is_in_a_room():
+    for name in NAMES:
+        package = name.split(".")[0]
+        assert name in FACADE or place(name, package) is not None, name
+        if name.startswith("mla_numba.kernels."):
+            assert place(name, "mla_numba.kernels") is not None, name
+    for package, rooms in ROOMS.items():
+        assert {
+            name.removeprefix(f"{package}.").split(".")[0] for name in NAMES if place(name, package) is not None
+        } == {*rooms}
 
 
-def test_numba_is_imported_by_kernels_only():
-    assert all(layer(name) == 1 for name in importers_of("numba"))
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_rooms_to_their_left(package):
+    up = [
+        f"{name} imports {i.module}"
+        for name, imports in IMPORTS.items()
+        if place(name, package) is not None
+        for i in imports
+        if place(i.module, package) is not None and place(i.module, package) > place(name, package)
+    ]
+    assert up == []
 
 
-def test_llvmlite_is_imported_where_code_is_emitted_only():
-    assert importers_of("llvmlite") <= {f"mla_numba.kernels.{stem}" for stem in EMITTING}
+def test_only_the_facade_imports_the_facade():
+    public = {"mla_numba.kernels", "tiling"}  # packages whose names are taken from the package itself
+    found = [
+        f"{name} imports {i.module}"
+        for name, imports in IMPORTS.items()
+        if name not in FACADE
+        for i in imports
+        if i.module in FACADE and not (i.module in public and not name.startswith(i.module))
+    ]
+    assert found == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if layer(name) == 1])
-def test_kernels_see_kernels_only(name):
-    ours = [i.module for i in IMPORTS[name] if i.module.split(".")[0] in PACKAGES]
-    assert [module for module in ours if layer(module) != 1] == []
+def test_tiling_sees_tiling_only():
+    for package in ("numpy", "numba", "llvmlite", "ml_dtypes", "mla_numba"):
+        assert not [name for name in importers_of(package) if name.startswith("tiling")], package
 
 
-def place(name):
-    """Where a module of the kernels stands in `KERNELS`."""
-    return KERNELS.index(name.removeprefix("mla_numba.kernels.").split(".")[0])
+def test_kernels_see_kernels_only():
+    kernels = [name for name in NAMES if name.startswith("mla_numba.kernels")]
+    ours = {i.module for name in kernels for i in IMPORTS[name] if i.module.split(".")[0] in PACKAGES}
+    assert [module for module in ours if not module.startswith("mla_numba.kernels")] == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("mla_numba.kernels.")])
-def test_rooms_of_the_kernels_stand_in_order(name):
-    ours = [i.module for i in IMPORTS[name] if i.module.startswith("mla_numba.kernels")]
-    assert "mla_numba.kernels" not in ours
-    assert [module for module in ours if place(module) > place(name)] == []
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_packages_stay_in_their_room(package):
+    assert [name for name in importers_of(package) if not name.startswith(ONLY_IN[package])] == []
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_arrows_run_one_way(name):
-    ours = [i.module for i in IMPORTS[name] if i.at_runtime and i.module.split(".")[0] in PACKAGES]
-    assert [module for module in ours if layer(module) > layer(name)] == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_nothing_imports_the_package_that_gathers_the_public_names(name):
-    assert "mla_numba" not in [i.module for i in IMPORTS[name]]
+def test_private_names_stay_in_their_room():
+    found = []
+    for name in NAMES:
+        for node in ast.walk(ast.parse(NAMES[name].read_text())):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            for alias in node.names:
+                private = alias.name.startswith("_") and not alias.name.startswith("__")
+                source = resolve(name, ast.ImportFrom(node.module, [alias], node.level))[0]
+                if private and source.split(".")[:2] != name.split(".")[:2] and source in NAMES:
+                    found.append(f"{name} imports {alias.name} of {source}")
+    assert found == []
 
 
 def test_no_cycles():
-    graph = {name: {i.module for i in imports if i.at_runtime} & set(NAMES) for name, imports in IMPORTS.items()}
+    graph = {name: {i.module for i in imports} & set(NAMES) - {name} for name, imports in IMPORTS.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(NAMES)
 
 
 def test_the_oracle_stands_alone():
-    assert not [i.module for i in IMPORTS["mla_numba.reference"] if i.module.split(".")[0] in PACKAGES]
+    ours = {i.module for i in IMPORTS["mla_numba.oracle.reference"] if i.module.split(".")[0] in PACKAGES}
+    assert [module for module in ours if not module.startswith("mla_numba.base.")] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -164,7 +197,7 @@ def test_tests_and_benches_are_seen_by_nothing(name):
 def test_optional_packages_are_imported_where_they_are_needed(name):
     roots = {i.module.split(".")[0] for i in IMPORTS[name] if i.at_top}
     assert not roots & (OPTIONAL - {"torch", "transformers"} if name.startswith("mla_numba.interop.") else OPTIONAL)
-    assert layer(name) == 3 or not roots & COMMAND_LINE
+    assert name not in LIBRARY or not roots & COMMAND_LINE
 
 
 def test_import_compiles_nothing_and_stays_light(tmp_path):

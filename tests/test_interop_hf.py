@@ -12,7 +12,7 @@ from hf_models import forward, generate, load_model, make_prompt  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 from mla_numba import Checkpoint  # noqa: E402
-from mla_numba.interop.hf.patch import patch  # noqa: E402
+from mla_numba.interop.hf.patched import patch  # noqa: E402
 
 N_NEW = 64
 

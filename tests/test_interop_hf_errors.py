@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from hf_models import forward, make_prompt, save_model  # noqa: E402
 from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, LlamaModel, StaticCache  # noqa: E402
 
-from mla_numba.interop.hf.patch import patch  # noqa: E402
+from mla_numba.interop.hf.patched import patch  # noqa: E402
 
 
 @pytest.fixture

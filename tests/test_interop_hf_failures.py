@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 from hf_models import forward, make_prompt  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
-from mla_numba.interop.hf.patch import patch  # noqa: E402
+from mla_numba.interop.hf.patched import patch  # noqa: E402
 
 
 def interrupt(*_):

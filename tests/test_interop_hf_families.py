@@ -17,7 +17,7 @@ from hf_models import (  # noqa: E402
 )
 from transformers import Kimi_K25ForConditionalGeneration  # noqa: E402
 
-from mla_numba.interop.hf.patch import patch  # noqa: E402
+from mla_numba.interop.hf.patched import patch  # noqa: E402
 
 
 def rms(a, b):

@@ -10,7 +10,7 @@ pytest.importorskip("transformers")
 from hf_models import forward, make_prompt  # noqa: E402
 
 from mla_numba.interop.hf.fresh import PackedFrom  # noqa: E402
-from mla_numba.interop.hf.patch import patch  # noqa: E402
+from mla_numba.interop.hf.patched import patch  # noqa: E402
 
 TOKENS = make_prompt(1, 7)
 

@@ -12,11 +12,11 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from mla_numba import MlaDims
+from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA, max_threads, peaks
 from mla_numba.kernels.llvm_ir import F32, I16, I32
 from mla_numba.kernels.micro import emitter
 from mla_numba.kernels.threads import tasks
-from mla_numba.prolog import MICRO_TILES, this_machine
 from mla_numba.tuning import rates as measure
 from mla_numba.tuning.rates import (
     Probes,

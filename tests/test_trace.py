@@ -8,6 +8,7 @@ from helpers import make_cache, make_inputs, make_weights
 from rich.console import Console
 
 from mla_numba import MlaDims, MlaProlog
+from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.call.trace import (
     PHASES,
     SWEEPS,
@@ -21,7 +22,6 @@ from mla_numba.kernels import max_threads
 from mla_numba.kernels.sweeps.arguments import TokenTile
 from mla_numba.kernels.sweeps.phase import HEADS
 from mla_numba.kernels.sweeps.tile import prolog_tile
-from mla_numba.prolog import MICRO_TILES, this_machine
 from tiling import CpuTiling, plan_prolog
 
 DIMS = MlaDims(514, 5, 101, 132, 33, 34)

@@ -25,9 +25,9 @@ from mla_numba import (
     PagedCache,
     PassOptions,
 )
+from mla_numba.call.planning import MICRO_TILES
 from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
-from mla_numba.prolog import MICRO_TILES
 
 DIMS = MlaDims(16, 2, 9, 8, 3, 4)
 T, BLOCKS, BLOCK_SIZE = 5, 2, 3

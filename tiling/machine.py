@@ -31,8 +31,8 @@ class Machine:
 
     ``l1d_bytes`` and ``l2_bytes`` are those of one core, ``l3_bytes`` is the shared one and 0 where there is none or
     it is not known. ``n_usable_cores`` counts the physical cores this process may run on: hyperthreads of one core
-    count once, and CPU affinity and a cgroup's quota are respected. Caches have at most 2**40 bytes, and there are at
-    most 2**16 cores.
+    count once, and CPU affinity and a cgroup's quota are respected. Caches have at most 2^40 bytes, and there are at
+    most 2^16 cores.
     """
 
     name: str

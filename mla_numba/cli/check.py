@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from .._version import __version__
 from ..base.dims import MlaDims
+from ..base.modes import NUMERICS, QUANT_MODES
 from ..cache import CACHE_MODES
 from ..dumps import (
     FORMATS,
@@ -31,9 +32,7 @@ from ..dumps.names import (
     SCALES,
     STYLES,
 )
-from ..oracle.reference import NUMERICS
 from ..oracle.tolerance import Agreement
-from ..weights.plain import QUANT_MODES
 from .options import (
     DIMS_FORM,
     folder_to_write,

@@ -19,7 +19,9 @@ from tiling import CpuTiling, MlaTileConfig, plan_prolog
 
 from .._version import __version__
 from ..base.dims import MlaDims
+from ..base.modes import NUMERICS, QUANT_MODES
 from ..cache import PAGED_MODES
+from ..call.planning import MICRO_TILES, stored_choice, this_machine
 from ..kernels import (
     ISA,
     cache_folder,
@@ -27,16 +29,13 @@ from ..kernels import (
     max_threads,
     why_not_kept,
 )
-from ..oracle.reference import NUMERICS
-from ..prolog import MICRO_TILES, stored_choice, this_machine
 from ..tuning.rates import (
     least_ms,
     measure_all,
     rates_as_dict,
-    show_rates,
 )
 from ..weights.checkpoint import Checkpoint
-from ..weights.plain import QUANT_MODES, MlaWeights
+from ..weights.plain import MlaWeights
 from .bench.command import bench
 from .check import check, dump
 from .options import (
@@ -50,6 +49,7 @@ from .options import (
     what_to_plan,
 )
 from .pack import pack_layer
+from .rates_table import show_rates
 from .report import (
     Steps,
     folder_size,

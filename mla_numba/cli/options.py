@@ -15,9 +15,9 @@ from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
 
 from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
+from ..base.modes import QUANT_MODES
 from ..base.output_path import fault_of_file, fault_of_folder
 from ..kernels import max_threads
-from ..weights.plain import QUANT_MODES
 
 __all__ = [
     "DIMS_FORM",

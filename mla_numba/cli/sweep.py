@@ -16,7 +16,7 @@ from tiling import PRESETS, CpuTiling, PrologPlan, plan_prolog, preset
 from .._version import __version__
 from ..base.dims import MlaDims
 from ..base.output_path import fault_of_file
-from ..prolog import MICRO_TILES, this_machine
+from ..call.planning import MICRO_TILES, this_machine
 from ..tuning.contest import ExactnessError
 from ..tuning.journal import Journal
 from ..tuning.rates import rates_as_dict

@@ -19,7 +19,7 @@ from tiling import Rates
 
 from .._version import __version__
 from ..base.dims import MlaDims
-from ..prolog import this_machine
+from ..call.planning import this_machine
 from ..tuning.contest import Arena
 from ..tuning.journal import Journal
 from ..tuning.rates import Probes, rates_as_dict

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from .._version import __version__
 from ..base.dims import MlaDims
+from ..call.planning import this_machine
 from ..call.tuned import (
     FOLDER_VARIABLE,
     Tuned,
@@ -24,7 +25,6 @@ from ..call.tuned import (
     save_tuned,
     store_folder,
 )
-from ..prolog import this_machine
 from ..tuning.contest import Arena, ExactnessError
 from ..tuning.rates import Probes, rates_as_dict
 from ..tuning.search import Outcome, search

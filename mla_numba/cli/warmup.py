@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..base.dims import MlaDims
+from ..base.modes import QUANT_MODES
 from ..cache import PagedCache
 from ..oracle.inputs import random_inputs
 from ..prolog import MlaProlog
-from ..weights.plain import QUANT_MODES, MlaWeights
+from ..weights.plain import MlaWeights
 from .report import Steps
 
 __all__ = ["compile_all"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..base.checks import Array
 from ..cache import PagedCache
-from ..prolog import PrologOutput
+from ..call.bind import PrologOutput
 from ..weights.plain import MlaWeights
 from .reference import ReferenceOutput, mla_prolog
 

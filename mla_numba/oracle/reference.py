@@ -22,6 +22,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ..base.modes import NUMERICS
+
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -29,7 +31,6 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-NUMERICS = ("pypto", "cann")
 N_LANES = 16  # accumulators of the sum of squares in rms_norm
 N_GROUPS = 4  # quantisation groups of the latent key
 NZ_C0_BYTES = 32  # the contiguous run of a PA_NZ cache

@@ -25,16 +25,12 @@ from ..base.checks import (
     Array,
 )
 from ..base.dims import MlaDims
+from ..base.modes import NUMERICS
 from ..cache import PagedCache
+from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import max_threads
 from ..layouts import from_fractal_nz
-from ..oracle.reference import NUMERICS
-from ..prolog import (
-    MICRO_TILES,
-    MlaProlog,
-    PrologOutput,
-    this_machine,
-)
+from ..prolog import MlaProlog, PrologOutput
 from ..weights.packed import PackedGemm, PackedWeights, pack_gemm
 from ..weights.plain import MlaWeights
 from .operations import MlaQuantInputs

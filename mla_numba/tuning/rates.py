@@ -18,24 +18,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-from rich import box
-from rich.console import Group
-from rich.table import Column, Table
 
 from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 
 from ..base.checks import check_int, check_number
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty
+from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import ISA, max_threads, peaks
 from ..kernels.threads import tasks
-from ..prolog import MICRO_TILES, this_machine
 
-__all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict", "show_rates"]
+__all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict"]
 
 _MIN_BUFFER_BYTES = 2**28
 _MAX_BUFFER_BYTES = 2**30
@@ -154,26 +151,6 @@ def rates_as_dict(rates: Rates) -> dict[str, float]:
         "fma_gflop_s": rates.flops_s / 1e9,
         "dot_gop_s": rates.ops_s / 1e9,
     } | ({} if rates.bf16_flops_s is None else {"bf16_gflop_s": rates.bf16_flops_s / 1e9})
-
-
-def show_rates(by_threads: Mapping[int, Rates], least: Mapping[int, float]) -> Group:
-    """Rates by number of threads, and the least milliseconds that the last of them allow, by number of tokens."""
-    has_bf16 = any(rates.bf16_flops_s is not None for rates in by_threads.values())
-    bf16 = ["bf16 dot GFLOP/s"] if has_bf16 else []
-    rates_table = _table("threads", "read GB/s", "FMA GFLOP/s", "int8 dot GOP/s", *bf16)
-    for n, rates in by_threads.items():
-        rates_table.add_row(str(n), *(f"{rate:.1f}" for rate in rates_as_dict(rates).values()))
-    least_table = _table("tokens", "least possible ms")
-    for t, milliseconds in least.items():
-        least_table.add_row(str(t), f"{milliseconds:.3f}")
-    fastest = "max(FMA, bf16 dot)" if has_bf16 else "FMA"
-    formula = f"max(bytes / read, flops / {fastest} + ops / int8 dot)"
-    heading = f"a decode call, quant b, {max(by_threads)} threads:\n{formula}"
-    return Group(rates_table, heading, least_table)
-
-
-def _table(*headings: str) -> Table:
-    return Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
 
 
 def _time_in_turns(runs: list[Callable[[], None]], seconds: float) -> list[list[float]]:

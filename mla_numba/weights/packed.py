@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from ..kernels.panels import (
 from ..kernels.sweeps.arguments import Layer, Norm, Weight
 from .mapped_file import read_arrays, write_arrays
 from .packed_facts import FACTS, PRODUCTS, check_mode, gemm_sizes, is_vector, read_facts
-
-if TYPE_CHECKING:
-    from .plain import MlaWeights
 
 __all__ = ["PackedGemm", "PackedWeights"]
 
@@ -322,41 +319,6 @@ class _Cut:
         if head_dim is None:
             return cls(1, weight.shape[1], 0, weight.shape[1])
         return cls(weight.shape[1] // head_dim, head_dim, head_dim, weight.shape[1])
-
-
-def pack_weights(weights: MlaWeights, n_threads: int) -> PackedWeights:
-    """Packs all weights of a prolog on `n_threads` threads."""
-    dims = weights.dims
-
-    def widened(vector: Array | None) -> Array:
-        return np.zeros(0, np.float32) if vector is None else vector.astype(np.float32)
-
-    return PackedWeights(
-        dims=dims,
-        quant=weights.quant,
-        down=pack_gemm(
-            [weights.w_dq, weights.w_dkv_kr],
-            [weights.dequant_scale_w_dq, weights.dequant_scale_w_dkv_kr],
-            n_threads,
-            # w_dq is summed over the two halves of k; int8 sums are exact, so there one part does.
-            n_parts=2 if weights.dequant_scale_w_dq is None else 1,
-            rope_dims=(0, dims.qk_rope_head_dim),
-        ),
-        up=pack_gemm(
-            [weights.w_uq_qr],
-            [weights.dequant_scale_w_uq_qr],
-            n_threads,
-            head_dim=dims.q_head_dim,
-            rope_dims=(dims.qk_rope_head_dim,),
-            rope_first=True,
-        ),
-        uk=pack_gemm([weights.w_uk], [None], n_threads),
-        gamma_cq=widened(weights.gamma_cq),
-        gamma_ckv=widened(weights.gamma_ckv),
-        smooth_scales_cq=widened(weights.smooth_scales_cq),
-        epsilon_cq=np.float32(weights.epsilon_cq),
-        epsilon_ckv=np.float32(weights.epsilon_ckv),
-    )
 
 
 def _packing() -> dict[str, int]:

@@ -24,13 +24,12 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
+from ..base.modes import QUANT_MODES
 from ..kernels import max_threads
-from .packed import PackedWeights, pack_weights
+from .packed import PackedWeights, pack_gemm
 from .quantize import QuantizationReport, WeightError, quantize_columns
 
 __all__ = ["MlaWeights"]
-
-QUANT_MODES = ("none", "a", "b", "ab")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -219,4 +218,35 @@ class MlaWeights:
         `n_threads`: at most Numba's thread count, which is the default. Raises what the class raises where an array was
         given another shape or dtype in place meanwhile.
         """
-        return pack_weights(replace(self), check_threads("n_threads", n_threads, max_threads()))
+        n_threads = check_threads("n_threads", n_threads, max_threads())
+        w, dims = replace(self), self.dims  # checked once more
+
+        def widened(vector: Array | None) -> Array:
+            return np.zeros(0, np.float32) if vector is None else vector.astype(np.float32)
+
+        return PackedWeights(
+            dims=dims,
+            quant=w.quant,
+            down=pack_gemm(
+                [w.w_dq, w.w_dkv_kr],
+                [w.dequant_scale_w_dq, w.dequant_scale_w_dkv_kr],
+                n_threads,
+                # w_dq is summed over the two halves of k; int8 sums are exact, so there one part does.
+                n_parts=2 if w.dequant_scale_w_dq is None else 1,
+                rope_dims=(0, dims.qk_rope_head_dim),
+            ),
+            up=pack_gemm(
+                [w.w_uq_qr],
+                [w.dequant_scale_w_uq_qr],
+                n_threads,
+                head_dim=dims.q_head_dim,
+                rope_dims=(dims.qk_rope_head_dim,),
+                rope_first=True,
+            ),
+            uk=pack_gemm([w.w_uk], [None], n_threads),
+            gamma_cq=widened(w.gamma_cq),
+            gamma_ckv=widened(w.gamma_ckv),
+            smooth_scales_cq=widened(w.smooth_scales_cq),
+            epsilon_cq=np.float32(w.epsilon_cq),
+            epsilon_ckv=np.float32(w.epsilon_ckv),
+        )

@@ -91,7 +91,7 @@ class MlaTileConfig:
     Mutable: settings may be given as keywords or assigned afterwards, and each assignment is checked. A cube tile may
     be any sequence of six ints and is kept as a ``CubeTile``; lists and mappings are copied. The planner checks again
     whatever was changed in place. ``PrologPlan.explain`` says what each setting does on a CPU. A count is from 1 to
-    2**31 - 1, and ``unroll_list`` has at most 4096 sizes; else ``ValueError`` names the setting.
+    2^31 - 1, and ``unroll_list`` has at most 4096 sizes; else ``ValueError`` names the setting.
 
     - ``tile_b, tile_s, tile_bs``: tokens along batch, sequence and both.
     - ``m_tile``: token rows of the per-head product with w_uk; ``mv_tile``: token rows of the elementwise query steps.
@@ -197,7 +197,7 @@ class RopeTileShapeConfig:
 class PassOptions:
     """Scheduling settings: stage ordinal -> count, key -1 for the stages that are not named.
 
-    An empty mapping says nothing. Counts are at most 2**31 - 1. ``stitch_function_max_num`` and ``device_sched_mode``
+    An empty mapping says nothing. Counts are at most 2^31 - 1. ``stitch_function_max_num`` and ``device_sched_mode``
     belong to the NPU's scheduler.
     """
 

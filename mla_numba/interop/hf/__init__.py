@@ -2,6 +2,6 @@
 
 from .blocks import BlockPool
 from .cache import LatentCache
-from .patch import Patched, patch
+from .patched import Patched, patch
 
 __all__ = ["BlockPool", "LatentCache", "Patched", "patch"]

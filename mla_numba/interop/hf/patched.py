@@ -20,11 +20,10 @@ from ...base.checks import (
     check_int,
     check_threads,
 )
+from ...base.modes import NUMERICS, QUANT_MODES
 from ...kernels import max_threads
-from ...oracle.reference import NUMERICS
 from ...prolog import MlaProlog
 from ...weights.checkpoint import Checkpoint
-from ...weights.plain import QUANT_MODES
 from ...weights.quantize import QuantizationReport
 from ..torch.prolog import TorchProlog, to_torch
 from .cache import CacheSettings, LatentCache

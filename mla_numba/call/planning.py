@@ -1,0 +1,112 @@
+"""The plans of a prolog on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tiling import (
+    Costs,
+    CpuTiling,
+    Machine,
+    MicroTile,
+    MlaTileConfig,
+    PassOptions,
+    PrologPlan,
+    pass_options,
+    plan_prolog,
+)
+
+from .._version import __version__
+from ..base.checks import check_choice
+from ..base.dims import MlaDims
+from ..base.modes import PHASES
+from ..kernels import ISA
+from .tuned import load_rates, load_tuned
+
+__all__ = ["MICRO_TILES", "PlanSettings", "Plans", "stored_choice", "this_machine"]
+
+MICRO_TILES = {
+    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
+    "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
+}
+_PLANS_KEPT = 64
+
+
+def this_machine() -> Machine:
+    """This machine, with the instruction set that the kernels are built for."""
+    return replace(Machine.detect(), isa=ISA.name)
+
+
+def stored_choice(
+    machine: Machine, dims: MlaDims, quant: str, n_threads: int, t: int
+) -> tuple[CpuTiling | None, Costs | None, str]:
+    """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
+    with the rates measured on this machine, or None where they were not; and what to say of it.
+    """
+    rates = load_rates(machine, __version__, n_threads)
+    costs = None if rates is None else Costs.of_isa(machine.isa).with_rates(rates, n_threads)
+    found = load_tuned(machine, __version__, dims, quant, n_threads, t) if t else None
+    if found is None:
+        return None, costs, "nothing is stored for so many tokens, so the planner chose (mla-numba tune searches)"
+    return found.tiling if found.tiling.given() else None, costs, str(found)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSettings:
+    """What a user says of a prolog's plans: the arguments of `MlaProlog` of these names.
+
+    Raises `TypeError` or `ValueError` naming the field that does not fit.
+    """
+
+    phase: str
+    tile_config: MlaTileConfig | CpuTiling | str | None
+    options: PassOptions | None
+
+    def __post_init__(self) -> None:
+        config, options = self.tile_config, self.options
+        check_choice("phase", self.phase, PHASES)
+        if isinstance(config, str):
+            check_choice("tile_config", config, ("auto",))
+        elif config is not None and not isinstance(config, (MlaTileConfig, CpuTiling)):
+            raise TypeError(
+                f"tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got {type(config).__name__}"
+            )
+        if options is not None and not isinstance(options, PassOptions):
+            raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
+        if options is not None and isinstance(config, (CpuTiling, str)):
+            raise ValueError("options: expected None with a CpuTiling or 'auto', got PassOptions")
+        if isinstance(config, MlaTileConfig):  # which can be changed by whoever has it
+            object.__setattr__(self, "tile_config", config.replace())
+
+
+class Plans:
+    """The plans of one prolog, each made once."""
+
+    def __init__(self, dims: MlaDims, quant: str, settings: PlanSettings) -> None:
+        self.machine = this_machine()
+        self._dims = dims
+        self._quant = quant
+        self._settings = settings
+        self._made: dict[tuple[int, int], PrologPlan] = {}
+
+    def plan(self, t: int, n_threads: int) -> PrologPlan:
+        """The plan of `t` tokens on that many threads."""
+        # No lru_cache of a bound method, a cycle that would keep the weights until the garbage collector finds it.
+        plan = self._made.get((t, n_threads))
+        if plan is None:
+            if len(self._made) >= _PLANS_KEPT:
+                self._made.clear()
+            plan = self._made[t, n_threads] = self._make(t, n_threads)
+        return plan
+
+    def _make(self, t: int, n_threads: int) -> PrologPlan:
+        phase, config, options = self._settings.phase, self._settings.tile_config, self._settings.options
+        if options is None and isinstance(config, MlaTileConfig):
+            options = pass_options(phase, t)
+        costs, note = None, ""
+        if isinstance(config, str):
+            config, costs, note = stored_choice(self.machine, self._dims, self._quant, n_threads, t)
+        return plan_prolog(
+            self._dims, t, config, self.machine, micro=MICRO_TILES, phase=phase, quant=self._quant,
+            n_threads=n_threads, options=options, costs=costs, note=note,
+        )  # fmt: skip
