@@ -16,7 +16,7 @@ class CpuTiling:
 
     Counts are of elements, token rows, panels (of nr columns) or tasks. Blocks longer than the product are clipped,
     ``*_kc`` is rounded up to kr, and rows and panels are cut evenly, so a block may be a little smaller than asked for.
-    A count is from 1 to 2**31 - 1, ``n_threads`` at most 2**16, and ``unroll_list`` has at most 4096 sizes; else
+    A count is from 1 to 2^31 - 1, ``n_threads`` at most 2^16, and ``unroll_list`` has at most 4096 sizes; else
     ``ValueError`` names the field.
 
     - ``unroll_list``: numbers of tokens a tile may have, see ``loop_unroll``.
