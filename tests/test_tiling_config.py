@@ -116,7 +116,7 @@ def test_json_round_trip():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "text: expected a JSON object of settings"),
+        ("[1]", "text: expected a JSON object, got list"),
         ('{"m_tiles": 1}', "text: expected settings of tile_b, .*, got m_tiles"),
         ('{"m_tile": 0}', "m_tile: expected at least 1, got 0"),
     ],

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
 
 from tiling.check import MAX_THREADS, check_choice, check_int, check_str
-from tiling.json import from_json, to_json
+from tiling.json import JsonText
 
 __all__ = ["ISAS", "Machine"]
 
@@ -26,7 +25,7 @@ _MAX_DIGITS = 15  # of a number in a system's file: more is no size and no count
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(JsonText):
     """Caches, cores and instruction set of one machine.
 
     ``l1d_bytes`` and ``l2_bytes`` are those of one core, ``l3_bytes`` is the shared one and 0 where there is none or
@@ -64,15 +63,6 @@ class Machine:
         if sys.platform == "darwin":
             return detect_macos(_sysctl)
         return fallback_machine()
-
-    def to_json(self) -> str:
-        """JSON text of every field."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The machine that ``to_json`` wrote."""
-        return from_json(cls, text)
 
     def __str__(self) -> str:
         """One line."""

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Self
 
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_choice, check_int, check_ints
 from tiling.choose.candidates import Chooser
 from tiling.choose.costs import Costs
 from tiling.choose.explain import candidate_lines
 from tiling.cpu_tiling import CpuTiling
-from tiling.json import from_json, to_json
+from tiling.json import JsonText
 from tiling.machine import Machine
 from tiling.modes import CALL_PHASES
 from tiling.plan.tile import TilePlan
@@ -23,7 +22,7 @@ ORIGINS = ("planner", "config", "tiling", "tuned")
 
 
 @dataclass(frozen=True)
-class PrologPlan:
+class PrologPlan(JsonText):
     """How ``t`` tokens go through the prolog on one machine, and why so.
 
     - ``tiles``: ``(offset, factor)`` of each tile of tokens; ``tile_plans``: one plan per distinct factor.
@@ -143,15 +142,6 @@ class PrologPlan:
         return Chooser(
             stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
         )
-
-    def to_json(self) -> str:
-        """JSON text of the whole plan."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The plan that ``to_json`` wrote; it is checked again."""
-        return from_json(cls, text)
 
     def __str__(self) -> str:
         """A line on the whole, then one on each tile and each of its products."""
