@@ -15,7 +15,7 @@ from tiling.choose.candidates import (
     WALK_BEYOND_L2,
 )
 from tiling.choose.model import Model, makespan
-from tiling.machine import ISAS
+from tiling.machine import ISA_NAMES
 from tiling.stages import StageShape
 
 
@@ -201,7 +201,7 @@ def test_tilings_are_frozen_checked_and_round_trip():
             CpuTiling(**{name: value})
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", ISA_NAMES)
 def test_every_instruction_set_has_its_costs(isa):
     costs = Costs.of_isa(isa)
     assert Costs.from_json(costs.to_json()) == costs

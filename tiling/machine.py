@@ -12,9 +12,9 @@ from pathlib import Path
 from tiling.check import MAX_THREADS, check_choice, check_int, check_str
 from tiling.json import JsonText
 
-__all__ = ["ISAS", "Machine"]
+__all__ = ["ISA_NAMES", "Machine"]
 
-ISAS = ("avx512bf16", "avx512vnni", "avx2", "portable")
+ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "portable")
 
 # What nearly every core since 2010 has at least; used where the system does not say.
 _FALLBACK_L1D_BYTES = 32 * 1024
@@ -47,7 +47,7 @@ class Machine(JsonText):
         """Check the fields."""
         for name in ("name", "arch"):
             check_str(name, getattr(self, name))
-        check_choice("isa", self.isa, ISAS)
+        check_choice("isa", self.isa, ISA_NAMES)
         check_int("l1d_bytes", self.l1d_bytes, 1, _MAX_CACHE_BYTES)
         check_int("l2_bytes", self.l2_bytes, 1, _MAX_CACHE_BYTES)
         check_int("l3_bytes", self.l3_bytes, 0, _MAX_CACHE_BYTES)
@@ -73,7 +73,7 @@ class Machine(JsonText):
 
 
 def isa_of(flags: Iterable[str]) -> str:
-    """The best instruction set of ``ISAS`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
+    """The best instruction set of ``ISA_NAMES`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
     flags = set(flags)
     if flags >= {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}:
         return "avx512bf16" if "avx512_bf16" in flags else "avx512vnni"

@@ -56,7 +56,7 @@ class Costs(JsonText):
 
     @staticmethod
     def of_isa(isa: str) -> "Costs":
-        """The constants that come with the package for an instruction set of ``machine.ISAS``."""
+        """The constants that come with the package for an instruction set of ``machine.ISA_NAMES``."""
         return _of_isa(isa)
 
     def with_rates(self, rates: Rates, n_threads: int) -> Self:

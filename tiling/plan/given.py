@@ -8,7 +8,7 @@ from tiling.plan.tile import TilePlan
 from tiling.pypto.config import CubeTile, MlaTileConfig, PassOptions
 from tiling.pypto.scheduling import MODE_FLAG, setting_of
 
-__all__ = ["config_tile", "describe_config", "describe_options"]
+__all__ = ["Notes", "config_tile", "describe_config", "describe_options"]
 
 Notes = list[tuple[str, str, str]]
 
