@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import ml_dtypes
 import numpy as np
@@ -224,7 +224,7 @@ def test_bin_files_need_dimensions(tmp_path):
     (folder / "dims.json").unlink()
     with pytest.raises(ValueError, match=r"w_qb_scale|dequant_scale \(dequant_scale\.bin\): expected 98304 bytes"):
         read_dump(folder)
-    (folder / "config.json").write_text(json.dumps({name: getattr(DIMS, name) for name in DIMS.__slots__}))
+    (folder / "config.json").write_text(json.dumps(asdict(DIMS)))
     assert dump_settings(folder) == dump_settings(folder, dims=None) == DumpSettings(dims=DIMS)
     assert all(found.exact for found in check_dump(read_dump(folder, dump_settings(folder, block_size=4))))
 
@@ -427,7 +427,7 @@ def test_more_tokens_than_rows(tmp_path):
 )
 def test_settings_that_do_not_fit(tmp_path, content, error, text):
     if isinstance(content, dict):
-        content = json.dumps({name: getattr(DIMS, name) for name in DIMS.__slots__} | content)
+        content = json.dumps(asdict(DIMS) | content)
     (tmp_path / "dims.json").write_text(content)
     with pytest.raises(error, match=re.escape(text)):
         dump_settings(tmp_path)
