@@ -24,6 +24,7 @@ from helpers import (
 from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PagedCache
 from mla_numba.kernels import ISA
 from mla_numba.oracle.bits import check_output, compare_bits, reference_run
+from tiling import round_up
 
 SMALL = MlaDims(130, 3, 50, 68, 33, 34)
 SHARED = MlaDims(514, 5, 101, 132, 33, 34)
@@ -338,7 +339,7 @@ def interleaved(dims, quantized, n_blocks, block_size, cache_mode, gap=0):
     widths = {"kv": dims.kv_lora_rank * (1 if quantized else 2), "kr": dims.qk_rope_head_dim * 2}
     if quantized:
         widths["k_scale"] = 16
-    sizes = {name: -(-block_size * width // 4) * 4 for name, width in widths.items()}
+    sizes = {name: round_up(block_size * width, 4) for name, width in widths.items()}
     buffer = random_bytes(np.random.default_rng(3), np.empty((n_blocks, sum(sizes.values()) + gap), np.uint8))
     dtypes = {"kv": np.int8 if quantized else BF16, "kr": BF16, "k_scale": np.float32}
     arrays, at = {}, 0
