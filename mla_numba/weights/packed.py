@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from tiling import ceil_div, round_up
+
 from ..base.checks import (
     BF16,
     Array,
@@ -17,7 +19,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
-from ..base.memory import aligned_empty, unlocked
+from ..base.memory import aligned_empty, writable_alias
 from ..kernels import ISA
 from ..kernels.panels import (
     Matrices,
@@ -75,7 +77,7 @@ class PackedGemm:
 
     def as_argument(self) -> Weight:
         """As the kernels take it."""
-        panels, offset, col_scale = (unlocked(a.view()) for a in (self.panels, self.offset, self.col_scale))
+        panels, offset, col_scale = (writable_alias(a.view()) for a in (self.panels, self.offset, self.col_scale))
         return Weight(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
@@ -96,7 +98,7 @@ class PackedWeights:
 
     def arguments_for(self, numerics: str) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
-        gamma_cq, gamma_ckv, smooth = (unlocked(getattr(self, name).view()) for name in _VECTORS)
+        gamma_cq, gamma_ckv, smooth = (writable_alias(getattr(self, name).view()) for name in _VECTORS)
         return Layer(
             down=self.down.as_argument(),
             up=self.up.as_argument(),
@@ -236,9 +238,9 @@ def pack_gemm(
     quantised = weights[0].dtype == np.int8
     kr = ISA.kr_int8 if quantised else ISA.kr_bf16
     k = weights[0].shape[-2]
-    kp = n_parts * -(-(k // n_parts) // kr) * kr
+    kp = n_parts * round_up(k // n_parts, kr)
     cuts = [_Cut.of(w, head_dim) for w in weights]
-    n_panels = [c.batch * -(-c.n // ISA.nr) for c in cuts]
+    n_panels = [c.batch * ceil_div(c.n, ISA.nr) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
     panels = aligned_empty(sum(n_panels) * kp * ISA.nr, dtype)
     n_columns = sum(n_panels) * ISA.nr if quantised else 0
@@ -284,7 +286,7 @@ def pairs_are_exact() -> bool:
 
 
 def _least(panels: Array, n_threads: int) -> int:
-    out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
+    out = np.empty(ceil_div(len(panels), _LEAST_CHUNK), np.int32)
     min_magnitudes(n_threads, len(out), panels, _LEAST_CHUNK, out)
     return int(out.min(initial=0x7FFF))
 
