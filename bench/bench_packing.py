@@ -6,10 +6,10 @@ import pytest
 from contenders import OURS, check_ours, make_inputs, ours
 from left_out import or_skipped
 from prolog_cases import MODES
-from suite import Work
 
 from mla_numba import MlaProlog
 from mla_numba.oracle.bits import reference_run
+from tiling import Work
 
 
 @pytest.mark.parametrize("implementation", [f"{OURS}-{mode}" for mode in MODES])

@@ -24,7 +24,7 @@ import pytest
 from agreement import TOLERANCES, compare_within
 from contenders import OURS, Contender, DisagreementError, check_ours, make_inputs, ours
 from left_out import or_skipped
-from suite import Suite, Work
+from suite import Suite
 
 import mla_numba as mla
 from mla_numba.oracle.bits import compare_bits, reference_run
@@ -34,6 +34,7 @@ from mla_numba.oracle.reference import (
     quant,
     sum_of_products,
 )
+from tiling import Work
 
 __all__ = ["OPERATORS", "PRODUCTS", "ProductCases"]
 

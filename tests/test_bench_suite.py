@@ -15,7 +15,7 @@ import pytest
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba.oracle.bits import reference_run
-from tiling import Rates, least_seconds
+from tiling import Rates, Work, least_seconds
 
 pytest.importorskip("pytest_benchmark")
 
@@ -35,7 +35,7 @@ from contenders import (  # noqa: E402
     ours,
 )
 from product_cases import PRODUCTS, ProductCases  # noqa: E402
-from suite import TINY_SIZE, TOKENS, Stopwatch, Suite, Work  # noqa: E402
+from suite import TINY_SIZE, TOKENS, Stopwatch, Suite  # noqa: E402
 
 DIMS = MlaDims(256, 4, 128, 128, 64, 64)
 TINY = ("--tiny", "-p", "no:cacheprovider", "--color=no")
