@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS, make_inputs
-from rotation import STATES, rotate
-from suite import TOKENS, Stopwatch, Work, token_id
+from shared.contenders import OURS, make_inputs
 
 from mla_numba.call.trace import SWEEPS
 from mla_numba.cli.report import sweep_work
+
+from .rotation import STATES, rotate
+from .session import TOKENS, Stopwatch, Work, token_id
 
 CLOCK = Stopwatch()
 
