@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from checkpoint_maker import make_checkpoint
 from helpers import HAS_CXX, ROOT, python_environment
+from helpers.checkpoint_maker import make_checkpoint
 
 from mla_numba import MlaDims
 from mla_numba.call import tuned
