@@ -1,14 +1,10 @@
 import json
 import logging
-import os
 import socket
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from helpers.cli import invoke, one_line_error, run_cli
 from rich.console import Console
 
 from mla_numba import MlaDims, __version__
@@ -26,37 +22,8 @@ from mla_numba.oracle import bits as verify
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 
-ROOT = Path(__file__).parents[1]
 DIMS = "64,2,32,32,16,16"
 SMALL = ["--dims", DIMS, "--tokens", "5", "--repeats", "3", "--threads", "1"]
-
-
-def run_cli(*args, env=None):
-    """The command as a process of its own: exit status, standard output, standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mla_numba", *args],
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def invoke(*args):
-    return CliRunner().invoke(main, list(args))
-
-
-def one_line_error(*args):
-    """The error of a command that is refused: its last line, behind click's usage lines."""
-    result = invoke(*args)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = result.output.strip().splitlines()
-    assert sum(line.startswith("Error:") for line in lines) == 1
-    return lines[-1]
 
 
 def test_run_says_what_was_run_how_fast_and_that_it_is_exact():

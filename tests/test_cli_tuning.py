@@ -9,7 +9,8 @@ import time
 from importlib.util import find_spec
 
 import pytest
-from test_cli import ROOT, invoke, one_line_error, run_cli
+from helpers import ROOT
+from helpers.cli import invoke, one_line_error, run_cli
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__

@@ -4,13 +4,13 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import TESTS, run_python
+from helpers import SCRIPTS, run_python
 
 from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.table import choose_isa
 from tiling import machine
 
-SCRIPT = str(TESTS / "isa_script.py")
+SCRIPT = str(SCRIPTS / "isa_script.py")
 HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
 RUNS = {
     "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from click import BadParameter
-from published_configs import COMPUTED, DEEPSEEK, GLM, KIMI_K25, REFUSED, YARN
+from helpers.published_configs import COMPUTED, DEEPSEEK, GLM, KIMI_K25, REFUSED, YARN
 
 from mla_numba import MlaDims, RopeTable
 from mla_numba.base.model_config import FAMILIES, read_model_config
@@ -318,7 +318,7 @@ class TestCheckpoint:
 
     def open(self, folder, **config):
         """The checkpoint with these settings in place of its own; ... leaves one out, `text_config` takes them all."""
-        from checkpoint_maker import config_of, make_checkpoint
+        from helpers.checkpoint_maker import config_of, make_checkpoint
 
         from mla_numba import Checkpoint
 

@@ -5,8 +5,7 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from test_tiling_machine import fake_linux, write
-from test_tiling_planner import BIG_CACHES, FULL, MICRO
+from helpers.machines import BIG_CACHES, FULL, MICRO, fake_linux, write
 
 from tiling import (
     CpuTiling,

@@ -4,7 +4,7 @@ import re
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from test_tiling_planner import BIG_CACHES, COSTS, FULL, MICRO, SMALL_CACHES, plan_of
+from helpers.machines import BIG_CACHES, COSTS, FULL, MICRO, SMALL_CACHES, plan_of
 
 from tiling import Costs, CpuTiling, MicroTile, PlanDims, PrologPlan, Rates, plan_prolog, preset
 from tiling.choose.candidates import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, python_environment
-from test_tiling_planner import BIG_CACHES, FULL
+from helpers.machines import BIG_CACHES, FULL
 
 from mla_numba.call import tuned
 from mla_numba.kernels import cache_folder

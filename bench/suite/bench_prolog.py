@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS
-from prolog_cases import MODES, PEERS
-from rotation import STATES
-from suite import TOKENS, token_id
+from shared.contenders import OURS
+
+from .prolog_cases import MODES, PEERS
+from .rotation import STATES
+from .session import TOKENS, token_id
 
 
 @pytest.mark.parametrize("state", STATES)  # the fastest to vary: what was prepared serves both

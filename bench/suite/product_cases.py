@@ -19,12 +19,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import our_products
 import pytest
-from agreement import TOLERANCES, compare_within
-from contenders import OURS, Contender, DisagreementError, check_ours, make_inputs, ours
-from left_out import or_skipped
-from suite import Suite
+from shared.agreement import TOLERANCES, compare_within
+from shared.contenders import OURS, Contender, DisagreementError, check_ours, make_inputs, ours
+from shared.left_out import or_skipped
 
 import mla_numba as mla
 from mla_numba.oracle.bits import compare_bits, reference_run
@@ -35,6 +33,9 @@ from mla_numba.oracle.reference import (
     sum_of_products,
 )
 from tiling import Work
+
+from . import our_products
+from .session import Suite
 
 __all__ = ["OPERATORS", "PRODUCTS", "ProductCases"]
 
@@ -188,9 +189,9 @@ class ProductCases:
 
     def _torch(self, product: str, implementation: str, case: Case) -> Contender:
         import torch
-        from torch_glue import dequant as scaled
-        from torch_machine import int8_caveat
-        from torch_operators import DOWN, HEADS, UP, as_torch, codes_for, from_torch, named
+        from shared.torch_glue import dequant as scaled
+        from shared.torch_machine import int8_caveat
+        from shared.torch_operators import DOWN, HEADS, UP, as_torch, codes_for, from_torch, named
 
         torch.set_num_threads(self.suite.n_threads)
         op = named({"up": UP, "heads": HEADS}.get(product, DOWN), OPERATORS[product][implementation])
@@ -219,7 +220,7 @@ class ProductCases:
         return Contender(implementation, op.name, calls, lambda i: {"y": from_torch(calls[i]())}, int8_caveat(op.takes))
 
     def _onnxruntime(self, product: str, implementation: str, case: Case) -> Contender:
-        from onnx_graphs import bf16_product, int8_product
+        from shared.onnx_graphs import bf16_product, int8_product
 
         threads = self.suite.n_threads
         a = np.ascontiguousarray(case.a.transpose(1, 0, 2)) if product == "heads" else case.a

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from agreement import check_agreement
 
 import mla_numba as mla
 from mla_numba.oracle.bits import check_output, poison
 from mla_numba.oracle.inputs import Inputs, random_inputs
 from mla_numba.oracle.reference import ReferenceOutput
 from tiling import ceil_div
+
+from .agreement import check_agreement
 
 __all__ = [
     "BLOCK_SIZE",
@@ -110,8 +111,8 @@ def check_peer(contender: Contender, i: int, want: Outputs) -> None:
 
 def torch_peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:
     """The composition of that name; raises whatever PyTorch does where this machine lacks an operator or a compiler."""
-    from peers import PEERS
-    from torch_operators import as_torch, from_torch
+    from .peers import PEERS
+    from .torch_operators import as_torch, from_torch
 
     peer = PEERS[name](len(inputs.x))
     layers = [peer.prepare(weights) for weights in weight_sets]
@@ -133,7 +134,7 @@ def torch_peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs,
 
 def numpy_peer(weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:
     """Plain NumPy."""
-    from numpy_prolog import prepare
+    from .numpy_prolog import prepare
 
     cache = empty.copy()
 
@@ -148,7 +149,7 @@ def onnx_peer(
     weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache, n_threads: int
 ) -> Contender:
     """One ONNX Runtime session a weight set."""
-    from onnx_graphs import prepare
+    from .onnx_graphs import prepare
 
     cache = empty.copy()
     prepared = [prepare(weights, inputs, cache, n_threads) for weights in weight_sets]

@@ -12,8 +12,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
-from guarded import SIDES, Guards
 from helpers import MODES, THREADS, assert_none, assert_same_bits, make_cache, make_inputs, make_weights
+from helpers.guarded import SIDES, Guards
 
 import mla_numba as mla
 from mla_numba import (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS, make_inputs
-from rotation import STATES, rotate
-from suite import TOKENS, Stopwatch, token_id
+from shared.contenders import OURS, make_inputs
 
 from mla_numba.call.trace import SWEEPS
+
+from .rotation import STATES, rotate
+from .session import TOKENS, Stopwatch, token_id
 
 CLOCK = Stopwatch()
 

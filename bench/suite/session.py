@@ -12,14 +12,15 @@ from statistics import mean
 from typing import Any
 
 import numba
-from contenders import OURS
-from rotation import copies, rotate
+from shared.contenders import OURS
 
 import mla_numba as mla
 from mla_numba.call.planning import this_machine
 from mla_numba.kernels import max_threads
 from mla_numba.tuning.rates import Probes, rates_as_dict
 from tiling import Rates, Work, least_seconds
+
+from .rotation import copies, rotate
 
 __all__ = ["TOKENS", "Stopwatch", "Suite", "settings", "threading_layer", "token_id", "versions"]
 
