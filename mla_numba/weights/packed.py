@@ -61,7 +61,7 @@ class PackedGemm:
 
     @property
     def least(self) -> int:
-        """`least_magnitude`, or on a CPU that rounds bf16 pairs otherwise 0: so small that no sum counts as normal."""
+        """`least_magnitude`; 0 on CPUs whose bf16 dot product rounds differently, which forces multiply-adds."""
         return self.least_magnitude if self.least_magnitude and pairs_are_exact() else 0
 
     @property
@@ -83,7 +83,7 @@ class PackedGemm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
-    """`MlaWeights` in kernel order: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
+    """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
 
     dims: MlaDims
     quant: str
@@ -143,10 +143,10 @@ class PackedWeights:
         return self.down.nbytes + self.up.nbytes + self.uk.nbytes
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file that `load` maps; an older file of that name is replaced once the new one is whole.
+        """Writes a file that `load` maps; an older file of that name is replaced once the new one is complete.
 
-        Of a symbolic link, what it names is replaced. Raises `OSError` where the folder or the older file cannot be
-        written, `ValueError` where `path` is no regular file: a device, a FIFO.
+        For a symbolic link, its target is replaced. Raises `OSError` if the folder or the older file cannot be written,
+        `ValueError` if `path` is not a regular file but a device or a FIFO.
         """
         gemms = {name: getattr(self, name) for name in PRODUCTS}
         arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in gemms.items() for part in _PARTS}
@@ -171,13 +171,12 @@ class PackedWeights:
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
         """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
 
-        The header's checksum and the file's size are always checked, those of the weights with `verify`, which reads
-        them all. The file must not be changed in place while it is in use; to replace it is fine.
+        The checksum of the header and the size of the file are always checked. `verify` also compares the checksums of
+        the weights, which reads all of them. Do not change a file in place while it is in use; replacing it is fine.
 
-        Raises `OSError` where the file cannot be read, `ValueError` naming it where it is no such file, of another
-        format version, truncated or corrupted, packed for another instruction set's panels, or where a field of its
-        header is wrong: a file that somebody else made is read nowhere outside of it. What its numbers are worth, only
-        who made it knows.
+        Raises `OSError` if the file cannot be read. Raises `ValueError` naming the file if it is of another kind or
+        format version, truncated, corrupted, packed for the panels of another instruction set, or has a wrong field in
+        its header. So no file makes a kernel read outside of it, but whether its weights are right is not checked.
         """
         found, arrays = read_arrays(path, verify)
         facts = read_facts(str(path), found)
