@@ -18,7 +18,7 @@ from mla_numba.cli.report import (
     sweep_table,
     sweep_work,
 )
-from mla_numba.kernels import cache_folder, max_threads
+from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
@@ -274,6 +274,7 @@ def test_info_json(tmp_path):
     assert facts["versions"]["mla_numba"] == __version__
     assert {"python", "numba", "llvmlite", "numpy"} < set(facts["versions"])
     assert facts["machine"]["n_usable_cores"] >= 1
+    assert (facts["isa"]["name"], facts["isa"]["mr"]) == (ISA.name, ISA.mr)
     assert set(facts["register_tiles"]) == {"bf16", "int8"}
     assert (facts["threading_layer"], facts["n_threads"]) == ("workqueue", 1)
     assert facts["kernel_cache"]["folder"].startswith(str(tmp_path))

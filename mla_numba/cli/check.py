@@ -71,19 +71,19 @@ _epsilons = click.FloatRange(0)
     default=None,
     help="Layout of w_dq, w_uq_qr and w_dkv_kr in .bin files: FRACTAL_NZ or ND.  [default: --nd]",
 )
-@click.option("--numerics", type=click.Choice(NUMERICS), help="Whose quantiser is expected.  [default: pypto]")
-@click.option("--epsilon-cq", type=_epsilons, help="Of the query's norm.  [default: 1e-5]")
-@click.option("--epsilon-ckv", type=_epsilons, help="Of the key's norm.  [default: 1e-5]")
-@click.option("--exact", is_flag=True, help="Demand equal bits; tolerances don't count.")
-@click.option("--golden", "goldens", is_flag=True, help="Check the golden outputs, and not the operator's.")
+@click.option("--numerics", type=click.Choice(NUMERICS), help="Quantiser that the operator uses.  [default: pypto]")
+@click.option("--epsilon-cq", type=_epsilons, help="Epsilon of the query's norm.  [default: 1e-5]")
+@click.option("--epsilon-ckv", type=_epsilons, help="Epsilon of the key's norm.  [default: 1e-5]")
+@click.option("--exact", is_flag=True, help="Require equal bits instead of tolerances.")
+@click.option("--golden", "goldens", is_flag=True, help="Check the golden outputs instead of the operator's.")
 @json_option
 @click.pass_context
 def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_json: bool, **settings: Any) -> None:
     """Check the outputs of an operator, dumped into DIR beside its inputs, against the oracle.
 
-    Files are .npy, raw .bin, or .pt of torch.save, named or numbered as the arguments of the reference operator.
-    Defaults come from DIR's dims.json where mla-numba dump wrote one. Exit status: 0 if all outputs that are there
-    pass, 1 if one does not, if no operator wrote any, or if something cannot be read, 2 for a wrong option.
+    Files are .npy, raw .bin, or .pt of torch.save, named or numbered like the arguments of the reference operator.
+    Defaults come from DIR's dims.json, if mla-numba dump wrote one. Exit status: 0 if all outputs in DIR pass; 1 if one
+    fails, if no operator wrote any, or if a file cannot be read; 2 for a wrong option.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     try:
@@ -117,10 +117,14 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
-@click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="What is int8.")
+@click.option(
+    "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="int8 parts, as in mla-numba run."
+)
 @click.option("--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab.")
 @click.option("--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH", help=f"{_dims_help}  [default: DeepSeek-V3.2's]")
-@click.option("--format", "file_format", type=click.Choice(FORMATS), default="npy", show_default=True)
+@click.option(
+    "--format", "file_format", type=click.Choice(FORMATS), default="npy", show_default=True, help="Form of the files."
+)
 @click.option(
     "--names", type=click.Choice(STYLES), default="reference", show_default=True,
     help="token_x and q_norm_golden; pypto's x and rms_norm_golden; or input_0 and golden_0.",
@@ -134,11 +138,13 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
     help="Elements of k_scale_cache.",
 )  # fmt: skip
 @click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Whose quantiser is computed."
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
 )
-@click.option("--epsilon-cq", type=_epsilons, default=1e-5, show_default=True, help="Of the query's norm.")
-@click.option("--epsilon-ckv", type=_epsilons, default=1e-5, show_default=True, help="Of the key's norm.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and caches.")
+@click.option("--epsilon-cq", type=_epsilons, default=1e-5, show_default=True, help="Epsilon of the query's norm.")
+@click.option("--epsilon-ckv", type=_epsilons, default=1e-5, show_default=True, help="Epsilon of the key's norm.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and caches."
+)
 def dump(
     folder: Path,
     tokens: int,
@@ -154,7 +160,7 @@ def dump(
 ) -> None:
     """Write the inputs of a call and the oracle's outputs into DIR, as golden data for an operator.
 
-    Nothing that is there is overwritten. Once the operator's outputs lie beside them (q_norm_out, ...), mla-numba check
+    Existing files are never overwritten. Once DIR has the operator's outputs (q_norm_out, ...), mla-numba check
     compares those.
     """
     if smooth and "b" not in quant:

@@ -68,7 +68,7 @@ _LEAST_TOKENS = (1, 8, 32, 128, 512)
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line where the memory does not suffice."""
+    """A group whose commands end with one line when memory runs out."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
@@ -105,7 +105,7 @@ main.add_command(bench)
     "--block-size", type=click.IntRange(1, 2**16), default=128, show_default=True, help="Tokens of a cache block."
 )
 @click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Whose quantiser is computed."
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
 )
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
@@ -211,7 +211,7 @@ def plan(
 
 
 @main.command()
-@click.option("--measure", is_flag=True, help="Measure what 1 to --threads threads reach: some seconds a thread.")
+@click.option("--measure", is_flag=True, help="Measure the rates of 1 to --threads threads; some seconds for each.")
 @threads_option
 @json_option
 @click.pass_context
@@ -237,7 +237,7 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
         facts: dict[str, Any] = {
             "versions": versions,
             "machine": asdict(machine),
-            "isa": asdict(ISA),
+            "isa": {name: value for name, value in asdict(ISA).items() if isinstance(value, int | str)},
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": layer,
             "n_threads": max_threads(),
@@ -273,15 +273,15 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
 )  # fmt: skip
 @click.option(
     "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
-    help="What becomes int8: a the down projections, b the up projection and the cache.",
+    help="int8 parts: a for the down-projections, b for the up-projection and the cache.",
 )  # fmt: skip
 @threads_option
 @json_option
 def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
     """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
 
-    The file is what MlaProlog.load maps. An older one is replaced once the new one is whole; what is no regular file is
-    refused, and of a symbolic link what it names is written. Needs the extra hf.
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
+    its target. Anything but a regular file is refused. Needs the extra hf.
     """
     try:
         with Steps() as steps:
@@ -299,7 +299,7 @@ def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json:
 @main.command()
 @threads_option
 def warmup(threads: int) -> None:
-    """Compile the kernels of every mode ahead and keep them; with --threads 1 only those of one thread."""
+    """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
     try:
         folder = make_cache_folder()
     except OSError as error:

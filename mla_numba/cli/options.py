@@ -139,12 +139,12 @@ what_to_plan = _options(
     ),
     click.option(
         "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
-        help="What is int8: a the down projections, b the up projection and the cache.",
+        help="int8 parts: a for the down-projections, b for the up-projection and the cache.",
     ),
     click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
-    click.option("--tuned", is_flag=True, help="Take what mla-numba tune found on this machine, if it did."),
+    click.option("--tuned", is_flag=True, help="Use the plan that mla-numba tune found on this machine, if any."),
     click.option(
-        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation whose preset is meant.  [default: DAV_3510]"
+        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation of the preset.  [default: DAV_3510]"
     ),
     click.option(
         "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
@@ -158,20 +158,30 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
 )
 layer_options = _options(
-    click.option("--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="What is int8."),
+    click.option(
+        "--quant",
+        type=click.Choice(QUANT_MODES),
+        default="b",
+        show_default=True,
+        help="int8 parts, as in mla-numba run.",
+    ),
     click.option(
         "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
         help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
     ),
-    click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself."),
+    click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
     threads_option,
 )  # fmt: skip
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights, inputs and the order."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of weights, inputs and the order.",
 )
 weight_sets_option = click.option(
     "--weight-sets", type=click.IntRange(1, 1024), default=2, show_default=True,
-    help="Layers to take in turns, so that weights come from memory.",
+    help="Sets of weights that take turns, so that weights come from memory.",
 )  # fmt: skip
 
 
