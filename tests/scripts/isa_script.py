@@ -15,6 +15,7 @@ from helpers import (
     make_weights,
     most_workers,
 )
+from helpers.edge_values import check_zero_tokens
 
 from mla_numba import (
     MlaDims,
@@ -45,6 +46,14 @@ def plain_python():
         weights = make_weights(MlaDims(16, 2, 5, 8, 3, 4), mode)
         for config in (MlaTileConfig(unroll_list=[2]), preset("decode_b4_s2")):
             assert_exact(weights, 5, threads=(1,), block_size=3, n_blocks=2, tile_config=config)
+
+
+def plain_cann():
+    for mode in MODES:
+        for dims in (MlaDims(16, 2, 5, 8, 3, 4), MlaDims(6, 1, 17, 4, 1, 2)):
+            for t in (0, 1, 3):
+                assert_exact(make_weights(dims, mode, seed=t), t, threads=(1,), block_size=3, seed=t, numerics="cann")
+        check_zero_tokens(mode, MlaDims(16, 2, 5, 8, 3, 4), 5, "cann")
 
 
 def plain_caches(mode):
@@ -96,6 +105,8 @@ if __name__ == "__main__":
     assert expected == ISA.name, f"expected the kernels of {expected}, got those of {ISA.name}"
     if scope == "plain Python":
         plain_python()
+    elif scope == "plain Python, cann":
+        plain_cann()
     elif scope == "one mode":
         small(["b"])
     elif scope == "two modes":
