@@ -16,7 +16,7 @@ from helpers import ROOT
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba.oracle.bits import reference_run
-from tiling import Rates, least_seconds
+from tiling import Rates, Work, least_seconds
 
 pytest.importorskip("pytest_benchmark")
 
@@ -31,7 +31,7 @@ from shared.contenders import (
 )
 from suite import prolog_cases, rotation
 from suite.product_cases import PRODUCTS, ProductCases
-from suite.session import TINY_SIZE, TOKENS, Stopwatch, Suite, Work
+from suite.session import TINY_SIZE, TOKENS, Stopwatch, Suite
 
 DIMS = MlaDims(256, 4, 128, 128, 64, 64)
 TINY = ("--tiny", "-p", "no:cacheprovider", "--color=no")

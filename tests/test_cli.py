@@ -16,7 +16,6 @@ from mla_numba.cli.report import (
     SweepTimes,
     folder_size,
     sweep_table,
-    sweep_work,
 )
 from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
@@ -366,11 +365,10 @@ def test_every_option_has_help(command):
 
 def test_work_of_the_sweeps_adds_up_to_the_plans():
     plan = plan_prolog(MlaDims.deepseek_v32(), 300, None, this_machine(), micro=MICRO_TILES, n_threads=2)
-    work = sweep_work(plan)
-    parts = [work[name] for name in ("down", "rows", "heads")]
-    assert sum(ops for _, ops in parts) == work["total"][1] == plan.flops + plan.int8_ops
+    parts = plan.sweep_work.values()
+    assert sum(part.n_ops for part in parts) == plan.work.n_ops == plan.flops + plan.int8_ops
     # What moves between the sweeps is in the parts and not in the total: less than the weights of one tile.
-    assert 0 < sum(n_bytes for n_bytes, _ in parts) - plan.total_bytes < plan.weight_bytes
+    assert 0 < sum(part.total_bytes for part in parts) - plan.total_bytes < plan.weight_bytes
 
 
 def test_rates_are_those_of_the_median():

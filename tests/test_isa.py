@@ -1,5 +1,6 @@
 """Every instruction set gives the reference's bits, and Numba's target settings choose it."""
 
+import json
 import platform
 from concurrent.futures import ThreadPoolExecutor
 
@@ -105,6 +106,13 @@ def test_register_tiles(isa):
     assert ISAS[isa.name] is isa
     assert isa.nr == isa.vectors.n * isa.lanes
     assert min(isa.mr, isa.kr_bf16, isa.kr_int8) > 0
+
+
+def test_facts_are_plain():
+    assert json.loads(json.dumps(ISAS["avx2"].facts)) == {
+        "name": "avx2", "lanes": 8, "mr": 6, "nr": 16, "kr_bf16": 2, "kr_int8": 2, "a_offset": 0, "a_int8_bytes": 2,
+        "bf16_dot": False,
+    }  # fmt: skip
 
 
 def test_the_planner_knows_the_same_instruction_sets():

@@ -156,13 +156,13 @@ def plant(path, marker):
 
 @ROOT_ONLY
 def test_another_users_folder_is_not_trusted(warm, tmp_path):
-    (kernels,) = warm.rglob("kernels")
+    (folder,) = warm.rglob("kernels")
     for path in files_in(warm, "*.nb?"):
         plant(path, tmp_path / "ran")
-    os.chown(kernels, NOBODY, NOBODY)
+    os.chown(folder, NOBODY, NOBODY)
     before = files_in(warm)
     (line,) = run(warm)
-    assert line.startswith(f"kernel cache: expected files and folders of uid 0 or root, got {kernels} of {NOBODY};")
+    assert line.startswith(f"kernel cache: expected files and folders of uid 0 or root, got {folder} of {NOBODY};")
     assert not (tmp_path / "ran").exists()
     assert files_in(warm) == before
 

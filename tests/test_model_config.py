@@ -257,7 +257,7 @@ class TestFilesOfStrangers:
             ({"q_lora_rank": True}, "config.q_lora_rank: expected int, got bool"),
             ({"kv_lora_rank": []}, "config.kv_lora_rank: expected int, got list"),
             ({"hidden_size": LARGE}, f"config.hidden_size: expected at most {2**31 - 1}, got {LARGE}"),
-            ({"hidden_size": -(10**4000)}, "config.hidden_size: expected at least 1, got an integer of 13288 bits"),
+            ({"hidden_size": -(10**4000)}, "config.hidden_size: expected at least 1, got an int of 13288 bits"),
             ({"qk_rope_head_dim": LARGE}, f"config.qk_rope_head_dim: expected at most {2**31 - 1}, got {LARGE}"),
             (
                 {"hidden_size": 2**31 - 1, "q_lora_rank": 2**31 - 2},

@@ -115,8 +115,8 @@ def test_json_and_str():
     ("change", "message"),
     [
         ({"isa": "sse"}, "isa: expected one of avx512bf16, avx512vnni, avx2, portable, got 'sse'"),
-        ({"l2_bytes": 0}, "l2_bytes: expected an int >= 1, got 0"),
-        ({"n_usable_cores": 9}, "n_physical_cores: expected an int >= 9, got 8"),
+        ({"l2_bytes": 0}, "l2_bytes: expected at least 1, got 0"),
+        ({"n_usable_cores": 9}, "n_physical_cores: expected at least 9, got 8"),
     ],
 )
 def test_machine_refuses(change, message):

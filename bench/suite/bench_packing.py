@@ -8,9 +8,9 @@ from shared.left_out import or_skipped
 
 from mla_numba import MlaProlog
 from mla_numba.oracle.bits import reference_run
+from tiling import Work
 
 from .prolog_cases import MODES
-from .session import Work
 
 
 @pytest.mark.parametrize("implementation", [f"{OURS}-{mode}" for mode in MODES])

@@ -32,9 +32,10 @@ from mla_numba.oracle.reference import (
     quant,
     sum_of_products,
 )
+from tiling import Work
 
 from . import our_products
-from .session import Suite, Work
+from .session import Suite
 
 __all__ = ["OPERATORS", "PRODUCTS", "ProductCases"]
 

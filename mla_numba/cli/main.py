@@ -237,7 +237,7 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
         facts: dict[str, Any] = {
             "versions": versions,
             "machine": asdict(machine),
-            "isa": {name: value for name, value in asdict(ISA).items() if isinstance(value, int | str)},
+            "isa": ISA.facts,
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": layer,
             "n_threads": max_threads(),

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
+from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
@@ -21,7 +22,6 @@ from ..kernels import max_threads
 
 __all__ = [
     "DIMS_FORM",
-    "NPU_ARCHS",
     "blame",
     "file_to_write",
     "finite",
@@ -39,8 +39,7 @@ __all__ = [
     "what_to_plan",
 ]
 
-NPU_ARCHS = ("DAV_3510", "950", "DAV_2201", "910")
-MAX_TOKENS = 2**20
+MAX_COMMAND_TOKENS = 2**20
 DIMS_FORM = ", ".join(field.name for field in fields(MlaDims))
 
 Command = Callable[..., Any]
@@ -151,7 +150,7 @@ what_to_plan = _options(
         help=f"{DIMS_FORM}; or the path of a model's config.json.  [default: those of DeepSeek-V3.2]",
     ),
 )  # fmt: skip
-tokens_type = click.IntRange(1, MAX_TOKENS)
+tokens_type = click.IntRange(1, MAX_COMMAND_TOKENS)
 token_list = _IntList(tokens_type)
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
 threads_option = click.option(

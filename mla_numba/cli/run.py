@@ -17,7 +17,7 @@ from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
 from ..weights.plain import MlaWeights
-from .report import Steps, SweepTimes, sweep_work
+from .report import Steps, SweepTimes
 
 __all__ = ["Job", "Report", "allocate_cache", "run_job", "time_sweeps"]
 
@@ -126,7 +126,8 @@ def time_sweeps(
     `advance` is called between calls.
     """
     trace = Trace()
-    work = sweep_work(prolog.plan(inputs.x.shape[0]))
+    plan = prolog.plan(inputs.x.shape[0])
+    work = plan.sweep_work | {"total": plan.work}
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -135,4 +136,4 @@ def time_sweeps(
         for name, seconds in spent.items():
             times[name].append(seconds)
         advance()
-    return [SweepTimes(name, *work[name], tuple(times[name])) for name in work], trace
+    return [SweepTimes(name, w.total_bytes, w.n_ops, tuple(times[name])) for name, w in work.items()], trace

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from tiling import PRESETS, CpuTiling, PrologPlan, plan_prolog, preset
+from tiling.pypto.presets import NPU_ARCHS
 
 from .._version import __version__
 from ..base.dims import MlaDims
@@ -37,7 +38,6 @@ from ..tuning.sweep import (
     with_limits,
 )
 from .options import (
-    NPU_ARCHS,
     blame,
     folder_to_write,
     layer_options,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, pass_options
+from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
 from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
@@ -182,16 +182,10 @@ def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
         if timed is None or timed.median_ms is None or not (timed.n_bytes and timed.flops):
             limited.append(row)
             continue
-        least = least_ms(timed.n_bytes, timed.flops, timed.int8_ops or 0, rates)
+        least = least_seconds(Work(timed.n_bytes, timed.flops, timed.int8_ops or 0), rates) * 1e3
         own = {name: getattr(row, name) for name in ("number", "settings", "status", "reason")}
         limited.append(replace(timed, **own, least_ms=least, share=least / timed.median_ms))
     return limited
-
-
-def least_ms(n_bytes: int, flops: int, int8_ops: int, rates: Rates) -> float:
-    """`tiling.least_seconds` in milliseconds, of what a plan moves and computes."""
-    computing = flops / max(rates.flops_s, rates.bf16_flops_s or 0) + int8_ops / rates.ops_s
-    return max(n_bytes / rates.bandwidth_bytes_s, computing) * 1e3
 
 
 def reasons_of(refused: Sequence[str], most: int = 10, what: str = "refused") -> list[str]:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ...base.output_file import write_text
 from ..options import finite, text_to_write, threads_option
-from .page import make_page
+from .html_report import make_page
 from .results import Results
 
 __all__ = ["bench"]
