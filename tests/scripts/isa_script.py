@@ -26,12 +26,23 @@ from mla_numba import (
     pre_compute_2d,
     preset,
 )
+from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA
 from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 MR, NR = ISA.mr, ISA.nr
 DIMS = (MlaDims(2, 1, 1, 4, 1, 2), MlaDims(50, 5, 17, 20, 10, 10), MlaDims(130, 3, NR + 1, NR + 4, 33, 34))
+
+
+def check_tiles_of_the_planner():
+    """Plans cut as the kernels of this instruction set do."""
+    for tile, kr, a_bytes in (
+        (MICRO_TILES["bf16"], ISA.kr_bf16, ISA.a_bf16_bytes),
+        (MICRO_TILES["int8"], ISA.kr_int8, ISA.a_int8_bytes),
+    ):
+        assert (tile.mr, tile.nr, tile.kr, tile.a_bytes) == (ISA.mr, ISA.nr, kr, a_bytes)
+    assert this_machine().isa == ISA.name
 
 
 def plain_python():
@@ -103,6 +114,7 @@ def larger(modes):
 if __name__ == "__main__":
     expected, scope = sys.argv[1:]
     assert expected == ISA.name, f"expected the kernels of {expected}, got those of {ISA.name}"
+    check_tiles_of_the_planner()
     if scope == "plain Python":
         plain_python()
     elif scope == "plain Python, cann":
