@@ -8,7 +8,7 @@ from rotation import STATES, rotate
 from suite import TOKENS, Stopwatch, Work, token_id
 
 from mla_numba.call.trace import SWEEPS
-from mla_numba.cli.report import sweep_work
+from mla_numba.cli.sweep_times import sweep_work
 
 CLOCK = Stopwatch()
 

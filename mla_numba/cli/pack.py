@@ -1,20 +1,52 @@
-"""Packing one layer of a checkpoint into a file, for the command line."""
+"""The command `mla-numba pack`: pack one layer of a checkpoint into a file."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..prolog import MlaProlog
 from ..weights.checkpoint import Checkpoint
-from .report import Steps
+from .faults import said_plainly
+from .options import file_to_write, json_option, quant_option, threads_option
+from .progress import Steps
+from .shown import megabytes
 
-__all__ = ["Packed", "pack_layer"]
+__all__ = ["pack"]
 
 _N_TENSORS = 6
+_QUANT_HELP = "What becomes int8: a the down projections, b the up projection and the cache."
+
+
+@click.command()
+@click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
+)  # fmt: skip
+@quant_option(_QUANT_HELP)
+@threads_option
+@json_option
+def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
+    """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
+
+    The file is what MlaProlog.load maps. An older one is replaced once the new one is whole; what is no regular file is
+    refused, and of a symbolic link what it names is written. Needs the extra hf.
+    """
+    with said_plainly(), Steps() as steps:
+        packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
+    if as_json:
+        click.echo(json.dumps(packed.as_dict(), indent=2))
+        return
+    if packed.quantization:
+        click.echo(packed.quantization)
+    click.echo(f"{out}: {megabytes(packed.n_bytes)}, maps in {packed.load_s * 1e3:.1f} ms")
 
 
 @dataclass(frozen=True, slots=True)

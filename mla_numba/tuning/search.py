@@ -10,7 +10,7 @@ from typing import Any
 from tiling import CpuTiling, PrologPlan, ceil_div
 
 from .contest import Arena, Pairs
-from .sweep import Effort, time_pairs
+from .study import Effort, time_pairs
 
 __all__ = ["Outcome", "Space", "search"]
 

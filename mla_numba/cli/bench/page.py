@@ -6,9 +6,9 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from ..report import beyond_limit, share_text
+from ..shown import beyond_limit, share_text
 from .charts import bars, lines
-from .results import Group, Results, Row
+from .results import Group, Results, Timing
 
 __all__ = ["make_page"]
 
@@ -96,21 +96,21 @@ def _group(group: Group, heading: str) -> str:
     )
 
 
-def _row(row: Row, baseline: Row | None, decimals: int) -> str:
+def _row(row: Timing, baseline: Timing | None, decimals: int) -> str:
     cells = [f"{seconds * 1e3:.{decimals}f}" for seconds in (row.min_s, row.median_s, row.iqr_s)]
     cells += [str(row.rounds), "" if baseline is None else f"{row.median_s / baseline.median_s:.2f}"]
     cells += ["" if rate is None else f"{rate:.1f}" for rate in (row.gb_per_s, row.gop_per_s)]
     cells.append("" if row.share is None else share_text(row.share))
     cells.append("" if row.machine_gb_s is None else f"{row.machine_gb_s:.0f}")
     kind = ' class="ours"' if row.is_ours else ""
-    return f"<tr{kind}>{_text(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr{kind}>{_text_cell(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _text(value: str) -> str:
+def _text_cell(value: str) -> str:
     return f'<td class="text">{escape(value)}</td>'
 
 
-def _details(row: Row) -> str:
+def _details(row: Timing) -> str:
     return "; ".join(filter(None, (row.made_of, row.weights and f"weights {row.weights}", f"checked {row.verified}")))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from ...base.json_file import read_object
 
-__all__ = ["Group", "Results", "Row"]
+__all__ = ["Group", "Results", "Timing"]
 
 _TITLE = re.compile(r"(?P<family>.+), T = (?P<t>[0-9]{1,9})(, weights (?P<state>\w+))?")
 _OURS = "mla_numba"
@@ -24,7 +24,7 @@ _RATES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Timing:
     """One implementation in a group, times in seconds.
 
     `least_s` is what the machine's rates of that moment allow, `share` that over the fastest round. They are None where
@@ -72,7 +72,7 @@ class Row:
         ops = _number(extra, "flops", int, 0) + _number(extra, "int8_ops", int, 0)
         rates = _object(extra, "rates") if "rates" in extra else {}
         return cls(
-            name=_text(extra, "implementation"),
+            name=_string(extra, "implementation"),
             min_s=_time(stats, "min"),
             median_s=_time(stats, "median"),
             iqr_s=_number(stats, "iqr"),
@@ -82,9 +82,9 @@ class Row:
             least_s=_number(extra, "least_seconds", float, None),
             share=_number(extra, "share_of_roofline", float, None),
             machine_gb_s=_number(rates, "read_gb_s", float, None),
-            made_of=_text(extra, "made_of"),
-            verified=_text(extra, "verified"),
-            weights=_text(extra, "weights", ""),
+            made_of=_string(extra, "made_of"),
+            verified=_string(extra, "verified"),
+            weights=_string(extra, "weights", ""),
         )
 
 
@@ -99,10 +99,10 @@ class Group:
     family: str
     t: int | None
     state: str
-    rows: tuple[Row, ...]
+    rows: tuple[Timing, ...]
 
     @property
-    def baseline(self) -> Row | None:
+    def baseline(self) -> Timing | None:
         """Ours that the others are compared with: that of quant mode b where there are several, None where ours are
         parts of a whole.
         """
@@ -124,7 +124,7 @@ class Group:
         return (median(limits), len(works) == 1) if limits else None
 
     @classmethod
-    def of(cls, title: str, rows: list[Row]) -> Self:
+    def of(cls, title: str, rows: list[Timing]) -> Self:
         """Sorts the rows and takes the title apart."""
         ordered = tuple(sorted(rows, key=lambda row: row.median_s))
         found = _TITLE.fullmatch(title)
@@ -159,13 +159,13 @@ class Results:
         raw = read_object(path)
         where = str(path)
         try:
-            benches: dict[str, list[Row]] = {}
+            benches: dict[str, list[Timing]] = {}
             for i, bench in enumerate(_list(raw, "benchmarks")):
                 where = f"{path}: benchmarks[{i}]"
                 if not isinstance(bench, dict):
                     raise ValueError(f"an object, got {_short(bench)}")
-                group = "" if bench.get("group") is None else _text(bench, "group")
-                benches.setdefault(group, []).append(Row.of(bench))
+                group = "" if bench.get("group") is None else _string(bench, "group")
+                benches.setdefault(group, []).append(Timing.of(bench))
             where = str(path)
             facts = _facts(raw)
             left_out = _left_out(raw)
@@ -198,7 +198,7 @@ def _list(holder: Mapping[str, Any], name: str) -> list[Any]:
     return value
 
 
-def _text(holder: Mapping[str, Any], name: str, default: object = _MISSING) -> str:
+def _string(holder: Mapping[str, Any], name: str, default: object = _MISSING) -> str:
     value = holder.get(name, default)
     if not isinstance(value, str):
         raise ValueError(f"{name}: a string, got {_short(value)}")
@@ -236,18 +236,18 @@ def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
     extras = [bench["extra_info"] for bench in raw["benchmarks"]]
     commit = _object(raw, "commit_info") if raw.get("commit_info") else {}
     facts = {
-        "machine": _text(machine, "machine"),
-        "threads": f"{_number(machine, 'threads', int)} ({_OURS}: Numba's {_text(suite, 'threading_layer')})",
-        "waiting threads": f"OMP_WAIT_POLICY {_text(machine, 'waiting')}",
-        "memory": f"GLIBC_TUNABLES {_text(machine, 'malloc')}",
-        "dimensions": _text(machine, "dims"),
+        "machine": _string(machine, "machine"),
+        "threads": f"{_number(machine, 'threads', int)} ({_OURS}: Numba's {_string(suite, 'threading_layer')})",
+        "waiting threads": f"OMP_WAIT_POLICY {_string(machine, 'waiting')}",
+        "memory": f"GLIBC_TUNABLES {_string(machine, 'malloc')}",
+        "dimensions": _string(machine, "dims"),
         "rates": _rates_text([extra["rates"] for extra in extras if "rates" in extra]),
         "versions": ", ".join(f"{name} {number}" for name, number in _object(suite, "versions").items()),
-        "system": _text(machine, "system"),
-        "run": _text(raw, "datetime")[:19].replace("T", " ") + " UTC",
+        "system": _string(machine, "system"),
+        "run": _string(raw, "datetime")[:19].replace("T", " ") + " UTC",
     }
     if commit.get("id"):
-        facts["commit"] = _text(commit, "id")[:12] + (", with changes" if commit.get("dirty") else "")
+        facts["commit"] = _string(commit, "id")[:12] + (", with changes" if commit.get("dirty") else "")
     return facts
 
 

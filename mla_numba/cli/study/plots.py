@@ -1,4 +1,4 @@
-"""The pictures of a sweep, by matplotlib (the extra `plot`): PNG files that are 1000 pixels wide."""
+"""The pictures of a study, by matplotlib (the extra `plot`): PNG files that are 1000 pixels wide."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from ..base.output_file import output_file
-from ..tuning.sweep import Row
-from .report import beyond_limit, share_text
+from ...base.output_file import output_file
+from ...tuning.study import Row
+from ..shown import beyond_limit, share_text
 
 __all__ = ["PICTURES", "draw_all", "heat_axes"]
 
