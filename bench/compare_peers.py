@@ -1,6 +1,8 @@
 """Time `MlaProlog` against the PyTorch compositions of `peers.py`.
 
 `python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4`
+
+`--record FILE` keeps the run, without the times of single rounds, for `ratio_chart.py`.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -64,6 +67,8 @@ def ensure_environment(n_threads: int) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
 @click.option("--dims", type=click.IntRange(1), nargs=6, help=f"{DIMS}; by default DeepSeek-V3.2's.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the times of all rounds.")
+@click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep the run in this JSON file.")
+@click.option("--cpu", help="Name of the CPU, where the one in /proc/cpuinfo says too little.")
 def main(
     tokens: tuple[int, ...],
     peers: tuple[str, ...],
@@ -73,6 +78,8 @@ def main(
     seed: int,
     dims: tuple[int, ...] | None,
     as_json: bool,
+    record: Path | None,
+    cpu: str | None,
 ) -> None:
     """Check every implementation against the reference, then time all of them in turns, in one process."""
     ensure_environment(threads)
@@ -98,12 +105,24 @@ def main(
         if not as_json:
             show(console, results[-1])
     settings = {"dims": str(sizes), "rounds": rounds, "weight_sets": weight_sets}
-    machine = describe_machine(prologs[0])
+    machine = describe_machine(prologs[0]) | ({"cpu": cpu} if cpu else {})
+    run = {**settings, **machine, "results": [result.to_dict() for result in results]}
+    if record is not None:
+        record.write_text(json.dumps(without_rounds(run), indent=1) + "\n", encoding="utf-8")
     if as_json:
-        click.echo(json.dumps({**settings, **machine, "results": [result.to_dict() for result in results]}))
+        click.echo(json.dumps(run))
         return
     for name, value in {**settings, **machine}.items():
         console.print(f"{name}: {value}", markup=False, highlight=False)
+
+
+def without_rounds(run: dict[str, Any]) -> dict[str, Any]:
+    """The run without the times of single rounds."""
+    results = []
+    for result in run["results"]:
+        rows = [{name: value for name, value in row.items() if name != "ms"} for row in result["implementations"]]
+        results.append(result | {"implementations": rows})
+    return run | {"results": results}
 
 
 def show(console: Console, result: Comparison) -> None:

@@ -62,7 +62,7 @@ def modelled(chooser: Chooser, candidate: Candidate) -> float:
 
 
 def spread(candidates: list[Candidate], n: int, rng: random.Random) -> list[Candidate]:
-    """The model's best candidate, the half of ``n`` that follow it, and others by chance."""
+    """The model's best candidate, the half of ``n`` that follow it, and random others."""
     ordered = sorted((c for c in candidates if c.cost), key=lambda c: c.cost.seconds)
     first, rest = ordered[: n // 2], ordered[n // 2 :]
     return first + rng.sample(rest, min(n - len(first), len(rest)))

@@ -106,6 +106,20 @@ class PagedCache:
     c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
     block the arrays are contiguous. BSND and TND may have no rows at all. Raises `TypeError` or `ValueError` naming the
     array that does not fit.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=4, block_size=16)
+        >>> cache.kv.shape, cache.kr.shape, cache.k_scale.shape
+        ((4, 16, 1, 64), (4, 16, 1, 32), (4, 16, 1, 4))
+        >>> slots = np.array([0, 17])  # the first row of block 0, the second of block 1
+        >>> cache.gather(slots).kr.shape
+        (2, 32)
+        >>> upper = mla.PagedCache(cache.kv[2:], cache.kr[2:], cache.k_scale[2:])  # two of the blocks, no copy
+        >>> upper.capacity
+        32
     """
 
     kv: Array
@@ -178,7 +192,7 @@ class PagedCache:
 
     @property
     def capacity(self) -> int:
-        """Slots in all."""
+        """Number of slots."""
         return prod(self.kv.shape[:-2])
 
     @property
@@ -204,12 +218,12 @@ class PagedCache:
     def gather(self, slots: Array) -> KeyRows:
         """Copies the rows of `slots` out of the cache, dequantised.
 
-        slots (n,): int64 or int32, each in [0, capacity), in any order and as often as wanted. Codes are widened to
-        float32 and multiplied by their group's scale, one rounding; bf16 values come as they are. The rows of a slot
-        that no call wrote are what the arrays held before.
+        slots (n,): int64 or int32, each in [0, capacity), in any order, repeated or not. Codes are widened to float32
+        and multiplied by their group's scale, with one rounding; bf16 values are copied. A slot that no call wrote
+        has whatever the arrays held before.
 
-        Raises `TypeError` or `ValueError` naming what does not fit. -1, which writes no row in a call, names none here
-        either and is an error too: zeros in its place could be taken for a key.
+        Raises `TypeError` or `ValueError` naming the value that does not fit. So does -1, for which a call writes no
+        row: zeros in its place could be taken for a key.
         """
         slots = check_indices("slots", slots, None)
         wrong = np.flatnonzero((slots < 0) | (slots >= self.capacity))

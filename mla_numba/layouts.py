@@ -1,4 +1,4 @@
-"""Memory layouts of weights and caches that other systems use, and ND or PA_BSND as this library reads them.
+"""Memory layouts of weights and caches in other systems, to and from ND and PA_BSND, which this library reads.
 
 FRACTAL_NZ and PA_NZ are the layouts of Ascend NPUs: c0 is 32 bytes, 16 elements of bf16 and 32 of int8. All functions
 copy, whatever the strides of their argument, and return C-contiguous arrays.
@@ -119,9 +119,9 @@ def to_records(codes: Array, scales: Array, rope: Array, *, order: str) -> Array
     | cann     | codes, rope, scales   | the MlaProlog operators of CANN                             |
     | flashmla | codes, scales, rope   | FlashMLA, vLLM and SGLang ("fp8_ds_mla")                    |
 
-    Both have 656 bytes, so nothing in a record tells its order. FlashMLA and those around it take the 512 codes for
-    float8_e4m3fn; here they are int8, bytes that are moved and not converted. Arrays of a PA_BSND cache can be given as
-    they are. Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
+    Both have 656 bytes, so a record does not show its order. FlashMLA and the systems around it read the 512 codes as
+    float8_e4m3fn; here they are int8, and bytes are moved, not converted. Arrays of a PA_BSND cache can be passed
+    directly. Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
     """
     given = {"codes": codes, "scales": scales, "rope": rope}
     for name, (dtype, width) in _RECORD_FIELDS.items():

@@ -47,19 +47,34 @@ class MlaProlog:
     """The MLA prolog of one layer on this CPU.
 
     - `weights`: `MlaWeights`, packed here, or `PackedWeights`.
-    - `phase`: "decode" or "prefill"; which scheduling settings the reference operator pairs with a `tile_config`.
-    - `tile_config`: the reference operator's tile settings, reproduced as far as they mean something on a CPU; or a
-      `CpuTiling`, whose fields are taken and the others chosen; or "auto": what `mla-numba tune` found on this machine,
-      else the planner's choice with the rates that were measured then; None lets the planner choose.
-      `options`: scheduling settings instead of those of the phase; none beside a `CpuTiling` or "auto".
+    - `phase`: "decode" or "prefill". Decides which scheduling settings of the reference operator go with a
+      `MlaTileConfig`.
+    - `tile_config`: None lets the planner choose. An `MlaTileConfig` holds the reference operator's tile settings,
+      which are reproduced as far as they mean something on a CPU. The fields of a `CpuTiling` are taken as given, and
+      the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the planner's
+      choice with the rates that `tune` measured.
+    - `options`: scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
     - `n_threads`: at most Numba's thread count, which is the default.
-    - `check_finite`: raise where a hidden state is NaN or Inf.
-    - `numerics`: how rows are quantised. "pypto" is the reference operator's way: of the norm rounded to bf16, with the
-      scale `1 / (127 / amax)`. "cann": of the norm in float32, with the scale `amax / 127`; what is not quantised is
-      the same in both.
+    - `check_finite`: raise `ValueError` if a hidden state is NaN or Inf.
+    - `numerics`: how rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
+      the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that are
+      not quantised are the same in both.
 
     A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
-    Several threads may call one instance at once. What it was made with stays: an attribute cannot be assigned anew.
+    Several threads may call one instance at once. Attributes cannot be assigned.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> prolog = mla.MlaProlog(mla.MlaWeights.random(dims))
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=2, block_size=16)
+        >>> x, cos, sin, cache_index = random_inputs(dims, t=3, seed=0, capacity=cache.capacity)
+        >>> out = prolog(x, cos, sin, cache_index, cache)
+        >>> out.query_nope.shape, out.query_rope.shape, out.q_norm.dtype
+        ((3, 4, 64), (3, 4, 32), dtype('int8'))
+        >>> cache.gather(cache_index).kv.shape
+        (3, 64)
     """
 
     def __init__(
@@ -101,10 +116,10 @@ class MlaProlog:
         verify: bool = False,
         **settings: Unpack[PrologSettings],
     ) -> Self:
-        """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote, mapped and not read.
+        """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote. The file is mapped, not read.
 
-        `verify` compares the weights' checksums, see `PackedWeights.load`, whose errors are raised here; `settings` are
-        those of the class: `tile_config`, `options`, `n_threads`, `check_finite`, `numerics`.
+        `verify` compares the checksums of the weights. `settings` are those of the class: `tile_config`, `options`,
+        `n_threads`, `check_finite`, `numerics`. Raises what `PackedWeights.load` raises.
         """
         return cls(PackedWeights.load(path, verify=verify), phase, **settings)
 
@@ -120,7 +135,7 @@ class MlaProlog:
 
     @property
     def quantized(self) -> bool:
-        """Whether w_uq_qr, and with it q_norm and the cache, is int8."""
+        """Whether w_uq_qr is int8, and with it q_norm and the cache."""
         return "b" in self.weights.quant
 
     def plan(self, t: int) -> PrologPlan:
@@ -153,12 +168,13 @@ class MlaProlog:
     ) -> PrologOutput:
         """Computes T tokens and writes their cache rows.
 
-        x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots; -1 writes no row, and of tokens
-        that name one slot the last one wins. With a BSND or TND cache it is None, and token t writes row t. `out`:
-        where to write the outputs (`allocate_output`); the call then allocates no arrays.
+        - x (T, H), cos and sin (T, R): bf16.
+        - cache_index (T,): int64 or int32 flat slots. -1 writes no row. Where several tokens name one slot, the last
+          one wins. With a BSND or TND cache it is None, and token t writes row t.
+        - `out`: outputs to write to (`allocate_output`); the call then allocates no arrays.
 
-        Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
-        then as they were.
+        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
+        then unchanged.
         """
         call = self.bind(x, cos, sin, cache_index, cache, out)
         return self._run(call, call.tokens)
@@ -210,14 +226,14 @@ class MlaProlog:
         return hold(given, slots, out, dims, quant)
 
     def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
-        """Computes a bound call; the same one may be run again, on the values that its arrays hold then.
+        """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
 
-        Any prolog of the same dimensions and mode may run it, such as that of another layer: what is computed is as its
-        weights and numerics say. `most_threads` lowers the number of threads for this once.
+        Any prolog of the same dimensions and mode may run it, such as another layer's, and computes with its own
+        weights and numerics. `most_threads` lowers the number of threads of this run.
 
-        Raises `TypeError` for what is no bound call, `ValueError` for one that a prolog of other dimensions or of
-        another mode bound, and for a slot that the cache has not; nothing is written then. `check_finite` has looked at
-        the hidden states of `bind` only.
+        Raises `TypeError` if `call` is not a bound call, `ValueError` if a prolog of other dimensions or another mode
+        bound it, or for a slot outside the cache; nothing is written then. `check_finite` checked the hidden states in
+        `bind` only.
         """
         check.expect_type("call", call, BoundCall)
         call.check_fits(self.dims, self.weights.quant)

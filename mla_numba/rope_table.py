@@ -73,7 +73,7 @@ class RopeTable:
     def from_hf(cls, config: Any) -> Self:
         """From a model's configuration: a mapping (the parsed `config.json`) or an object with those attributes.
 
-        Read are `qk_rope_head_dim`, `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both in newer
+        It reads `qk_rope_head_dim`, `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both in newer
         configurations. Of a YaRN scaling: `factor`, `original_max_position_embeddings` (if missing,
         `max_position_embeddings`), `beta_fast` (32), `beta_slow` (1), `mscale`, `mscale_all_dim`, `attention_factor`,
         `truncate` (true). Of two settings that contradict each other, the one that transformers takes counts:
@@ -181,10 +181,10 @@ def from_cos_sin_cache(cos_sin_cache: Array, positions: Array) -> CosSin:
 def check_cos_sin(cos: Array, sin: Array, rope_dim: int) -> None:
     """Raises where `cos` and `sin` are not tables as the prolog takes them: (T, R) bf16, columns i and i + R/2 alike.
 
-    `TypeError` for another dtype; `ValueError` for another layout, which it names where it knows it (interleaved pairs,
-    R/2 columns, cos beside sin in one table), and for two tables that are not of the same angles. A table that fits
-    several layouts, as that of position 0 does, is taken for a right one. A call of the prolog itself reads both halves
-    as they are and checks none of this.
+    Raises `TypeError` for another dtype; `ValueError` for another layout, which the error names if it is a known one
+    (interleaved pairs, R/2 columns, cos beside sin in one table), and for two tables of different angles. A table that
+    fits several layouts, such as that of position 0, is accepted. A call of the prolog itself reads both halves as
+    given and checks none of this.
     """
     for name, table in (("cos", cos), ("sin", sin)):
         if not isinstance(table, np.ndarray):

@@ -252,9 +252,10 @@ def test_agreement_reads_every_output_and_cache():
     assert [agreement.name for agreement in check_agreement(wrong, arrays)] == ["kr_cache"]
 
 
-def test_command_compares_all_peers():
+def test_command_compares_all_peers(tmp_path):
     command = [sys.executable, str(BENCH / "compare_peers.py"), "--tokens", "1", "4", "--rounds", "2", "--threads", "1"]
     command += ["--weight-sets", "2", "--json", "--dims", *map(str, SIZES)]
+    command += ["--record", str(tmp_path / "run.json"), "--cpu", "a CPU"]
     root = str(BENCH.parent)
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=root, check=False)
     assert done.returncode == 0, done.stderr
@@ -268,6 +269,12 @@ def test_command_compares_all_peers():
         assert [entry["name"] for entry in result["implementations"]] == [OURS, *there]
         assert all(len(entry["ms"]) == 2 and entry["ratio_of_minima"] > 0 for entry in result["implementations"])
         assert result["implementations"][0]["ratio_paired_median"] == 1
+    recorded = json.loads((tmp_path / "run.json").read_text())
+    assert recorded["cpu"] == "a CPU"
+    for result in report["results"]:
+        for row in result["implementations"]:
+            del row["ms"]
+    assert recorded == report
 
 
 def test_option_values_are_spread():

@@ -18,7 +18,7 @@ from mla_numba.cli import warmup as cli_warmup
 from mla_numba.cli.main import main
 from mla_numba.cli.shown import folder_size
 from mla_numba.cli.sweep_times import SweepTimes, sweep_table, sweep_work
-from mla_numba.kernels import cache_folder, max_threads
+from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
@@ -303,6 +303,7 @@ def test_info_json(tmp_path):
     assert facts["versions"]["mla_numba"] == __version__
     assert {"python", "numba", "llvmlite", "numpy"} < set(facts["versions"])
     assert facts["machine"]["n_usable_cores"] >= 1
+    assert (facts["isa"]["name"], facts["isa"]["mr"]) == (ISA.name, ISA.mr)
     assert set(facts["register_tiles"]) == {"bf16", "int8"}
     assert (facts["threading_layer"], facts["n_threads"]) == ("workqueue", 1)
     assert facts["kernel_cache"]["folder"].startswith(str(tmp_path))

@@ -67,11 +67,11 @@ def test_sweep_goes_on_after_an_interrupt(tmp_path):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "give the same command again to continue" in said
     before = {line["number"]: line for line in map(json.loads, journal.read_text().splitlines()[1:])}
     with (out / "sweep.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == len(before)
-    assert one_line_refusal([*command[:-1], "qb_mc=16"]).endswith("give --restart to begin anew, or another --out")
+    assert one_line_refusal([*command[:-1], "qb_mc=16"]).endswith("give --restart to start again, or another --out")
     status, said, err = run_cli(*command)
     assert status == 0, err
     rows = {row["number"]: row for row in json.loads((out / "sweep.json").read_text())["rows"]}

@@ -8,6 +8,7 @@ from helpers import TESTS, run_python
 
 from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.table import choose_isa
+from tiling import machine
 
 SCRIPT = str(TESTS / "isa_script.py")
 HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
@@ -101,5 +102,24 @@ def test_choice(cpu_name, features, host, expected):
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
 def test_register_tiles(isa):
     assert ISAS[isa.name] is isa
-    assert isa.nr % isa.lanes == 0
+    assert isa.nr == isa.vectors.n * isa.lanes
     assert min(isa.mr, isa.kr_bf16, isa.kr_int8) > 0
+
+
+def test_the_planner_knows_the_same_instruction_sets():
+    assert tuple(ISAS) == machine.ISAS
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_the_planner_needs_the_same_features(isa):
+    names = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}  # in Linux
+    flags = {names.get(feature, feature) for feature in isa.features}
+    weaker = list(ISAS.values())[list(ISAS).index(isa.name) + 1 :]
+    own = isa.features.difference(*(other.features for other in weaker))
+    assert machine.isa_of(flags) == isa.name
+    assert all(machine.isa_of(flags - {names.get(feature, feature)}) != isa.name for feature in own)
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_names_of_cpus_choose_the_instruction_set(isa):
+    assert all(choose_isa(name, None, BF16) is isa for name in isa.cpus)

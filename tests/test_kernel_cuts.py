@@ -1,17 +1,21 @@
-"""The kernels' own cut of rows, columns and k: whatever the blocks, each element of a result is stored exactly once."""
+"""The kernels' own cut of rows, columns and k: each element of a result is stored once, in the plan's blocks."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 
-from mla_numba.kernels import ISA
+from mla_numba import MlaDims
+from mla_numba.call.workspace import cuts_of
+from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.operands import A, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE
 from mla_numba.kernels.sweeps import gemm, heads
 from mla_numba.kernels.sweeps.arguments import Activations, HeadsCut, PairCut, Weight
 from mla_numba.kernels.sweeps.phase import DOWN
 from mla_numba.kernels.threads.tasks import block_of
+from tiling import Machine, MicroTile, plan_prolog
 
 MR, NR, KR = ISA.mr, ISA.nr, ISA.kr_bf16
 T = (1, MR, 2 * MR + 1)
@@ -123,3 +127,71 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
         stored = stores.counts[0].reshape(values.shape)
         assert (stored[:, :n_cols] == 1).all()
         assert not stored[:, n_cols:].any()
+
+
+class Blocks:
+    """Stands in for `multiply_block`: the output blocks (array, rows, columns) that it is asked for, and the sums."""
+
+    def __init__(self):
+        self.stored, self.n_sums = [], 0
+
+    def block(self, a, rows, walk, depth, c, no_subnormals, y, n_cols):
+        self.n_sums = max(self.n_sums, c.at + rows * walk.n * gemm.NR)
+        if n_cols:
+            self.add(y, rows, n_cols)
+
+    def split(self, c, second_at, rows, walk, n_cols, y):
+        self.add(y, rows, n_cols)
+
+    def add(self, y, rows, n_cols):
+        row, column = divmod(y.at, y.step)
+        self.stored.append((y.values, row, row + rows, column, column + n_cols))
+
+    def of(self, array):
+        return [tuple(block) for values, *block in self.stored if values is array]
+
+
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
+    """With the register tile of every instruction set, the tasks and their blocks in the plan's order."""
+    for module in (gemm, heads):
+        monkeypatch.setattr(module, "NR", isa.nr)
+    micro = {
+        "bf16": MicroTile(isa.mr, isa.nr, isa.kr_bf16, isa.a_bf16_bytes),
+        "int8": MicroTile(isa.mr, isa.nr, isa.kr_int8, isa.a_int8_bytes),
+    }
+    dims, machine = MlaDims(64, 3, 5 * isa.nr + 1, 2 * isa.nr + 4, 33, 34), replace(Machine.detect(), isa=isa.name)
+    for t, quant in product((1, isa.mr, isa.mr + 1, 5 * isa.mr), ("none", "b")):
+        plan = plan_prolog(dims, t, None, machine, micro=micro, quant=quant, n_threads=3)
+        (tile,) = plan.tile_plans
+        qa, qb, kva, wuk = tile.gemms
+        cuts, blocks = cuts_of(tile), Blocks()
+        for module in (gemm, heads):
+            monkeypatch.setattr(module, "multiply_block", blocks.block)
+        monkeypatch.setattr(gemm, "_store_split", blocks.split)
+        y0, y1 = np.zeros((t, qa.n), np.uint16), np.zeros((t, kva.n), np.uint16)
+        pair = gemm.Pair(activations(t), weight(qa.k_parts), y0, y1, np.zeros((1, 0), np.float32), cuts.down)
+        n_tasks = gemm.pair_tasks(DOWN, pair).n
+        assert n_tasks == tile.down.n_tasks
+        for task in range(n_tasks):
+            gemm.pair_task(task, n_tasks, 0, pair)
+        assert blocks.of(y0) == [b[1:] for b in qa.blocks()]
+        assert blocks.of(y1) == [b[1:] for b in kva.blocks()]
+        nope, rope = dims.qk_nope_head_dim, dims.qk_rope_head_dim
+        query_nope, query_rope = np.zeros((t, 3, wuk.n), np.uint16), np.zeros((t, 3, rope), np.uint16)
+        table, scratch = np.zeros((t, rope), np.uint16), np.zeros((2, 1, 0), np.float32)
+        q_head, y = np.zeros((1, qb.mc * qb.np_), A_BF16_DTYPE), np.zeros((1, rope), np.float32)
+        work = heads.Heads(
+            activations(t), weight(), weight(), table, table, query_nope, query_rope, *scratch, q_head, y, cuts.heads,
+            nope, 0, t,
+        )  # fmt: skip
+        for task, (head, m0, m1) in enumerate(tile.heads.blocks()):
+            blocks.stored.clear()
+            heads.head_task(task, tile.heads.n_tasks, 0, work)
+            rows = set()
+            for values, begin, end, at, _ in blocks.stored:
+                if values is query_nope:  # its rows are those of one head, n_heads * C apart
+                    assert at // wuk.n == head
+                    rows.add((begin, end))
+            assert rows == set(tile.heads.nope_rows(m0, m1))
+        assert blocks.n_sums * 4 <= tile.worker_workspace["c"]

@@ -1,4 +1,4 @@
-"""How a plan for a CPU may be prescribed, field by field."""
+"""Prescribing a plan for a CPU, field by field."""
 
 from dataclasses import dataclass, fields
 from dataclasses import replace as dataclass_replace
@@ -12,7 +12,7 @@ __all__ = ["CpuTiling"]
 
 @dataclass(frozen=True)
 class CpuTiling:
-    """Blocks, tasks and threads of a plan; None leaves a field to the planner, which chooses for the others' values.
+    """Blocks, tasks and threads of a plan. The planner chooses the fields that are None, to suit the others.
 
     Counts are of elements, token rows, panels (of nr columns) or tasks. Blocks longer than the product are clipped,
     ``*_kc`` is rounded up to kr, and rows and panels are cut evenly, so a block may be a little smaller than asked for.

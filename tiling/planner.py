@@ -50,8 +50,8 @@ def plan_prolog(
     - ``micro``: register tile of the "bf16" and of the "int8" kernels.
     - ``phase``: "decode" or "prefill". It is recorded; both are the same arithmetic and the same choices.
     - ``quant``: "none", "a" (int8 down projections), "b" (int8 up projection) or "ab".
-    - ``options``: scheduling settings; each mapping that is not empty takes the place of the config's. None with a
-      ``CpuTiling``, whose fields say it all.
+    - ``options``: scheduling settings; each mapping that is not empty replaces the config's. None with a ``CpuTiling``,
+      whose fields say everything.
     - ``costs``: constants of the model that chooses; default those of the machine's instruction set.
     - ``note``: what to say of a search that found ``config``, or found nothing; it marks the plan as tuned.
 

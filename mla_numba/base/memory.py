@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["UINT16", "aligned_empty", "as_bits", "unlocked"]
+__all__ = ["UINT16", "aligned_empty", "as_bits", "writable_alias"]
 
 UINT16 = np.dtype(np.uint16)  # the type itself, as an argument, takes NumPy longer
 _LINE_BYTES = 64
@@ -26,7 +26,7 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 def as_bits(array: NDArray[Any]) -> NDArray[Any]:
     """A bf16 array, only to be read, as uint16 bits."""
-    return unlocked(array.view(UINT16))
+    return writable_alias(array.view(UINT16))
 
 
 class _Alias:
@@ -37,6 +37,6 @@ class _Alias:
         self.owner = array
 
 
-def unlocked(array: NDArray[Any]) -> NDArray[Any]:
+def writable_alias(array: NDArray[Any]) -> NDArray[Any]:
     """The array itself, or for a read-only one, which the kernels only read, its alias."""
     return array if array.flags.writeable or array.size == 0 else np.asarray(_Alias(array))

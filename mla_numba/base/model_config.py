@@ -1,4 +1,4 @@
-"""What a model's configuration says of its attention: the family, the order of rope columns, what refuses it."""
+"""What a model's configuration says of its attention: its family, the order of rope columns, reasons to refuse it."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ class PrologOutput(NamedTuple):
 class BoundCall(NamedTuple):
     """A checked call, made by `MlaProlog.bind`: `out` are its outputs, the other fields are for `MlaProlog.run`.
 
-    The kernels trust all of them, so it is not made by hand. Neither is it copied or pickled, which raises `TypeError`:
-    its arrays are views of the caller's.
+    The kernels trust all of them, so do not make one yourself. It cannot be copied or pickled, which raises
+    `TypeError`: its arrays are views of the caller's.
     """
 
     out: PrologOutput

@@ -28,8 +28,8 @@ _STAGES = {
 class Span(NamedTuple):
     """A worker's time in a phase, in nanoseconds of `time.perf_counter_ns`; waiting for the phase is not in it.
 
-    From when it came to the phase to the end of its last task there. Who comes late finds no task left: `n_tasks` is
-    then 0, and `end_ns` is `begin_ns`.
+    It begins when the worker comes to the phase and ends with its last task there. A worker that comes late finds no
+    task left: `n_tasks` is then 0, and `end_ns` equals `begin_ns`.
     """
 
     phase: str
@@ -101,8 +101,8 @@ class Trace:
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span with tasks.
 
-        Times are microseconds from the call's begin on. A FIFO or a terminal is written into. Raises `OSError` where
-        the file cannot be written, `ValueError` for another kind of file.
+        Times are microseconds since the call began. A FIFO or a terminal can be written to. Raises `OSError` if the
+        file cannot be written, `ValueError` for another kind of file.
         """
         start = min((tile.begin_ns for tile in self.tiles), default=0)
         events = [

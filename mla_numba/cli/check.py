@@ -43,19 +43,19 @@ _NOBODYS = (
     default=None,
     help="Layout of w_dq, w_uq_qr and w_dkv_kr in .bin files: FRACTAL_NZ or ND.  [default: --nd]",
 )
-@click.option("--numerics", type=click.Choice(NUMERICS), help="Whose quantiser is expected.  [default: pypto]")
-@click.option("--epsilon-cq", type=epsilon_type, help="Of the query's norm.  [default: 1e-5]")
-@click.option("--epsilon-ckv", type=epsilon_type, help="Of the key's norm.  [default: 1e-5]")
-@click.option("--exact", is_flag=True, help="Demand equal bits; tolerances don't count.")
-@click.option("--golden", "goldens", is_flag=True, help="Check the golden outputs, and not the operator's.")
+@click.option("--numerics", type=click.Choice(NUMERICS), help="Quantiser that the operator uses.  [default: pypto]")
+@click.option("--epsilon-cq", type=epsilon_type, help="Epsilon of the query's norm.  [default: 1e-5]")
+@click.option("--epsilon-ckv", type=epsilon_type, help="Epsilon of the key's norm.  [default: 1e-5]")
+@click.option("--exact", is_flag=True, help="Require equal bits instead of tolerances.")
+@click.option("--golden", "goldens", is_flag=True, help="Check the golden outputs instead of the operator's.")
 @json_option
 @click.pass_context
 def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_json: bool, **settings: Any) -> None:
     """Check the outputs of an operator, dumped into DIR beside its inputs, against the oracle.
 
-    Files are .npy, raw .bin, or .pt of torch.save, named or numbered as the arguments of the reference operator.
-    Defaults come from DIR's dims.json where mla-numba dump wrote one. Exit status: 0 if all outputs that are there
-    pass, 1 if one does not, if no operator wrote any, or if something cannot be read, 2 for a wrong option.
+    Files are .npy, raw .bin, or .pt of torch.save, named or numbered like the arguments of the reference operator.
+    Defaults come from DIR's dims.json, if mla-numba dump wrote one. Exit status: 0 if all outputs in DIR pass; 1 if one
+    fails, if no operator wrote any, or if a file cannot be read; 2 for a wrong option.
     """
     given = {name: value for name, value in settings.items() if value is not None}
     with said_plainly(), Steps() as steps:

@@ -34,10 +34,12 @@ _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
-@quant_option("What is int8.")
+@quant_option("int8 parts, as in mla-numba run.")
 @smooth_option
 @dims_option(f"{DIMS_HELP}  [default: DeepSeek-V3.2's]")
-@click.option("--format", "file_format", type=click.Choice(FORMATS), default="npy", show_default=True)
+@click.option(
+    "--format", "file_format", type=click.Choice(FORMATS), default="npy", show_default=True, help="Form of the files."
+)
 @click.option(
     "--names", "style", type=click.Choice(STYLES), default="reference", show_default=True,
     help="token_x and q_norm_golden; pypto's x and rms_norm_golden; or input_0 and golden_0.",
@@ -55,13 +57,15 @@ _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
     help="Elements of k_scale_cache.",
 )  # fmt: skip
 @numerics_option
-@click.option("--epsilon-cq", type=epsilon_type, default=1e-5, show_default=True, help="Of the query's norm.")
-@click.option("--epsilon-ckv", type=epsilon_type, default=1e-5, show_default=True, help="Of the key's norm.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of weights, inputs and caches.")
+@click.option("--epsilon-cq", type=epsilon_type, default=1e-5, show_default=True, help="Epsilon of the query's norm.")
+@click.option("--epsilon-ckv", type=epsilon_type, default=1e-5, show_default=True, help="Epsilon of the key's norm.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and caches."
+)
 def dump(folder: Path, tokens: int, quant: str, smooth: bool, **given: Any) -> None:
     """Write the inputs of a call and the oracle's outputs into DIR, as golden data for an operator.
 
-    Nothing that is there is overwritten. Once the operator's outputs lie beside them (q_norm_out, ...), mla-numba check
+    Existing files are never overwritten. Once DIR has the operator's outputs (q_norm_out, ...), mla-numba check
     compares those.
     """
     check_smooth(smooth, quant)

@@ -31,7 +31,7 @@ _LEAST_TOKENS = (1, 8, 32, 128, 512)
 
 
 @click.command()
-@click.option("--measure", is_flag=True, help="Measure what 1 to --threads threads reach: some seconds a thread.")
+@click.option("--measure", is_flag=True, help="Measure the rates of 1 to --threads threads; some seconds for each.")
 @threads_option
 @json_option
 @click.pass_context
@@ -89,7 +89,7 @@ class Facts:
         return {
             "versions": self.versions,
             "machine": asdict(this_machine()),
-            "isa": asdict(ISA),
+            "isa": {name: value for name, value in asdict(ISA).items() if isinstance(value, int | str)},
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": self.threading_layer,
             "n_threads": max_threads(),

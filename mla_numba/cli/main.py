@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line where the memory does not suffice."""
+    """A group whose commands end with one line when memory runs out."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""

@@ -160,14 +160,18 @@ smooth_option = click.option(
     "--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab."
 )
 numerics_option = click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Whose quantiser is computed."
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of weights, inputs and the order."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of weights, inputs and the order.",
 )
 weight_sets_option = click.option(
     "--weight-sets", type=click.IntRange(1, 1024), default=2, show_default=True,
-    help="Layers to take in turns, so that weights come from memory.",
+    help="Sets of weights that take turns, so that weights come from memory.",
 )  # fmt: skip
 
 
@@ -182,11 +186,11 @@ what_to_plan = _options(
         "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
         help="Phase: with --preset it decides the scheduling settings.",
     ),
-    quant_option("What is int8: a the down projections, b the up projection and the cache."),
+    quant_option("int8 parts: a for the down-projections, b for the up-projection and the cache."),
     click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
-    click.option("--tuned", is_flag=True, help="Take what mla-numba tune found on this machine, if it did."),
+    click.option("--tuned", is_flag=True, help="Use the plan that mla-numba tune found on this machine, if any."),
     click.option(
-        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation whose preset is meant.  [default: DAV_3510]"
+        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation of the preset.  [default: DAV_3510]"
     ),
     dims_option(f"{DIMS_HELP}  [default: those of DeepSeek-V3.2]"),
 )  # fmt: skip
@@ -228,9 +232,9 @@ class TileSettings(NamedTuple):
 
 
 layer_options = _options(
-    quant_option("What is int8."),
+    quant_option("int8 parts, as in mla-numba run."),
     dims_option("Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]"),
-    click.option("--small", is_flag=True, help="Small dimensions: a quick look at the command itself."),
+    click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
     threads_option,
 )
 

@@ -21,7 +21,7 @@ from .shown import megabytes
 __all__ = ["pack"]
 
 _N_TENSORS = 6
-_QUANT_HELP = "What becomes int8: a the down projections, b the up projection and the cache."
+_QUANT_HELP = "int8 parts: a for the down-projections, b for the up-projection and the cache."
 
 
 @click.command()
@@ -36,8 +36,8 @@ _QUANT_HELP = "What becomes int8: a the down projections, b the up projection an
 def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
     """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
 
-    The file is what MlaProlog.load maps. An older one is replaced once the new one is whole; what is no regular file is
-    refused, and of a symbolic link what it names is written. Needs the extra hf.
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
+    its target. Anything but a regular file is refused. Needs the extra hf.
     """
     with said_plainly(), Steps() as steps:
         packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)

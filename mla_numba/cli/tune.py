@@ -83,20 +83,20 @@ class TuneOptions(LayerOptions):
     default=120,
     show_default=True,
     callback=finite,
-    help="Seconds of searching in all, shared by the numbers of tokens.",
+    help="Seconds of search in all, divided among the numbers of tokens.",
 )
 @layer_options
 @weight_sets_option
 @seed_option
-@click.option("--dry-run", is_flag=True, help="Keep nothing.")
+@click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
 @json_option
 @click.pass_context
 def tune(ctx: click.Context, /, **given: Any) -> None:
     """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
 
-    What is found for T tokens serves every number of tokens up to the next power of two, on this machine, with these
-    dimensions, mode and threads. Where nothing is faster, that is kept and said. Exit status: 0, or 1 if a bit of any
-    candidate is wrong, or every candidate of some T is wrong or refused, for which nothing is kept.
+    A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
+    dimensions, mode and threads. If nothing is faster, that is kept too, and the command says so. Exit status: 0, or 1
+    if a bit of any candidate is wrong, or if for some T every candidate is wrong or refused; nothing is kept for it.
     """
     options = TuneOptions(**given)
     options.check()
@@ -156,7 +156,7 @@ def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:
     Console().print(_outcome_table(outcomes))
     nothing = f"nothing was kept{' (--dry-run)' if dry_run else ''}"
     where = f"kept in {store_folder()} ({FOLDER_VARIABLE})" if is_kept else nothing
-    click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned take what is kept')
+    click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned use what is kept')
     for found in outcomes:
         for line in reasons_of(found.against, what="wrong or refused"):
             click.echo(f"T {found.t}: {line}")

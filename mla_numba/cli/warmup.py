@@ -27,7 +27,7 @@ _TOKENS = 64
 @click.command()
 @threads_option
 def warmup(threads: int) -> None:
-    """Compile the kernels of every mode ahead and keep them; with --threads 1 only those of one thread."""
+    """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
     try:
         folder = make_cache_folder()
     except OSError as error:

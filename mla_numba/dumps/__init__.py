@@ -1,7 +1,8 @@
 """Folders of dumped arguments of the reference operator: read, checked against the oracle, written.
 
-A file is a `.npy`, a `.bin` with the bare elements, little-endian and in C order, or a `.pt` that `torch.save` wrote.
-`mla_numba.dump_names` says which names are known; files lie in the folder or in its `input`, `output` and `golden`.
+A file is a `.npy`, a `.bin` with the bare elements (little-endian, in C order), or a `.pt` that `torch.save` wrote.
+`mla_numba.dump_names` has the names of files. They lie in the folder or in its subfolders `input`, `output` and
+`golden`.
 
 | argument                          | shape                         | elements                                      |
 |-----------------------------------|-------------------------------|-----------------------------------------------|

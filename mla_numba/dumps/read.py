@@ -49,9 +49,9 @@ class DumpedOutput(NamedTuple):
 class Dump:
     """What a folder holds.
 
-    `x`, `cos`, `sin`, `cache_index` and `cache` are those of a call of `MlaProlog(weights)`. `outputs` are what is to
-    be checked; `only_goldens` says that `write_dump` wrote all of them, and no operator any. `missing` are outputs that
-    are not there, `goldens_left_out` goldens that lie beside an operator's outputs, `unread` files of other names.
+    `x`, `cos`, `sin`, `cache_index` and `cache` are the arguments of a call of `MlaProlog(weights)`. `outputs` are the
+    outputs to check; `only_goldens` is true if `write_dump` wrote all of them, and no operator any. `missing` are
+    outputs without a file, `goldens_left_out` goldens beside an operator's outputs, `unread` files with other names.
     """
 
     settings: DumpSettings
@@ -77,12 +77,12 @@ class Dump:
 def read_dump(folder: str | os.PathLike[str], settings: DumpSettings | None = None, *, goldens: bool = False) -> Dump:
     """Reads inputs and outputs from a folder; `settings` None: `dump_settings(folder)`.
 
-    Outputs are the operator's; where it left none, the goldens of another oracle, and where there are none of those,
-    the ones that `write_dump` wrote. With `goldens` they are the goldens of either kind, whatever lies beside them.
+    Outputs are the operator's. If it left none, they are the goldens of another oracle, and otherwise the goldens that
+    `write_dump` wrote. With `goldens` they are goldens of either kind, whatever else is in the folder.
 
-    Raises `ValueError` for inputs that are missing (it says all that are), two files for one input, a size or shape
-    that does not fit, a broken file, `TypeError` for other elements, `FileNotFoundError` for a folder that is not
-    there, `ImportError` for a `.pt` without torch.
+    Raises `ValueError` naming all missing inputs, for two files for one input, for a size or shape that does not fit
+    and for a broken file; `TypeError` for other elements; `FileNotFoundError` for a missing folder; `ImportError` for
+    a `.pt` without torch.
     """
     folder = Path(folder)
     settings = dump_settings(folder) if settings is None else settings

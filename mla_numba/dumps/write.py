@@ -53,16 +53,16 @@ def write_dump(
 ) -> list[Path]:
     """Writes inputs of `t` tokens and the oracle's outputs (`*_golden`) into a folder; the files' paths.
 
-    Beside them lie `dims.json` with the settings, and `golden.json`, by which `read_dump` knows these outputs again.
+    It also writes `dims.json` with the settings, and `golden.json`, by which `read_dump` recognises these outputs.
 
     Weights and inputs are random ones of `seed`. Caches hold random rows, `n_blocks` blocks of them (default: one more
     than the tokens need), their scales in `scale_dtype`, "float32" or "float16". `file_format`: "npy", "bin", or "pt"
     for a tensor of torch a file; `style`: see `mla_numba.dump_names.name_in`. With `settings.nz` w_dq, w_uq_qr and
     w_dkv_kr are written as FRACTAL_NZ. `finished(argument)` is called after each file.
 
-    The folder may be there, the files may not. Raises `TypeError` or `ValueError` naming the argument that does not
-    fit, `FileExistsError` naming the first file that is there, `OSError` where one cannot be written; no file of the
-    dump is left then. `ImportError` for "pt" without torch.
+    The folder may exist, the files may not. Raises `TypeError` or `ValueError` naming the argument that does not fit,
+    `FileExistsError` naming the first file that exists, `OSError` if one cannot be written; no file of the dump is left
+    then. `ImportError` for "pt" without torch.
     """
     folder = Path(folder)
     settings = settings or DumpSettings()

@@ -25,7 +25,8 @@ class MicroKernel:
     address a is multiplied by, in all lanes, `column(builder, vectors, loaded, p)` a vector of B, and
     `multiply(builder, vectors, acc, value, column)` the accumulator after their product.
 
-    With `short_round` no sum that it is used for is subnormal, and one instruction rounds two vectors.
+    `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
+    is right where no sum is subnormal: such a microkernel is used for no others.
     """
 
     name: str
@@ -35,7 +36,7 @@ class MicroKernel:
     multiply: Callable[[ir.IRBuilder, Vectors, Any, Any, Any], Any]
     column: Callable[[ir.IRBuilder, Vectors, Any, int], Any] = lambda _builder, _vectors, loaded, _pass: loaded
     passes: int = 1
-    short_round: bool = False
+    round_two: Callable[[ir.IRBuilder, Vectors, Any, Any], Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

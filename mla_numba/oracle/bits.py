@@ -53,10 +53,10 @@ class Mismatch:
 
 
 def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
-    """None where every bit of `got` is that of `want`, else what differs.
+    """None if `got` and `want` are equal in every bit, else how they differ.
 
-    So -0 is not +0, and a NaN equals its own bits only. Raises `TypeError` where the dtypes differ and `ValueError`
-    where the shapes do.
+    So -0 is not +0, and a NaN equals only a NaN of the same bits. Raises `TypeError` if the dtypes differ and
+    `ValueError` if the shapes do.
     """
     if got.dtype != want.dtype:
         raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")
@@ -84,9 +84,9 @@ def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
 
 
 def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOutput) -> list[Mismatch]:
-    """What differs between a call's outputs with the cache it wrote and the reference's: nothing, if all is well.
+    """Compares a call's outputs and the cache it wrote with the reference's; the list is empty if every bit is equal.
 
-    Raises `TypeError` where only one of the two has an array, besides what `compare_bits` raises.
+    Raises what `compare_bits` raises, and `TypeError` where only one of the two has an array.
     """
     arrays = output._asdict() | {"kv_cache": cache.kv, "kr_cache": cache.kr, "k_scale_cache": cache.k_scale}
     found = []

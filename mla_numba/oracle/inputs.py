@@ -31,8 +31,8 @@ class Inputs(NamedTuple):
 def random_inputs(dims: MlaDims, t: int, seed: int, capacity: int) -> Inputs:
     """Inputs of `t` tokens, the same for the same arguments.
 
-    x is N(0, 1); each token has angles of its own, and both halves of cos and sin are equal, as in the model's tables;
-    the slots are distinct ones of `capacity`. Raises `ValueError` where the cache has fewer slots than tokens.
+    x is N(0, 1). Each token has its own angles, and both halves of cos and sin are equal, as in the model's tables. The
+    slots are distinct, below `capacity`. Raises `ValueError` if the cache has fewer slots than tokens.
     """
     check_int("t", t, 0)
     check_int("capacity", capacity, t)

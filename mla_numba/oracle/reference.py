@@ -9,8 +9,8 @@ matrices is one fp32 accumulator, from +0, taken in ascending k. A product of tw
 is zero or its magnitude lies in [2^-134, 2^128), so there a fused multiply-add gives the same bits. Casts to bf16
 round to nearest even, and NaN stays NaN.
 
-Numerics: what is quantised, and with which scale, is "pypto", the contract (``quant`` of the bf16 norm), or "cann"
-(``quant_cann`` of the fp32 norm). All else is the same in both.
+Numerics decides how the norms are quantised: "pypto", the default, by ``quant`` of the bf16 norm; "cann" by
+``quant_cann`` of the fp32 norm. Everything else is the same in both.
 
 Codes and scales: ``real = code * scale``. NaN and Inf are computed with, silently, and stay in their own token.
 """

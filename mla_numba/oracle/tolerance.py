@@ -65,7 +65,7 @@ class Agreement:
     | `max_abs`, `max_abs_at`      | the largest difference of finite elements; None if it is 0                      |
     | `max_rel`                    | the largest of `difference / abs(want)` where want is neither 0 nor NaN nor Inf |
     | `n_beyond`                   | elements beyond the tolerance, NaN and Inf among them                           |
-    | `n_nan`, `n_inf`             | of what is checked                                                              |
+    | `n_nan`, `n_inf`             | NaN and Inf in the output                                                       |
     | `n_changed`, `first_changed` | rows of a cache that no token names and that differ from the input, and a slot  |
     | `passed`                     | the verdict                                                                     |
     """
@@ -112,8 +112,8 @@ def compare_within(
 ) -> Agreement:
     """Compares an output (`q_norm_out`, ...) with the oracle's of the same shape and dtype.
 
-    `exact`: it passes where every bit is equal, NaNs included, and not by its tolerance. `untouched`, for caches, are
-    the cache before the call and the slots, flat, that no token names; their rows must not differ in a bit.
+    With `exact` it passes if every bit is equal, NaNs included, whatever the tolerance. `untouched`, for caches, holds
+    the cache before the call and the flat slots that no token names; their rows must be equal in every bit.
 
     Raises `TypeError` where the dtypes differ and `ValueError` where the shapes do.
     """

@@ -1,8 +1,8 @@
 """The reference operator's entry points, with its names and order of arguments, on NumPy arrays.
 
-They pack the weights anew at each call: for more than one call use `MlaProlog`, or pass `PackedWeights` as `w_dq`.
-`mla_prolog_quant_p` and `mla_prolog_quant_d` compute the same and differ in the scheduling settings that go with a
-tile_config, as in the reference.
+They pack the weights in every call. For more than one call use `MlaProlog`, or pass `PackedWeights` as `w_dq`.
+`mla_prolog_quant_p` and `mla_prolog_quant_d` compute the same; as in the reference, they differ in the scheduling
+settings that go with a tile_config.
 """
 
 from __future__ import annotations

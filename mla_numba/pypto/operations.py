@@ -1,8 +1,8 @@
 """The reference operator's single operations by name, on NumPy arrays.
 
-They are the oracle's own behind checks of their arguments: exact by definition, and fast enough at the sizes at which
-one asks for a single operation. The fused kernels equal them bit for bit. Floats are bf16, float16 or float32, of any
-strides. Each raises `TypeError` or `ValueError` naming the argument that does not fit.
+They are the functions of the oracle, with checks of their arguments in front: exact by definition, and fast enough for
+single operations. The fused kernels equal them bit for bit. Floats are bf16, float16 or float32, with any strides. Each
+raises `TypeError` or `ValueError` naming the argument that does not fit.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class MlaQuantInputs:
     | dequant_scale_w_uq_qr    | (N*(D+R),), ...          | quant_b                                         |
     | smooth_scales_cq         | (1, Rq), ...             | smooth quantisation, in quant_b                 |
 
-    float32 each. dequant_scale_x, quant_scale_ckv and quant_scale_ckr exist in the reference operator, which reads them
-    nowhere: giving one is a `ValueError` in `pre_compute_2d`, not a silent nothing.
+    All are float32. dequant_scale_x, quant_scale_ckv and quant_scale_ckr exist in the reference operator, which never
+    reads them. If one is given, `pre_compute_2d` raises `ValueError` instead of ignoring it.
     """
 
     dequant_scale_x: Array | None = None

@@ -98,8 +98,8 @@ class Arena:
     `tokens`: the numbers of tokens to come; the inputs of fewer tokens begin those of more. `n_weight_sets` are
     taken in turns, so that weights come from memory as in a model of many layers.
 
-    Raises `ExactnessError` where a bit of the baseline, the planner's own plan, is not that of the NumPy reference;
-    of more than 64 tokens it is asked for 64, spread evenly, since a token's bits do not depend on its neighbours.
+    Raises `ExactnessError` if a bit of the baseline, the planner's own plan, differs from the NumPy reference. Of more
+    than 64 tokens 64 are compared, spread evenly, since a token's bits do not depend on its neighbours.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Journal:
 
     `spec` says what is studied, its "jobs", if any, as lists that begin with number, tokens and mode. `facts` are asked
     for where there is no journal yet; their "rates_exact" are the fields of `Rates`. A journal of the same spec
-    is gone on from, its facts and rows kept. A last line that was cut off is dropped.
+    is continued, its facts and rows kept. A last line that was cut off is dropped.
 
     Raises `ValueError` for a journal of another spec, and with the file and the line for one that is no JSON object, or
     none that a journal holds.
@@ -89,7 +89,7 @@ class Journal:
             file.write(json.dumps(asdict(row)) + "\n")
 
     def left(self, jobs: Sequence[Job], seed: int) -> list[Job]:
-        """The jobs without a row, in an order by chance."""
+        """The jobs without a row, in random order."""
         waiting = [job for job in jobs if job.number not in self.rows]
         return random.Random(seed).sample(waiting, len(waiting))
 

@@ -1,4 +1,4 @@
-"""What this machine reaches, measured with the library's own vector code: from these rates follows a plan's least time.
+"""Rates that this machine reaches, measured with the library's own vector code; a plan's least time follows from them.
 
 - Read bandwidth: the bytes a second that the threads together take from memory into registers, each reading a part of
   one buffer front to back, with the loads of the microkernels and the prefetch of those with many rows. The buffer is
@@ -8,10 +8,10 @@
   instruction, pairs of bf16, on registers alone. A multiply-add is two operations. A CPU without vector code of its own
   multiplies int8 codes as fp32.
 
-Each rate is the best of many short runs, in turns with those of the others: one that the machine was seen to reach.
-Other programs and other tenants change it from minute to minute, so a share of the limit needs rates measured right
-before and after what is timed, as `bench/roofline.py` does. Peaks of many threads below those of few tell of a busy
-machine.
+Each rate is the best of many short runs, which take turns with those of the other rates, so the machine was seen to
+reach it. Other programs and other tenants change it from minute to minute. So a share of the limit needs rates measured
+right before and after the timed calls, as `bench/roofline.py` does. If many threads reach less than few, the machine
+is busy.
 """
 
 from __future__ import annotations

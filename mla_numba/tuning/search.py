@@ -28,8 +28,8 @@ _CONTEST = Effort(pairs=15, seconds=0.5, most=200, hopeless=1.1)
 class Outcome:
     """What a search found: the best tiling with the pairs of a contest after the choice, or none that is faster.
 
-    `n_wrong` candidates had a bit that the reference has not; none is ever chosen. `against`: why candidates were
-    refused or wrong, one reason each.
+    `n_wrong` candidates differed from the reference in a bit; none of them is ever chosen. `against`: why candidates
+    were refused or wrong, one reason each.
     """
 
     t: int
@@ -121,7 +121,7 @@ def search(
     begin = told = time.perf_counter()
     own = arena.baseline(t).plan
     space = Space(own, n_threads)
-    # Bad starts tell little: the search begins at the planner's choice and takes ten points by chance.
+    # Bad starts tell little: the search begins at the planner's choice and takes ten random points.
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
     study = optuna.create_study(sampler=sampler)
     study.enqueue_trial(space.nearest(own))

@@ -33,7 +33,7 @@ class Checkpoint:
     """A folder with `config.json` and `model.safetensors`, or shards of it and `model.safetensors.index.json`.
 
     Models of the families in `mla_numba.base.model_config.FAMILIES`: DeepSeek-V3, V3.1, V3.2, V2 with a `q_lora_rank`,
-    and others of that attention. Opening one reads the JSON files only. Needs the package safetensors
+    and others with that attention. Opening a checkpoint reads only its JSON files. Needs the package safetensors
     (`pip install 'mla_numba[hf]'`).
 
     `config` is the parsed `config.json` (`RopeTable.from_hf(checkpoint.config)` has the rope's tables), `dims` the
@@ -98,14 +98,15 @@ class Checkpoint:
         of a row or column may be partial; the size of a block is `quantization_config.weight_block_size`, by default
         128 x 128.
 
-        int8 codes with one scale a row become `w_uq_qr` in modes b and ab, `w_dq` and `w_dkv_kr` in a and ab, as they
-        are, codes and scales to the bit. All other codes become `bf16(float32(code) * scale)`, those of `kv_b_proj` in
-        every mode. What is bf16 then and int8 in the mode asked for is quantised as by `MlaWeights.quantize`.
-        `smooth_scales_cq` goes with weights that are quantised here, so not with such codes of `q_b_proj`.
+        int8 codes with one scale a row become `w_uq_qr` in modes b and ab, `w_dq` and `w_dkv_kr` in a and ab: codes and
+        scales unchanged, to the bit. All other codes become `bf16(float32(code) * scale)`, those of `kv_b_proj` in
+        every mode. A weight that is then bf16, and is int8 in the wanted mode, is quantised as by
+        `MlaWeights.quantize`. `smooth_scales_cq` is for weights that are quantised here, so it cannot go with int8
+        codes of `q_b_proj`.
 
-        The rope columns of these checkpoints are interleaved pairs, which is what the prolog takes (`rope_interleave`
-        of transformers' DeepseekV3Config, true by default; V2 and V3.2 know no other). Those of a configuration where
-        it is false are brought into that order; the prolog's outputs are then what transformers computes.
+        The rope columns of these checkpoints are interleaved pairs, as the prolog takes them (`rope_interleave` of
+        transformers' DeepseekV3Config, true by default; always so in V2 and V3.2). If a configuration says false, the
+        columns are reordered, and the prolog's outputs are those of transformers.
 
         Only these tensors are read, mapped into memory; `finished` is called with the name of each weight.
 

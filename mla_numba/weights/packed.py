@@ -10,6 +10,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from tiling import ceil_div, round_up
+
 from ..base.checks import (
     BF16,
     Array,
@@ -17,7 +19,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
-from ..base.memory import aligned_empty, unlocked
+from ..base.memory import aligned_empty, writable_alias
 from ..kernels import ISA
 from ..kernels.panels import (
     Matrices,
@@ -59,7 +61,7 @@ class PackedGemm:
 
     @property
     def least(self) -> int:
-        """`least_magnitude`, or on a CPU that rounds bf16 pairs otherwise 0: so small that no sum counts as normal."""
+        """`least_magnitude`; 0 on CPUs whose bf16 dot product rounds differently, which forces multiply-adds."""
         return self.least_magnitude if self.least_magnitude and pairs_are_exact() else 0
 
     @property
@@ -75,13 +77,13 @@ class PackedGemm:
 
     def as_argument(self) -> Weight:
         """As the kernels take it."""
-        panels, offset, col_scale = (unlocked(a.view()) for a in (self.panels, self.offset, self.col_scale))
+        panels, offset, col_scale = (writable_alias(a.view()) for a in (self.panels, self.offset, self.col_scale))
         return Weight(panels, offset, col_scale, self.kp, self.n_parts, self.least)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
-    """`MlaWeights` in kernel order: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
+    """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
 
     dims: MlaDims
     quant: str
@@ -96,7 +98,7 @@ class PackedWeights:
 
     def arguments_for(self, numerics: str) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
-        gamma_cq, gamma_ckv, smooth = (unlocked(getattr(self, name).view()) for name in _VECTORS)
+        gamma_cq, gamma_ckv, smooth = (writable_alias(getattr(self, name).view()) for name in _VECTORS)
         return Layer(
             down=self.down.as_argument(),
             up=self.up.as_argument(),
@@ -141,10 +143,10 @@ class PackedWeights:
         return self.down.nbytes + self.up.nbytes + self.uk.nbytes
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a file that `load` maps; an older file of that name is replaced once the new one is whole.
+        """Writes a file that `load` maps; an older file of that name is replaced once the new one is complete.
 
-        Of a symbolic link, what it names is replaced. Raises `OSError` where the folder or the older file cannot be
-        written, `ValueError` where `path` is no regular file: a device, a FIFO.
+        For a symbolic link, its target is replaced. Raises `OSError` if the folder or the older file cannot be written,
+        `ValueError` if `path` is not a regular file but a device or a FIFO.
         """
         gemms = {name: getattr(self, name) for name in PRODUCTS}
         arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in gemms.items() for part in _PARTS}
@@ -169,13 +171,12 @@ class PackedWeights:
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
         """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
 
-        The header's checksum and the file's size are always checked, those of the weights with `verify`, which reads
-        them all. The file must not be changed in place while it is in use; to replace it is fine.
+        The checksum of the header and the size of the file are always checked. `verify` also compares the checksums of
+        the weights, which reads all of them. Do not change a file in place while it is in use; replacing it is fine.
 
-        Raises `OSError` where the file cannot be read, `ValueError` naming it where it is no such file, of another
-        format version, truncated or corrupted, packed for another instruction set's panels, or where a field of its
-        header is wrong: a file that somebody else made is read nowhere outside of it. What its numbers are worth, only
-        who made it knows.
+        Raises `OSError` if the file cannot be read. Raises `ValueError` naming the file if it is of another kind or
+        format version, truncated, corrupted, packed for the panels of another instruction set, or has a wrong field in
+        its header. So no file makes a kernel read outside of it, but whether its weights are right is not checked.
         """
         found, arrays = read_arrays(path, verify)
         facts = read_facts(str(path), found)
@@ -237,9 +238,9 @@ def pack_gemm(
     quantised = weights[0].dtype == np.int8
     kr = ISA.kr_int8 if quantised else ISA.kr_bf16
     k = weights[0].shape[-2]
-    kp = n_parts * -(-(k // n_parts) // kr) * kr
+    kp = n_parts * round_up(k // n_parts, kr)
     cuts = [_Cut.of(w, head_dim) for w in weights]
-    n_panels = [c.batch * -(-c.n // ISA.nr) for c in cuts]
+    n_panels = [c.batch * ceil_div(c.n, ISA.nr) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
     panels = aligned_empty(sum(n_panels) * kp * ISA.nr, dtype)
     n_columns = sum(n_panels) * ISA.nr if quantised else 0
@@ -285,7 +286,7 @@ def pairs_are_exact() -> bool:
 
 
 def _least(panels: Array, n_threads: int) -> int:
-    out = np.empty(-(-len(panels) // _LEAST_CHUNK), np.int32)
+    out = np.empty(ceil_div(len(panels), _LEAST_CHUNK), np.int32)
     min_magnitudes(n_threads, len(out), panels, _LEAST_CHUNK, out)
     return int(out.min(initial=0x7FFF))
 

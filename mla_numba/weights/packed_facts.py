@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tiling import ceil_div, round_up
 from tiling.stages import QUANTS
 
 from ..base.checks import check_epsilon, check_k_int8
@@ -62,8 +63,8 @@ def gemm_sizes(dims: MlaDims, quant: str) -> dict[str, GemmSize]:
     def size(k: int, quantised: bool, n_parts: int, *columns: tuple[int, int]) -> GemmSize:
         """Of (batch, n) columns each."""
         kr = ISA.kr_int8 if quantised else ISA.kr_bf16
-        kp = n_parts * -(-(k // n_parts) // kr) * kr
-        return GemmSize(kp, n_parts, sum(batch * -(-n // ISA.nr) for batch, n in columns) * ISA.nr, quantised)
+        kp = n_parts * round_up(k // n_parts, kr)
+        return GemmSize(kp, n_parts, sum(batch * ceil_div(n, ISA.nr) for batch, n in columns) * ISA.nr, quantised)
 
     return {
         "down": size(

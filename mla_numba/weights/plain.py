@@ -52,8 +52,20 @@ class MlaWeights:
 
     Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
     `quantization` is the error report of weights that `quantize` made, None for others. Fields cannot be assigned;
-    `dataclasses.replace` makes weights with others. Raises `TypeError` or `ValueError` naming the first field that does
-    not fit the others.
+    `dataclasses.replace` makes weights with other fields. Raises `TypeError` or `ValueError` naming the first field
+    that does not fit the others.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> weights = mla.MlaWeights.random(dims, quant="none")  # or MlaWeights(w_dq=..., w_uq_qr=..., ...)
+        >>> weights.w_dq.shape, weights.w_uq_qr.shape, weights.w_uk.shape
+        ((256, 96), (96, 256), (4, 32, 64))
+        >>> int8 = weights.quantize("b")
+        >>> int8.w_uq_qr.dtype, int8.dequant_scale_w_uq_qr.shape
+        (dtype('int8'), (256,))
+        >>> round(int8.quantization.errors["w_uq_qr"].relative_rms, 4)
+        0.0063
     """
 
     w_dq: Array
@@ -169,13 +181,13 @@ class MlaWeights:
     def quantize(self, quant: str, smooth_scales_cq: Array | None = None) -> Self:
         """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
 
-        `self` holds bf16 weights, or those of mode "a" or "b" of which "ab" is asked: what is int8 already stays as it
-        is. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so the rows of w_uq_qr are
-        divided by it first. The error that this introduced is the result's `quantization`, a `QuantizationReport` with
-        an entry for each weight that became int8.
+        `self` holds bf16 weights, or weights of mode "a" or "b" if `quant` is "ab"; weights that are int8 already stay
+        unchanged. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so the rows of
+        w_uq_qr are divided by it first. The result's `quantization` is a `QuantizationReport` with the error of each
+        weight that became int8.
 
-        Raises `ValueError` for weights that are int8 and should not be or are so in just that mode, for weights that
-        are not finite, and for scales that are 0 or not finite or whose w_uq_qr is int8 already.
+        Raises `ValueError` if `self` holds other int8 weights, if a weight is not finite, and for smooth scales that
+        are 0, not finite, or given for a w_uq_qr that is int8 already.
         """
         check_choice("quant", quant, QUANT_MODES)
         if self.quant != "none" and not (self.quant in ("a", "b") and quant == "ab"):
@@ -201,7 +213,7 @@ class MlaWeights:
         return result
 
     def pack(self, n_threads: int | None = None) -> PackedWeights:
-        """The weights in kernel order; see `PackedWeights`. They take about the bytes of the ND ones.
+        """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
         `n_threads`: at most Numba's thread count, which is the default. Raises what the class raises where an array was
         given another shape or dtype in place meanwhile.

@@ -1,4 +1,4 @@
-"""The names under which checkpoints hold an attention: what is read of it, what is passed over, what is refused."""
+"""Names of an attention's tensors in checkpoints: which are read, which are passed over, which are refused."""
 
 from __future__ import annotations
 

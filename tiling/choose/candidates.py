@@ -1,4 +1,4 @@
-"""The planner's candidates: what blocks a sweep may have, which are refused and why, and what the model says of each.
+"""The planner's candidates: blocks that a sweep may have, which are refused and why, and the modelled time of each.
 
 A plan's sweeps run one after the other, so each has candidates of its own; within the heads sweep the blocks of either
 product are chosen apart, for each token block. Fields that a ``CpuTiling`` gives are the only candidates there.

@@ -1,4 +1,4 @@
-"""What the planner's model takes a machine to cost, measured once for each instruction set."""
+"""The constants of the planner's model, measured once for each instruction set."""
 
 import json
 from dataclasses import dataclass, fields, replace

@@ -1,6 +1,6 @@
 """The planner's own choice: tiles of tokens, and blocks within one, with the reason of each.
 
-What blocks there are to choose among is in ``candidates``, what is said of them in ``model``.
+The blocks to choose among are in ``candidates``, their modelled times in ``model``.
 """
 
 from collections.abc import Callable

@@ -16,8 +16,10 @@ def loop_unroll(start: int, stop: int, step: int, unroll_list: Iterable[int]) ->
     does not divide the next larger one. ``index`` moves on by ``factor * step``. As in ``range``, the number of
     iterations is ``(stop - start) / step`` rounded up, and an empty range yields nothing.
 
-    >>> list(loop_unroll(0, 13, 1, [5, 3]))
-    [(0, 5), (5, 5), (10, 3)]
+    Examples:
+        >>> from tiling import loop_unroll
+        >>> list(loop_unroll(0, 13, 1, [5, 3]))
+        [(0, 5), (5, 5), (10, 3)]
     """
     check_int("start", start, maximum=None)
     check_int("stop", stop, maximum=None)

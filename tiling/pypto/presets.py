@@ -93,7 +93,7 @@ def preset(name: str, npuarch: str = "DAV_3510") -> MlaTileConfig:
 def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
     """Runtime options of the decode entry point, as the reference operator chooses them for the NPU it runs on.
 
-    No NPU is there to ask, so the generation is an argument; it defaults to the newer one, as in ``preset``.
+    Without an NPU to ask, the generation is an argument; it defaults to the newer one, as in ``preset``.
     """
     if _npu_arch(npuarch) == "DAV_3510":
         return {"runtime_options": {"device_sched_mode": 3}}

@@ -72,23 +72,27 @@ class BenchOptions:
 @click.command()
 @click.option("--tokens", metavar="T,...", help="Only these numbers of tokens, of 1,8,32,128,512.")
 @click.option("--weights", type=click.Choice(["cold", "warm"]), help="Only with weights cold, or only warm.")
-@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be given again.")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be repeated.")
 @click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
-@click.option("--slow", is_flag=True, help="Also the first call on an empty kernel cache: half a minute.")
-@click.option("--tiny", is_flag=True, help="Small dimensions: to try the command, not the machine.")
+@click.option("--slow", is_flag=True, help="Also time the first call on an empty kernel cache: half a minute.")
+@click.option("--tiny", is_flag=True, help="Small dimensions, to try the command itself.")
 @click.option("--seconds", type=click.FloatRange(0.01, 3600), default=0.5, show_default=True, callback=finite,
-              help="Of timing each bench.")  # fmt: skip
+              help="Time for each bench.")  # fmt: skip
 @threads_option
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("mla-numba-bench.html"), show_default=True,
-    callback=text_to_write, help="The page.",
+    callback=text_to_write, help="HTML file to write.",
 )  # fmt: skip
 @click.option(
-    "--json", "save", type=click.Path(path_type=Path), callback=text_to_write, help="Keep pytest-benchmark's JSON."
+    "--json",
+    "save",
+    type=click.Path(path_type=Path),
+    callback=text_to_write,
+    help="Also write pytest-benchmark's JSON.",
 )
 @click.option(
     "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Run nothing; make the page of JSON that was kept.",
+    help="Run nothing; make the page from such JSON.",
 )  # fmt: skip
 @click.pass_context
 def bench(ctx: click.Context, /, **given: Any) -> None:

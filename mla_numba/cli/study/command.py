@@ -48,9 +48,9 @@ _TABLE_WIDTH = 110
     "--where",
     multiple=True,
     metavar="EXPRESSION",
-    help="Try only what meets this, such as 'down_mc % 12 == 0'; also t, mr and nr may be named.",
+    help="Try only candidates for which this holds, such as 'down_mc % 12 == 0'; it may also name t, mr and nr.",
 )
-@click.option("--base", type=click.Choice(PRESETS), help="Preset whose other fields are kept.")
+@click.option("--base", type=click.Choice(PRESETS), help="Preset that gives the other fields.")
 @click.option("--presets", is_flag=True, help="Sweep the reference operator's six presets instead.")
 @click.option(
     "--npuarch",
@@ -68,7 +68,11 @@ _TABLE_WIDTH = 110
 )
 @layer_options
 @click.option(
-    "--pairs", type=click.IntRange(3, MAX_PAIRS), default=7, show_default=True, help="Least pairs of calls a candidate."
+    "--pairs",
+    type=click.IntRange(3, MAX_PAIRS),
+    default=7,
+    show_default=True,
+    help="Fewest pairs of calls for a candidate.",
 )
 @weight_sets_option
 @seed_option
@@ -80,14 +84,14 @@ _TABLE_WIDTH = 110
     callback=folder_to_write,
     help="Folder for journal, CSV, JSON and pictures.",
 )
-@click.option("--restart", is_flag=True, help="Begin anew where the folder holds a sweep.")
+@click.option("--restart", is_flag=True, help="Start again if the folder holds a sweep.")
 @click.option("--no-plot", is_flag=True, help="Draw no pictures.")
 @click.pass_context
 def sweep(ctx: click.Context, /, **given: Any) -> None:
     """Time many plans against the planner's own, check every bit of each, and draw the results.
 
-    Candidates come in an order by chance and are timed in pairs with the planner's own plan; hopeless ones are given
-    up. After Ctrl-C the same command goes on where it was. Exit status: 0, or 1 if a bit of any candidate is wrong or
+    Candidates come in random order and are timed in pairs with the planner's own plan; clearly slower ones are
+    dropped early. After Ctrl-C the same command continues. Exit status: 0, or 1 if a bit of any candidate is wrong or
     every candidate is refused.
     """
     options = StudyOptions(**given)
@@ -113,14 +117,14 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     except OSError as error:
         raise click.ClickException(f"--out: expected to write there, got {error}") from None
     if interrupted:
-        click.echo(f"interrupted: {len(jobs) - len(rows)} candidates are left; the same command goes on")
+        click.echo(f"interrupted: {len(jobs) - len(rows)} candidates are left; give the same command again to continue")
         ctx.exit(130)
     if any(row.status == "wrong" for row in rows):
         ctx.exit(1)
 
 
 def _spec(options: StudyOptions, jobs: Sequence[Job]) -> dict[str, Any]:
-    """What is studied: a journal of the same is gone on from."""
+    """What is studied; a journal of the same is continued."""
     return {
         "tokens": options.tokens, "phase": options.phase, "dims": asdict(options.sizes()), "threads": options.threads,
         "pairs": options.pairs, "weight_sets": options.weight_sets, "seed": options.seed, "version": __version__,

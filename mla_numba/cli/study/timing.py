@@ -47,7 +47,7 @@ def open_journal(out: Path, spec: dict[str, Any], restart: bool, n_threads: int)
     except OSError as error:
         raise click.ClickException(f"--out: expected a folder that can be written, got {error}") from None
     except ValueError as error:
-        raise click.ClickException(f"{error}; give --restart to begin anew, or another --out") from None
+        raise click.ClickException(f"{error}; give --restart to start again, or another --out") from None
 
 
 class _Arenas:

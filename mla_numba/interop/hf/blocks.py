@@ -51,8 +51,8 @@ class BlockPool:
     def reserve(self, batch: int, start: int, n: int) -> None:
         """Makes positions [start, start + n) of `batch` sequences writable; earlier ones are kept.
 
-        From the block of `start` on no two sequences share one afterwards. New blocks may hold rows of tokens that are
-        gone. Raises `ValueError` where the batch is another one or the blocks do not suffice; nothing has changed then.
+        From the block of `start` on no two sequences share a block afterwards. New blocks may hold rows of tokens that
+        are gone. Raises `ValueError` if the batch differs or there are too few blocks; nothing has changed then.
         """
         tables = np.empty((batch, 0), np.int64) if self.tables is None else self.tables
         if len(tables) != batch:

@@ -107,5 +107,5 @@ def latent_attention(
 
 
 def _hide(scores: torch.Tensor, seen: torch.Tensor) -> None:
-    """Scores (B, S, N, L) that nobody may see become the least finite number: a row that sees nothing is no NaN."""
+    """Hidden scores (B, S, N, L) become the least finite number, so that a row without visible keys is not NaN."""
     scores.masked_fill_(~seen.transpose(1, 2), torch.finfo(scores.dtype).min)

@@ -54,17 +54,17 @@ def patch(
     - `quant`: "none" leaves the weights as they are; "a", "b" and "ab" quantise them (`MlaWeights.quantize`), and with
       "b" the cache is int8.
     - `checkpoint`: a `Checkpoint` or its folder, to read the weights of the projections from. None takes the model's
-      own parameters; from the checkpoint that the model was loaded from both are the same bits.
-    - `block_size`: tokens a block of the cache. `n_blocks`: blocks of each layer's cache, allocated at once and an
-      error when they do not suffice; None lets it grow.
-    - `n_threads`, `numerics`: those of `MlaProlog`.
-    - `keep_projections`: False gives up the memory of the weights that the prologs replace. The model can then not be
-      unpatched, nor saved.
+      own parameters. For the checkpoint that the model was loaded from, both give the same bits.
+    - `block_size`: tokens in a block of the cache. `n_blocks`: blocks of each layer's cache, allocated at once, with an
+      error when there are too few; None lets the cache grow.
+    - `n_threads`, `numerics`: as for `MlaProlog`.
+    - `keep_projections`: False frees the memory of the weights that the prologs replace. The model can then not be
+      unpatched or saved.
 
-    Returns the handle that undoes it. `generate` and direct calls of the model then work as before: greedy, sampling,
-    beams, left padding, chunks of a prompt, caches that are passed on. Of DeepSeek-V3.2 and GLM-5 the indexer stays the
-    model's own; it takes q_norm from the prolog. There are no gradients. The weights are packed now: a call after they
-    have changed is refused, and `Patched.refresh` packs them again.
+    Returns a handle that undoes it. `generate` and direct calls of the model work as before: greedy, sampling, beams,
+    left padding, chunks of a prompt, caches that are passed on. DeepSeek-V3.2 and GLM-5 keep their own indexer, which
+    takes q_norm from the prolog. There are no gradients. The weights are packed now: if they change later, calls are
+    refused until `Patched.refresh` packs them again.
 
     Raises `TypeError` for a model that holds no such attention or has weights that are not bf16, `ValueError` naming
     the module for one without `q_lora_rank`, with biases, on another device or with weights that are not finite, for a
@@ -146,13 +146,13 @@ class Patched:
         self.quantization = reports
 
     def refresh(self, checkpoint: Checkpoint | str | os.PathLike[str] | None = None) -> None:
-        """Packs the weights anew, after they were changed: an update, `load_state_dict`, an adapter that was merged.
+        """Packs the weights again after they have changed: by an update, `load_state_dict` or a merged adapter.
 
         `checkpoint`: a `Checkpoint` or its folder to read the projections from; None takes the model's own parameters,
-        also where `patch` was given a checkpoint. Caches that were filled before hold rows of the weights before.
+        even if `patch` was given a checkpoint. Caches that were filled before hold rows of the old weights.
 
-        Raises what `patch` raises for weights that it does not take, the model is then as it was, and `ValueError`
-        without a checkpoint if the projections were not kept.
+        Raises what `patch` raises for weights that do not fit; the model is then unchanged. Raises `ValueError` without
+        a checkpoint if the projections were not kept.
         """
         if checkpoint is None and not self._settings.keep_projections:
             raise ValueError(
@@ -167,14 +167,14 @@ class Patched:
         self._pack(parts, checkpoint)
 
     def new_cache(self) -> LatentCache:
-        """An empty cache for `generate` or a direct call of the model, which make their own where none is given."""
+        """An empty cache for `generate` or a direct call of the model, which make one themselves if none is given."""
         return LatentCache(self._cache_settings)
 
     def unpatch(self) -> None:
-        """Gives the model its own attention back; its weights were never changed. Once is enough.
+        """Gives the model its own attention back; its weights were never changed. Calling it again does nothing.
 
-        Raises `ValueError` if the weights were not kept, and naming the module where something else, such as a hook of
-        accelerate, was put around its `forward` since; the model is then as it was.
+        Raises `ValueError` if the weights were not kept. Raises it with the name of a module around whose `forward`
+        something else, such as a hook of accelerate, was put since; the model is then unchanged.
         """
         if not self._settings.keep_projections:
             raise ValueError("keep_projections: expected True for a model to be unpatched, got False")

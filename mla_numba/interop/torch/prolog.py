@@ -37,9 +37,9 @@ class TorchProlog(torch.nn.Module):
     - `source`: an `MlaProlog`, or the weights of one.
     - `settings`: those of `MlaProlog`, none beside one.
 
-    The packed weights are no parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
+    The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
     copy of the module shares them. A call uses at most `torch.get_num_threads()` threads. Several threads may call one
-    module at once.
+    module at the same time.
     """
 
     prolog: MlaProlog
@@ -60,7 +60,7 @@ class TorchProlog(torch.nn.Module):
         super().__setattr__(name, value)
 
     def _take_handle(self) -> None:
-        # What `forward` needs, so that a compiler has not to look into the prolog. No buffer, which `.to` would move.
+        # What `forward` needs, so that a compiler need not look into the prolog. Not a buffer, which `.to` would move.
         self._handle = make_handle(self.prolog)
         self._n_heads = self.prolog.dims.num_attention_heads
         self._q_rank = self.prolog.dims.q_lora_rank
@@ -80,8 +80,8 @@ class TorchProlog(torch.nn.Module):
         x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots, -1 for none; None with a BSND
         or TND cache. `out`: where to write the outputs (`allocate_output`). All are contiguous tensors on the CPU.
 
-        Raises `TypeError` or `ValueError` naming the argument, what was expected and what came; outputs and cache are
-        then as they were. A tensor that requires grad is an error where gradients are recorded.
+        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
+        then unchanged. A tensor that requires grad is an error where gradients are recorded.
         """
         for name, tensor in (("x", x), ("cos", cos), ("sin", sin), ("cache_index", cache_index)):
             if not isinstance(tensor, Tensor) and not (tensor is None and name == "cache_index"):

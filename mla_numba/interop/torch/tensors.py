@@ -26,12 +26,12 @@ _AS_TENSORS = {ours: (np.dtype(f"i{ours.itemsize}"), theirs) for theirs, (_, our
 def to_numpy(tensor: Tensor, name: str = "tensor") -> Array:
     """The array over a CPU tensor's memory: its shape, strides and dtype, bf16 as `ml_dtypes.bfloat16`.
 
-    Nothing is copied, and the array keeps the memory alive. A tensor that requires grad is taken where no gradients are
-    recorded (`torch.no_grad`), since nothing that reads the array is part of a graph.
+    Nothing is copied, and the array keeps the memory alive. A tensor that requires grad is accepted only where no
+    gradients are recorded (`torch.no_grad`), since nothing that reads the array is part of a graph.
 
-    Raises `TypeError` for what is no tensor, is one without memory of its own (of a transform, or fake) or has a dtype
-    that NumPy has not, `ValueError` for one that is not on the CPU, not strided, a conjugate or negative view, or would
-    have its gradient recorded. `name` is what they call it.
+    Raises `TypeError` if it is not a tensor, has no memory of its own (under a transform, or fake) or has a dtype that
+    NumPy lacks; `ValueError` if it is not on the CPU, not strided, a conjugate or negative view, or would have its
+    gradient recorded. Errors call it `name`.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -69,9 +69,9 @@ def refuse_gradient(name: str, tensor: Tensor) -> None:
 def to_torch(array: Array, name: str = "array") -> Tensor:
     """The tensor over a NumPy array's memory: its shape, strides and dtype, `ml_dtypes.bfloat16` as bf16.
 
-    Nothing is copied, and the tensor keeps the memory alive. Raises `TypeError` for what is no array or has a dtype
-    that torch has not, `ValueError` for a read-only array, which a tensor could not protect, and for strides that a
-    tensor cannot have (negative ones, or no multiple of the element).
+    Nothing is copied, and the tensor keeps the memory alive. Raises `TypeError` if it is not an array or has a dtype
+    that torch lacks; `ValueError` if it is read-only, which a tensor cannot be, or has strides that a tensor cannot
+    have (negative, or not a multiple of the element).
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")

@@ -29,8 +29,15 @@ def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, col
     return builder.call(dot, [acc, builder.bitcast(value, pairs), builder.bitcast(column, pairs)])
 
 
+def _round_two(builder: ir.IRBuilder, vectors: Vectors, low: Any, high: Any) -> Any:
+    """vcvtne2ps2bf16 flushes subnormal numbers."""
+    kinds = [vectors.floats, vectors.floats]
+    convert = declare(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", vectors.pairs, kinds)
+    return builder.call(convert, [high, low])
+
+
 BF16_VDPBF16PS = MicroKernel(
-    "ukernel_bf16", is_int8=False, load=_load, value=_value, multiply=_multiply, short_round=True
+    "ukernel_bf16", is_int8=False, load=_load, value=_value, multiply=_multiply, round_two=_round_two
 )
 
 # 24 accumulators, 2 of B and a broadcast fill 27 of 32 registers.

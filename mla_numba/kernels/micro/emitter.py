@@ -25,7 +25,6 @@ from ..llvm_ir import (
     ONCE,
     POINTER,
     counted_loop,
-    declare,
     internal_function,
     load,
     prefetch,
@@ -138,7 +137,7 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
         sums = _scaled(builder, sums, row_scale, col_scale, offset)
     for i in range(mr):
         at = builder.gep(y, [builder.mul(ldy, ir.Constant(I64, i))])
-        _store_row(builder, sums[i * N_VECTORS : (i + 1) * N_VECTORS], at, store, kernel.short_round)
+        _store_row(builder, sums[i * N_VECTORS : (i + 1) * N_VECTORS], at, store, kernel)
     builder.ret_void()
     return function
 
@@ -181,16 +180,13 @@ def _scaled(builder: ir.IRBuilder, sums: list[Any], row_scale: Any, col_scale: A
     return scaled
 
 
-def _store_row(builder: ir.IRBuilder, values: list[Any], at: Any, store: ir.Type, short_round: bool) -> None:
+def _store_row(builder: ir.IRBuilder, values: list[Any], at: Any, store: ir.Type, kernel: MicroKernel) -> None:
     """A row's float32 vectors, rounded to bf16: as their bits, or as float32 again."""
-    if short_round and store == I16:
-        # One instruction for two vectors; it flushes subnormal numbers, of which `short_round` says there are none.
-        pairs = _V.pairs
-        convert = declare(builder, "llvm.x86.avx512bf16.cvtne2ps2bf16.512", pairs, [_V.floats, _V.floats])
+    if kernel.round_two is not None and store == I16:
         for v in range(0, N_VECTORS, 2):
-            bits = builder.call(convert, [values[v + 1], values[v]])
+            bits = kernel.round_two(builder, _V, values[v], values[v + 1])
             here = builder.gep(at, [ir.Constant(I64, v * _V.lanes * 2)])
-            builder.store(bits, builder.bitcast(here, pairs.as_pointer()), align=2)
+            builder.store(bits, builder.bitcast(here, bits.type.as_pointer()), align=2)
         return
     for v, value in enumerate(values):
         rounded = _round_bf16(builder, value)
