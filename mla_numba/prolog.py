@@ -18,7 +18,7 @@ from .base.checks import BF16, FP32, INT8, Array
 from .base.memory import aligned_empty
 from .base.modes import NUMERICS
 from .cache import PagedCache
-from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, check_output, hold
+from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
 from .call.trace import Trace
 from .call.workspace import Memory
@@ -218,7 +218,7 @@ class MlaProlog:
         if out is None:
             out = self.allocate_output(t)
         else:
-            written = check_output(out, t, dims, quant)
+            written = writable_outputs(out, t, dims, quant)
         read = {"x": x, "cos": cos, "sin": sin, **also_read}
         if cache_index is not None:
             read["cache_index"] = cache_index

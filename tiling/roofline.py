@@ -1,12 +1,29 @@
 """The least time a plan can take on a machine of given rates."""
 
-from tiling.plan.plans import PrologPlan
+from typing import Protocol
+
 from tiling.rates import Rates
 
-__all__ = ["least_seconds"]
+__all__ = ["Workload", "least_seconds"]
 
 
-def least_seconds(plan: PrologPlan, rates: Rates) -> float:
+class Workload(Protocol):
+    """What is to be moved and computed: a ``PrologPlan``, or three numbers in its place."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of weights, inputs and outputs."""
+
+    @property
+    def flops(self) -> int:
+        """Operations on bf16."""
+
+    @property
+    def int8_ops(self) -> int:
+        """Operations on int8 codes."""
+
+
+def least_seconds(plan: Workload, rates: Rates) -> float:
     """Seconds below which ``plan`` cannot run: moving its bytes or doing its arithmetic, whichever takes longer.
 
     Bytes are the weights, once per tile of tokens, and the inputs and outputs; weights that stay in a cache between

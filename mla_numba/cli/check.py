@@ -68,7 +68,7 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
     nobodys = found.only_goldens and not goldens
     passed = not nobodys and all(output.passed for output in report)
     if as_json:
-        click.echo(json.dumps(_as_dict(folder, found, report, exact) | {"passed": passed}, indent=1))
+        click.echo(json.dumps(_report_as_dict(folder, found, report, exact) | {"passed": passed}, indent=1))
     else:
         if nobodys:
             click.echo(_NOBODYS)
@@ -144,7 +144,7 @@ def _verdict(report: list[Agreement], exact: bool) -> str:
     return f"{passed} of {len(report)} outputs pass, {how}; {bits} exact to the bit"
 
 
-def _as_dict(folder: Path, found: Dump, report: list[Agreement], exact: bool) -> dict[str, Any]:
+def _report_as_dict(folder: Path, found: Dump, report: list[Agreement], exact: bool) -> dict[str, Any]:
     settings = asdict(found.settings)
     return {
         "version": __version__,

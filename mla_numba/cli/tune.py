@@ -113,7 +113,9 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
         facts = {"machine": asdict(this_machine()), "threads": options.threads, "rates": rates_as_dict(rates)}
         folder = str(store_folder()) if is_kept else None
         click.echo(
-            json.dumps(facts | {"folder": folder, "outcomes": [_as_dict(found) for found in outcomes]}, indent=1)
+            json.dumps(
+                facts | {"folder": folder, "outcomes": [_outcome_as_dict(found) for found in outcomes]}, indent=1
+            )
         )
     else:
         _show(outcomes, is_kept, options.dry_run)
@@ -190,7 +192,7 @@ def _none_left(found: Outcome) -> str:
     )
 
 
-def _as_dict(found: Outcome) -> dict[str, Any]:
+def _outcome_as_dict(found: Outcome) -> dict[str, Any]:
     contest = found.contest
     return {
         "tokens": found.t,

@@ -143,7 +143,7 @@ def compare_within(
     changed = np.zeros(0, np.int64)
     if untouched is not None:
         before, slots = untouched
-        changed = slots[(_rows(got)[slots] != _rows(before)[slots]).any(axis=1)]
+        changed = slots[(_bits_by_slot(got)[slots] != _bits_by_slot(before)[slots]).any(axis=1)]
     within = n_beyond <= round(tolerance.share * got.size) and not n_nan and not n_inf and not len(changed)
     return Agreement(
         name=name,
@@ -163,6 +163,6 @@ def compare_within(
     )
 
 
-def _rows(cache: Array) -> Array:
+def _bits_by_slot(cache: Array) -> Array:
     """The bits of a C-contiguous cache, a row a slot."""
     return cache.view(f"u{cache.itemsize}").reshape(-1, cache.shape[-1])

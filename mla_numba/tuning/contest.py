@@ -127,7 +127,7 @@ class Arena:
         for i in range(n_weight_sets):
             weights = MlaWeights.random(dims, seed + i, quant)
             inputs = Inputs(*(array[sample] for array in self._inputs))
-            wanted.append(_rows(reference_run(weights, *inputs, self._empty)._asdict(), inputs.cache_index))
+            wanted.append(_rows_of_tokens(reference_run(weights, *inputs, self._empty)._asdict(), inputs.cache_index))
             self._weights.append(weights.pack(n_threads or 1))
             advance()
         self._baselines = {t: self.contender(t) for t in dict.fromkeys(tokens)}
@@ -137,7 +137,7 @@ class Arena:
             self._bits[t] = [self._computed(baseline, i) for i in range(n_weight_sets)]
             for bits, want in zip(self._bits[t], wanted, strict=True):
                 tokens_t = sample[sample < t]
-                got = _rows(bits, self._inputs.cache_index[tokens_t], tokens_t)
+                got = _rows_of_tokens(bits, self._inputs.cache_index[tokens_t], tokens_t)
                 found = [compare_bits(name, got[name], want[name][: len(tokens_t)]) for name in want]
                 if any(found):
                     raise ExactnessError(f"{t} tokens: " + "; ".join(str(one) for one in found if one))
@@ -205,7 +205,7 @@ class Arena:
         return {name: array for name, array in (out._asdict() | cache.arrays()).items() if array is not None}
 
 
-def _rows(arrays: Mapping[str, Array | None], slots: Array, tokens: Array | None = None) -> Arrays:
+def _rows_of_tokens(arrays: Mapping[str, Array | None], slots: Array, tokens: Array | None = None) -> Arrays:
     """The rows of some tokens (all, if not said): of outputs by token, of caches by slot."""
     picked = {}
     for name, array in arrays.items():

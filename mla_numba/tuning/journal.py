@@ -49,7 +49,7 @@ class Journal:
             self.facts = self._read_header(*header)
             jobs = {job[0]: tuple(job[1:3]) for job in self._spec.get("jobs", [])}
             for where, line in lines:
-                row = _row(where, line)
+                row = _row_in(where, line)
                 if jobs and jobs.get(row.number) != (row.t, row.quant):
                     raise ValueError(f"{where}: expected a job of this sweep, got number {row.number}, t {row.t}")
                 self.rows[row.number] = row
@@ -118,7 +118,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, line
 
 
-def _row(where: str, line: dict[str, Any]) -> Row:
+def _row_in(where: str, line: dict[str, Any]) -> Row:
     """The row that a line holds, if each field has a value that a study gives it."""
     known = {f.name: str(f.type) for f in fields(Row)}
     needed = {"number", "t", "quant", "settings", "status"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, pass_options
+from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, least_seconds, pass_options
 
 from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
@@ -174,6 +174,14 @@ def run_job(job: Job, arena: Arena, effort: Effort) -> Row:
     )
 
 
+class _Work(NamedTuple):
+    """What `least_seconds` reads of a plan."""
+
+    total_bytes: int
+    flops: int
+    int8_ops: int
+
+
 def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
     """The rows by number, with the least time that the rates allow; one that is the same as another has its times."""
     limited = []
@@ -182,16 +190,10 @@ def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
         if timed is None or timed.median_ms is None or not (timed.n_bytes and timed.flops):
             limited.append(row)
             continue
-        least = least_ms(timed.n_bytes, timed.flops, timed.int8_ops or 0, rates)
+        least = least_seconds(_Work(timed.n_bytes, timed.flops, timed.int8_ops or 0), rates) * 1e3
         own = {name: getattr(row, name) for name in ("number", "settings", "status", "reason")}
         limited.append(replace(timed, **own, least_ms=least, share=least / timed.median_ms))
     return limited
-
-
-def least_ms(n_bytes: int, flops: int, int8_ops: int, rates: Rates) -> float:
-    """`tiling.least_seconds` in milliseconds, of what a plan moves and computes."""
-    computing = flops / max(rates.flops_s, rates.bf16_flops_s or 0) + int8_ops / rates.ops_s
-    return max(n_bytes / rates.bandwidth_bytes_s, computing) * 1e3
 
 
 def reasons_of(refused: Sequence[str], most: int = 10, what: str = "refused") -> list[str]:
