@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -112,7 +112,6 @@ class Arena:
         n_threads: int | None = None,
         seed: int = 0,
         n_weight_sets: int = 1,
-        advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.phase, self.n_threads = phase, n_threads
         longest = max(tokens)
@@ -129,7 +128,6 @@ class Arena:
             inputs = Inputs(*(array[sample] for array in self._inputs))
             wanted.append(_rows_of_tokens(reference_run(weights, *inputs, self._empty)._asdict(), inputs.cache_index))
             self._weights.append(weights.pack(n_threads or 1))
-            advance()
         self._baselines = {t: self.contender(t) for t in dict.fromkeys(tokens)}
         self._outputs = {t: contender.prologs[0].allocate_output(t) for t, contender in self._baselines.items()}
         self._bits: dict[int, list[Arrays]] = {}
@@ -141,7 +139,6 @@ class Arena:
                 found = [compare_bits(name, got[name], want[name][: len(tokens_t)]) for name in want]
                 if any(found):
                     raise ExactnessError(f"{t} tokens: " + "; ".join(str(one) for one in found if one))
-            advance()
 
     def baseline(self, t: int) -> Contender:
         """The planner's own plan."""

@@ -56,17 +56,25 @@ def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], titl
 
 def heat_axes(rows: Sequence[Row]) -> tuple[str, str] | None:
     """The two integer fields of one grid with the most values, in the order of the rows' settings; None without two."""
-    best: tuple[int, tuple[str, str]] | None = None
-    for names in dict.fromkeys(tuple(row.settings) for row in rows):
-        values = {name: {row.settings[name] for row in rows if tuple(row.settings) == names} if all(
-            isinstance(row.settings[name], int) for row in rows if tuple(row.settings) == names) else set()
-            for name in names}  # fmt: skip
-        two = sorted((name for name in names if len(values[name]) > 1), key=lambda name: -len(values[name]))[:2]
-        if len(two) == 2:
-            size = len(values[two[0]]) * len(values[two[1]])
-            if best is None or size > best[0]:
-                best = size, (two[0], two[1])
-    return None if best is None else best[1]
+    grids: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        grids.setdefault(tuple(row.settings), []).append(row)
+    fitting = [counts for counts in map(_two_most_varied, grids.values()) if len(counts) == 2]
+    if not fitting:
+        return None
+    first, second = max(fitting, key=lambda counts: math.prod(counts.values()))
+    return first, second
+
+
+def _two_most_varied(rows: Sequence[Row]) -> dict[str, int]:
+    """Up to two integer fields of a grid that vary the most, with their numbers of values."""
+    counts = {
+        name: len({row.settings[name] for row in rows})
+        for name in rows[0].settings
+        if all(isinstance(row.settings[name], int) for row in rows)
+    }
+    varied = sorted((name for name, n in counts.items() if n > 1), key=lambda name: -counts[name])
+    return {name: counts[name] for name in varied[:2]}
 
 
 def _heat_map(figure: Any, rows: Sequence[Row], axes: tuple[str, str]) -> None:
