@@ -275,12 +275,14 @@ def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, setting
 
 def __getattr__(name: str) -> Any:
     """The reference operator's entry points, which lay here in 0.1, and what `call.planning` has of it."""
-    homes = {"mla_numba.pypto.entry_points": _ENTRY_POINTS, "mla_numba.call.planning": _PLANNING}
-    for home, names in homes.items():
+    for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_ENTRY_POINTS = ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p", "pre_compute_2d")
-_PLANNING = ("MICRO_TILES", "stored_choice", "this_machine")
+_HOMES = {
+    "mla_numba.pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
+    "mla_numba.pypto.pre_compute": ("pre_compute_2d",),
+    "mla_numba.call.planning": ("MICRO_TILES", "stored_choice", "this_machine"),
+}
