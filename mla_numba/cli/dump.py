@@ -20,7 +20,7 @@ from .options import (
     epsilon_type,
     folder_to_write,
     numerics_option,
-    quant_option,
+    quant_as_in_run_option,
     smooth_option,
     tokens_type,
 )
@@ -34,7 +34,7 @@ _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
-@quant_option("int8 parts, as in mla-numba run.")
+@quant_as_in_run_option
 @smooth_option
 @dims_option(f"{DIMS_HELP}  [default: DeepSeek-V3.2's]")
 @click.option(

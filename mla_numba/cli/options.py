@@ -36,6 +36,7 @@ __all__ = [
     "layer_options",
     "numerics_option",
     "parse_dims",
+    "quant_as_in_run_option",
     "quant_option",
     "seed_option",
     "smooth_option",
@@ -140,13 +141,14 @@ def dims_option(help_text: str) -> Command:
     return click.option("--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH", help=help_text)
 
 
-def quant_option(help_text: str) -> Command:
-    """`--quant`, the quant mode."""
+def _quant(help_text: str) -> Command:
     return click.option(
         "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help=help_text
     )  # fmt: skip
 
 
+quant_option = _quant("int8 parts: a for the down-projections, b for the up-projection and the cache.")
+quant_as_in_run_option = _quant("int8 parts, as in mla-numba run.")
 tokens_type = click.IntRange(1, MAX_TOKENS)
 token_list = _IntList(tokens_type)
 block_size_type = click.IntRange(1, 2**16)
@@ -186,7 +188,7 @@ what_to_plan = _options(
         "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
         help="Phase: with --preset it decides the scheduling settings.",
     ),
-    quant_option("int8 parts: a for the down-projections, b for the up-projection and the cache."),
+    quant_option,
     click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
     click.option("--tuned", is_flag=True, help="Use the plan that mla-numba tune found on this machine, if any."),
     click.option(
@@ -232,7 +234,7 @@ class TileSettings(NamedTuple):
 
 
 layer_options = _options(
-    quant_option("int8 parts, as in mla-numba run."),
+    quant_as_in_run_option,
     dims_option("Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]"),
     click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
     threads_option,
@@ -250,8 +252,12 @@ class LayerOptions:
     weight_sets: int
     seed: int
 
-    def sizes(self) -> MlaDims:
-        """The dimensions; refuses both of the ways to give them at once."""
+    def check_dims(self) -> None:
+        """Refuses both of the ways to give dimensions at once."""
         if self.small and self.dims:
             raise click.UsageError("--small: expected without --dims, got both")
+
+    @property
+    def sizes(self) -> MlaDims:
+        """The dimensions, DeepSeek-V3.2's if none are given."""
         return self.dims or (SMALL_DIMS if self.small else MlaDims.deepseek_v32())

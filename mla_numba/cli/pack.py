@@ -21,7 +21,6 @@ from .shown import megabytes
 __all__ = ["pack"]
 
 _N_TENSORS = 6
-_QUANT_HELP = "int8 parts: a for the down-projections, b for the up-projection and the cache."
 
 
 @click.command()
@@ -30,7 +29,7 @@ _QUANT_HELP = "int8 parts: a for the down-projections, b for the up-projection a
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
 )  # fmt: skip
-@quant_option(_QUANT_HELP)
+@quant_option
 @threads_option
 @json_option
 def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:

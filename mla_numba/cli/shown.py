@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["BEYOND_LIMIT", "beyond_limit", "folder_size", "megabytes", "print_wide", "share_text"]
+__all__ = ["BEYOND_LIMIT", "PICTURE_WIDTH", "beyond_limit", "folder_size", "megabytes", "print_wide", "share_text"]
 
+PICTURE_WIDTH = 10.0  # inches; with 100 dots each 1000 pixels
 BEYOND_LIMIT = (
     "(!) more than 100 %: faster than the rates measured beside it allow, since part of the weights came from caches, "
     "or the machine was slower while the rates were measured; no share of the limit"

@@ -59,7 +59,7 @@ class TuneOptions(LayerOptions):
 
     def check(self) -> None:
         """Refuses what cannot be searched for, or kept, before anything is measured."""
-        self.sizes()  # refuses --small beside --dims
+        self.check_dims()
         buckets = [bucket_of(t) for t in self.tokens]
         if len(set(buckets)) < len(buckets):
             got = list(self.tokens)
@@ -132,7 +132,7 @@ def _search(options: TuneOptions) -> list[Outcome]:
         with own_plan_is_exact(), progress_bar("tune, seconds", options.budget) as advance:
             advance("making weights and checking the baseline", 0)
             arena = Arena(
-                options.sizes(), options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
+                options.sizes, options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
                 n_weight_sets=options.weight_sets,
             )  # fmt: skip
             for t in options.tokens:
@@ -150,7 +150,7 @@ def _keep(options: TuneOptions, rates: Rates, outcomes: list[Outcome]) -> None:
     for found in outcomes:
         if found.contest is not None:
             kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
-            save_tuned(machine, __version__, options.sizes(), options.quant, options.threads, kept)
+            save_tuned(machine, __version__, options.sizes, options.quant, options.threads, kept)
 
 
 def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:

@@ -87,7 +87,7 @@ def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
 
 def _planner(options: StudyOptions) -> Callable[[Job], PrologPlan]:
     """Plans a job's calls."""
-    sizes, machine = options.sizes(), this_machine()
+    sizes, machine = options.sizes, this_machine()
 
     def plan(job: Job) -> PrologPlan:
         return plan_prolog(

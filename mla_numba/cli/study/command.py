@@ -126,7 +126,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
 def _spec(options: StudyOptions, jobs: Sequence[Job]) -> dict[str, Any]:
     """What is studied; a journal of the same is continued."""
     return {
-        "tokens": options.tokens, "phase": options.phase, "dims": asdict(options.sizes()), "threads": options.threads,
+        "tokens": options.tokens, "phase": options.phase, "dims": asdict(options.sizes), "threads": options.threads,
         "pairs": options.pairs, "weight_sets": options.weight_sets, "seed": options.seed, "version": __version__,
         "machine": str(this_machine()),
         "jobs": [[job.number, job.t, job.quant, str(job.candidate), options.base or ""] for job in jobs],

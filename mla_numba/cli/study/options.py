@@ -38,7 +38,7 @@ class StudyOptions(LayerOptions):
             raise click.UsageError("--presets: expected without --set and --base, got both")
         if self.base and not self.axes:
             raise click.UsageError(f"--base: expected together with --set, got {self.base} alone")
-        self.sizes()  # refuses --small beside --dims
+        self.check_dims()
 
 
 def parse_axes(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, list[Any]]:

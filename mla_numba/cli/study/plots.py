@@ -10,23 +10,25 @@ from typing import Any
 
 from ...base.output_file import output_file
 from ...tuning.study import Row
-from ..shown import beyond_limit, share_text
+from ..shown import PICTURE_WIDTH, beyond_limit, share_text
 
 __all__ = ["PICTURES", "draw_all", "heat_axes"]
 
 PICTURES = ("heat_map.png", "unroll_lists.png", "roofline.png")
 
 _DPI = 100
-_WIDTH = 10.0  # inches, so 1000 pixels
 _PANELS = 3  # a line
 
 
 def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], title: str) -> list[Path]:
     """Draws what the rows give: a heat map, times by unroll list, a roofline; the files.
 
-    `rates` as `measure.rates_as_dict` has them. Raises `ImportError` without matplotlib.
+    `rates` as `tuning.rates.rates_as_dict` has them. Raises `ImportError` without matplotlib.
     """
     from matplotlib.figure import Figure
+
+    def new_figure(height: float) -> Any:
+        return Figure(figsize=(PICTURE_WIDTH, height), dpi=_DPI, layout="constrained")
 
     timed = [row for row in rows if row.ratio is not None]
     drawn = []
@@ -34,15 +36,15 @@ def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], titl
     if axes is not None:
         of_axes = [row for row in timed if set(axes) <= set(row.settings)]
         n_panels = len({row.t for row in of_axes})
-        figure = Figure(figsize=(_WIDTH, 1.2 + 3.6 * math.ceil(n_panels / _PANELS)), dpi=_DPI, layout="constrained")
+        figure = new_figure(1.2 + 3.6 * math.ceil(n_panels / _PANELS))
         _heat_map(figure, of_axes, axes)
         drawn.append((figure, PICTURES[0]))
     if len({_list_of(row) for row in timed if _list_of(row)}) > 1:
-        figure = Figure(figsize=(_WIDTH, 6), dpi=_DPI, layout="constrained")
+        figure = new_figure(6)
         _unroll_lists(figure, [row for row in timed if _list_of(row)])
         drawn.append((figure, PICTURES[1]))
     if timed:
-        figure = Figure(figsize=(_WIDTH, 6), dpi=_DPI, layout="constrained")
+        figure = new_figure(6)
         _roofline(figure, timed, rates)
         drawn.append((figure, PICTURES[2]))
     paths = []

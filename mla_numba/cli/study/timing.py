@@ -65,7 +65,7 @@ class _Arenas:
             tokens = list(dict.fromkeys(job.t for job in self._jobs if job.quant == quant))
             options = self._options
             self._made[quant] = Arena(
-                options.sizes(), quant, tokens, phase=options.phase, n_threads=options.threads, seed=options.seed,
+                options.sizes, quant, tokens, phase=options.phase, n_threads=options.threads, seed=options.seed,
                 n_weight_sets=options.weight_sets,
             )  # fmt: skip
         return self._made[quant]
