@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from round_robin import Comparison
+    from shared.round_robin import Comparison
 
 PEER_NAMES = ("P1", "P1t", "P2", "P2p", "P3w")
 DIMS = "hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim"
@@ -84,8 +84,8 @@ def main(
     """Check every implementation against the reference, then time all of them in turns, in one process."""
     ensure_environment(threads)
     import torch  # not before: OpenMP and malloc read the environment when they load
-    from contenders import DisagreementError
-    from round_robin import compare, describe_machine
+    from shared.contenders import DisagreementError
+    from shared.round_robin import compare, describe_machine
 
     import mla_numba as mla
 

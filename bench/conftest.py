@@ -6,10 +6,10 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from product_cases import ProductCases
-from prolog_cases import PrologCases
-from rotation import STATES
-from suite import TOKENS, Suite, settings, threading_layer, versions
+from suite.product_cases import ProductCases
+from suite.prolog_cases import PrologCases
+from suite.rotation import STATES
+from suite.session import TOKENS, Suite, settings, threading_layer, versions
 
 SKIPPED = pytest.StashKey[dict[str, None]]()  # each reason once, in order
 

@@ -15,10 +15,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from random_deepseek import save_random_model
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from shared.random_deepseek import save_random_model
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 from transformers.utils import logging
 

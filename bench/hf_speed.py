@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 import torch
-from random_deepseek import save_random_model
+from shared.random_deepseek import save_random_model
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 from transformers.utils import logging
 

@@ -8,6 +8,7 @@ the file and runs it, and compares that run with the reference on the checkpoint
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-TESTS = Path(__file__).parents[1] / "tests"
+TESTS = Path(__file__).parents[1] / "tests"  # whose helpers make the layer
 MB = 1e6
 
 
@@ -38,8 +39,7 @@ def peak_bytes():
 
 
 def step_make(folder, quant, tokens):
-    sys.path.insert(0, str(TESTS))
-    from checkpoint_maker import make_full_size
+    from helpers.checkpoint_maker import make_full_size
 
     make_full_size(folder / "model")
     return {}
@@ -120,7 +120,9 @@ STEPS = {"make": step_make, "import": step_import, "pack": step_pack, "load": st
 def run_step(name, folder, quant, tokens):
     """The step's own report with its peak memory, from a process of its own."""
     command = [sys.executable, __file__, "--step", name, "--folder", folder, "--quant", quant, "--tokens", str(tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    path = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr}")
     return json.loads(done.stdout)

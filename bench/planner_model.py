@@ -37,7 +37,7 @@ from mla_numba.tuning.contest import (
 )
 from mla_numba.tuning.rates import Probes
 from tiling import Costs, CpuTiling
-from tiling.choose.candidates import Candidate, Chooser
+from tiling.choose.candidates import Chooser, SweepCandidate
 from tiling.choose.costs import COSTS_FILE
 
 MEASURED = ("memory_bytes_s", "core_bytes_s", "bf16_flops_s", "int8_ops_s", "row_s")
@@ -49,7 +49,7 @@ class Sample:
     """Seconds of one sweep with a candidate's blocks."""
 
     chooser: Chooser
-    candidate: Candidate
+    candidate: SweepCandidate
     seconds: float
 
     def modelled(self, costs: Costs) -> float:
@@ -57,11 +57,11 @@ class Sample:
         return modelled(replace(self.chooser, costs=costs), self.candidate)
 
 
-def modelled(chooser: Chooser, candidate: Candidate) -> float:
+def modelled(chooser: Chooser, candidate: SweepCandidate) -> float:
     return chooser.cost_of(candidate).seconds
 
 
-def spread(candidates: list[Candidate], n: int, rng: random.Random) -> list[Candidate]:
+def spread(candidates: list[SweepCandidate], n: int, rng: random.Random) -> list[SweepCandidate]:
     """The model's best candidate, the half of ``n`` that follow it, and random others."""
     ordered = sorted((c for c in candidates if c.cost), key=lambda c: c.cost.seconds)
     first, rest = ordered[: n // 2], ordered[n // 2 :]
@@ -76,12 +76,12 @@ def measure(arena: Arena, t: int, n_candidates: int, n_rounds: int, rng: random.
     chooser = plan.chooser(plan.tile_plans[0])
     listed = chooser.listed()
     rows = [spread([c for c in listed if c.sweep == sweep], n_candidates, rng) for sweep in ("down", "heads")]
-    runs: list[tuple[Contender, tuple[Candidate, ...]]] = []
+    runs: list[tuple[Contender, tuple[SweepCandidate, ...]]] = []
     for i in range(max(map(len, rows))):
         both = tuple(of_sweep[i % len(of_sweep)] for of_sweep in rows)
         tiling = CpuTiling(unroll_list=(t,), **dict(both[0].values), **dict(both[1].values))
         runs.append((arena.contender(t, tiling), both))
-    times: dict[Candidate, list[float]] = {candidate: [] for _, both in runs for candidate in both}
+    times: dict[SweepCandidate, list[float]] = {candidate: [] for _, both in runs for candidate in both}
     calls = count()  # the next weight set for each, so that none finds what the one before it has just read
     with quiet():
         for round_ in range(-1, n_rounds):

@@ -23,7 +23,7 @@ CHART = Path("docs/pictures/ratios.svg")
 PAGES = (Path("README.md"), Path("docs/performance.md"))
 OURS = "mla_numba"
 
-# Names of bench/peers.py, and what a reader sees.
+# Names of bench/shared/peers.py, and what a reader sees.
 PEERS = {
     "P1": "eager, weights as they come",
     "P1t": "eager, best weight layout",

@@ -2,16 +2,13 @@
 
 import os
 import secrets
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 if "ATEN_CPU_CAPABILITY" in os.environ and find_spec("torch"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-    from torch_machine import separate_compiler_cache
+    from shared.torch_machine import separate_compiler_cache
 
     separate_compiler_cache()
 
@@ -32,7 +29,7 @@ settings.load_profile(os.environ.get("MLA_HYPOTHESIS_PROFILE", "fixed"))
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """Small models of transformers by kind, see `hf_models.KINDS`, each saved once."""
-    from hf_models import Saved
+    from helpers.hf_models import Saved
 
     made = {}
 

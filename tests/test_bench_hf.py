@@ -1,20 +1,15 @@
 """The bench that measures how far a patched model is from an unpatched one."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
 import hf_agreement  # noqa: E402
 import hf_speed  # noqa: E402
 from click.testing import CliRunner  # noqa: E402
+from helpers.hf_models import SMALL, make_prompt  # noqa: E402
 from hf_agreement import agreement, check_rows, main  # noqa: E402
-from hf_models import SMALL, make_prompt  # noqa: E402
 
 from mla_numba import Checkpoint  # noqa: E402
 from mla_numba.interop.hf.patched import patch  # noqa: E402

@@ -7,12 +7,9 @@ import sys
 import click
 import pytest
 from helpers import ROOT
+from microkernels import MR, cases
 
 from mla_numba.kernels import ISA
-
-sys.path.insert(0, str(ROOT / "bench"))
-
-from microkernels import MR, cases
 
 
 def test_cases_are_checked_against_the_oracle():

@@ -1,17 +1,11 @@
 """The bench that measures how far the two numerics profiles are apart."""
 
-import sys
-from pathlib import Path
-
 import ml_dtypes
 import numpy as np
 import pytest
+from numerics_profiles import Difference, difference, measure
 
 from mla_numba import MlaDims
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-from numerics_profiles import Difference, difference, measure
 
 
 def test_difference_by_hand():

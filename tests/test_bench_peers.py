@@ -2,28 +2,23 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache
 from mla_numba.dump_names import OUTPUTS
 
 torch = pytest.importorskip("torch")
 
-BENCH = Path(__file__).parents[1] / "bench"
-sys.path.insert(0, str(BENCH))
-
-import peers  # noqa: E402
-import torch_machine  # noqa: E402
-import torch_operators  # noqa: E402
 from compare_peers import PEER_NAMES, main  # noqa: E402
-from contenders import OURS, Contender, DisagreementError, disagreements  # noqa: E402
-from expected_peers import RIGHT_OPERATORS, RIGHT_PEERS, X86  # noqa: E402
-from peers import PEERS  # noqa: E402
-from round_robin import Timed, _time, compare  # noqa: E402
-from torch_operators import DOWN, HEADS, UP, Operator, TorchWeights, time_operators  # noqa: E402
+from helpers.expected_peers import RIGHT_OPERATORS, RIGHT_PEERS, X86  # noqa: E402
+from shared import peers, torch_machine, torch_operators  # noqa: E402
+from shared.contenders import OURS, Contender, DisagreementError, disagreements  # noqa: E402
+from shared.peers import PEERS  # noqa: E402
+from shared.round_robin import Timed, _time, compare  # noqa: E402
+from shared.torch_operators import DOWN, HEADS, UP, Operator, TorchWeights, time_operators  # noqa: E402
 
 SIZES = (256, 4, 128, 128, 64, 64)
 DIMS = MlaDims(*SIZES)
@@ -232,11 +227,11 @@ def test_every_output_and_cache_is_compared():
 
 
 def test_command_compares_all_peers(tmp_path):
-    command = [sys.executable, str(BENCH / "compare_peers.py"), "--tokens", "1", "4", "--rounds", "2", "--threads", "1"]
+    script = str(ROOT / "bench" / "compare_peers.py")
+    command = [sys.executable, script, "--tokens", "1", "4", "--rounds", "2", "--threads", "1"]
     command += ["--weight-sets", "2", "--json", "--dims", *map(str, SIZES)]
     command += ["--record", str(tmp_path / "run.json"), "--cpu", "a CPU"]
-    root = str(BENCH.parent)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=root, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [result["tokens"] for result in report["results"]] == [1, 4]

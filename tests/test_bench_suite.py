@@ -1,5 +1,6 @@
 """The bench suite at small dimensions: its benches pass, its names are stable, and it refuses what is wrong."""
 
+import importlib
 import json
 import os
 import re
@@ -8,24 +9,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba.oracle.bits import reference_run
-from tiling import Rates, least_seconds
+from tiling import Rates, Work, least_seconds
 
 pytest.importorskip("pytest_benchmark")
 
-ROOT = Path(__file__).parents[1]
-BENCH = ROOT / "bench"
-sys.path.insert(0, str(BENCH))
-
-import prolog_cases  # noqa: E402
-import rotation  # noqa: E402
-from contenders import (  # noqa: E402
+from shared.contenders import (
     DisagreementError,
     check_ours,
     check_peer,
@@ -34,8 +29,9 @@ from contenders import (  # noqa: E402
     onnx_peer,
     ours,
 )
-from product_cases import PRODUCTS, ProductCases  # noqa: E402
-from suite import TINY_SIZE, TOKENS, Stopwatch, Suite, Work  # noqa: E402
+from suite import prolog_cases, rotation
+from suite.product_cases import PRODUCTS, ProductCases
+from suite.session import TINY_SIZE, TOKENS, Stopwatch, Suite
 
 DIMS = MlaDims(256, 4, 128, 128, 64, 64)
 TINY = ("--tiny", "-p", "no:cacheprovider", "--color=no")
@@ -65,7 +61,7 @@ def test_every_bench_passes_and_only_peers_that_are_wrong_here_are_left_out():
     left_out = set(re.findall(r"^SKIPPED .*?: (\S+) left out: ", said, re.M))
     assert left_out <= {name for names in PRODUCTS.values() for name in names} | {*prolog_cases.PEERS, "torch-onednn"}
     if find_spec("torch"):
-        from expected_peers import right_implementations
+        from helpers.expected_peers import right_implementations
 
         assert left_out.isdisjoint(right_implementations()), said
 
@@ -79,13 +75,13 @@ def test_names_do_not_depend_on_the_machine():
     names = collected("--slow")
     assert len(names) == len(set(names)) > 300
     for name in (
-        "bench_prolog.py::test_prolog[T1-mla_numba-b-cold]",
-        "bench_prolog.py::test_prolog[T512-torch-P3w-warm]",
-        "bench_sweeps.py::test_sweep[T32-heads-cold]",
-        "bench_products.py::test_product[up-T8-onnxruntime-cold]",
-        "bench_products.py::test_heads_product[heads-mla_numba-T8-warm]",
-        "bench_packing.py::test_pack[mla_numba-ab]",
-        "bench_cold_start.py::test_first_call",
+        "suite/bench_prolog.py::test_prolog[T1-mla_numba-b-cold]",
+        "suite/bench_prolog.py::test_prolog[T512-torch-P3w-warm]",
+        "suite/bench_sweeps.py::test_sweep[T32-heads-cold]",
+        "suite/bench_products.py::test_product[up-T8-onnxruntime-cold]",
+        "suite/bench_products.py::test_heads_product[heads-mla_numba-T8-warm]",
+        "suite/bench_packing.py::test_pack[mla_numba-ab]",
+        "suite/bench_cold_start.py::test_first_call",
     ):
         assert name in names or f"bench/{name}" in names
     assert names == collected("--slow", NUMBA_NUM_THREADS="1", NUMBA_CPU_NAME="haswell")
@@ -110,8 +106,8 @@ def test_wrong_tokens_are_refused(text, message):
 
 
 def test_results_say_what_was_timed_and_can_be_compared(tmp_path):
-    run = ["bench/bench_sweeps.py", "bench/bench_prolog.py", *TINY, "--benchmark-only", "--tokens", "1", "--no-peers"]
-    run += ["--benchmark-max-time=0.01", f"--benchmark-storage={tmp_path}", "-q"]
+    run = ["bench/suite/bench_sweeps.py", "bench/suite/bench_prolog.py", *TINY, "--benchmark-only"]
+    run += ["--tokens", "1", "--no-peers", "--benchmark-max-time=0.01", f"--benchmark-storage={tmp_path}", "-q"]
     pytest_on(*run, "--benchmark-save=first")
     said = pytest_on(*run, "--benchmark-compare=0001", f"--benchmark-json={tmp_path / 'second.json'}")
     assert "test_prolog[T1-mla_numba-b-cold] (0001_first)" in said
@@ -146,7 +142,7 @@ def test_results_say_what_was_timed_and_can_be_compared(tmp_path):
 
 
 def test_runs_that_differ_in_more_than_their_version_are_compared_with_a_warning(tmp_path):
-    run = ["bench/bench_packing.py", *TINY, "--benchmark-only", "--no-peers", "--benchmark-max-time=0.01", "-q"]
+    run = ["bench/suite/bench_packing.py", *TINY, "--benchmark-only", "--no-peers", "--benchmark-max-time=0.01", "-q"]
     run += [f"--benchmark-storage={ROOT / '.benchmarks' / tmp_path.name}"]
     try:
         pytest_on(*run, "--benchmark-save=first")
@@ -216,7 +212,7 @@ def test_peers_take_quant_b_alone(module):
     weights = MlaWeights.random(DIMS, quant="none")
     arguments = (weights,) if module == "numpy_prolog" else (weights, *make_inputs(DIMS, 1, 0), 1)
     with pytest.raises(ValueError, match="weights: expected quant 'b' without smooth scales, got quant 'none'"):
-        __import__(module).prepare(*arguments)
+        importlib.import_module(f"shared.{module}").prepare(*arguments)
 
 
 def test_ours_is_refused_for_one_bit():
@@ -263,7 +259,7 @@ def test_results_say_what_was_left_out(tmp_path):
     broken.mkdir()
     (broken / "__init__.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')\n")
     saved = tmp_path / "results.json"
-    chosen = ("bench/bench_cold_start.py", *TINY, "-k", "test_import and (numpy or onnxruntime)")
+    chosen = ("bench/suite/bench_cold_start.py", *TINY, "-k", "test_import and (numpy or onnxruntime)")
     pytest_on(*chosen, "--benchmark-only", f"--benchmark-json={saved}", PYTHONPATH=str(tmp_path))
     results = json.loads(saved.read_text())
     assert [bench["name"] for bench in results["benchmarks"]] == ["test_import[numpy]"]

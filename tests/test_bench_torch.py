@@ -1,14 +1,10 @@
 """The benches of calls through torch: every way is checked and timed."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from mla_numba import MlaDims
 
 pytest.importorskip("torch")
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import torch_threads
 from torch_calls import Calls, measure

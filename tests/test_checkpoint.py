@@ -8,8 +8,8 @@ from dataclasses import asdict
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoint_maker import FP8, linear_shapes, make_checkpoint, prefix, write_checkpoint
 from helpers import BF16, QUANTS, assert_same_bits, run_python
+from helpers.checkpoint_maker import FP8, linear_shapes, make_checkpoint, prefix, write_checkpoint
 
 from mla_numba import Checkpoint, MlaDims
 from mla_numba.oracle.reference import rope_v2

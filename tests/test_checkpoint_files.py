@@ -9,8 +9,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from checkpoint_maker import make_checkpoint, prefix, write_checkpoint
 from helpers import BF16, assert_same_bits
+from helpers.checkpoint_maker import make_checkpoint, prefix, write_checkpoint
 
 from mla_numba import Checkpoint, MlaDims
 

@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from checkpoint_maker import (
+from helpers import BF16, QUANTS, assert_exact, assert_same_bits
+from helpers.checkpoint_maker import (
     CODED,
     E8M0,
     FP8,
@@ -17,7 +18,6 @@ from checkpoint_maker import (
     prefix,
     write_checkpoint,
 )
-from helpers import BF16, QUANTS, assert_exact, assert_same_bits
 
 from mla_numba import Checkpoint, MlaDims
 

@@ -5,8 +5,8 @@ import re
 
 import numpy as np
 import pytest
-from checkpoint_maker import linear_shapes, make_checkpoint, prefix, write_checkpoint
 from helpers import BF16, assert_same_bits
+from helpers.checkpoint_maker import linear_shapes, make_checkpoint, prefix, write_checkpoint
 
 from mla_numba import Checkpoint, MlaDims
 from mla_numba.weights.tensor_names import PREFIXES

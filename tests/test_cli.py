@@ -1,14 +1,10 @@
 import json
 import logging
-import os
 import socket
-import subprocess
-import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from helpers.cli import invoke, one_line_error, run_cli
 from rich.console import Console
 
 from mla_numba import MlaDims, __version__
@@ -17,43 +13,14 @@ from mla_numba.cli import run as cli_run
 from mla_numba.cli import warmup as cli_warmup
 from mla_numba.cli.main import main
 from mla_numba.cli.shown import folder_size
-from mla_numba.cli.sweep_times import SweepTimes, sweep_table, sweep_work
+from mla_numba.cli.sweep_times import SweepTimes, sweep_table
 from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 
-ROOT = Path(__file__).parents[1]
 DIMS = "64,2,32,32,16,16"
 SMALL = ["--dims", DIMS, "--tokens", "5", "--repeats", "3", "--threads", "1"]
-
-
-def run_cli(*args, env=None):
-    """The command as a process of its own: exit status, standard output, standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mla_numba", *args],
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def invoke(*args):
-    return CliRunner().invoke(main, list(args))
-
-
-def one_line_error(*args):
-    """The error of a command that is refused: its last line, behind click's usage lines."""
-    result = invoke(*args)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = result.output.strip().splitlines()
-    assert sum(line.startswith("Error:") for line in lines) == 1
-    return lines[-1]
 
 
 def test_run_says_what_was_run_how_fast_and_that_it_is_exact():
@@ -395,11 +362,10 @@ def test_every_option_has_help(command):
 
 def test_work_of_the_sweeps_adds_up_to_the_plans():
     plan = plan_prolog(MlaDims.deepseek_v32(), 300, None, this_machine(), micro=MICRO_TILES, n_threads=2)
-    work = sweep_work(plan)
-    parts = [work[name] for name in ("down", "rows", "heads")]
-    assert sum(ops for _, ops in parts) == work["total"][1] == plan.flops + plan.int8_ops
+    parts = plan.sweep_work.values()
+    assert sum(part.n_ops for part in parts) == plan.work.n_ops == plan.flops + plan.int8_ops
     # What moves between the sweeps is in the parts and not in the total: less than the weights of one tile.
-    assert 0 < sum(n_bytes for n_bytes, _ in parts) - plan.total_bytes < plan.weight_bytes
+    assert 0 < sum(part.total_bytes for part in parts) - plan.total_bytes < plan.weight_bytes
 
 
 def test_rates_are_those_of_the_median():

@@ -12,7 +12,7 @@ from mla_numba.cli.shown import BEYOND_LIMIT
 
 pytest.importorskip("matplotlib")
 from mla_numba.cli.bench.charts import bars, lines
-from mla_numba.cli.bench.page import make_page
+from mla_numba.cli.bench.html_report import make_page
 
 
 def entry(group, implementation, median, **extra):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from checkpoint_maker import make_checkpoint
 from click.testing import CliRunner
 from helpers import assert_same_bits, make_call, make_inputs
+from helpers.checkpoint_maker import make_checkpoint
 
 from mla_numba import Checkpoint, MlaDims, MlaProlog
 from mla_numba.cli.main import main

@@ -9,7 +9,8 @@ import time
 from importlib.util import find_spec
 
 import pytest
-from test_cli import ROOT, invoke, one_line_error, run_cli
+from helpers import ROOT
+from helpers.cli import invoke, one_line_error, run_cli
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__
@@ -107,7 +108,7 @@ def test_fields_of_a_config_over_a_preset(tmp_path):
 def test_a_sweep_of_refused_candidates_says_why_and_times_nothing(tmp_path):
     beyond = [f"refused, 3 of 6: down_grain: expected at most 2147483647, got {n}" for n in (2**62, 10**30)]
     for field, lines in (
-        ("down_kc=0", ["refused, 3 of 3: down_kc: expected an int >= 1, got 0"]),
+        ("down_kc=0", ["refused, 3 of 3: down_kc: expected at least 1, got 0"]),
         (f"down_grain={2**62},{10**30}", beyond),
     ):
         result = invoke("sweep", *SMALL, "--set", field, "--out", str(tmp_path / "made"))

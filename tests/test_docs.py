@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from checkpoint_maker import make_checkpoint
 from helpers import HAS_CXX, ROOT, python_environment
+from helpers.checkpoint_maker import make_checkpoint
 
 from mla_numba import MlaDims
 from mla_numba.call import tuned
@@ -118,6 +118,15 @@ def test_every_fence_is_read():
     for page in PAGES:
         n_marks = len(re.findall(r"^```", page.read_text(encoding="utf-8"), flags=re.M))
         assert n_marks == 2 * len(blocks(page)), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"\b((?:tests|bench|tiling|mla_numba)/[\w/]+\.(?:py|json))\b", text)
+    named += [f"mla_numba/{name}" for name in re.findall(r"`((?:kernels|interop)/[\w/]+\.py)`", text)]
+    named += [f"tests/{name}" for name in re.findall(r"`(test_\w+\.py)`", text)]
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 def test_an_output_that_is_not_the_page_s_is_found():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_none, assert_same_bits, make_inputs, make_weights, spread
-from test_entry_points import BLOCK_SIZE, BLOCKS, DIMS, ENTRIES, Case
-from test_prolog_edges import NOT_FINITE, other_tokens, tiny
+from helpers.edge_values import NOT_FINITE, other_tokens, tiny
+from helpers.entry_points import BLOCK_SIZE, BLOCKS, DIMS, ENTRIES, Case
 
 import mla_numba as mla
 from mla_numba import MlaDims, MlaQuantInputs

@@ -8,8 +8,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from guarded import Guarded
-from helpers import TESTS, python_environment
+from helpers import SCRIPTS, python_environment
+from helpers.guarded import Guarded
 
 from mla_numba.kernels import ISA, ISAS
 
@@ -24,7 +24,7 @@ def run_cases(isa, scope, running):
     """The finished process, and the case that ran last."""
     name = {} if isa == ISA.name else {"NUMBA_CPU_NAME": PRETEND[isa]}
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(TESTS / "guard_script.py"), isa, scope, str(running)],
+        [sys.executable, "-W", "error", str(SCRIPTS / "guard_script.py"), isa, scope, str(running)],
         capture_output=True,
         text=True,
         env=python_environment(**name),

@@ -7,7 +7,7 @@ from helpers import HAS_CXX, MODES
 
 torch = pytest.importorskip("torch")
 
-from interop_cases import CAPACITY, LEADS, assert_is_reference, clone, make_case  # noqa: E402
+from helpers.interop_cases import CAPACITY, LEADS, assert_is_reference, clone, make_case  # noqa: E402
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 from torch._inductor.utils import run_and_get_code  # noqa: E402
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hf_models import forward, generate, load_model, make_prompt  # noqa: E402
+from helpers.hf_models import forward, generate, load_model, make_prompt  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
 from mla_numba import Checkpoint  # noqa: E402

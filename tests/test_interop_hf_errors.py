@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hf_models import forward, make_prompt, save_model  # noqa: E402
+from helpers.hf_models import forward, make_prompt, save_model  # noqa: E402
 from transformers import DynamicCache, EncoderDecoderCache, LlamaConfig, LlamaModel, StaticCache  # noqa: E402
 
 from mla_numba.interop.hf.patched import patch  # noqa: E402

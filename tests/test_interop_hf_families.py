@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hf_models import (  # noqa: E402
+from helpers.hf_models import (  # noqa: E402
     RELATIVES,
     forward,
     generate,

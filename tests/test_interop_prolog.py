@@ -13,7 +13,7 @@ from helpers import MODES
 
 torch = pytest.importorskip("torch")
 
-from interop_cases import CAPACITY, DIMS, LEADS, assert_is_reference, clone, make_cache, make_case  # noqa: E402
+from helpers.interop_cases import CAPACITY, DIMS, LEADS, assert_is_reference, clone, make_cache, make_case  # noqa: E402
 
 from mla_numba import MlaProlog, PagedCache  # noqa: E402
 from mla_numba.interop.torch.operator import mla_prolog  # noqa: E402

@@ -4,17 +4,17 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import TESTS, run_python
+from helpers import SCRIPTS, run_python
 
 torch = pytest.importorskip("torch")
 
-from interop_cases import assert_is_reference, make_case  # noqa: E402
+from helpers.interop_cases import assert_is_reference, make_case  # noqa: E402
 
 from mla_numba import MlaProlog  # noqa: E402
 from mla_numba import prolog as engine  # noqa: E402
 from mla_numba.kernels import max_threads  # noqa: E402
 
-SCRIPT = str(TESTS / "interop_threads_script.py")
+SCRIPT = str(SCRIPTS / "interop_threads_script.py")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are looked up in /proc")

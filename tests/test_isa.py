@@ -1,16 +1,17 @@
 """Every instruction set gives the reference's bits, and Numba's target settings choose it."""
 
+import json
 import platform
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import TESTS, run_python
+from helpers import SCRIPTS, run_python
 
 from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.table import choose_isa
 from tiling import machine
 
-SCRIPT = str(TESTS / "isa_script.py")
+SCRIPT = str(SCRIPTS / "isa_script.py")
 HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
 RUNS = {
     "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
@@ -104,6 +105,13 @@ def test_register_tiles(isa):
     assert ISAS[isa.name] is isa
     assert isa.nr == isa.vectors.n * isa.lanes
     assert min(isa.mr, isa.kr_bf16, isa.kr_int8) > 0
+
+
+def test_facts_are_plain():
+    assert json.loads(json.dumps(ISAS["avx2"].facts)) == {
+        "name": "avx2", "lanes": 8, "mr": 6, "nr": 16, "kr_bf16": 2, "kr_int8": 2, "a_offset": 0, "a_int8_bytes": 2,
+        "bf16_dot": False,
+    }  # fmt: skip
 
 
 def test_the_planner_knows_the_same_instruction_sets():

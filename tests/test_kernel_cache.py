@@ -11,7 +11,7 @@ from hashlib import sha256
 import numba
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, TESTS, python_environment
+from helpers import ROOT, python_environment
 
 from mla_numba.cli.main import main
 from mla_numba.kernels import cache_folder
@@ -156,13 +156,13 @@ def plant(path, marker):
 
 @ROOT_ONLY
 def test_another_users_folder_is_not_trusted(warm, tmp_path):
-    (serial,) = warm.rglob("serial")
+    (folder,) = warm.rglob("kernels")
     for path in files_in(warm, "*.nb?"):
         plant(path, tmp_path / "ran")
-    os.chown(serial, NOBODY, NOBODY)
+    os.chown(folder, NOBODY, NOBODY)
     before = files_in(warm)
     (line,) = run(warm)
-    assert line.startswith(f"kernel cache: expected files and folders of uid 0 or root, got {serial} of {NOBODY};")
+    assert line.startswith(f"kernel cache: expected files and folders of uid 0 or root, got {folder} of {NOBODY};")
     assert not (tmp_path / "ran").exists()
     assert files_in(warm) == before
 
@@ -307,13 +307,12 @@ def test_a_relative_folder_stays_where_it_was(monkeypatch, tmp_path):
 @pytest.mark.parametrize("scenario", ["fork_while_compiling", "fork_amid_a_compilation", "imports_of_a_first_call"])
 def test_forks_beside_a_first_call(scenario, warm, tmp_path):
     folder = tmp_path / "empty" if scenario == "fork_while_compiling" else warm
-    run(folder, f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fork_script; fork_script.{scenario}()")
+    run(folder, f"from scripts import fork_script; fork_script.{scenario}()")
 
 
 @POSIX
 def test_forks_at_many_moments_of_loading(warm):
-    script = f"import sys; sys.path.insert(0, {str(TESTS)!r}); import fork_script; fork_script.fork_while_loading()"
-    assert run(warm, script) == []
+    assert run(warm, "from scripts import fork_script; fork_script.fork_while_loading()") == []
 
 
 WORKQUEUE = """

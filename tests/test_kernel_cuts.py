@@ -12,10 +12,11 @@ from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.operands import A, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE
 from mla_numba.kernels.sweeps import gemm, heads
+from mla_numba.kernels.sweeps import rows as row_sweep
 from mla_numba.kernels.sweeps.arguments import Activations, HeadsCut, PairCut, Weight
 from mla_numba.kernels.sweeps.phase import DOWN
 from mla_numba.kernels.threads.tasks import block_of
-from tiling import Machine, MicroTile, plan_prolog
+from tiling import Machine, MicroTile, ceil_div, chunks, plan_prolog, round_up
 
 MR, NR, KR = ISA.mr, ISA.nr, ISA.kr_bf16
 T = (1, MR, 2 * MR + 1)
@@ -71,7 +72,7 @@ def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
 
 @pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
 def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
-    n_heads, t0, ldq = 2, 3, -(-(rope + nope) // NR) * NR
+    n_heads, t0, ldq = 2, 3, round_up(rope + nope, NR)
     for t, mc, walk, (mc_uk, walk_uk) in product(T, (1, MR, 3 * MR), (1, 9), ((1, 1), (MR, 2), (99, 9))):
         query_nope = np.zeros((t0 + t, n_heads, latent), np.uint16)
         query_rope = np.zeros((t0 + t, n_heads, rope), np.uint16)
@@ -83,7 +84,7 @@ def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *np.zeros((2, 1, 0), np.float32),
             q_head, np.zeros((1, rope), np.float32), HeadsCut(mc, KR, walk, mc_uk, KR, walk_uk, 1), nope, t0, t,
         )  # fmt: skip
-        n_blocks = -(-t // mc)
+        n_blocks = ceil_div(t, mc)
         for task in range(n_heads * n_blocks):
             heads.head_task(task, n_heads * n_blocks, 0, work)
             _, rows = block_of(t, n_blocks, task % n_blocks)
@@ -151,6 +152,13 @@ class Blocks:
         return [tuple(block) for values, *block in self.stored if values is array]
 
 
+def blocks_of(gemm):
+    """Output block (m0, m1, n0, n1) of each task of a plan; row blocks innermost, so that neighbours share panels."""
+    nr = gemm.micro.nr
+    walks, row_blocks = chunks(gemm.n_panels, gemm.n_walks), chunks(gemm.m, gemm.n_row_blocks)
+    return [(m0, m1, p0 * nr, min(p1 * nr, gemm.n)) for p0, p1 in walks for m0, m1 in row_blocks]
+
+
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
 def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
     """With the register tile of every instruction set, the tasks and their blocks in the plan's order."""
@@ -175,8 +183,8 @@ def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
         assert n_tasks == tile.down.n_tasks
         for task in range(n_tasks):
             gemm.pair_task(task, n_tasks, 0, pair)
-        assert blocks.of(y0) == [b[1:] for b in qa.blocks()]
-        assert blocks.of(y1) == [b[1:] for b in kva.blocks()]
+        assert blocks.of(y0) == blocks_of(qa)
+        assert blocks.of(y1) == blocks_of(kva)
         nope, rope = dims.qk_nope_head_dim, dims.qk_rope_head_dim
         query_nope, query_rope = np.zeros((t, 3, wuk.n), np.uint16), np.zeros((t, 3, rope), np.uint16)
         table, scratch = np.zeros((t, rope), np.uint16), np.zeros((2, 1, 0), np.float32)
@@ -185,7 +193,7 @@ def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *scratch, q_head, y, cuts.heads,
             nope, 0, t,
         )  # fmt: skip
-        for task, (head, m0, m1) in enumerate(tile.heads.blocks()):
+        for task, (head, (m0, m1)) in enumerate(product(range(3), chunks(t, qb.n_row_blocks))):
             blocks.stored.clear()
             heads.head_task(task, tile.heads.n_tasks, 0, work)
             rows = set()
@@ -193,5 +201,37 @@ def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
                 if values is query_nope:  # its rows are those of one head, n_heads * C apart
                     assert at // wuk.n == head
                     rows.add((begin, end))
-            assert rows == set(tile.heads.nope_rows(m0, m1))
+            assert rows == {(m0 + a, m0 + b) for a, b in chunks(m1 - m0, ceil_div(m1 - m0, wuk.mc))}
+        assert task + 1 == tile.heads.n_tasks
         assert blocks.n_sums * 4 <= tile.worker_workspace["c"]
+
+
+X, SCRATCH, SLOTS = np.zeros((max(T) + 3, 0), np.uint16), np.zeros((1, 0), np.float32), np.arange(max(T) + 3)
+ROW_TASKS = {
+    "operand_row": (row_sweep._pack_task, lambda t: (X, activations(t), 0, 1, False, SCRATCH, 3, t)),
+    "query_row": (
+        row_sweep._query_task,
+        lambda t: (X, None, False, X, NO_SCALES, activations(t), 0, SCRATCH, 3, t),
+    ),
+    "key_row": (row_sweep._key_task, lambda t: (X, None, False, X, X, SLOTS, None, SCRATCH, 3, t)),
+}
+ROW_WORK = {"operand_row": row_sweep.PackRows, "query_row": row_sweep.QueryRows, "key_row": row_sweep.KeyRows}
+
+
+@pytest.mark.parametrize("name", ROW_TASKS)
+def test_row_tasks_meet_each_row_once(name, monkeypatch):
+    run, fields = ROW_TASKS[name]
+    for t, most in product(T, (1, 3, MR, 99)):
+        met = []
+
+        def meet(*args, met=met):
+            met.append(args[-1] if name == "operand_row" else args[1])
+            return 0
+
+        monkeypatch.setattr(row_sweep, name, meet)
+        n_tasks = ceil_div(t, most)
+        for task in range(n_tasks):
+            before = len(met)
+            run(task, n_tasks, 0, ROW_WORK[name](*fields(t)))
+            assert 0 < len(met) - before <= most
+        assert met == list(range(t))

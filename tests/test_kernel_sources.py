@@ -1,5 +1,6 @@
-"""Every file of the kernels decides in which folder compiled code is kept, so that none of it can be stale."""
+"""The sources of the kernels: each decides in which folder compiled code is kept, so that none of it can be stale."""
 
+import ast
 import shutil
 
 import pytest
@@ -37,3 +38,12 @@ def test_a_file_that_moves_is_another_folder(tmp_path):
     root = copied(tmp_path)
     (root / "row" / "rope.py").rename(root / "sweeps" / "rope.py")
     assert source_digest(root) != source_digest(KERNELS)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_functions_take_things_not_lists(source):
+    tree = ast.parse((KERNELS / source).read_text(encoding="utf-8"))
+    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+        n_parameters = len(function.args.posonlyargs) + len(function.args.args) + len(function.args.kwonlyargs)
+        assert n_parameters <= 8, function.name
+        assert function.end_lineno - function.lineno < 60, function.name

@@ -1,22 +1,20 @@
 import functools
 import json
 import re
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-from helpers import ROOT, THREADS, run_python
+from helpers import ROOT, SCRIPTS, run_python
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
+from scripts.probes_script import check_probes
 
 from mla_numba import MlaDims
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA, max_threads, peaks
 from mla_numba.kernels.llvm_ir import F32, I16, I32
 from mla_numba.kernels.micro import emitter
-from mla_numba.kernels.threads import tasks
 from mla_numba.tuning import rates as measure
 from mla_numba.tuning.rates import (
     Probes,
@@ -27,60 +25,7 @@ from mla_numba.tuning.rates import (
 from tiling import Rates, least_seconds, plan_prolog
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 16)
-
-
-def counters(n):
-    return np.zeros(n * tasks.COUNTER_STRIDE, np.int64)
-
-
-def check_reads(n):
-    """Every word is read once, by whoever it is, and the last piece is a short one."""
-    words = np.empty(3 * peaks.PIECE_WORDS + 5 * peaks.READ_WORDS if peaks.COMPILED else peaks.READ_WORDS, np.uint32)
-    peaks.fill_words(n, n, words, n)
-    assert (words == np.arange(words.size)).all()
-    words += np.uint32(2**31)
-    sums = np.full(n, -1, np.int64)
-    peaks.read_stream(n, n, words, sums, counters(n), n)
-    assert int(sums.sum()) % 2**32 == int(words.sum(dtype=np.uint64)) % 2**32
-    assert sums.min() >= 0
-
-
-def check_chains(n):
-    """Each probe computes what its Python body does, to the bit, so none of its steps was left out."""
-    rng = np.random.default_rng(0)
-    size, steps = peaks.CHAINS * ISA.lanes, 5
-    f32 = rng.uniform(-4, 4, (n, size)).astype(np.float32)
-    words = rng.integers(0, 256, (n, 4 * size), np.uint8).view(np.int32)
-    halves = np.repeat(np.array([0.5, 1], np.float32), ISA.lanes)
-    pairs = rng.uniform(-2, 2, 4 * ISA.lanes).astype(np.float32).view(np.uint32) >> np.uint32(16)
-    pairs = pairs[0::2] << np.uint32(16) | pairs[1::2]
-    dot = (words, words[0, : 2 * ISA.lanes]) if peaks.DOT_DTYPE is np.int32 else (f32, halves)
-    probes = [(peaks.fma_peak, peaks.fma_chain, f32, halves), (peaks.dot_peak, peaks.dot_chain, *dot)]
-    if ISA.bf16_dot:
-        probes.append((peaks.bf16_peak, peaks.bf16_chain, f32, pairs))
-    n_tasks = 4
-    for probe, body, start, operands in probes:
-        operands, got = operands.copy(), start.copy()
-        probe(n, n, got, operands, steps, counters(n), n_tasks, n)
-        n_drawn = []
-        for before, row in zip(start, got, strict=True):  # how many of the tasks a worker draws is a matter of luck
-            want = [before.copy()]
-            for _ in range(n_tasks):
-                want.append(want[-1].copy())
-                body(want[-1], operands, steps)
-            n_drawn.append([i for i, state in enumerate(want) if (row == state).all()])
-        assert any(sum(drawn) == n_tasks for drawn in product(*n_drawn)), f"{probe.__name__}: {n_drawn}"
-
-
-def check_probes(isa):
-    assert isa in (ISA.name, "any")
-    threads = THREADS if peaks.COMPILED else (1,)
-    for n in threads:
-        check_reads(n)
-        check_chains(n)
-        rates = Probes(n, buffer_bytes=2**20 if peaks.COMPILED else 1, steps=2).rates(seconds=0)
-        assert min(rates_as_dict(rates).values()) > 0
-        assert (rates.bf16_flops_s is not None) == ISA.bf16_dot
+PROBES = str(SCRIPTS / "probes_script.py")
 
 
 def test_probes_do_all_their_work():
@@ -91,7 +36,7 @@ def test_probes_do_all_their_work():
 def test_probes_of_other_instruction_sets(cpu, isa):
     if isa == "avx2" and ISA.name == "portable":
         pytest.skip("this CPU has no AVX2")
-    run_python("-W", "error", "-c", f"import test_measure; test_measure.check_probes({isa!r})", NUMBA_CPU_NAME=cpu)
+    run_python("-W", "error", PROBES, isa, NUMBA_CPU_NAME=cpu)
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1, 10**400], ids=str)
@@ -109,7 +54,11 @@ def test_sizes_of_probes_have_bounds():
 
 
 def test_probes_without_compiling():
-    code = "import test_measure as t; t.check_probes('any'); print(t.Probes(1).rates(seconds=0))"
+    run_python("-W", "error", PROBES, "any", NUMBA_DISABLE_JIT="1")
+
+
+def test_rates_without_compiling():
+    code = "from mla_numba.tuning.rates import Probes; print(Probes(1).rates(seconds=0))"
     out = run_python("-W", "error", "-c", code, NUMBA_DISABLE_JIT="1")
     assert out.startswith("Rates(bandwidth_bytes_s=")
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from click import BadParameter
-from published_configs import COMPUTED, DEEPSEEK, GLM, KIMI_K25, REFUSED, YARN
+from helpers.published_configs import COMPUTED, DEEPSEEK, GLM, KIMI_K25, REFUSED, YARN
 
 from mla_numba import MlaDims, RopeTable
 from mla_numba.base.model_config import FAMILIES, read_model_config
@@ -257,7 +257,7 @@ class TestFilesOfStrangers:
             ({"q_lora_rank": True}, "config.q_lora_rank: expected int, got bool"),
             ({"kv_lora_rank": []}, "config.kv_lora_rank: expected int, got list"),
             ({"hidden_size": LARGE}, f"config.hidden_size: expected at most {2**31 - 1}, got {LARGE}"),
-            ({"hidden_size": -(10**4000)}, "config.hidden_size: expected at least 1, got an integer of 13288 bits"),
+            ({"hidden_size": -(10**4000)}, "config.hidden_size: expected at least 1, got an int of 13288 bits"),
             ({"qk_rope_head_dim": LARGE}, f"config.qk_rope_head_dim: expected at most {2**31 - 1}, got {LARGE}"),
             (
                 {"hidden_size": 2**31 - 1, "q_lora_rank": 2**31 - 2},
@@ -318,7 +318,7 @@ class TestCheckpoint:
 
     def open(self, folder, **config):
         """The checkpoint with these settings in place of its own; ... leaves one out, `text_config` takes them all."""
-        from checkpoint_maker import config_of, make_checkpoint
+        from helpers.checkpoint_maker import config_of, make_checkpoint
 
         from mla_numba import Checkpoint
 

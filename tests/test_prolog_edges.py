@@ -20,10 +20,11 @@ from helpers import (
     random_bytes,
     spread,
 )
+from helpers.edge_values import NOT_FINITE, other_tokens, tiny
 
 from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PagedCache
 from mla_numba.kernels import ISA
-from mla_numba.oracle.bits import check_output, compare_bits, reference_run
+from mla_numba.oracle.bits import check_output, reference_run
 
 SMALL = MlaDims(130, 3, 50, 68, 33, 34)
 SHARED = MlaDims(514, 5, 101, 132, 33, 34)
@@ -84,10 +85,6 @@ def test_zero_groups_of_the_key(mode, groups):
     written = call.cache.k_scale.reshape(48, 4)[make_inputs(SMALL, T, 48).cache_index.max()]
     assert (written[groups] == 0).all()
     assert np.isfinite(written).all()
-
-
-def tiny(exponent, n):
-    return np.full(n, 2.0**exponent, np.float32).astype(BF16)
 
 
 @pytest.mark.parametrize("mode", ["b", "ab", "b smooth", "ab smooth"])
@@ -168,24 +165,6 @@ def test_the_longest_k_whose_int8_sums_fit():
         call, want = run(weights, inputs, 3, dims=dims)
         assert (np.abs(call.out.q_norm) == 127).all()
         call.assert_equals(want)
-
-
-def other_tokens(call, want, bad, slots):
-    """Mismatches outside the bad tokens' rows and slots."""
-    keep = np.setdiff1d(np.arange(len(slots)), bad)
-    found = [
-        compare_bits(name, got[keep], getattr(want, name)[keep])
-        for name, got in call.out._asdict().items()
-        if got is not None
-    ]
-    for name, array in call.cache.arrays().items():
-        rows = np.setdiff1d(np.arange(call.cache.capacity), slots[bad])
-        flat = (a.reshape(-1, array.shape[3])[rows] for a in (array, getattr(want, name)))
-        found.append(compare_bits(name, *flat))
-    return [mismatch for mismatch in found if mismatch is not None]
-
-
-NOT_FINITE = {"nan": 0x7FC0, "inf": 0x7F80, "-inf": 0xFF80, "all ones": 0xFFFF, "signalling": 0x7F81}
 
 
 @pytest.mark.parametrize("threads", THREADS)

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from published_configs import COMPUTED, DEEPSEEK, YARN
+from helpers.published_configs import COMPUTED, DEEPSEEK, YARN
 
 from mla_numba.rope_table import RopeTable, softmax_scale
 

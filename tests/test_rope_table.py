@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import BF16, assert_same_bits
+from helpers.rope_configs import CONFIG, PLAIN_CONFIG, YARN
 
 from mla_numba.base.dims import MlaDims
 from mla_numba.oracle.inputs import random_inputs
@@ -18,18 +19,6 @@ from mla_numba.rope_table import (
     from_interleaved,
     softmax_scale,
 )
-
-YARN = {
-    "type": "yarn",
-    "factor": 40,
-    "original_max_position_embeddings": 4096,
-    "beta_fast": 32,
-    "beta_slow": 1,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-}
-PLAIN_CONFIG = {"qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "rope_theta": 10000, "max_position_embeddings": 163840}
-CONFIG = PLAIN_CONFIG | {"rope_scaling": YARN}  # DeepSeek-V3's
 
 
 def scaled(**changes):

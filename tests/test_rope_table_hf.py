@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers import BF16
-from test_rope_table import CONFIG, PLAIN_CONFIG, YARN
+from helpers.rope_configs import CONFIG, PLAIN_CONFIG, YARN
 
 from mla_numba.rope_table import RopeTable, softmax_scale
 

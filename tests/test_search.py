@@ -19,9 +19,9 @@ from helpers import (
     make_weights,
     random_bytes,
 )
+from helpers.tile_settings import pass_settings, tile_configs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_prolog_tiles import pass_settings, tile_configs
 
 import mla_numba as mla
 from mla_numba import (

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numba
 import pytest
-import threads_script
-from helpers import TESTS, THREADS, run_python
+from helpers import SCRIPTS, THREADS, run_python
+from scripts import threads_script
 
 from mla_numba import MlaProlog
 from mla_numba.kernels import max_threads
 
-SCRIPT = str(TESTS / "threads_script.py")
+SCRIPT = str(SCRIPTS / "threads_script.py")
 # `pip install tbb` puts it into lib/, where the loader does not look by itself.
 TBB_FOLDERS = [Path(sys.prefix) / "lib", *map(Path, filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))]
 TBB_FOLDER = next((folder for folder in TBB_FOLDERS if (folder / "libtbb.so.12").exists()), None)

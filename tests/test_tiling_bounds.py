@@ -5,8 +5,7 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from test_tiling_machine import fake_linux, write
-from test_tiling_planner import BIG_CACHES, FULL, MICRO
+from helpers.machines import BIG_CACHES, FULL, MICRO, fake_linux, write
 
 from tiling import (
     CpuTiling,
@@ -109,11 +108,11 @@ def test_rates_are_finite_and_their_quotients_too(value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000, "^text: expected a JSON object for Machine, got one that is nested too deeply"),
-        ("{" + " " * 10**6, r"^text: expected a JSON object for Machine, got '\{ +' and 999801 characters more"),
-        ("null", "^text: expected a JSON object for Machine, got 'null'"),
+        ("[" * 100_000, "^text: expected a JSON object, got one that is nested too deeply"),
+        ("{" + " " * 10**6, r"^text: expected JSON, got Expecting property name .{10,90}$"),
+        ("null", "^text: expected a JSON object, got NoneType"),
         ("{}", "^text: expected the fields of Machine, got an object without 'arch'"),
-        ('{"l2_bytes": NaN}', "^text: expected a JSON object for Machine, got .*the number NaN"),
+        ('{"l2_bytes": NaN}', "^text: expected JSON, got the number NaN"),
     ],
     ids=["deep", "long", "null", "empty", "NaN"],
 )

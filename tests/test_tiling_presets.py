@@ -130,7 +130,7 @@ def test_pass_options(phase, t, arch, expected):
 
 
 def test_pass_options_refuses():
-    with pytest.raises(ValueError, match="phase: expected one of prefill, decode, got 'train'"):
+    with pytest.raises(ValueError, match="phase: expected one of decode, prefill, got 'train'"):
         pass_options("train", 8)
-    with pytest.raises(ValueError, match="t: expected an int >= 0, got -1"):
+    with pytest.raises(ValueError, match="t: expected at least 0, got -1"):
         pass_options("decode", -1)

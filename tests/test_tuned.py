@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, python_environment
-from test_tiling_planner import BIG_CACHES, FULL
+from helpers.machines import BIG_CACHES, FULL
 
 from mla_numba.call import tuned
 from mla_numba.kernels import cache_folder
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(folder):
 
 WRITER = """
 import sys
-from mla_numba import tuned
+from mla_numba.call import tuned
 from tiling import CpuTiling, Machine, PlanDims
 machine = Machine("big", "x", "avx512vnni", 48 * 1024, 2 * 1024**2, 2**25, 64, 32)
 dims = PlanDims(7168, 128, 1536, 512, 128, 64)

@@ -11,8 +11,8 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 from helpers import assert_none, make_cache, make_inputs, make_output, make_weights, spread
-from test_entry_points import Case
-from wrong_arguments import HUGE, arrays_like, objects
+from helpers.entry_points import Case
+from helpers.wrong_arguments import HUGE, arrays_like, objects
 
 import mla_numba as mla
 import tiling

@@ -5,13 +5,9 @@ from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import GemmPlan, MicroTile
 from tiling.machine import Machine
-from tiling.plan.plans import (
-    DownPlan,
-    HeadsPlan,
-    PrologPlan,
-    RowPlan,
-    TilePlan,
-)
+from tiling.plan.prolog import PrologPlan
+from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
+from tiling.plan.tile import TilePlan
 from tiling.plan.unroll import loop_unroll
 from tiling.planner import plan_prolog
 from tiling.pypto.config import (
@@ -28,7 +24,7 @@ from tiling.pypto.presets import (
     preset,
 )
 from tiling.rates import Rates
-from tiling.roofline import least_seconds
+from tiling.roofline import Work, least_seconds
 from tiling.stages import PlanDims
 
 __all__ = [
@@ -50,6 +46,7 @@ __all__ = [
     "RopeTileShapeConfig",
     "RowPlan",
     "TilePlan",
+    "Work",
     "ceil_div",
     "chunks",
     "least_seconds",

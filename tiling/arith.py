@@ -1,5 +1,7 @@
 """Integer arithmetic of blocks."""
 
+from tiling.check import check_int
+
 __all__ = ["ceil_div", "chunks", "round_up"]
 
 
@@ -19,8 +21,7 @@ def chunks(total: int, n: int) -> list[tuple[int, int]]:
     Sizes differ by one at most and none exceeds ``ceil_div(total, n)``. Some parts are empty where ``n > total``.
     The kernels cut their row blocks by the same formula.
     """
-    if total < 0:
-        raise ValueError(f"total: expected an int >= 0, got {total}")
+    check_int("total", total, 0, None)
     if n < 0 or (n == 0 and total > 0):
         raise ValueError(f"n: expected at least one part for {total} elements, got {n}")
     return [(i * total // n, (i + 1) * total // n) for i in range(n)]

@@ -1,6 +1,6 @@
 """Checks at the door, shared by the package: each error reads ``name: expected what, got what``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "check_ints",
     "check_rate",
     "check_setting",
+    "check_str",
     "short_int",
 ]
 
@@ -24,15 +25,14 @@ MAX_ITEMS = 4096  # of a list: each size of a tile has a plan of its own
 _MAX_RATE = 1e30  # and least 1e-30: quotients and products of two stay finite
 
 
-def check_int(name: str, value: object, minimum: int | None = None, maximum: int | None = MAX_COUNT) -> int:
-    """Return ``value`` if it is an int (bool is none) from ``minimum`` to ``maximum``, else raise; None is no bound."""
-    expected = "an int" if minimum is None else f"an int >= {minimum}"
+def check_int(name: str, value: object, least: int | None = None, most: int | None = MAX_COUNT) -> int:
+    """Return ``value`` if it is an int (bool is none) from ``least`` to ``most``, else raise; None is no bound."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
-    if minimum is not None and value < minimum:
-        raise ValueError(f"{name}: expected {expected}, got {short_int(value)}")
-    if maximum is not None and value > maximum:
-        raise ValueError(f"{name}: expected at most {maximum}, got {short_int(value)}")
+        raise TypeError(f"{name}: expected int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {short_int(value)}")
+    if most is not None and value > most:
+        raise ValueError(f"{name}: expected at most {most}, got {short_int(value)}")
     return value
 
 
@@ -42,13 +42,13 @@ def short_int(value: int) -> str:
 
 
 def check_ints(
-    name: str, values: object, minimum: int, length: int | None = None, maximum: int | None = MAX_COUNT
+    name: str, values: object, least: int, length: int | None = None, most: int | None = MAX_COUNT
 ) -> list[int]:
-    """Return ``values`` as a list of ints from ``minimum`` to ``maximum``.
+    """Return ``values`` as a list of ints from ``least`` to ``most``.
 
     ``length`` is how many, if that is fixed; else there are at most ``MAX_ITEMS``.
     """
-    expected = f"a sequence of {'' if length is None else f'{length} '}ints >= {minimum}"
+    expected = f"a sequence of {'' if length is None else f'{length} '}ints >= {least}"
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
         raise TypeError(f"{name}: expected {expected}, got {values!r}")
     try:
@@ -57,7 +57,7 @@ def check_ints(
         raise TypeError(f"{name}: expected {expected}, got {values!r}") from None
     if len(items) > MAX_ITEMS:
         raise ValueError(f"{name}: expected at most {MAX_ITEMS if length is None else length} ints, got more")
-    ints = [check_int(f"{name}[{i}]", value, minimum, maximum) for i, value in enumerate(items)]
+    ints = [check_int(f"{name}[{i}]", value, least, most) for i, value in enumerate(items)]
     if length is not None and len(ints) != length:
         raise ValueError(f"{name}: expected {expected}, got {len(ints)} of them")
     return ints
@@ -77,17 +77,23 @@ def check_rate(name: str, value: object) -> float:
 def check_flag(name: str, value: object) -> bool:
     """Return ``value`` if it is a bool, else raise."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected a bool, got {value!r}")
+        raise TypeError(f"{name}: expected bool, got {type(value).__name__}")
     return value
 
 
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of ``choices``, else raise an error that lists them."""
+def check_str(name: str, value: object) -> str:
+    """Return ``value`` if it is a str, else raise."""
     if not isinstance(value, str):
-        raise TypeError(f"{name}: expected a str, got {value!r}")
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise TypeError(f"{name}: expected str, got {type(value).__name__}")
     return value
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> str:
+    """Return ``value`` if it is one of ``choices``, else raise an error that lists them."""
+    text = check_str(name, value)
+    if text not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {text!r}")
+    return text
 
 
 def check_setting(name: str, value: object, lowest_key: int) -> dict[int, int]:

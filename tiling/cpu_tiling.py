@@ -5,13 +5,13 @@ from dataclasses import replace as dataclass_replace
 from typing import Any, Self
 
 from tiling.check import MAX_THREADS, check_int, check_ints
-from tiling.json import from_json, to_json
+from tiling.json import JsonText
 
 __all__ = ["CpuTiling"]
 
 
 @dataclass(frozen=True)
-class CpuTiling:
+class CpuTiling(JsonText):
     """Blocks, tasks and threads of a plan. The planner chooses the fields that are None, to suit the others.
 
     Counts are of elements, token rows, panels (of nr columns) or tasks. Blocks longer than the product are clipped,
@@ -63,15 +63,6 @@ class CpuTiling:
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed."""
         return dataclass_replace(self, **changes)
-
-    def to_json(self) -> str:
-        """JSON text of every field."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The tiling that ``to_json`` wrote; fields that are missing are None."""
-        return from_json(cls, text)
 
     def __str__(self) -> str:
         """One line: the given fields."""

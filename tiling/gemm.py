@@ -1,9 +1,8 @@
 """The plan of one matrix product: register tile, cache blocks, tasks."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tiling.arith import ceil_div, chunks, round_up
+from tiling.arith import ceil_div, round_up
 from tiling.check import (
     MAX_COUNT,
     MAX_TOKENS,
@@ -11,12 +10,13 @@ from tiling.check import (
     check_int,
     short_int,
 )
+from tiling.roofline import Work
 
-__all__ = ["DTYPES", "ITEM_BYTES", "GemmPlan", "MicroTile"]
+__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile"]
 
 DTYPES = ("bf16", "int8")
 
-_LINE_BYTES = 64
+LINE_BYTES = 64  # of a cache line
 _MAX_MICRO = 4096
 _MAX_SIZE = 2 * MAX_COUNT  # of k or n: two dimensions beside each other
 ITEM_BYTES = {"bf16": 2, "int8": 1}
@@ -54,7 +54,7 @@ class GemmPlan:
     - ``k_parts``: number of separate sums over even parts of k, added at the end.
     - ``mc``: rows of a task's block at most, 1 where m is 0; ``kc``: k elements per block, a multiple of kr within one
       part; ``nc``: columns of one tile, a multiple of nr.
-    - ``l1_reuse``: tiles that share one block of A in cache; ``nbuffer``: tasks that are taken together.
+    - ``l1_reuse``: tiles that share one block of A in cache.
 
     A task is one row block by one walk: ``walk`` panels of nr columns, one after the other over the same A block.
     """
@@ -71,13 +71,12 @@ class GemmPlan:
     kc: int
     nc: int
     l1_reuse: int
-    nbuffer: int
 
     def __post_init__(self) -> None:
         """Check that the blocks fit the product and the register tile."""
         check_choice(f"{self.stage}.dtype", self.dtype, DTYPES)
         check_int(f"{self.stage}.m", self.m, 0, MAX_TOKENS)
-        for name in ("batch", "l1_reuse", "nbuffer"):
+        for name in ("batch", "l1_reuse"):
             check_int(f"{self.stage}.{name}", getattr(self, name), 1)
         for name in ("k", "n"):
             check_int(f"{self.stage}.{name}", getattr(self, name), 1, _MAX_SIZE)
@@ -107,7 +106,7 @@ class GemmPlan:
     @property
     def lda(self) -> int:
         """Elements from one row of A to the next: whole cache lines, and one more so that rows fall on other sets."""
-        return (round_up(self.kp * self.micro.a_bytes, _LINE_BYTES) + _LINE_BYTES) // self.micro.a_bytes
+        return (round_up(self.kp * self.micro.a_bytes, LINE_BYTES) + LINE_BYTES) // self.micro.a_bytes
 
     @property
     def n_panels(self) -> int:
@@ -151,24 +150,15 @@ class GemmPlan:
         return 2 * self.batch * self.m * self.k * self.n
 
     @property
+    def work(self) -> Work:
+        """Bytes of the weights, and the operations by the weight's type."""
+        is_bf16 = self.dtype == "bf16"
+        return Work(self.weight_bytes, flops=self.ops if is_bf16 else 0, int8_ops=0 if is_bf16 else self.ops)
+
+    @property
     def accumulator_bytes(self) -> int:
         """Bytes of a task's 4-byte accumulators, one set for each part of k."""
         return self.k_parts * self.mc * self.walk * self.micro.nr * 4
-
-    def row_blocks(self) -> list[tuple[int, int]]:
-        """Rows ``(m0, m1)`` of each row block: an even cut, see ``chunks``."""
-        return chunks(self.m, self.n_row_blocks)
-
-    def walks(self) -> list[tuple[int, int]]:
-        """Panels ``(p0, p1)`` of each walk: an even cut, see ``chunks``."""
-        return chunks(self.n_panels, self.n_walks)
-
-    def blocks(self) -> Iterator[tuple[int, int, int, int, int]]:
-        """Output block ``(b, m0, m1, n0, n1)`` of each task; row blocks innermost, so that neighbours share panels."""
-        for b in range(self.batch):
-            for p0, p1 in self.walks():
-                for m0, m1 in self.row_blocks():
-                    yield b, m0, m1, p0 * self.micro.nr, min(p1 * self.micro.nr, self.n)
 
     def __str__(self) -> str:
         """One line."""

@@ -2,40 +2,44 @@
 
 import json
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
-__all__ = ["from_json", "parse_object", "to_json"]
+from tiling.check import check_str
 
-T = TypeVar("T")
+__all__ = ["JsonText", "parse_object"]
 
 _SHOWN = 200  # characters of a text that is refused
 
 
-def to_json(plan: Any) -> str:
-    """JSON text of a dataclass; tuples become lists."""
-    return json.dumps(asdict(plan))
+class JsonText:
+    """Base of the dataclasses that are written as JSON and read back."""
+
+    def to_json(self) -> str:
+        """JSON text of every field; tuples become lists."""
+        return json.dumps(asdict(self))  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The object that ``to_json`` wrote, checked again; fields that have a default may be missing."""
+        built: Self = _build(cls, parse_object(check_str("text", text), "text"), "text")
+        return built
 
 
-def from_json(cls: type[T], text: str) -> T:
-    """The object of ``cls`` that ``to_json`` wrote; its constructors check it again."""
-    built: T = _build(cls, parse_object(text, f"for {cls.__name__}"), "text")
-    return built
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """The JSON object that ``text`` is; ``where`` begins the message of an error.
 
-
-def parse_object(text: str, what: str) -> dict[str, Any]:
-    """The JSON object that ``text`` is."""
-    if not isinstance(text, str):
-        raise TypeError(f"text: expected a str, got {text!r}")
-    expected = f"text: expected a JSON object {what}, got"
+    Raises ``ValueError`` for text that is no JSON or no UTF-8, another kind of value, NaN and Infinity, which JSON does
+    not know, a number of thousands of digits, and nesting that is too deep for Python.
+    """
     try:
-        data = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse)
     except RecursionError:
-        raise ValueError(f"{expected} one that is nested too deeply") from None
+        raise ValueError(f"{where}: expected a JSON object, got one that is nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{expected} {_short(text)} ({error})") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{expected} {_short(text)}")
-    return data
+        raise ValueError(f"{where}: expected JSON, got {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def _refuse(name: str) -> Any:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
 
-from tiling.check import MAX_THREADS, check_choice, check_int
-from tiling.json import from_json, to_json
+from tiling.check import MAX_THREADS, check_choice, check_int, check_str
+from tiling.json import JsonText
 
-__all__ = ["ISAS", "Machine"]
+__all__ = ["ISA_NAMES", "Machine"]
 
-ISAS = ("avx512bf16", "avx512vnni", "avx2", "portable")
+ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "portable")
 
 # What nearly every core since 2010 has at least; used where the system does not say.
 _FALLBACK_L1D_BYTES = 32 * 1024
@@ -26,7 +25,7 @@ _MAX_DIGITS = 15  # of a number in a system's file: more is no size and no count
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(JsonText):
     """Caches, cores and instruction set of one machine.
 
     ``l1d_bytes`` and ``l2_bytes`` are those of one core, ``l3_bytes`` is the shared one and 0 where there is none or
@@ -47,9 +46,8 @@ class Machine:
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("name", "arch"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name}: expected a str, got {getattr(self, name)!r}")
-        check_choice("isa", self.isa, ISAS)
+            check_str(name, getattr(self, name))
+        check_choice("isa", self.isa, ISA_NAMES)
         check_int("l1d_bytes", self.l1d_bytes, 1, _MAX_CACHE_BYTES)
         check_int("l2_bytes", self.l2_bytes, 1, _MAX_CACHE_BYTES)
         check_int("l3_bytes", self.l3_bytes, 0, _MAX_CACHE_BYTES)
@@ -66,15 +64,6 @@ class Machine:
             return detect_macos(_sysctl)
         return fallback_machine()
 
-    def to_json(self) -> str:
-        """JSON text of every field."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The machine that ``to_json`` wrote."""
-        return from_json(cls, text)
-
     def __str__(self) -> str:
         """One line."""
         return (
@@ -84,7 +73,7 @@ class Machine:
 
 
 def isa_of(flags: Iterable[str]) -> str:
-    """The best instruction set of ``ISAS`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
+    """The best instruction set of ``ISA_NAMES`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
     flags = set(flags)
     if flags >= {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}:
         return "avx512bf16" if "avx512_bf16" in flags else "avx512vnni"

@@ -1,7 +1,8 @@
 """From dimensions, a number of tokens and a machine to the plan of the whole prolog."""
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 from tiling.check import (
     MAX_THREADS,
@@ -15,10 +16,12 @@ from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import DTYPES, MicroTile
 from tiling.machine import Machine
+from tiling.modes import CALL_PHASES
 from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
-from tiling.plan.given import config_tile, describe_config, describe_options
-from tiling.plan.own import own_tile, own_unroll_list
-from tiling.plan.plans import PHASES, PrologPlan, TilePlan
+from tiling.plan.given import Notes, config_tile, describe_config, describe_options
+from tiling.plan.own import Reasons, own_tile, own_unroll_list
+from tiling.plan.prolog import PrologPlan
+from tiling.plan.tile import TilePlan
 from tiling.plan.unroll import loop_unroll
 from tiling.pypto.config import MlaTileConfig, PassOptions
 from tiling.pypto.scheduling import effective_options
@@ -61,65 +64,118 @@ def plan_prolog(
     check_int("t", t, 0, None)
     if t > MAX_TOKENS:
         raise ValueError(f"t: expected at most {MAX_TOKENS} tokens a call, got {short_int(t)}")
-    check_choice("phase", phase, PHASES)
+    check_choice("phase", phase, CALL_PHASES)
     _check_types(config, machine, micro, options, costs)
     if isinstance(config, MlaTileConfig):
         config = config.replace()  # checks again what was changed in place
     machine = Machine.detect() if machine is None else machine
     n_threads = machine.n_usable_cores if n_threads is None else check_int("n_threads", n_threads, 1, MAX_THREADS)
-    given = config if isinstance(config, CpuTiling) else CpuTiling()
-    settings = config if isinstance(config, MlaTileConfig) else None
     costs = Costs.of_isa(machine.isa) if costs is None else costs
-    merged = effective_options(settings, options)
+    given = config if isinstance(config, CpuTiling) else CpuTiling()
+    merged = effective_options(config if isinstance(config, MlaTileConfig) else None, options)
     context = TileContext(shapes, micro, n_threads, merged, given)
-    acting, inert = describe_options(settings, options, merged)
-    acting = [(name, _listed(value), "prescribed") for name, value in given.given().items()] + acting
+    return _Request(PlanDims.of(dims), t, phase, quant, config, options, machine, costs, note, context).plan()
 
-    @cache
-    def chosen(factor: int) -> Choice:
-        n_workers = wanted_workers(context, factor)
-        return Chooser(shapes, micro, machine, costs, factor, n_workers, given).choose()
 
-    if settings is not None:
-        unroll_list = settings.unroll_list
-        reasons = [("blocks", "those of the given config, rounded to the register tile and clipped")]
-        described = describe_config(settings, merged)
-        acting, inert = described[0] + acting, described[1] + inert
-    elif given.unroll_list is not None:
-        unroll_list = list(given.unroll_list)
-        reasons = [(f"unroll_list = {unroll_list}", "prescribed")]
-    else:
-        unroll_list, reasons = own_unroll_list(t, chosen)
-    if note:
-        reasons.insert(0, ("tuned", note))
-    tiles = tuple(loop_unroll(0, t, 1, unroll_list))
-    reasons += [(f"{dtype} register tile {micro[dtype]}", "given by the kernels") for dtype in DTYPES]
-    tile_plans: list[TilePlan] = []
-    for factor in dict.fromkeys(factor for _, factor in tiles):
-        if settings is None:
-            tile, tile_reasons = own_tile(context, chosen(factor), factor)
+@dataclass(frozen=True)
+class _Request:
+    """What ``plan_prolog`` is asked for, checked and complete; ``context`` is what every tile shares."""
+
+    dims: PlanDims
+    t: int
+    phase: str
+    quant: str
+    config: MlaTileConfig | CpuTiling | None
+    options: PassOptions | None
+    machine: Machine
+    costs: Costs
+    note: str
+    context: TileContext
+
+    @property
+    def settings(self) -> MlaTileConfig | None:
+        """The config, if it is one of the reference operator's."""
+        return self.config if isinstance(self.config, MlaTileConfig) else None
+
+    @property
+    def origin(self) -> str:
+        """Where the blocks come from, see ``PrologPlan``."""
+        if self.config is None:
+            return "planner"
+        if self.settings is not None:
+            return "config"
+        return "tuned" if self.note else "tiling"
+
+    @cached_property
+    def chosen(self) -> Callable[[int], Choice]:
+        """The planner's choice for a tile of so many tokens, made once."""
+        shapes, micro, given = self.context.shapes, self.context.micro, self.context.given
+
+        @cache
+        def choose(factor: int) -> Choice:
+            n_workers = wanted_workers(self.context, factor)
+            return Chooser(shapes, micro, self.machine, self.costs, factor, n_workers, given).choose()
+
+        return choose
+
+    def unroll_list(self) -> tuple[list[int], Reasons]:
+        """Numbers of tokens a tile may have, and why these."""
+        prescribed = self.context.given.unroll_list
+        if self.settings is not None:
+            reason = "those of the given config, rounded to the register tile and clipped"
+            return self.settings.unroll_list, [("blocks", reason)]
+        if prescribed is not None:
+            return list(prescribed), [(f"unroll_list = {list(prescribed)}", "prescribed")]
+        return own_unroll_list(self.t, self.chosen)
+
+    def tile(self, factor: int) -> tuple[TilePlan, Reasons]:
+        """The plan of the tiles of ``factor`` tokens, and the reasons of its choices."""
+        if self.settings is None:
+            tile, reasons = own_tile(self.context, self.chosen(factor), factor)
         else:
-            tile, tile_reasons = config_tile(context, settings, factor), []
-        tile_reasons.append(_workers_reason(tile, given))
-        reasons += [(f"tile of {factor}: {choice}", reason) for choice, reason in tile_reasons]
-        tile_plans.append(tile)
-    return PrologPlan(
-        dims=PlanDims.of(dims),
-        t=t,
-        phase=phase,
-        quant=quant,
-        n_threads=n_threads,
-        machine=machine,
-        unroll_list=tuple(unroll_list),
-        tiles=tiles,
-        tile_plans=tuple(tile_plans),
-        acting=tuple(acting),
-        inert=tuple(inert),
-        reasons=tuple(reasons),
-        origin=_origin(config, note),
-        tiling=given,
-        costs=costs,
-    )
+            tile, reasons = config_tile(self.context, self.settings, factor), []
+        reasons.append(_workers_reason(tile, self.context.given))
+        return tile, [(f"tile of {factor}: {choice}", reason) for choice, reason in reasons]
+
+    def described(self) -> tuple[Notes, Notes]:
+        """The given settings that act, and those that do not."""
+        merged = self.context.options
+        acting, inert = describe_options(self.settings, self.options, merged)
+        if self.settings is not None:
+            config_acting, config_inert = describe_config(self.settings, merged)
+            return config_acting + acting, config_inert + inert
+        prescribed = self.context.given.given()
+        return [(name, _listed(value), "prescribed") for name, value in prescribed.items()] + acting, inert
+
+    def plan(self) -> PrologPlan:
+        """The plan of the whole prolog."""
+        unroll_list, reasons = self.unroll_list()
+        if self.note:
+            reasons = [("tuned", self.note), *reasons]
+        micro = self.context.micro
+        reasons += [(f"{dtype} register tile {micro[dtype]}", "given by the kernels") for dtype in DTYPES]
+        tiles = tuple(loop_unroll(0, self.t, 1, unroll_list))
+        planned = [self.tile(factor) for factor in dict.fromkeys(factor for _, factor in tiles)]
+        for _, tile_reasons in planned:
+            reasons += tile_reasons
+        acting, inert = self.described()
+        return PrologPlan(
+            dims=self.dims,
+            t=self.t,
+            phase=self.phase,
+            quant=self.quant,
+            n_threads=self.context.n_threads,
+            machine=self.machine,
+            unroll_list=tuple(unroll_list),
+            tiles=tiles,
+            tile_plans=tuple(tile for tile, _ in planned),
+            acting=tuple(acting),
+            inert=tuple(inert),
+            reasons=tuple(reasons),
+            origin=self.origin,
+            tiling=self.context.given,
+            costs=self.costs,
+        )
 
 
 def _check_types(
@@ -139,14 +195,6 @@ def _check_types(
         raise TypeError(f"micro: expected a mapping of {' and '.join(DTYPES)} to MicroTile, got {micro!r}")
     if isinstance(config, CpuTiling) and options is not None:
         raise ValueError(f"options: expected None with a CpuTiling, got {options}")
-
-
-def _origin(config: MlaTileConfig | CpuTiling | None, note: str) -> str:
-    if config is None:
-        return "planner"
-    if isinstance(config, MlaTileConfig):
-        return "config"
-    return "tuned" if note else "tiling"
 
 
 def _listed(value: object) -> str:

@@ -1,35 +1,54 @@
-"""The least time a plan can take on a machine of given rates."""
+"""What a plan moves and computes, and the least time that takes on a machine of given rates."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from tiling.rates import Rates
 
-__all__ = ["Workload", "least_seconds"]
+__all__ = ["HasWork", "Work", "least_seconds"]
 
 
-class Workload(Protocol):
-    """What is to be moved and computed: a ``PrologPlan``, or three numbers in its place."""
+class HasWork(Protocol):
+    """Anything that says what it moves and computes: ``Work``, or a plan."""
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of weights, inputs and outputs."""
+        """Bytes moved."""
 
     @property
     def flops(self) -> int:
-        """Operations on bf16."""
+        """Operations of bf16 products."""
 
     @property
     def int8_ops(self) -> int:
-        """Operations on int8 codes."""
+        """Operations of int8 products."""
 
 
-def least_seconds(plan: Workload, rates: Rates) -> float:
-    """Seconds below which ``plan`` cannot run: moving its bytes or doing its arithmetic, whichever takes longer.
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Bytes moved, and operations of bf16 and of int8 products; a multiply-add counts as two operations."""
 
-    Bytes are the weights, once per tile of tokens, and the inputs and outputs; weights that stay in a cache between
-    tiles can be read faster than that. fp32 and int8 arithmetic share the cores' ports, so their times add up; bf16
-    products take the faster of the two ways there may be.
+    total_bytes: int
+    flops: int = 0
+    int8_ops: int = 0
+
+    @property
+    def n_ops(self) -> int:
+        """Operations of either kind."""
+        return self.flops + self.int8_ops
+
+    def __add__(self, other: "Work") -> "Work":
+        """The work of both."""
+        return Work(self.total_bytes + other.total_bytes, self.flops + other.flops, self.int8_ops + other.int8_ops)
+
+
+def least_seconds(work: HasWork, rates: Rates) -> float:
+    """Seconds below which ``work`` cannot be done: moving its bytes or doing its arithmetic, whichever takes longer.
+
+    A plan's bytes are the weights, once per tile of tokens, and the inputs and outputs; weights that stay in a cache
+    between tiles can be read faster than that. fp32 and int8 arithmetic share the cores' ports, so their times add up;
+    bf16 products take the faster of the two ways there may be.
     """
-    moving = plan.total_bytes / rates.bandwidth_bytes_s
-    computing = plan.flops / max(rates.flops_s, rates.bf16_flops_s or 0) + plan.int8_ops / rates.ops_s
+    moving = work.total_bytes / rates.bandwidth_bytes_s
+    computing = work.flops / max(rates.flops_s, rates.bf16_flops_s or 0) + work.int8_ops / rates.ops_s
     return max(moving, computing)

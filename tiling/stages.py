@@ -6,10 +6,9 @@ from typing import Protocol, Self
 from tiling.arith import round_up
 from tiling.check import check_choice, check_int
 from tiling.gemm import GemmPlan, MicroTile
+from tiling.modes import QUANT_MODES
 
-__all__ = ["QUANTS", "Dims", "PlanDims", "StageShape", "stage_shapes"]
-
-QUANTS = ("none", "a", "b", "ab")
+__all__ = ["Dims", "PlanDims", "StageShape", "stage_shapes"]
 
 
 class Dims(Protocol):
@@ -40,7 +39,7 @@ class Dims(Protocol):
         """Length of a head's rotated part."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PlanDims:
     """The dimensions a plan was made for."""
 
@@ -79,7 +78,7 @@ class StageShape:
     n: int
     k_parts: int
 
-    def fit(self, m: int, micro: MicroTile, *, mc: int, kc: int, nc: int, l1_reuse: int, nbuffer: int) -> GemmPlan:
+    def fit(self, m: int, micro: MicroTile, *, mc: int, kc: int, nc: int, l1_reuse: int) -> GemmPlan:
         """Plan for ``m`` rows with the wanted blocks rounded up to the register tile and clipped to the product."""
         part_kp = round_up(self.k // self.k_parts, micro.kr)
         return GemmPlan(
@@ -95,7 +94,6 @@ class StageShape:
             kc=min(round_up(kc, micro.kr), part_kp),
             nc=min(round_up(nc, micro.nr), round_up(self.n, micro.nr)),
             l1_reuse=l1_reuse,
-            nbuffer=nbuffer,
         )
 
     def matches(self, plan: GemmPlan) -> bool:
@@ -107,10 +105,10 @@ class StageShape:
 def stage_shapes(dims: Dims, quant: str) -> tuple[StageShape, StageShape, StageShape, StageShape]:
     """The products by ordinal: query down, query up (per head), key down, query times w_uk (per head).
 
-    ``quant`` is one of ``QUANTS``: "a" makes the down projections int8, "b" the query's up projection. Only the bf16
-    query down projection sums k in two halves.
+    ``quant`` is one of ``QUANT_MODES``: "a" makes the down projections int8, "b" the query's up projection. Only the
+    bf16 query down projection sums k in two halves.
     """
-    check_choice("quant", quant, QUANTS)
+    check_choice("quant", quant, QUANT_MODES)
     d = PlanDims.of(dims)
     a, b = ("int8" if mode in quant.replace("none", "") else "bf16" for mode in "ab")
     a_name, b_name = ("QuantMatmul" if dtype == "int8" else "Matmul" for dtype in (a, b))

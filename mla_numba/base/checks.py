@@ -10,6 +10,37 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from tiling import check
+from tiling.check import check_choice
+
+__all__ = [
+    "BF16",
+    "FP16",
+    "FP32",
+    "INT8",
+    "MAX_K_INT8",
+    "Array",
+    "check_array",
+    "check_choice",
+    "check_disjoint",
+    "check_epsilon",
+    "check_finite",
+    "check_flag",
+    "check_indices",
+    "check_int",
+    "check_k_int8",
+    "check_number",
+    "check_shape",
+    "check_slots",
+    "check_threads",
+    "check_vector",
+    "check_writable",
+    "dtype_text",
+    "expect_array",
+    "expect_type",
+    "renamed",
+]
+
 Array = NDArray[Any]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 INT8 = np.dtype(np.int8)
@@ -125,19 +156,8 @@ def check_finite(name: str, value: Array) -> None:
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
-    """`value` if it is an int of at least `least`, and of at most `most` if that is given."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected int, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {_int_text(int(value))}")
-    if most is not None and value > most:
-        raise ValueError(f"{name}: expected at most {most}, got {_int_text(int(value))}")
-    return int(value)
-
-
-def _int_text(value: int) -> str:
-    """The digits, or how many bits there are: Python writes no more than some thousand digits."""
-    return str(value) if value.bit_length() <= 256 else f"an int of {value.bit_length()} bits"
+    """`value` if it is an int, of Python or of NumPy, of at least `least`, and of at most `most` if that is given."""
+    return int(check.check_int(name, int(value) if isinstance(value, np.integer) else value, least, most))
 
 
 def check_threads(name: str, value: object, available: int) -> int:
@@ -145,7 +165,7 @@ def check_threads(name: str, value: object, available: int) -> int:
     n_threads = available if value is None else check_int(name, value, 1)
     if n_threads > available:
         raise ValueError(
-            f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {_int_text(n_threads)}"
+            f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {check.short_int(n_threads)}"
         )
     return n_threads
 
@@ -175,10 +195,8 @@ def expect_type(name: str, value: object, cls: type) -> None:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """`value` if it is a bool."""
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name}: expected bool, got {type(value).__name__}")
-    return bool(value)
+    """`value` if it is a bool, of Python or of NumPy."""
+    return check.check_flag(name, bool(value) if isinstance(value, np.bool_) else value)
 
 
 MAX_K_INT8 = (2**31 - 1) // (127 * 128)  # K * 127 * 128 has to fit an int32
@@ -201,13 +219,3 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         if overlap:
             rest = head + overlap + names.get(other, other)
         raise type(error)(names.get(name, name) + colon + rest) from None
-
-
-def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """`value` if it is one of `choices`."""
-    allowed = tuple(choices)
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected str, got {type(value).__name__}")
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-    return value

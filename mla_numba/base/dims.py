@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from .model_config import MAX_DIM, read_model_config, shown
+from tiling import PlanDims
+
+from .model_config import read_model_config
 
 __all__ = ["MAX_WEIGHT_BYTES", "MlaDims"]
 
@@ -13,29 +15,15 @@ MAX_WEIGHT_BYTES = 2**36  # of a layer in bf16, far more than any model has: 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class MlaDims:
+class MlaDims(PlanDims):
     """Dimensions of the attention projections of one layer.
 
     Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or above 2^31 - 1, or for an odd
     `qk_rope_head_dim`.
     """
 
-    hidden_size: int
-    num_attention_heads: int
-    q_lora_rank: int
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{field.name}: expected int, got {type(value).__name__}")
-            if value < 1:
-                raise ValueError(f"{field.name}: expected at least 1, got {shown(value)}")
-            if value > MAX_DIM:
-                raise ValueError(f"{field.name}: expected at most {MAX_DIM}, got {shown(value)}")
+        PlanDims.__post_init__(self)  # no super(), which finds another class where there are slots
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}")
 

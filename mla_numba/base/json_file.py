@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+from tiling.json import parse_object
 
 __all__ = ["parse_object", "read_object"]
 
@@ -25,24 +26,3 @@ def read_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     if len(text) > max_bytes:
         raise ValueError(f"{path}: expected at most {max_bytes} bytes of JSON, got more")
     return parse_object(text, str(path))
-
-
-def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """The JSON object that `text` is; `where` begins the message of an error.
-
-    Raises `ValueError` for text that is no JSON or no UTF-8, another kind of value, NaN and Infinity, which JSON
-    does not know, a number of thousands of digits, and nesting that is too deep for Python.
-    """
-    try:
-        value = json.loads(text, parse_constant=_refuse)
-    except RecursionError:
-        raise ValueError(f"{where}: expected a JSON object, got one that is nested too deeply") from None
-    except ValueError as error:
-        raise ValueError(f"{where}: expected JSON, got {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _refuse(name: str) -> Any:
-    raise ValueError(f"the number {name}")

@@ -1,10 +1,8 @@
 """The closed lists of names that arguments choose from."""
 
-__all__ = ["NUMERICS", "PHASES", "QUANT_MODES"]
+from tiling.modes import CALL_PHASES, QUANT_MODES
 
-# What is int8: nothing, the down projections (a), the query's up projection and the cache (b), or all of them.
-QUANT_MODES = ("none", "a", "b", "ab")
+__all__ = ["CALL_PHASES", "NUMERICS", "QUANT_MODES"]
+
 # How rows are quantised: as the reference operator does it, or as CANN's operators do.
 NUMERICS = ("pypto", "cann")
-# What a call is for; the reference operator pairs each with scheduling settings.
-PHASES = ("decode", "prefill")

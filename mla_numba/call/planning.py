@@ -19,7 +19,7 @@ from tiling import (
 from .._version import __version__
 from ..base.checks import check_choice
 from ..base.dims import MlaDims
-from ..base.modes import PHASES
+from ..base.modes import CALL_PHASES
 from ..kernels import ISA
 from .tuned import load_rates, load_tuned
 
@@ -64,7 +64,7 @@ class PlanSettings:
 
     def __post_init__(self) -> None:
         config, options = self.tile_config, self.options
-        check_choice("phase", self.phase, PHASES)
+        check_choice("phase", self.phase, CALL_PHASES)
         if isinstance(config, str):
             check_choice("tile_config", config, ("auto",))
         elif config is not None and not isinstance(config, (MlaTileConfig, CpuTiling)):

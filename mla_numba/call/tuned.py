@@ -21,7 +21,6 @@ from platformdirs import user_cache_dir
 from tiling import CpuTiling, Machine, PlanDims, Rates
 
 from ..base.checks import check_int, check_number
-from ..base.dims import MlaDims
 from ..base.json_file import read_object
 from ..base.output_file import output_file
 
@@ -40,7 +39,6 @@ __all__ = [
 FOLDER_VARIABLE = "MLA_NUMBA_TUNED"
 
 Key = dict[str, Any]
-Dims = MlaDims | PlanDims
 
 _MAX_BYTES = 1 << 20  # an entry has some hundred
 _MAX_COUNT = 2**31 - 1
@@ -119,7 +117,7 @@ def bucket_of(t: int) -> int:
     return 1 << (check_int("t", t, 1, _MAX_COUNT) - 1).bit_length()
 
 
-def load_tuned(machine: Machine, version: str, dims: Dims, quant: str, n_threads: int, t: int) -> Tuned | None:
+def load_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Tuned | None:
     """What was found for `t`'s bucket by this `version` of the kernels, None if nothing was."""
     entry = _load(_tuned_key(machine, version, dims, quant, n_threads, t))
     if entry is None:
@@ -130,7 +128,7 @@ def load_tuned(machine: Machine, version: str, dims: Dims, quant: str, n_threads
         return None
 
 
-def save_tuned(machine: Machine, version: str, dims: Dims, quant: str, n_threads: int, tuned: Tuned) -> Path:
+def save_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, tuned: Tuned) -> Path:
     """Keep `tuned` for the bucket of its `t`; the file it is in. Raises `OSError` where that fails."""
     return _save(_tuned_key(machine, version, dims, quant, n_threads, tuned.t), asdict(tuned))
 
@@ -149,8 +147,8 @@ def save_rates(machine: Machine, version: str, n_threads: int, rates: Rates) -> 
     return _save(_rates_key(machine, version, n_threads), asdict(rates))
 
 
-def _tuned_key(machine: Machine, version: str, dims: Dims, quant: str, n_threads: int, t: int) -> Key:
-    key = {"kind": "tuned", "machine": asdict(machine), "version": version, "dims": asdict(PlanDims.of(dims))}
+def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Key:
+    key = {"kind": "tuned", "machine": asdict(machine), "version": version, "dims": asdict(dims)}
     return key | {"quant": quant, "n_threads": n_threads, "bucket": bucket_of(t)}
 
 

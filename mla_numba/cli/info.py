@@ -89,7 +89,7 @@ class Facts:
         return {
             "versions": self.versions,
             "machine": asdict(this_machine()),
-            "isa": {name: value for name, value in asdict(ISA).items() if isinstance(value, int | str)},
+            "isa": ISA.facts,
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": self.threading_layer,
             "n_threads": max_threads(),

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import click
 
 from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
+from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
@@ -20,7 +21,6 @@ from ..kernels import max_threads
 
 __all__ = [
     "DIMS_HELP",
-    "NPU_ARCHS",
     "SMALL_DIMS",
     "LayerOptions",
     "TileSettings",
@@ -49,8 +49,7 @@ __all__ = [
     "what_to_plan",
 ]
 
-NPU_ARCHS = ("DAV_3510", "950", "DAV_2201", "910")
-MAX_TOKENS = 2**20
+MAX_COMMAND_TOKENS = 2**20
 SMALL_DIMS = MlaDims(512, 8, 128, 64, 32, 16)
 
 Command = Callable[..., Any]
@@ -149,7 +148,7 @@ def _quant(help_text: str) -> Command:
 
 quant_option = _quant("int8 parts: a for the down-projections, b for the up-projection and the cache.")
 quant_as_in_run_option = _quant("int8 parts, as in mla-numba run.")
-tokens_type = click.IntRange(1, MAX_TOKENS)
+tokens_type = click.IntRange(1, MAX_COMMAND_TOKENS)
 token_list = _IntList(tokens_type)
 block_size_type = click.IntRange(1, 2**16)
 epsilon_type = click.FloatRange(0)

@@ -37,7 +37,7 @@ from .options import (
     what_to_plan,
 )
 from .progress import Steps
-from .sweep_times import SweepTimes, sweep_table, sweep_work, trace_table
+from .sweep_times import SweepTimes, sweep_table, trace_table
 
 __all__ = ["run"]
 
@@ -216,7 +216,8 @@ def time_sweeps(
     `advance` is called between calls.
     """
     trace = Trace()
-    work = sweep_work(prolog.plan(inputs.x.shape[0]))
+    plan = prolog.plan(inputs.x.shape[0])
+    work = plan.sweep_work | {"total": plan.work}
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -225,4 +226,4 @@ def time_sweeps(
         for name, seconds in spent.items():
             times[name].append(seconds)
         advance()
-    return [SweepTimes(name, *work[name], tuple(times[name])) for name in work], trace
+    return [SweepTimes(name, w.total_bytes, w.n_ops, tuple(times[name])) for name, w in work.items()], trace

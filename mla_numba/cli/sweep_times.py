@@ -9,11 +9,9 @@ from typing import Any
 from rich import box
 from rich.table import Column, Table
 
-from tiling import PrologPlan
-
 from ..call.trace import PHASES, Trace
 
-__all__ = ["SweepTimes", "sweep_table", "sweep_work", "trace_table"]
+__all__ = ["SweepTimes", "sweep_table", "trace_table"]
 
 _THREADS_SHOWN = 8
 
@@ -58,28 +56,6 @@ class SweepTimes:
             "gb_per_s": self.gb_per_s,
             "gop_per_s": self.gop_per_s,
         }
-
-
-def sweep_work(plan: PrologPlan) -> dict[str, tuple[int, int]]:
-    """Bytes and operations of each sweep over all tiles, and of the whole call under "total".
-
-    A sweep's bytes are its weights and what it reads and writes of activations, buffers between sweeps included; those
-    buffers stay in cache and are not in the total. Elementwise operations are not counted.
-    """
-    work = dict.fromkeys(("down", "rows", "heads"), (0, 0))
-    for _, factor in plan.tiles:
-        tile = plan.tile_plan(factor)
-        qa, qb, kva, wuk = tile.gemms
-        moved = {
-            "down": qa.weight_bytes + kva.weight_bytes + tile.t * 2 * (qa.k + qa.n + kva.n),
-            "rows": tile.rows.activation_bytes,
-            "heads": qb.weight_bytes
-            + wuk.weight_bytes
-            + tile.t * (qb.k * (1 if qb.dtype == "int8" else 2) + 2 * wuk.batch * (wuk.n + tile.rows.qk_rope_head_dim)),
-        }
-        ops = {"down": qa.ops + kva.ops, "rows": 0, "heads": qb.ops + wuk.ops}
-        work = {name: (work[name][0] + moved[name], work[name][1] + ops[name]) for name in work}
-    return work | {"total": (plan.total_bytes, plan.flops + plan.int8_ops)}
 
 
 def sweep_table(sweeps: list[SweepTimes]) -> Table:

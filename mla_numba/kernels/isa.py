@@ -6,7 +6,7 @@ Each is a file in `micro`; `micro.table` has all of them, and chooses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from llvmlite import ir
@@ -71,6 +71,12 @@ class Isa:
     def a_bf16_bytes(self) -> int:
         """Bytes of a packed bf16 activation."""
         return 2 if self.bf16_dot else 4
+
+    @property
+    def facts(self) -> dict[str, str | int | bool]:
+        """Its name and its numbers, by field: what is neither a set of names nor a way to multiply."""
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, (str, int))}
 
     @property
     def vectors(self) -> Vectors:

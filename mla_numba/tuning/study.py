@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, least_seconds, pass_options
+from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
 from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
@@ -174,14 +174,6 @@ def run_job(job: Job, arena: Arena, effort: Effort) -> Row:
     )
 
 
-class _Work(NamedTuple):
-    """What `least_seconds` reads of a plan."""
-
-    total_bytes: int
-    flops: int
-    int8_ops: int
-
-
 def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
     """The rows by number, with the least time that the rates allow; one that is the same as another has its times."""
     limited = []
@@ -190,7 +182,7 @@ def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
         if timed is None or timed.median_ms is None or not (timed.n_bytes and timed.flops):
             limited.append(row)
             continue
-        least = least_seconds(_Work(timed.n_bytes, timed.flops, timed.int8_ops or 0), rates) * 1e3
+        least = least_seconds(Work(timed.n_bytes, timed.flops, timed.int8_ops or 0), rates) * 1e3
         own = {name: getattr(row, name) for name in ("number", "settings", "status", "reason")}
         limited.append(replace(timed, **own, least_ms=least, share=least / timed.median_ms))
     return limited

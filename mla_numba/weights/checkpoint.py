@@ -19,9 +19,9 @@ from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
 from ..base.model_config import read_config_file, read_model_config
 from ..base.modes import QUANT_MODES
 from .attention import CheckpointLayer, Int8Linear, read_attention
+from .checkpoint_formats import VECTORS, StoredWeight
 from .quantization_config import block_of, method_of
 from .safetensors_file import Shard, find_shards, import_safetensors
-from .stored import VECTORS, StoredWeight
 from .tensor_names import PREFIXES, AttentionNames, check_names, find_attentions, summary
 
 __all__ = ["Checkpoint", "CheckpointLayer"]

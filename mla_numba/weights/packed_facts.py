@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiling import ceil_div, round_up
-from tiling.stages import QUANTS
 
 from ..base.checks import check_epsilon, check_k_int8
 from ..base.dims import MlaDims
+from ..base.modes import QUANT_MODES
 from ..kernels import ISA
 from ..kernels.scalars import NONE_NONZERO
 
@@ -79,8 +79,8 @@ def check_mode(dims: object, quant: object) -> None:
     """Raises `TypeError` or `ValueError` unless there can be weights of these dimensions in this mode."""
     if not isinstance(dims, MlaDims):
         raise TypeError(f"dims: expected MlaDims, got {type(dims).__name__}")
-    if not isinstance(quant, str) or quant not in QUANTS:
-        raise ValueError(f"quant: expected one of {', '.join(QUANTS)}, got {reprlib.repr(quant)}")
+    if not isinstance(quant, str) or quant not in QUANT_MODES:
+        raise ValueError(f"quant: expected one of {', '.join(QUANT_MODES)}, got {reprlib.repr(quant)}")
     if "a" in quant:
         check_k_int8("dims.hidden_size", dims.hidden_size)
     elif dims.hidden_size % 2:

@@ -11,13 +11,13 @@ from itertools import product
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
-from tiling.choose.model import Cost, Model, Product
+from tiling.choose.model import Cost, Model, ProductCost
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
 from tiling.stages import StageShape
 
-__all__ = ["Candidate", "Choice", "Chooser"]
+__all__ = ["Choice", "Chooser", "SweepCandidate"]
 
 _ROW_BLOCKS = (1, 2, 3, 4, 6, 8, 16)
 _K_BLOCKS = (1, 2, 3, 4, 6, 8, 14, 20)
@@ -36,7 +36,7 @@ Values = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SweepCandidate:
     """Blocks of one sweep by the names of ``CpuTiling``: with the model's word on them, or with a reason against."""
 
     sweep: str
@@ -98,33 +98,35 @@ class Chooser:
         walks = sorted({*_WALKS, n_panels}) if n_panels < _WALKS[-1] else _WALKS  # all panels in one walk, if not many
         return [min(walk, n_panels) if getattr(self.given, name) else walk for walk in self._axis(name, walks)]
 
+    def _refused(self, shape: StageShape, n_panels: int, rows: int, kc: int, walk: int, own: str) -> str:
+        """Why a task cannot have these blocks of a product, empty if it can; ``own``: what its sweep says of them."""
+        nr = self.micro[shape.dtype].nr
+        if walk > n_panels:
+            return WALK_BEYOND
+        if own:
+            return own
+        if shape.k_parts * rows * walk * nr * 4 > self.machine.l2_bytes:
+            return C_BEYOND_L2
+        if walk > 1 and 2 * walk * kc * nr * ITEM_BYTES[shape.dtype] > self.machine.l2_bytes // 2:
+            return WALK_BEYOND_L2
+        return ""
+
     # down
 
     def _down(self) -> Iterator[tuple[Values, str]]:
         qa, _, kva, _ = self.shapes
         micro = self.micro[qa.dtype]
         n_qa, n_kva = ceil_div(qa.n, micro.nr), ceil_div(kva.n, micro.nr)
-        l2 = self.machine.l2_bytes
         walks = self._walk_axis("down_walk", max(n_qa, n_kva))
         for mc in self._row_axis("down_mc"):
             n_blocks = ceil_div(self.t, mc)
             rows = ceil_div(self.t, n_blocks)
             for kc in self._k_axis("down_kc", qa.k // qa.k_parts, micro):
                 for walk in walks:
-                    refused = ""
-                    if walk > max(n_qa, n_kva):
-                        refused = WALK_BEYOND
-                    elif (ceil_div(n_qa, walk) + ceil_div(n_kva, walk)) * n_blocks < self.n_workers:
-                        refused = IDLE
-                    elif qa.k_parts * rows * walk * micro.nr * 4 > l2:
-                        refused = C_BEYOND_L2
-                    elif self._beyond_l2(qa, walk, kc, micro):
-                        refused = WALK_BEYOND_L2
+                    n_tasks = (ceil_div(n_qa, walk) + ceil_div(n_kva, walk)) * n_blocks
+                    own = IDLE if n_tasks < self.n_workers else ""
+                    refused = self._refused(qa, max(n_qa, n_kva), rows, kc, walk, own)
                     yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk)), refused
-
-    def _beyond_l2(self, shape: StageShape, walk: int, kc: int, micro: MicroTile) -> bool:
-        panels_bytes = walk * kc * micro.nr * ITEM_BYTES[shape.dtype]
-        return walk > 1 and 2 * panels_bytes > self.machine.l2_bytes // 2
 
     def down_cost(self, values: Values, grain: int = 1) -> Cost:
         """The model's word on blocks of the down sweep, and on waking the threads, which it is the first to need."""
@@ -148,17 +150,10 @@ class Chooser:
         n_panels = ceil_div(qb.n, micro.nr)
         n_blocks = ceil_div(self.t, mc)
         rows = ceil_div(self.t, n_blocks)
+        own = IDLE if qb.batch * n_blocks < self.n_workers <= qb.batch * self.t else ""
         for kc in self._k_axis("qb_kc", qb.k, micro):
             for walk in self._walk_axis("qb_walk", n_panels):
-                refused = ""
-                if walk > n_panels:
-                    refused = WALK_BEYOND
-                elif qb.batch * n_blocks < self.n_workers <= qb.batch * self.t:
-                    refused = IDLE
-                elif rows * walk * micro.nr * 4 > self.machine.l2_bytes:
-                    refused = C_BEYOND_L2
-                elif self._beyond_l2(qb, walk, kc, micro):
-                    refused = WALK_BEYOND_L2
+                refused = self._refused(qb, n_panels, rows, kc, walk, own)
                 yield (("qb_kc", kc), ("qb_walk", walk)), refused
 
     def _uk(self, mc: int) -> Iterator[tuple[Values, str]]:
@@ -170,25 +165,18 @@ class Chooser:
         for mc_uk in [min(m, rows) for m in inner] if self.given.wuk_mc else inner:
             for kc in self._axis("wuk_kc", [round_up(wuk.k, micro.kr)]):
                 for walk in self._walk_axis("wuk_walk", n_panels):
-                    refused = ""
-                    if walk > n_panels:
-                        refused = WALK_BEYOND
-                    elif mc_uk > rows:
-                        refused = MC_BEYOND
-                    elif mc_uk * walk * micro.nr * 4 > self.machine.l2_bytes:
-                        refused = C_BEYOND_L2
-                    elif self._beyond_l2(wuk, walk, kc, micro):
-                        refused = WALK_BEYOND_L2
+                    own = MC_BEYOND if mc_uk > rows else ""
+                    refused = self._refused(wuk, n_panels, mc_uk, kc, walk, own)
                     yield (("wuk_mc", mc_uk), ("wuk_kc", min(round_up(kc, micro.kr), round_up(wuk.k, micro.kr))),
                            ("wuk_walk", walk)), refused  # fmt: skip
 
-    def _up_cost(self, mc: int, values: Values) -> Product:
+    def _up_cost(self, mc: int, values: Values) -> ProductCost:
         (_, kc), (_, walk) = values
         n_blocks = ceil_div(self.t, mc)
         qb = self.shapes[1]
         return self._model.product(qb, self.micro[qb.dtype], self.t / n_blocks, n_blocks, kc, walk)
 
-    def _uk_cost(self, mc: int, values: Values) -> Product:
+    def _uk_cost(self, mc: int, values: Values) -> ProductCost:
         (_, mc_uk), (_, kc), (_, walk) = values
         rows = self.t / ceil_div(self.t, mc)
         n_blocks = ceil_div(self.t, mc) * ceil_div(int(rows + 0.999), mc_uk)
@@ -197,7 +185,7 @@ class Chooser:
         in_l1 = mc_uk * round_up(wuk.k, micro.kr) * micro.a_bytes <= self.machine.l1d_bytes // 2
         return self._model.product(wuk, micro, self.t / n_blocks, n_blocks, kc, walk, in_l1)
 
-    def heads_cost(self, mc: int, up: Product, uk: Product, grain: int = 1) -> Cost:
+    def heads_cost(self, mc: int, up: ProductCost, uk: ProductCost, grain: int = 1) -> Cost:
         """The model's word on blocks of the heads sweep."""
         qb, wuk = self.shapes[1], self.shapes[3]
         n_bytes = _weight_bytes(qb, self.micro[qb.dtype]) + _weight_bytes(wuk, self.micro[wuk.dtype])
@@ -224,8 +212,8 @@ class Chooser:
             self._model.rows(self.t, rows_q, rows_k),
         )
 
-    def _choose_heads(self) -> tuple[tuple[int, Values, Values], tuple[Product, Product]]:
-        found: list[tuple[float, tuple[int, Values, Values], tuple[Product, Product]]] = []
+    def _choose_heads(self) -> tuple[tuple[int, Values, Values], tuple[ProductCost, ProductCost]]:
+        found: list[tuple[float, tuple[int, Values, Values], tuple[ProductCost, ProductCost]]] = []
         for mc in self._row_axis("qb_mc"):
             up = _first_legal(self._up(mc), partial(self._seconds, self._up_cost, mc))
             uk = _first_legal(self._uk(mc), partial(self._seconds, self._uk_cost, mc))
@@ -235,7 +223,7 @@ class Chooser:
         return blocks, works
 
     @staticmethod
-    def _seconds(cost: Callable[[int, Values], Product], mc: int, values: Values) -> float:
+    def _seconds(cost: Callable[[int, Values], ProductCost], mc: int, values: Values) -> float:
         return cost(mc, values).seconds
 
     def _grain(self, name: str, seconds: Callable[[int], float]) -> int:
@@ -247,24 +235,24 @@ class Chooser:
 
     # listing
 
-    def cost_of(self, candidate: Candidate) -> Cost:
+    def cost_of(self, candidate: SweepCandidate) -> Cost:
         """The model's word on any candidate of this tile."""
         if candidate.sweep == "down":
             return self.down_cost(candidate.values)
         (_, mc), up, uk = candidate.values[0], candidate.values[1:3], candidate.values[3:]
         return self.heads_cost(mc, self._up_cost(mc, up), self._uk_cost(mc, uk))
 
-    def listed(self) -> list[Candidate]:
+    def listed(self) -> list[SweepCandidate]:
         """Every candidate of the down and the heads sweep: refused, or with the model's cost."""
         found = []
         for values, refused in self._down():
-            found.append(Candidate("down", values, None if refused else self.down_cost(values), refused))
+            found.append(SweepCandidate("down", values, None if refused else self.down_cost(values), refused))
         for mc in self._row_axis("qb_mc"):
             ups = [(v, refused, None if refused else self._up_cost(mc, v)) for v, refused in self._up(mc)]
             uks = [(v, refused, None if refused else self._uk_cost(mc, v)) for v, refused in self._uk(mc)]
             for (up, no_up, up_work), (uk, no_uk, uk_work) in product(ups, uks):
                 cost = None if up_work is None or uk_work is None else self.heads_cost(mc, up_work, uk_work)
-                found.append(Candidate("heads", (("qb_mc", mc), *up, *uk), cost, no_up or no_uk))
+                found.append(SweepCandidate("heads", (("qb_mc", mc), *up, *uk), cost, no_up or no_uk))
         return found
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from tiling.check import check_rate
-from tiling.json import from_json, to_json
+from tiling.json import JsonText
 from tiling.rates import Rates
 
 __all__ = ["COSTS_FILE", "Costs"]
@@ -16,7 +16,7 @@ COSTS_FILE = Path(__file__).with_name("costs.json")
 
 
 @dataclass(frozen=True)
-class Costs:
+class Costs(JsonText):
     """Constants of the planner's model, per second or in seconds; rates are those of one core unless said otherwise.
 
     - ``memory_bytes_s``: bytes all threads together read from memory at most, ``core_bytes_s``: one of them.
@@ -56,7 +56,7 @@ class Costs:
 
     @staticmethod
     def of_isa(isa: str) -> "Costs":
-        """The constants that come with the package for an instruction set of ``machine.ISAS``."""
+        """The constants that come with the package for an instruction set of ``machine.ISA_NAMES``."""
         return _of_isa(isa)
 
     def with_rates(self, rates: Rates, n_threads: int) -> Self:
@@ -68,15 +68,6 @@ class Costs:
             bf16_flops_s=max(rates.flops_s, rates.bf16_flops_s or 0) / n_threads,
             int8_ops_s=rates.ops_s / n_threads,
         )
-
-    def to_json(self) -> str:
-        """JSON text of every constant."""
-        return to_json(self)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The constants that ``to_json`` wrote."""
-        return from_json(cls, text)
 
 
 @cache

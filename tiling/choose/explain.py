@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from tiling.choose.candidates import Candidate, Chooser
+from tiling.choose.candidates import Chooser, SweepCandidate
 
 __all__ = ["candidate_lines"]
 
@@ -26,13 +26,13 @@ def candidate_lines(chooser: Chooser) -> list[str]:
     return lines
 
 
-def _counted(candidates: list[Candidate]) -> str:
+def _counted(candidates: list[SweepCandidate]) -> str:
     n_refused = sum(bool(candidate.refused) for candidate in candidates)
     scored = len(candidates) - n_refused
     return f"{scored} candidates scored, the best {min(_SHOWN, scored)} shown; {n_refused} refused"
 
 
-def _table(scored: list[Candidate]) -> list[str]:
+def _table(scored: list[SweepCandidate]) -> list[str]:
     best = sorted(scored, key=lambda candidate: candidate.cost.seconds if candidate.cost else 0.0)[:_SHOWN]
     width = max((len(str(candidate)) for candidate in best), default=0)
     lines = [f"    {'':<{width}}  " + "  ".join(f"{heading:>12}" for heading in _HEADINGS)]
@@ -51,7 +51,7 @@ def _table(scored: list[Candidate]) -> list[str]:
     return lines if best else []
 
 
-def _reasons(candidates: list[Candidate]) -> list[tuple[str, str]]:
+def _reasons(candidates: list[SweepCandidate]) -> list[tuple[str, str]]:
     counts = Counter(candidate.refused for candidate in candidates if candidate.refused)
     first = {candidate.refused: candidate for candidate in reversed(candidates) if candidate.refused}
     return [

@@ -12,7 +12,7 @@ Threads are woken once a tile of tokens, for ``launch_s``.
 
 from dataclasses import dataclass
 from math import ceil
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
@@ -20,7 +20,7 @@ from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
 from tiling.stages import StageShape
 
-__all__ = ["Cost", "Model", "Product", "makespan"]
+__all__ = ["Cost", "Model", "ProductCost", "makespan"]
 
 
 class Cost(NamedTuple):
@@ -40,7 +40,7 @@ class Cost(NamedTuple):
     edge_waste: float
 
 
-class Product(NamedTuple):
+class ProductCost(NamedTuple):
     """One core's work for one product: seconds, bytes read again, operations of full register tiles and useful ones."""
 
     seconds: float
@@ -48,6 +48,29 @@ class Product(NamedTuple):
     l2_bytes: int
     padded_ops: float
     ops: int
+
+
+class _Loops(NamedTuple):
+    """The kernels' loops over a product: k in blocks of ``kc``, register tiles down the rows, panels across."""
+
+    shape: StageShape
+    micro: MicroTile
+    rows: float
+    n_blocks: int
+    kc: int
+    walk: int
+    kp: int
+    n_kblocks: int
+    n_panels: int
+    n_tiles: int
+
+    @classmethod
+    def of(cls, shape: StageShape, micro: MicroTile, rows: float, n_blocks: int, kc: int, walk: int) -> Self:
+        """Count the loops of ``n_blocks`` blocks of ``rows`` rows."""
+        kp = round_up(shape.k, micro.kr)
+        kc = min(kc, kp)
+        n_panels, n_tiles = ceil_div(shape.n, micro.nr), ceil_div(ceil(rows), micro.mr)
+        return cls(shape, micro, rows, n_blocks, kc, walk, kp, ceil_div(kp, kc), n_panels, n_tiles)
 
 
 def makespan(n_tasks: int, grain: int, n_workers: int) -> float:
@@ -80,64 +103,68 @@ class Model:
         kc: int,
         walk: int,
         a_in_l1: bool = False,
-    ) -> Product:
+    ) -> ProductCost:
         """One core's work for a product over ``n_blocks`` blocks of ``rows`` rows with ``walk`` panels a task.
 
-        The loops are those of the kernels: k in blocks of ``kc``, register tiles down the rows, panels across.
         ``a_in_l1``: the packed rows lie in L1d, where the same task has just written them.
         """
         costs = self.costs
-        l1, l2 = self.machine.l1d_bytes, self.machine.l2_bytes
-        batch = shape.batch
-        kp = round_up(shape.k, micro.kr)
-        kc = min(kc, kp)
-        n_kblocks = ceil_div(kp, kc)
-        n_panels = ceil_div(shape.n, micro.nr)
-        n_tiles = ceil_div(ceil(rows), micro.mr)
-        row_b = micro.nr * ITEM_BYTES[shape.dtype]  # bytes of a panel's row of k
-        bytes_of: dict[bool, float] = {True: 0, False: 0}  # read again: from L2, from behind it
-
-        # B: a block of k of the walk's panels is read anew by each register tile, and whole by each block of rows.
-        weights = batch * n_panels * kp * row_b
-        if walk * kc * row_b > l1 // 2:
-            bytes_of[walk * kc * row_b <= l2 // 2] += weights * (n_tiles - 1) * n_blocks
-        bytes_of[walk * kp * row_b <= l2 // 2] += weights * (n_blocks - 1)
-        # A: each walk meets all rows. Its first panel brings those of a register tile, which stay in L1d for the others
-        # if both blocks fit, and in L2 if not.
-        if not a_in_l1:
-            all_rows = rows * n_blocks * kp * micro.a_bytes
-            n_first = ceil_div(n_panels, walk)
-            bytes_of[all_rows <= l2 // 2] += all_rows * batch * n_first
-            if min(rows, micro.mr) * kc * micro.a_bytes + kc * row_b > l1:
-                bytes_of[True] += all_rows * batch * (n_panels - n_first)
-        # C: stored and loaded between blocks of k, and of two parts at the end as well.
-        c_bytes = 0.0
-        if rows * walk * micro.nr * 4 > l1 // 2:
-            n_stores = n_kblocks if shape.k_parts > 1 else n_kblocks - 1
-            c_bytes = 2 * n_stores * rows * n_blocks * batch * n_panels * micro.nr * 4
-
+        loops = _Loops.of(shape, micro, rows, n_blocks, kc, walk)
+        l2_bytes, l3_bytes = self._bytes_again(loops, a_in_l1)
+        c_bytes = self._accumulator_bytes(loops)
         # A step of k takes as long as its rows and those that loading B is worth; a full tile takes what the rate says.
-        padded_rows = (rows + n_tiles * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
-        padded_ops = 2.0 * n_blocks * padded_rows * kp * micro.nr * n_panels * batch
+        padded_rows = (rows + loops.n_tiles * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
+        padded_ops = 2.0 * n_blocks * padded_rows * loops.kp * micro.nr * loops.n_panels * shape.batch
         rate = costs.bf16_flops_s if shape.dtype == "bf16" else costs.int8_ops_s
-        reading = bytes_of[True] / costs.l2_bytes_s + bytes_of[False] / costs.l3_bytes_s
-        n_calls = n_blocks * n_kblocks * n_tiles * n_panels * batch
-        n_walks = n_blocks * ceil_div(n_panels, walk) * batch
-        n_jumps = n_panels * batch * n_kblocks if walk > 1 and n_kblocks > 1 else 0  # else panels follow each other
-        return Product(
+        reading = l2_bytes / costs.l2_bytes_s + l3_bytes / costs.l3_bytes_s
+        n_calls = n_blocks * loops.n_kblocks * loops.n_tiles * loops.n_panels * shape.batch
+        n_walks = n_blocks * ceil_div(loops.n_panels, walk) * shape.batch
+        # Without a walk, or with whole k, panels follow each other.
+        n_jumps = loops.n_panels * shape.batch * loops.n_kblocks if walk > 1 and loops.n_kblocks > 1 else 0
+        return ProductCost(
             max(padded_ops / rate, reading)
             + c_bytes / costs.c_bytes_s
             + n_calls * costs.call_s
             + n_walks * costs.walk_s
             + n_jumps * costs.jump_s,
-            int(bytes_of[False]),
-            int(bytes_of[True] + c_bytes),
+            int(l3_bytes),
+            int(l2_bytes + c_bytes),
             padded_ops,
-            2 * batch * round(rows * n_blocks) * shape.k * shape.n,
+            2 * shape.batch * round(rows * n_blocks) * shape.k * shape.n,
         )
 
+    def _bytes_again(self, loops: "_Loops", a_in_l1: bool) -> tuple[float, float]:
+        """Bytes of operands that are read again: from L2, and from behind it."""
+        l1, l2 = self.machine.l1d_bytes, self.machine.l2_bytes
+        shape, micro, kc, walk = loops.shape, loops.micro, loops.kc, loops.walk
+        row_b = micro.nr * ITEM_BYTES[shape.dtype]  # bytes of a panel's row of k
+        bytes_of: dict[bool, float] = {True: 0, False: 0}  # from L2, from behind it
+
+        # B: a block of k of the walk's panels is read anew by each register tile, and whole by each block of rows.
+        weights = shape.batch * loops.n_panels * loops.kp * row_b
+        if walk * kc * row_b > l1 // 2:
+            bytes_of[walk * kc * row_b <= l2 // 2] += weights * (loops.n_tiles - 1) * loops.n_blocks
+        bytes_of[walk * loops.kp * row_b <= l2 // 2] += weights * (loops.n_blocks - 1)
+        # A: each walk meets all rows. Its first panel brings those of a register tile, which stay in L1d for the others
+        # if both blocks fit, and in L2 if not.
+        if not a_in_l1:
+            all_rows = loops.rows * loops.n_blocks * loops.kp * micro.a_bytes
+            n_first = ceil_div(loops.n_panels, walk)
+            bytes_of[all_rows <= l2 // 2] += all_rows * shape.batch * n_first
+            if min(loops.rows, micro.mr) * kc * micro.a_bytes + kc * row_b > l1:
+                bytes_of[True] += all_rows * shape.batch * (loops.n_panels - n_first)
+        return bytes_of[True], bytes_of[False]
+
+    def _accumulator_bytes(self, loops: "_Loops") -> float:
+        """Bytes of accumulators beyond L1d: stored and loaded between blocks of k, and of two parts at the end too."""
+        rows, nr = loops.rows, loops.micro.nr
+        if rows * loops.walk * nr * 4 <= self.machine.l1d_bytes // 2:
+            return 0.0
+        n_stores = loops.n_kblocks if loops.shape.k_parts > 1 else loops.n_kblocks - 1
+        return 2 * n_stores * rows * loops.n_blocks * loops.shape.batch * loops.n_panels * nr * 4
+
     def sweep(
-        self, products: tuple[Product, ...], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
+        self, products: tuple[ProductCost, ...], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
     ) -> Cost:
         """A sweep of some products, whose results have ``n_elements``."""
         costs, n = self.costs, self.n_workers

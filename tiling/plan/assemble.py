@@ -5,12 +5,8 @@ from dataclasses import dataclass
 
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import GemmPlan, MicroTile
-from tiling.plan.plans import (
-    DownPlan,
-    HeadsPlan,
-    RowPlan,
-    TilePlan,
-)
+from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
+from tiling.plan.tile import TilePlan
 from tiling.pypto.config import PassOptions
 from tiling.pypto.scheduling import setting_of
 from tiling.stages import StageShape
@@ -57,7 +53,6 @@ class TileContext:
             kc=blocks.kc,
             nc=blocks.nc,
             l1_reuse=setting_of(self.options.cube_l1_reuse_setting, ordinal) or 1,
-            nbuffer=self.set_grain(ordinal) or 1,
         )
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 
 from tiling.plan.assemble import Blocks, TileContext, assemble_tile
-from tiling.plan.plans import TilePlan
+from tiling.plan.tile import TilePlan
 from tiling.pypto.config import CubeTile, MlaTileConfig, PassOptions
 from tiling.pypto.scheduling import MODE_FLAG, setting_of
 
-__all__ = ["config_tile", "describe_config", "describe_options"]
+__all__ = ["Notes", "config_tile", "describe_config", "describe_options"]
 
 Notes = list[tuple[str, str, str]]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from tiling.arith import ceil_div
 from tiling.choose.candidates import Choice
 from tiling.plan.assemble import Blocks, TileContext, assemble_tile
-from tiling.plan.plans import TilePlan
+from tiling.plan.tile import TilePlan
 from tiling.plan.unroll import loop_unroll
 
-__all__ = ["TILE_CAPS", "own_tile", "own_unroll_list"]
+__all__ = ["TILE_CAPS", "Reasons", "own_tile", "own_unroll_list"]
 
 # More tokens a tile would keep ever larger activations between the sweeps and read weights hardly less often.
 TILE_CAPS = (512, 256)

@@ -21,10 +21,10 @@ def loop_unroll(start: int, stop: int, step: int, unroll_list: Iterable[int]) ->
         >>> list(loop_unroll(0, 13, 1, [5, 3]))
         [(0, 5), (5, 5), (10, 3)]
     """
-    check_int("start", start, maximum=None)
-    check_int("stop", stop, maximum=None)
+    check_int("start", start, most=None)
+    check_int("stop", stop, most=None)
     check_int("step", step, 1, None)
-    factors = sorted({1, *check_ints("unroll_list", unroll_list, 1, maximum=None)}, reverse=True)
+    factors = sorted({1, *check_ints("unroll_list", unroll_list, 1, most=None)}, reverse=True)
     return _tiles(start, max(0, ceil_div(stop - start, step)), step, factors)
 
 

@@ -11,6 +11,7 @@ from tiling.check import (
     check_int,
     check_ints,
     check_setting,
+    check_str,
 )
 from tiling.json import parse_object
 
@@ -139,7 +140,7 @@ class MlaTileConfig:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The config that ``to_json`` wrote; settings that are missing keep their defaults."""
-        values = parse_object(text, "of settings")
+        values = parse_object(check_str("text", text), "text")
         unknown = sorted(set(values) - set(_CONFIG_CHECKS))
         if unknown:
             raise ValueError(f"text: expected settings of {', '.join(_CONFIG_CHECKS)}, got {', '.join(unknown)}")

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from tiling.check import MAX_TOKENS, check_choice, check_int
+from tiling.modes import CALL_PHASES
 from tiling.pypto.config import (
     CubeTile,
     MlaTileConfig,
@@ -10,7 +11,7 @@ from tiling.pypto.config import (
     RopeTileShapeConfig,
 )
 
-__all__ = ["PRESETS", "ROPE_TILES", "options_list", "pass_options", "preset"]
+__all__ = ["NPU_ARCHS", "PRESETS", "ROPE_TILES", "options_list", "pass_options", "preset"]
 
 PRESETS = (
     "default",
@@ -23,7 +24,8 @@ PRESETS = (
 
 ROPE_TILES = RopeTileShapeConfig([32, 64], [32, 32, 128], [16, 128, 128, 128])
 
-_NPU_ARCHS = {"DAV_3510": "DAV_3510", "950": "DAV_3510", "DAV_2201": "DAV_2201", "910": "DAV_2201"}
+_GENERATION = {"DAV_3510": "DAV_3510", "950": "DAV_3510", "DAV_2201": "DAV_2201", "910": "DAV_2201"}
+NPU_ARCHS = tuple(_GENERATION)
 
 
 def preset(name: str, npuarch: str = "DAV_3510") -> MlaTileConfig:
@@ -37,57 +39,62 @@ def preset(name: str, npuarch: str = "DAV_3510") -> MlaTileConfig:
     if name == "default":
         return MlaTileConfig()
     if name == "prefill_b128_s1":
-        return MlaTileConfig(
-            tile_bs=128,
-            m_tile=128,
-            mv_tile=8,
-            pre_quant_cube_tile=CubeTile(128, 128, 256, 256, 128, 128),
-            cube_qb_tile=CubeTile(128, 128, 256, 256, 256, 256),
-            cube_wuk_tile=CubeTile(128, 128, 128, 128, 128, 128),
-            q_vec_tile0=32,
-            q_vec_tile1=128,
-            k_vec_tile0=32,
-            k_vec_tile1=512,
-            unroll_list=[128, 64, 32, 16, 8, 4, 2, 1],
-        )
+        return _prefill_128()
     k_l0 = 64 if name.endswith("_bf16") else 256
-    if name in ("decode_b4_s2", "decode_b4_s2_bf16"):
-        return MlaTileConfig(
-            tile_bs=8,
-            m_tile=16,
-            mv_tile=8,
-            pre_quant_cube_tile=CubeTile(16, 16, k_l0, 256, 128, 128),
-            cube_qb_tile=CubeTile(16, 16, k_l0, 256, 256, 256),
-            cube_wuk_tile=CubeTile(16, 16, 128, 128, 128, 128),
-            q_vec_tile0=1,
-            q_vec_tile1=32,
-            k_vec_tile0=2,
-            k_vec_tile1=512,
-            unroll_list=[8, 4, 2, 1],
-        )
+    return _decode_8(k_l0) if name.startswith("decode_b4_s2") else _decode_128(k_l0, is_950)
+
+
+def _prefill_128() -> MlaTileConfig:
+    return MlaTileConfig(
+        tile_bs=128,
+        m_tile=128,
+        mv_tile=8,
+        pre_quant_cube_tile=CubeTile(128, 128, 256, 256, 128, 128),
+        cube_qb_tile=CubeTile(128, 128, 256, 256, 256, 256),
+        cube_wuk_tile=CubeTile(128, 128, 128, 128, 128, 128),
+        q_vec_tile0=32,
+        q_vec_tile1=128,
+        k_vec_tile0=32,
+        k_vec_tile1=512,
+        unroll_list=[128, 64, 32, 16, 8, 4, 2, 1],
+    )
+
+
+def _decode_8(k_l0: int) -> MlaTileConfig:
+    """8 tokens; ``k_l0`` is the inner k block of the projections, which depends on their type."""
+    return MlaTileConfig(
+        tile_bs=8,
+        m_tile=16,
+        mv_tile=8,
+        pre_quant_cube_tile=CubeTile(16, 16, k_l0, 256, 128, 128),
+        cube_qb_tile=CubeTile(16, 16, k_l0, 256, 256, 256),
+        cube_wuk_tile=CubeTile(16, 16, 128, 128, 128, 128),
+        q_vec_tile0=1,
+        q_vec_tile1=32,
+        k_vec_tile0=2,
+        k_vec_tile1=512,
+        unroll_list=[8, 4, 2, 1],
+    )
+
+
+def _decode_128(k_l0: int, is_950: bool) -> MlaTileConfig:
+    """128 tokens; ``k_l0`` as in ``_decode_8``."""
+    m = 128 if is_950 else 32
     config = MlaTileConfig(
         m_tile=128,
         mv_tile=8,
-        pre_quant_cube_tile=CubeTile(128, 128, k_l0, 256, 128, 128)
-        if is_950
-        else CubeTile(32, 32, k_l0, 256, 128, 128),
+        pre_quant_cube_tile=CubeTile(m, m, k_l0, 256, 128, 128),
         q_vec_tile0=32,
         q_vec_tile1=128,
         k_vec_tile0=32,
         k_vec_tile1=512,
         unroll_list=[128, 64, 32, 16, 8, 4, 2, 1] if is_950 else [64, 32, 16, 8, 4, 2, 1],
     )
-    if name == "decode_b64_s2":
-        return config.replace(
-            tile_bs=32,
-            cube_qb_tile=CubeTile(128, 128, 128, 256, 256, 256),
-            cube_wuk_tile=CubeTile(128, 128, 128, 256, 256, 256),
-        )
-    return config.replace(
-        tile_bs=128,
-        cube_qb_tile=CubeTile(128, 128, 64, 256, 256, 256),
-        cube_wuk_tile=CubeTile(128, 128, 128, 128, 128, 128) if is_950 else CubeTile(128, 128, 128, 256, 256, 256),
-    )
+    larger, smaller = CubeTile(128, 128, 128, 256, 256, 256), CubeTile(128, 128, 128, 128, 128, 128)
+    if k_l0 == 256:
+        return config.replace(tile_bs=32, cube_qb_tile=larger, cube_wuk_tile=larger)
+    qb = CubeTile(128, 128, 64, 256, 256, 256)
+    return config.replace(tile_bs=128, cube_qb_tile=qb, cube_wuk_tile=smaller if is_950 else larger)
 
 
 def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
@@ -102,7 +109,7 @@ def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
 
 def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
     """Scheduling settings the reference entry point of ``phase`` ("prefill" or "decode") chooses for ``t`` tokens."""
-    check_choice("phase", phase, ("prefill", "decode"))
+    check_choice("phase", phase, CALL_PHASES)
     check_int("t", t, 0, MAX_TOKENS)
     arch = _npu_arch(npuarch)
     if phase == "prefill":
@@ -132,4 +139,4 @@ def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
 
 
 def _npu_arch(npuarch: str) -> str:
-    return _NPU_ARCHS[check_choice("npuarch", npuarch, tuple(_NPU_ARCHS))]
+    return _GENERATION[check_choice("npuarch", npuarch, NPU_ARCHS)]

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ...base.output_file import write_text
 from ..options import finite, text_to_write, threads_option
-from .page import make_page
+from .html_report import make_page
 from .results import Results
 
 __all__ = ["bench"]
@@ -129,7 +129,7 @@ def find_suite() -> Path:
     Raises `click.ClickException` where there is none, or where pytest-benchmark is missing.
     """
     for root in (_ROOT, Path.cwd()):
-        if (root / "bench" / "bench_prolog.py").is_file():
+        if (root / "bench" / "suite" / "bench_prolog.py").is_file():
             break
     else:
         raise click.ClickException(
@@ -138,7 +138,7 @@ def find_suite() -> Path:
         )
     if find_spec("pytest_benchmark") is None:
         raise click.ClickException("pytest-benchmark: expected to run the suite, got none; pip install -e '.[bench]'")
-    return root / "bench"
+    return root / "bench" / "suite"
 
 
 def run_suite(suite: Path, only: Sequence[str], arguments: Sequence[str], n_threads: int) -> int:
@@ -151,7 +151,7 @@ def run_suite(suite: Path, only: Sequence[str], arguments: Sequence[str], n_thre
     with (
         subprocess.Popen(
             command,
-            cwd=suite.parent,
+            cwd=suite.parents[1],
             env=environment(n_threads),
             text=True,
             stdout=subprocess.PIPE,

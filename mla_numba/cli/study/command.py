@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tiling import PRESETS
+from tiling.pypto.presets import NPU_ARCHS
 
 from ..._version import __version__
 from ...call.planning import this_machine
@@ -17,7 +18,7 @@ from ...tuning.journal import Journal
 from ...tuning.rates import rates_as_dict
 from ...tuning.study import MAX_PAIRS, Effort, Job, Row, reasons_of, with_limits
 from ..faults import own_plan_is_exact
-from ..options import NPU_ARCHS, folder_to_write, layer_options, seed_option, token_list, weight_sets_option
+from ..options import folder_to_write, layer_options, seed_option, token_list, weight_sets_option
 from ..shown import print_wide
 from .choice import Choice
 from .options import StudyOptions, check_files, parse_axes

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS
-from prolog_cases import MODES, PEERS
-from rotation import STATES
-from suite import TOKENS, Work, token_id
+from shared.contenders import OURS
+
+from .prolog_cases import MODES, PEERS
+from .rotation import STATES
+from .session import TOKENS, token_id
 
 
 @pytest.mark.parametrize("state", STATES)  # the fastest to vary: what was prepared serves both
@@ -23,7 +24,7 @@ def test_prolog(benchmark, suite, prolog_cases, t, implementation, state):
         implementation,
         contender.calls,
         state,
-        Work(plan.total_bytes, plan.flops, plan.int8_ops),
+        plan.work,
         made_of=contender.made_of,
         verified="bit for bit against the reference" if is_ours else "within the reference operator's tolerances",
     )

@@ -23,11 +23,12 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from contenders import OURS, Contender, check_ours, check_peer, make_inputs, ours, torch_peer
-from left_out import LeftOutError, or_left_out
 
 import mla_numba as mla
 from mla_numba.oracle.bits import reference_run
+
+from .contenders import OURS, Contender, check_ours, check_peer, make_inputs, ours, torch_peer
+from .left_out import LeftOutError, or_left_out
 
 __all__ = ["Comparison", "Timed", "compare", "describe_machine"]
 

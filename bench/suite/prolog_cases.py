@@ -8,7 +8,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 import pytest
-from contenders import (
+from shared.contenders import (
     OURS,
     Contender,
     Outputs,
@@ -20,12 +20,13 @@ from contenders import (
     ours,
     torch_peer,
 )
-from left_out import or_skipped
-from suite import Suite
+from shared.left_out import or_skipped
 
 import mla_numba as mla
 from mla_numba.oracle.bits import reference_run
 from mla_numba.oracle.inputs import Inputs
+
+from .session import Suite
 
 __all__ = ["MODES", "PEERS", "PrologCases", "copy_weights"]
 

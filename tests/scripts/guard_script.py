@@ -12,8 +12,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
-from guarded import SIDES, Guards
 from helpers import MODES, THREADS, assert_none, assert_same_bits, make_cache, make_inputs, make_weights
+from helpers.guarded import SIDES, Guards
 
 import mla_numba as mla
 from mla_numba import (
@@ -188,7 +188,7 @@ def too_short(name):
         product = getattr(prolog.weights, name)
         short = replace(product, panels=guards.copy(product.panels[: -len(product.panels) // 4]))
         # A prolog refuses such weights, so they are put behind its back.
-        prolog.__dict__["_arguments"] = replace(prolog.weights, **{name: short}).arguments_for("pypto")
+        prolog.__dict__["_layer"] = replace(prolog.weights, **{name: short}).arguments_for("pypto")
     elif name.removesuffix("_cache") in call.caches._fields:
         field = name.removesuffix("_cache")
         slots = getattr(call.caches, field)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS, check_ours, make_inputs, ours
-from left_out import or_skipped
-from prolog_cases import MODES
-from suite import Work
+from shared.contenders import OURS, check_ours, make_inputs, ours
+from shared.left_out import or_skipped
 
 from mla_numba import MlaProlog
 from mla_numba.oracle.bits import reference_run
+from tiling import Work
+
+from .prolog_cases import MODES
 
 
 @pytest.mark.parametrize("implementation", [f"{OURS}-{mode}" for mode in MODES])
@@ -29,8 +30,8 @@ def test_pack(benchmark, suite, prolog_cases, implementation):
 @pytest.mark.parametrize("implementation", ["torch-onednn"])
 def test_pack_peer(benchmark, suite, prolog_cases, implementation):
     torch = pytest.importorskip("torch")
-    from peers import Operators
-    from torch_operators import DOWN, HEADS, UP, TorchWeights, beyond, named
+    from shared.peers import Operators
+    from shared.torch_operators import DOWN, HEADS, UP, TorchWeights, beyond, named
 
     torch.set_num_threads(suite.n_threads)
     weights = TorchWeights(prolog_cases.weights("b"))

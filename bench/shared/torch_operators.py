@@ -15,11 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import torch
-from left_out import first_line
 from torch import Tensor
-from torch_machine import int8_caveat
 
 from mla_numba import MlaWeights
+
+from .left_out import first_line
+from .torch_machine import int8_caveat
 
 __all__ = [
     "DOWN",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS
-from product_cases import PRODUCTS
-from rotation import STATES, rotate
-from suite import TOKENS, Stopwatch, token_id
+from shared.contenders import OURS
+
+from .product_cases import PRODUCTS
+from .rotation import STATES, rotate
+from .session import TOKENS, Stopwatch, token_id
 
 HEADS_CLOCK = Stopwatch()
 

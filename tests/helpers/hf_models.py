@@ -1,9 +1,7 @@
 """Small random DeepSeek models of transformers, saved and loaded again."""
 
-import sys
-from pathlib import Path
-
 import torch
+from shared.random_deepseek import save_random_model
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -16,10 +14,6 @@ from transformers import (
     Mistral4ForCausalLM,
     YoutuForCausalLM,
 )
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-from random_deepseek import save_random_model
 
 YARN = {
     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32, "beta_slow": 1,

@@ -25,9 +25,12 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
-from torch_glue import Caches, Glue, PeerOutput, dequant, prolog
-from torch_machine import int8_caveat, separate_compiler_cache
-from torch_operators import (
+
+from mla_numba import MlaWeights
+
+from .torch_glue import Caches, Glue, PeerOutput, dequant, prolog
+from .torch_machine import int8_caveat, separate_compiler_cache
+from .torch_operators import (
     DOWN,
     HEADS,
     UP,
@@ -39,8 +42,6 @@ from torch_operators import (
     named,
     time_operators,
 )
-
-from mla_numba import MlaWeights
 
 __all__ = ["P1", "P2", "PEERS", "P1t", "P2p", "P3w", "Peer"]
 

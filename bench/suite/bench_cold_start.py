@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 from cold_start import CALLS
-from contenders import OURS
-from left_out import or_skipped
-from suite import Stopwatch
+from shared.contenders import OURS
+from shared.left_out import or_skipped
 
-CHILD = Path(__file__).with_name("cold_start.py")
+from .session import Stopwatch
+
+CHILD = Path(__file__).parents[1] / "cold_start.py"
 ROOT = CHILD.parents[1]
 CLOCK = Stopwatch()
 ROUNDS = 5

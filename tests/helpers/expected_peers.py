@@ -1,15 +1,11 @@
 """Which operators and peers have to be right on this CPU. Others may be left out of a bench, which says why."""
 
 import platform
-import sys
-from pathlib import Path
 
-from helpers import HAS_CXX
+from shared.torch_machine import cpu_has, onednn_has_vnni, onednn_limit
+from suite.product_cases import OPERATORS
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-
-from product_cases import OPERATORS
-from torch_machine import cpu_has, onednn_has_vnni, onednn_limit
+from .calls import HAS_CXX
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 NO_AVX512 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"}  # limits of oneDNN

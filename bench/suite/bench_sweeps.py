@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from contenders import OURS, make_inputs
-from rotation import STATES, rotate
-from suite import TOKENS, Stopwatch, Work, token_id
+from shared.contenders import OURS, make_inputs
 
 from mla_numba.call.trace import SWEEPS
-from mla_numba.cli.sweep_times import sweep_work
+
+from .rotation import STATES, rotate
+from .session import TOKENS, Stopwatch, token_id
 
 CLOCK = Stopwatch()
-
-
-def work_of(plan, sweep):
-    """What a sweep moves and multiplies, over all tiles of tokens."""
-    flops = int8_ops = 0
-    for _, factor in plan.tiles:
-        tile = plan.tile_plan(factor)
-        down, heads = (tile.down.qa, tile.down.kva), (tile.heads.qb, tile.heads.wuk)
-        for gemm in {"down": down, "rows": (), "heads": heads}[sweep]:
-            flops += gemm.ops if gemm.dtype == "bf16" else 0
-            int8_ops += gemm.ops if gemm.dtype == "int8" else 0
-    return Work(sweep_work(plan)[sweep][0], flops, int8_ops)
 
 
 @pytest.mark.benchmark(timer=CLOCK.read)  # runs during the sweep that is asked for, not the others of the call
@@ -56,4 +44,4 @@ def test_sweep(benchmark, suite, prolog_cases, t, sweep, state):
     if sweep == "rows":  # reads and writes what is in cache: memory sets it no limit
         run()
     else:
-        suite.between_probes(benchmark, work_of(plan, sweep), run)
+        suite.between_probes(benchmark, plan.sweep_work[sweep], run)

@@ -119,8 +119,8 @@ def check_peer(contender: Contender, i: int, want: Outputs) -> None:
 
 def torch_peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:
     """The composition of that name; raises whatever PyTorch does where this machine lacks an operator or a compiler."""
-    from peers import PEERS
-    from torch_operators import as_torch, from_torch
+    from .peers import PEERS
+    from .torch_operators import as_torch, from_torch
 
     peer = PEERS[name](len(inputs.x))
     layers = [peer.prepare(weights) for weights in weight_sets]
@@ -142,7 +142,7 @@ def torch_peer(name: str, weight_sets: Sequence[mla.MlaWeights], inputs: Inputs,
 
 def numpy_peer(weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache) -> Contender:
     """Plain NumPy."""
-    from numpy_prolog import prepare
+    from .numpy_prolog import prepare
 
     cache = empty.copy()
 
@@ -157,7 +157,7 @@ def onnx_peer(
     weight_sets: Sequence[mla.MlaWeights], inputs: Inputs, empty: mla.PagedCache, n_threads: int
 ) -> Contender:
     """One ONNX Runtime session a weight set."""
-    from onnx_graphs import prepare
+    from .onnx_graphs import prepare
 
     cache = empty.copy()
     prepared = [prepare(weights, inputs, cache, n_threads) for weights in weight_sets]

@@ -1,20 +1,14 @@
 """Inputs, fenced memory and bitwise comparison, shared by the tests of the prolog."""
 
-import functools
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import astuple, dataclass
 from math import prod
-from pathlib import Path
-from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-import mla_numba
-from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
+from mla_numba import MlaProlog, MlaWeights, PagedCache, PrologOutput
 from mla_numba.kernels import max_threads
 from mla_numba.oracle.bits import (
     check_output,
@@ -26,8 +20,6 @@ from mla_numba.oracle.inputs import Inputs
 from mla_numba.oracle.reference import ReferenceOutput
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
-ROOT = Path(mla_numba.__file__).parents[1]
-TESTS = Path(__file__).parent
 QUANTS = ("none", "a", "b", "ab")
 MODES = (*QUANTS, "b smooth", "ab smooth")
 THREADS = tuple(sorted({1, min(2, max_threads()), max_threads()}))
@@ -185,58 +177,3 @@ def most_workers(prolog, t):
     """The largest number of threads that any tile of the plan for T tokens uses."""
     plan = prolog.plan(t)
     return max((plan.tile_plan(factor).n_workers for _, factor in plan.tiles), default=0)
-
-
-class FullSize(NamedTuple):
-    """DeepSeek's dimensions: weights, 128 tokens and the reference's rows for them; row t of its caches is token t."""
-
-    weights: MlaWeights
-    inputs: Inputs
-    rows: ReferenceOutput
-
-
-@functools.cache
-def fullsize_base():
-    return MlaWeights.random(MlaDims.deepseek_v32(), seed=3, quant="none")
-
-
-@functools.cache
-def fullsize(quant):
-    """Made once for all tests: a token's bits don't depend on its batch, so slices of these are expected everywhere."""
-    dims, t = MlaDims.deepseek_v32(), 128
-    weights = fullsize_base() if quant == "none" else fullsize_base().quantize(quant)
-    inputs = make_inputs(dims, t, t, seed=4)._replace(cache_index=np.arange(t))
-    cache = make_cache(dims, "b" in quant, 1, t)
-    return FullSize(weights, inputs, reference_run(weights, *inputs, cache))
-
-
-def expect_rows(full, tokens, slots, cache):
-    """What a full-size call of these tokens into these slots of a cache gives: the reference's rows, placed."""
-    rows = full.rows
-    placed = {}
-    for name, array in cache.copy().arrays().items():
-        flat = array.reshape(-1, array.shape[3])
-        for token, slot in zip(tokens, slots, strict=True):
-            if slot >= 0:
-                flat[slot] = getattr(rows, name)[0, token, 0]
-        placed[name] = flat.reshape(array.shape)
-    outputs = {
-        name: None if getattr(rows, name) is None else getattr(rows, name)[tokens] for name in PrologOutput._fields
-    }
-    return ReferenceOutput(**(outputs | {"k_scale_cache": None} | placed))
-
-
-def python_environment(**changes):
-    """The environment of a fresh interpreter on this source tree."""
-    paths = [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | changes
-
-
-def run_python(*arguments, timeout=900, **environment):
-    """A fresh interpreter on this source tree; its standard output. Its failure is the test's, with what it wrote."""
-    env = python_environment(**environment)
-    done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=env, timeout=timeout, check=False
-    )
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from helpers import BF16, assert_none, make_inputs, make_weights, random_bytes
 
 from mla_numba import MlaDims, PagedCache, PrologOutput
 from mla_numba.interop.torch.prolog import (
@@ -14,6 +13,8 @@ from mla_numba.interop.torch.prolog import (
     to_torch,
 )
 from mla_numba.oracle.bits import check_output, reference_run
+
+from .calls import BF16, assert_none, make_inputs, make_weights, random_bytes
 
 DIMS = MlaDims(130, 3, 50, 64, 34, 32)
 LEADS = {"PA_BSND": (3, 16, 1), "PA_NZ": (3, 16, 1), "BSND": (3, 16, 1), "TND": (48, 1)}

@@ -5,9 +5,10 @@ from dataclasses import asdict
 
 import ml_dtypes
 import numpy as np
-from helpers import BF16
 
 from mla_numba import MlaDims
+
+from .calls import BF16
 
 FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 NORMS = ("q_a_layernorm", "kv_a_layernorm")

@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from statistics import mean
 from typing import Any
 
 import numba
-from contenders import OURS
-from rotation import copies, rotate
+from shared.contenders import OURS
 
 import mla_numba as mla
 from mla_numba.call.planning import this_machine
 from mla_numba.kernels import max_threads
 from mla_numba.tuning.rates import Probes, rates_as_dict
-from tiling import Rates, least_seconds
+from tiling import Rates, Work, least_seconds
 
-__all__ = ["TOKENS", "Stopwatch", "Suite", "Work", "settings", "threading_layer", "token_id", "versions"]
+from .rotation import copies, rotate
+
+__all__ = ["TOKENS", "Stopwatch", "Suite", "settings", "threading_layer", "token_id", "versions"]
 
 TOKENS = (1, 8, 32, 128, 512)
 FULL_SIZE = mla.MlaDims.deepseek_v32()
@@ -32,15 +33,6 @@ TINY_SIZE = mla.MlaDims(256, 4, 128, 128, 64, 64)
 def token_id(t: int) -> str:
     """A number of tokens in the name of a bench."""
     return f"T{t}"
-
-
-@dataclass(frozen=True)
-class Work:
-    """Bytes that a call has to move, and its operations on bf16 and on int8; what `least_seconds` reads of a plan."""
-
-    total_bytes: int
-    flops: int = 0
-    int8_ops: int = 0
 
 
 class Stopwatch:

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch_operators import Product, TorchWeights
+
+from .torch_operators import Product, TorchWeights
 
 __all__ = ["Caches", "Glue", "PeerOutput", "dequant", "prolog"]
 

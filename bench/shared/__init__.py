@@ -1,0 +1,1 @@
+"""What the suite and the scripts of bench/ share: peers, what is timed of them, and how they are checked."""

@@ -1,0 +1,1 @@
+"""Benches that pytest runs, and what they share; `bench/conftest.py` has their options."""

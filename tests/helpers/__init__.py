@@ -1,0 +1,51 @@
+"""What tests share: here the names that most of them need, in the modules of this folder the others."""
+
+from .calls import (
+    BF16,
+    HAS_CXX,
+    MODES,
+    QUANTS,
+    THREADS,
+    Fenced,
+    assert_exact,
+    assert_none,
+    assert_same_bits,
+    make_cache,
+    make_call,
+    make_inputs,
+    make_output,
+    make_weights,
+    most_workers,
+    random_bytes,
+    spread,
+    vars_of,
+)
+from .fullsize import expect_rows, fullsize
+from .processes import ROOT, SCRIPTS, python_environment, run_python
+
+__all__ = [
+    "BF16",
+    "HAS_CXX",
+    "MODES",
+    "QUANTS",
+    "ROOT",
+    "SCRIPTS",
+    "THREADS",
+    "Fenced",
+    "assert_exact",
+    "assert_none",
+    "assert_same_bits",
+    "expect_rows",
+    "fullsize",
+    "make_cache",
+    "make_call",
+    "make_inputs",
+    "make_output",
+    "make_weights",
+    "most_workers",
+    "python_environment",
+    "random_bytes",
+    "run_python",
+    "spread",
+    "vars_of",
+]

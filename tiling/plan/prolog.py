@@ -1,0 +1,174 @@
+"""The plan of the whole prolog."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+from tiling.check import MAX_THREADS, MAX_TOKENS, check_choice, check_int, check_ints
+from tiling.choose.candidates import Chooser
+from tiling.choose.costs import Costs
+from tiling.choose.explain import candidate_lines
+from tiling.cpu_tiling import CpuTiling
+from tiling.json import JsonText
+from tiling.machine import Machine
+from tiling.modes import CALL_PHASES
+from tiling.plan.tile import TilePlan
+from tiling.roofline import Work
+from tiling.stages import PlanDims, stage_shapes
+
+__all__ = ["ORIGINS", "PrologPlan"]
+
+ORIGINS = ("planner", "config", "tiling", "tuned")
+
+
+@dataclass(frozen=True)
+class PrologPlan(JsonText):
+    """How ``t`` tokens go through the prolog on one machine, and why so.
+
+    - ``tiles``: ``(offset, factor)`` of each tile of tokens; ``tile_plans``: one plan per distinct factor.
+    - ``n_threads``: threads asked for; ``n_workers``: most threads any tile uses.
+    - ``acting``: ``(setting, value, effect)`` of each given setting that acted; ``inert``: ``(setting, value, reason)``
+      of each that did not; both are empty if nothing was given.
+    - ``reasons``: ``(choice, reason)`` of each choice the planner made.
+    - ``origin``: where the blocks come from: "planner", "config" (an ``MlaTileConfig``), "tiling" (a ``CpuTiling``, the
+      rest by the planner) or "tuned" (one that a search found on this machine). ``tiling``: what was prescribed.
+    - ``costs``: the constants of the model by which the planner chose.
+    """
+
+    dims: PlanDims
+    t: int
+    phase: str
+    quant: str
+    n_threads: int
+    machine: Machine
+    unroll_list: tuple[int, ...]
+    tiles: tuple[tuple[int, int], ...]
+    tile_plans: tuple[TilePlan, ...]
+    acting: tuple[tuple[str, str, str], ...]
+    inert: tuple[tuple[str, str, str], ...]
+    reasons: tuple[tuple[str, str], ...]
+    origin: str
+    tiling: CpuTiling
+    costs: Costs
+
+    def __post_init__(self) -> None:
+        """Check that the tiles cover the tokens in order and that each has its plan, for these dimensions."""
+        check_int("t", self.t, 0, MAX_TOKENS)
+        check_int("n_threads", self.n_threads, 1, MAX_THREADS)
+        check_ints("unroll_list", self.unroll_list, 1)
+        check_choice("phase", self.phase, CALL_PHASES)
+        check_choice("origin", self.origin, ORIGINS)
+        end = 0
+        for offset, factor in self.tiles:
+            if offset != end:
+                raise ValueError(f"tiles: expected one that begins at token {end}, got {offset}")
+            end += check_int("tiles: factor", factor, 1)
+        if end != self.t:
+            raise ValueError(f"tiles: expected {self.t} tokens, got {end}")
+        factors = list(dict.fromkeys(factor for _, factor in self.tiles))
+        if [tile.t for tile in self.tile_plans] != factors:
+            raise ValueError(f"tile_plans: expected one for each of {factors}, got {[p.t for p in self.tile_plans]}")
+        shapes = stage_shapes(self.dims, self.quant)
+        for tile in self.tile_plans:
+            for shape, gemm in zip(shapes, tile.gemms, strict=True):
+                if not shape.matches(gemm):
+                    raise ValueError(f"tile_plans: expected {shape}, got {gemm}")
+
+    @cached_property
+    def _plan_of(self) -> dict[int, TilePlan]:
+        return {tile.t: tile for tile in self.tile_plans}
+
+    def tile_plan(self, factor: int) -> TilePlan:
+        """The plan of the tiles of ``factor`` tokens."""
+        if factor not in self._plan_of:
+            raise ValueError(f"factor: expected one of {sorted(self._plan_of)}, got {factor}")
+        return self._plan_of[factor]
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(self.tile_plan(factor), name) for _, factor in self.tiles)
+
+    @property
+    def n_workers(self) -> int:
+        """Most threads any tile uses, 1 if there is no tile."""
+        return max((tile.n_workers for tile in self.tile_plans), default=1)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights read: all of them once per tile of tokens."""
+        return self._sum("weight_bytes")
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of inputs, outputs and cache rows."""
+        return self._sum("activation_bytes")
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of weights and activations."""
+        return self.weight_bytes + self.activation_bytes
+
+    @property
+    def flops(self) -> int:
+        """Operations of the bf16 products."""
+        return self._sum("flops")
+
+    @property
+    def int8_ops(self) -> int:
+        """Operations of the int8 products."""
+        return self._sum("int8_ops")
+
+    @property
+    def work(self) -> Work:
+        """Bytes and operations of the whole call."""
+        return Work(self.total_bytes, self.flops, self.int8_ops)
+
+    @property
+    def sweep_work(self) -> dict[str, Work]:
+        """Bytes and operations of each sweep over all tiles, by its name; see ``TilePlan.sweep_work``."""
+        work = dict.fromkeys(("down", "rows", "heads"), Work(0))
+        for _, factor in self.tiles:
+            of_tile = self.tile_plan(factor).sweep_work
+            work = {name: work[name] + of_tile[name] for name in work}
+        return work
+
+    @cached_property
+    def workspace_bytes(self) -> int:
+        """Bytes of the largest tile's buffers; the tiles use them one after the other."""
+        return max((tile.workspace_bytes for tile in self.tile_plans), default=0)
+
+    def chooser(self, tile: TilePlan) -> Chooser:
+        """What chooses, or would choose, the blocks of a tile of this plan."""
+        micro = {gemm.dtype: gemm.micro for gemm in tile.gemms}
+        return Chooser(
+            stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
+        )
+
+    def __str__(self) -> str:
+        """A line on the whole, then one on each tile and each of its products."""
+        sizes = [(factor, len(list(same))) for factor, same in groupby(factor for _, factor in self.tiles)]
+        tiles = " + ".join(f"{n} x {factor}" for factor, n in sizes) or "none"
+        lines = [
+            f"{self.phase} of {self.t} tokens, quant {self.quant}, {self.n_threads} threads on {self.machine.name}: "
+            f"tiles {tiles}; {self.total_bytes / 1e6:.1f} MB, {self.flops / 1e9:.2f} Gflop, "
+            f"{self.int8_ops / 1e9:.2f} Gop{'; tuned' if self.origin == 'tuned' else ''}"
+        ]
+        for tile in self.tile_plans:
+            lines += [f"  {tile}", *(f"    {gemm}" for gemm in tile.gemms)]
+        return "\n".join(lines)
+
+    def explain(self) -> str:
+        """The plan, each choice with its reason, and each given setting with what it did or why it did nothing.
+
+        Where the planner chose, also its candidates: the best with the model's word on them, and why others were
+        refused.
+        """
+        lines = [str(self), "", f"Machine: {self.machine}", "", "Choices:"]
+        lines += [f"  {choice}: {reason}" for choice, reason in self.reasons]
+        lines += ["", "Settings that act:"]
+        lines += [f"  {name} = {value}: {effect}" for name, value, effect in self.acting] or ["  none given"]
+        lines += ["", "Settings without effect on a CPU:"]
+        lines += [f"  {name} = {value}: {reason}" for name, value, reason in self.inert] or ["  none given"]
+        if self.origin != "config":
+            for tile in self.tile_plans:
+                lines += ["", f"Candidates for a tile of {tile.t}:", *candidate_lines(self.chooser(tile))]
+        return "\n".join(lines)

@@ -1,0 +1,119 @@
+"""The plan of one tile of tokens: its sweeps, and the buffers they need."""
+
+from dataclasses import dataclass
+
+from tiling.arith import round_up
+from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
+from tiling.gemm import LINE_BYTES, GemmPlan
+from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
+from tiling.roofline import Work
+
+__all__ = ["TilePlan"]
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads."""
+
+    t: int
+    n_workers: int
+    down: DownPlan
+    rows: RowPlan
+    heads: HeadsPlan
+
+    def __post_init__(self) -> None:
+        """Check that the sweeps are about the same tokens."""
+        check_int("t", self.t, 1, MAX_TOKENS)
+        check_int("n_workers", self.n_workers, 1, MAX_THREADS)
+        for name, t in (("down", self.down.qa.m), ("rows", self.rows.t), ("heads", self.heads.qb.m)):
+            if t != self.t:
+                raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
+
+    @property
+    def gemms(self) -> tuple[GemmPlan, GemmPlan, GemmPlan, GemmPlan]:
+        """The four products by ordinal."""
+        return self.down.qa, self.heads.qb, self.down.kva, self.heads.wuk
+
+    @property
+    def shared_workspace(self) -> dict[str, int]:
+        """Bytes of each buffer that all workers share, rounded up to cache lines.
+
+        ``x_rows`` hidden states as operands, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
+        ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection.
+        """
+        qa, qb, kva, _ = self.gemms
+        sizes = {
+            "x_rows": self.t * qa.lda * qa.micro.a_bytes,
+            "x_scale": self.t * 4 if qa.dtype == "int8" else 0,
+            "q_a": self.t * qa.n * 2,
+            "kv_a": self.t * kva.n * 2,
+            "q_rows": self.t * qb.lda * qb.micro.a_bytes,
+        }
+        return {name: round_up(size, LINE_BYTES) for name, size in sizes.items() if size > 0}
+
+    @property
+    def worker_workspace(self) -> dict[str, int]:
+        """Bytes of each buffer of one worker, rounded up to cache lines.
+
+        ``c`` accumulators of a task, ``q_head`` the columns of one head as operands of the product with w_uk, ``y`` one
+        fp32 row on its way to codes, with 16 lanes of sums behind it.
+        """
+        qa, qb, _, wuk = self.gemms
+        hidden = qa.k if qa.dtype == "int8" else 0
+        row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
+        sizes = {
+            "c": max(gemm.accumulator_bytes for gemm in self.gemms),
+            "q_head": qb.mc * qb.np_ * wuk.micro.a_bytes,
+            "y": (row + 16) * 4,
+        }
+        return {name: round_up(size, LINE_BYTES) for name, size in sizes.items()}
+
+    @property
+    def workspace(self) -> dict[str, int]:
+        """Bytes of every buffer, those of the workers for all of them together."""
+        return self.shared_workspace | {name: self.n_workers * size for name, size in self.worker_workspace.items()}
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of all buffers."""
+        return sum(self.workspace.values())
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, each read once."""
+        return sum(gemm.weight_bytes for gemm in self.gemms)
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes that must move besides the weights: inputs once, outputs and cache rows once, nothing in between."""
+        qa, _, _, wuk = self.gemms
+        rope = self.rows.qk_rope_head_dim
+        inputs = self.t * (2 * qa.k + 2 * 2 * rope + 8)
+        queries = self.t * wuk.batch * (wuk.n + rope) * 2
+        return inputs + self.rows.written_bytes + queries
+
+    @property
+    def flops(self) -> int:
+        """Operations of the bf16 products."""
+        return sum(gemm.work.flops for gemm in self.gemms)
+
+    @property
+    def int8_ops(self) -> int:
+        """Operations of the int8 products."""
+        return sum(gemm.work.int8_ops for gemm in self.gemms)
+
+    @property
+    def sweep_work(self) -> dict[str, Work]:
+        """Bytes and operations of each sweep by its name: its weights, and what it reads and writes of activations.
+
+        Buffers between sweeps are included. They stay in cache and are not in the tile's own bytes.
+        """
+        return {"down": self.down.work, "rows": self.rows.work, "heads": self.heads.work}
+
+    def __str__(self) -> str:
+        """One line."""
+        workers = "1 worker" if self.n_workers == 1 else f"{self.n_workers} workers"
+        return (
+            f"tile of {self.t}: {workers}; {self.down}; {self.rows}; {self.heads}; "
+            f"workspace {self.workspace_bytes / 2**20:.2f} MiB"
+        )
