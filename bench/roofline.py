@@ -34,7 +34,7 @@ import mla_numba as mla
 from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import finite, threads_option
 from mla_numba.cli.rates_table import show_rates
-from mla_numba.cli.report import beyond_limit, share_text
+from mla_numba.cli.shown import beyond_limit, share_text
 from mla_numba.oracle.bits import check_output, poison, reference_run
 from mla_numba.oracle.inputs import Inputs, random_inputs
 from mla_numba.tuning.rates import (

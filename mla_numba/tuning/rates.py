@@ -32,7 +32,7 @@ from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import ISA, max_threads, peaks
 from ..kernels.threads import tasks
 
-__all__ = ["Probes", "least_ms", "measure_all", "measure_rates", "rates_as_dict"]
+__all__ = ["Probes", "least_ms", "measure_all", "rates_as_dict"]
 
 _MIN_BUFFER_BYTES = 2**28
 _MAX_BUFFER_BYTES = 2**30
@@ -117,11 +117,6 @@ class Probes:
     def _multiply_int8(self, n: int) -> None:
         self._counters.fill(0)
         peaks.dot_peak(n, n, self._dot, self._dot_operands, self._steps, self._counters, n * _TASKS, n)
-
-
-def measure_rates(n_threads: int | None = None, seconds: float = 0.3) -> Rates:
-    """What `n_threads` threads of this machine reach together; by default as many as `MlaProlog` takes."""
-    return Probes(n_threads).rates(seconds=seconds)
 
 
 def measure_all(
