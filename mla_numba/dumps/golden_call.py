@@ -7,6 +7,8 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 
+from tiling import ceil_div
+
 from ..base.checks import BF16, Array, check_choice, check_int
 from ..base.dims import MlaDims
 from ..cache import PagedCache
@@ -54,7 +56,7 @@ class GoldenCall(NamedTuple):
         """Weights, inputs and earlier tokens of a seed; see `CallChoices`."""
         check_choice("scale_dtype", scale_dtype, ("float32", "float16"))
         dims = settings.dims or MlaDims.deepseek_v32()
-        least = -(-check_int("t", t, 1) // settings.block_size)
+        least = ceil_div(check_int("t", t, 1), settings.block_size)
         n_blocks = least + 1 if n_blocks is None else check_int("n_blocks", n_blocks, least)
         weights = MlaWeights.random(dims, seed, quant, smooth)
         weights = replace(weights, epsilon_cq=settings.epsilon_cq, epsilon_ckv=settings.epsilon_ckv)
