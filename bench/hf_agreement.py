@@ -38,7 +38,7 @@ SIZES: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Agreement:
+class LogitAgreement:
     """A model against the truth and against the unpatched bf16 model, on the same tokens.
 
     `median` and `ninth`: of a token's logits the root mean square of the error, relative to the logits' deviation, for
@@ -103,18 +103,18 @@ def agreement(
     truth: torch.Tensor,
     run: torch.Tensor,
     plain_run: torch.Tensor,
-) -> Agreement:
+) -> LogitAgreement:
     errors = (logits - truth).square().mean(-1).sqrt() / truth.std()
     same_run = (run == plain_run).long().cumprod(1).sum(1).float().mean()
     as_truth, as_unpatched = ((logits.argmax(-1) == other.argmax(-1)).float().mean() for other in (truth, plain))
-    return Agreement(
+    return LogitAgreement(
         name, float(errors.median()), float(errors.quantile(0.9)), float(as_truth), float(as_unpatched), float(same_run)
     )
 
 
 def measure(
     folder: Path, sizes: dict[str, Any], batch: int, t: int, n_new: int, n_checked: int, numerics: str, habit: float
-) -> list[Agreement]:
+) -> list[LogitAgreement]:
     """The unpatched model, and the patched one in every mode: `batch` prompts of `t` tokens, `n_new` generated."""
     save_random_model(folder, DeepseekV3Config(**sizes), 0, habit)
     generator = torch.Generator().manual_seed(1)
@@ -134,7 +134,7 @@ def measure(
     return rows
 
 
-def table(rows: list[Agreement], title: str) -> Table:
+def table(rows: list[LogitAgreement], title: str) -> Table:
     headers = ["median", "ninth decile", "as float32", "as unpatched", "same run"]
     shown = Table("mode", *(Column(h, justify="right") for h in headers), title=title, box=box.MARKDOWN)
     for row in rows:

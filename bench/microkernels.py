@@ -21,7 +21,7 @@ from rich.table import Column, Table
 
 from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import finite
-from mla_numba.cli.report import share_text
+from mla_numba.cli.shown import share_text
 from mla_numba.kernels import ISA
 from mla_numba.kernels.llvm_ir import IN_L1
 from mla_numba.kernels.micro.operands import A, B, C

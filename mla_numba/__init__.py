@@ -13,7 +13,6 @@ from .pypto.entry_points import (
     mla_prolog_quant_compute,
     mla_prolog_quant_d,
     mla_prolog_quant_p,
-    pre_compute_2d,
 )
 from .pypto.operations import (
     MlaQuantInputs,
@@ -27,6 +26,7 @@ from .pypto.operations import (
     rotate_half,
     scalar_div,
 )
+from .pypto.pre_compute import pre_compute_2d
 from .rope_table import RopeTable
 from .weights.checkpoint import Checkpoint, CheckpointLayer
 from .weights.packed import PackedWeights

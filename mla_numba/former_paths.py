@@ -34,7 +34,7 @@ FORMER = {
     "quantization": "weights.quantize",
     "shards": "weights.safetensors_file",
     "tile_space": "tuning.space",
-    "tile_sweep": "tuning.sweep",
+    "tile_sweep": "tuning.study",
     "trace": "call.trace",
     "tuner": "tuning.search",
     "workspace": "call.workspace",

@@ -18,7 +18,7 @@ from .base.checks import BF16, FP32, INT8, Array
 from .base.memory import aligned_empty
 from .base.modes import NUMERICS
 from .cache import PagedCache
-from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, check_output, hold
+from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
 from .call.trace import Trace
 from .call.workspace import Memory
@@ -218,7 +218,7 @@ class MlaProlog:
         if out is None:
             out = self.allocate_output(t)
         else:
-            written = check_output(out, t, dims, quant)
+            written = writable_outputs(out, t, dims, quant)
         read = {"x": x, "cos": cos, "sin": sin, **also_read}
         if cache_index is not None:
             read["cache_index"] = cache_index
@@ -275,12 +275,14 @@ def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, setting
 
 def __getattr__(name: str) -> Any:
     """The reference operator's entry points, which lay here in 0.1, and what `call.planning` has of it."""
-    homes = {"mla_numba.pypto.entry_points": _ENTRY_POINTS, "mla_numba.call.planning": _PLANNING}
-    for home, names in homes.items():
+    for home, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(home), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_ENTRY_POINTS = ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p", "pre_compute_2d")
-_PLANNING = ("MICRO_TILES", "stored_choice", "this_machine")
+_HOMES = {
+    "mla_numba.pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
+    "mla_numba.pypto.pre_compute": ("pre_compute_2d",),
+    "mla_numba.call.planning": ("MICRO_TILES", "stored_choice", "this_machine"),
+}

@@ -12,11 +12,8 @@ from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.cli import run as cli_run
 from mla_numba.cli import warmup as cli_warmup
 from mla_numba.cli.main import main
-from mla_numba.cli.report import (
-    SweepTimes,
-    folder_size,
-    sweep_table,
-)
+from mla_numba.cli.shown import folder_size
+from mla_numba.cli.sweep_times import SweepTimes, sweep_table
 from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
 from mla_numba.tuning import rates as measure

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from mla_numba.cli.bench import command as cli_bench
-from mla_numba.cli.bench.results import Group, Results, Row
+from mla_numba.cli.bench.results import Group, Results, Timing
 from mla_numba.cli.main import main
-from mla_numba.cli.report import BEYOND_LIMIT
+from mla_numba.cli.shown import BEYOND_LIMIT
 
 pytest.importorskip("matplotlib")
 from mla_numba.cli.bench.charts import bars, lines
@@ -196,7 +196,7 @@ def test_charts_are_svg(saved):
 
 
 def test_groups_of_parts_have_no_baseline():
-    rows = [Row.of(entry("", f"mla_numba: {name}", 1e-3, **WORK | {"bytes": n})) for n, name in ((1, "a"), (2, "b"))]
+    rows = [Timing.of(entry("", f"mla_numba: {name}", 1e-3, **WORK | {"bytes": n})) for n, name in ((1, "a"), (2, "b"))]
     group = Group.of("sweeps, T = 1, weights warm", rows)
     assert group.baseline is group.least is None
 

@@ -17,7 +17,7 @@ from mla_numba._version import __version__
 from mla_numba.call import tuned as store
 from mla_numba.call.planning import this_machine
 from mla_numba.cli import tune as cli_tune
-from mla_numba.cli.sweep import SMALL_DIMS
+from mla_numba.cli.options import SMALL_DIMS
 from mla_numba.tuning.contest import Arena, Contender
 from tiling import PRESETS, CpuTiling, PassOptions, Rates
 

@@ -20,7 +20,6 @@ from mla_numba.tuning.rates import (
     Probes,
     least_ms,
     measure_all,
-    measure_rates,
     rates_as_dict,
 )
 from tiling import Rates, least_seconds, plan_prolog
@@ -59,7 +58,7 @@ def test_probes_without_compiling():
 
 
 def test_rates_without_compiling():
-    code = "from mla_numba.tuning.rates import measure_rates; print(measure_rates(1, seconds=0))"
+    code = "from mla_numba.tuning.rates import Probes; print(Probes(1).rates(seconds=0))"
     out = run_python("-W", "error", "-c", code, NUMBA_DISABLE_JIT="1")
     assert out.startswith("Rates(bandwidth_bytes_s=")
 
@@ -149,7 +148,7 @@ def test_every_number_of_threads_is_measured(monkeypatch):
     assert list(rates) == list(range(1, max_threads() + 1))
     assert len(finished) == max_threads()
     assert list(measure_all(1, seconds=0)) == [1]
-    assert measure_rates(1, seconds=0).flops_s > 0
+    assert measure.Probes(1).rates(seconds=0).flops_s > 0
 
 
 def test_buffers_are_larger_than_the_caches():

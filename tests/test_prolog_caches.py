@@ -21,6 +21,7 @@ from helpers.edge_calls import FRACTAL, SHARED, SMALL, WITH_SCALES, T, run
 
 from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PagedCache
 from mla_numba.oracle.bits import check_output, reference_run
+from tiling import round_up
 
 
 @pytest.mark.parametrize("threads", THREADS)
@@ -88,7 +89,7 @@ def interleaved(dims, quantized, n_blocks, block_size, cache_mode, gap=0):
     widths = {"kv": dims.kv_lora_rank * (1 if quantized else 2), "kr": dims.qk_rope_head_dim * 2}
     if quantized:
         widths["k_scale"] = 16
-    sizes = {name: -(-block_size * width // 4) * 4 for name, width in widths.items()}
+    sizes = {name: round_up(block_size * width, 4) for name, width in widths.items()}
     buffer = random_bytes(np.random.default_rng(3), np.empty((n_blocks, sum(sizes.values()) + gap), np.uint8))
     dtypes = {"kv": np.int8 if quantized else BF16, "kr": BF16, "k_scale": np.float32}
     arrays, at = {}, 0

@@ -17,7 +17,7 @@ PATHS = {
     "mla_numba.inputs": "Inputs random_inputs",
     "mla_numba.kernels": "ISA ISAS cache_folder max_threads",
     "mla_numba.layouts": "from_fractal_nz pa_bsnd_to_pa_nz pa_nz_to_pa_bsnd to_fractal_nz",
-    "mla_numba.measure": "Probes measure_all measure_rates rates_as_dict",
+    "mla_numba.measure": "Probes measure_all rates_as_dict",
     "mla_numba.ops": "MlaQuantInputs dequant k_nope_quant quant rms_norm rope_3d_v2 rope_v2 rotate_half scalar_div",
     "mla_numba.packed": "PackedGemm PackedWeights",
     "mla_numba.prolog": (

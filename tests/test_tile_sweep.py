@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from mla_numba import CpuTiling, MlaDims, MlaTileConfig
-from mla_numba.cli.report import beyond_limit, share_text
-from mla_numba.cli.sweep_plots import draw_all, heat_axes
-from mla_numba.cli.sweep_tables import (
+from mla_numba.cli.shown import beyond_limit, share_text
+from mla_numba.cli.study.plots import draw_all, heat_axes
+from mla_numba.cli.study.tables import (
     best_rows,
     show_rows,
     write_csv,
@@ -27,7 +27,7 @@ from mla_numba.tuning.space import (
     holds,
     parse_values,
 )
-from mla_numba.tuning.sweep import (
+from mla_numba.tuning.study import (
     Effort,
     Job,
     Row,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mla_numba.dump_names import OUTPUTS
-from mla_numba.oracle.tolerance import TOLERANCES, compare_within
+from mla_numba.oracle.tolerance import TOLERANCES, Tolerance, compare_within
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -62,3 +62,24 @@ def test_a_nan_or_inf_fails_wherever_it_is(value):
     again = agreement("query_rope_out", want)
     assert (again.exact, again.passed, again.n_beyond) == (True, False, 1)
     assert agreement("query_rope_out", want, exact=True).passed
+
+
+def test_another_tolerance_than_the_outputs_and_how_it_reads():
+    want = np.array([0.0, 1, 10, 100])
+    got = want + np.array([0.5, 2, 1.5, 12])
+    found = compare_within("a", got, want, tolerance=Tolerance(absolute=1, relative=0.1, share=0.25))
+    assert (found.n_beyond, found.max_abs, found.max_abs_at, found.passed) == (2, 12, (3,), False)
+    assert compare_within("a", got, want, tolerance=Tolerance(1, 0.1, 0.5)).passed
+    assert str(found) == (
+        "a: 2 of 4 elements beyond 1 + 0.1 |expected|, 25.0% of all beyond it; the largest difference is 12, at [3]"
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_nan_or_inf_fails_whatever_share_is_allowed(bad):
+    want = np.zeros(1000, np.float32)
+    got = want.copy()
+    got[7] = bad
+    found = compare_within("a", got, want, tolerance=Tolerance(absolute=1, relative=0, share=0.5))
+    assert (found.n_beyond, found.passed) == (1, False)
+    assert str(found).endswith("; 1 NaN, 0 Inf" if np.isnan(bad) else "; 0 NaN, 1 Inf")

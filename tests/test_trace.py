@@ -17,7 +17,7 @@ from mla_numba.call.trace import (
     Trace,
 )
 from mla_numba.call.workspace import Memory
-from mla_numba.cli.report import trace_table
+from mla_numba.cli.sweep_times import trace_table
 from mla_numba.kernels import max_threads
 from mla_numba.kernels.sweeps.arguments import TokenTile
 from mla_numba.kernels.sweeps.phase import HEADS

@@ -1,7 +1,7 @@
 """The prolog of quant mode "b" in plain NumPy: fp32 copies of all weights, products by BLAS.
 
 NumPy multiplies integers without BLAS, so the int8 product goes through fp32 too. Its sums may pass 2^24 and lose their
-last bit, which the tolerances of `agreement.py` forgive.
+last bit, which the tolerances of `mla_numba.tolerance` forgive.
 """
 
 from __future__ import annotations

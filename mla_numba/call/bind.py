@@ -18,7 +18,7 @@ from ..base.memory import UINT16, as_bits
 from ..cache import PagedCache
 from ..kernels.sweeps.arguments import Caches, Slots, Tokens
 
-__all__ = ["BoundCall", "CallInputs", "PrologOutput", "check_inputs", "check_output", "hold"]
+__all__ = ["BoundCall", "CallInputs", "PrologOutput", "check_inputs", "hold", "writable_outputs"]
 
 _NO_SCALES = np.zeros(0, np.float32)
 _NO_SLOTS = Slots(_NO_SCALES, np.zeros(5, np.int64))
@@ -110,7 +110,7 @@ def check_inputs(given: CallInputs, dims: MlaDims, quant: str) -> Array:
     return _slots(cache, cache_index, t)
 
 
-def check_output(out: PrologOutput, t: int, dims: MlaDims, quant: str) -> dict[str, Array]:
+def writable_outputs(out: PrologOutput, t: int, dims: MlaDims, quant: str) -> dict[str, Array]:
     """The outputs by name. Raises for one that does not fit T tokens, the dimensions and the mode."""
     if not isinstance(out, PrologOutput):
         raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")

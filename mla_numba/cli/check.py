@@ -1,4 +1,4 @@
-"""The commands `mla-numba check` and `mla-numba dump`: folders of dumped arguments against the oracle, and new ones."""
+"""The command `mla-numba check`: a folder of dumped arguments against the oracle."""
 
 from __future__ import annotations
 
@@ -9,40 +9,21 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
 from .._version import __version__
-from ..base.dims import MlaDims
-from ..base.modes import NUMERICS, QUANT_MODES
+from ..base.modes import NUMERICS
 from ..cache import CACHE_MODES
-from ..dumps import (
-    FORMATS,
-    Dump,
-    DumpSettings,
-    check_dump,
-    dump_settings,
-    read_dump,
-    write_dump,
-)
-from ..dumps.names import (
-    INPUTS,
-    OUTPUTS,
-    SCALES,
-    STYLES,
-)
+from ..dumps import Dump, check_dump, dump_settings, read_dump
+from ..dumps.names import OUTPUTS
 from ..oracle.tolerance import Agreement
-from .options import (
-    DIMS_FORM,
-    folder_to_write,
-    json_option,
-    parse_dims,
-    tokens_type,
-)
-from .report import Steps
+from .faults import said_plainly
+from .options import DIMS_HELP, block_size_type, dims_option, epsilon_type, json_option
+from .progress import Steps
+from .shown import print_wide
 
-__all__ = ["check", "dump"]
+__all__ = ["check"]
 
 _TABLE_WIDTH = 130
 
@@ -51,29 +32,20 @@ _NOBODYS = (
     "(--golden if they are what you want to check)"
 )
 
-_folder = click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-_dims_help = f"{DIMS_FORM}; or the path of a model's config.json."
-_cache_modes = click.Choice(CACHE_MODES)
-_block_sizes = click.IntRange(1, 2**16)
-_epsilons = click.FloatRange(0)
-
 
 @click.command()
-@_folder
-@click.option(
-    "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
-    help=f"{_dims_help}  [default: DIR's dims.json or config.json, what .npy files show, or DeepSeek-V3.2's]",
-)  # fmt: skip
-@click.option("--cache-mode", type=_cache_modes, help="Order of the caches.  [default: PA_BSND]")
-@click.option("--block-size", type=_block_sizes, help="Slots of a cache block in .bin files.  [default: 128]")
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@dims_option(f"{DIMS_HELP}  [default: DIR's dims.json or config.json, what .npy files show, or DeepSeek-V3.2's]")
+@click.option("--cache-mode", type=click.Choice(CACHE_MODES), help="Order of the caches.  [default: PA_BSND]")
+@click.option("--block-size", type=block_size_type, help="Slots of a cache block in .bin files.  [default: 128]")
 @click.option(
     "--nz/--nd",
     default=None,
     help="Layout of w_dq, w_uq_qr and w_dkv_kr in .bin files: FRACTAL_NZ or ND.  [default: --nd]",
 )
 @click.option("--numerics", type=click.Choice(NUMERICS), help="Quantiser that the operator uses.  [default: pypto]")
-@click.option("--epsilon-cq", type=_epsilons, help="Epsilon of the query's norm.  [default: 1e-5]")
-@click.option("--epsilon-ckv", type=_epsilons, help="Epsilon of the key's norm.  [default: 1e-5]")
+@click.option("--epsilon-cq", type=epsilon_type, help="Epsilon of the query's norm.  [default: 1e-5]")
+@click.option("--epsilon-ckv", type=epsilon_type, help="Epsilon of the key's norm.  [default: 1e-5]")
 @click.option("--exact", is_flag=True, help="Require equal bits instead of tolerances.")
 @click.option("--golden", "goldens", is_flag=True, help="Check the golden outputs instead of the operator's.")
 @json_option
@@ -86,27 +58,22 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
     fails, if no operator wrote any, or if a file cannot be read; 2 for a wrong option.
     """
     given = {name: value for name, value in settings.items() if value is not None}
-    try:
-        with Steps() as steps:
-            with steps.step("reading files"):
-                found = read_dump(folder, dump_settings(folder, **given), goldens=goldens)
-            if not found.outputs:
-                raise ValueError(f"{folder}: expected at least one of {', '.join(OUTPUTS)}, got inputs only")
-            with steps.step("computing the reference"):
-                report = check_dump(found, exact)
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
+    with said_plainly(), Steps() as steps:
+        with steps.step("reading files"):
+            found = read_dump(folder, dump_settings(folder, **given), goldens=goldens)
+        if not found.outputs:
+            raise ValueError(f"{folder}: expected at least one of {', '.join(OUTPUTS)}, got inputs only")
+        with steps.step("computing the reference"):
+            report = check_dump(found, exact)
     nobodys = found.only_goldens and not goldens
     passed = not nobodys and all(output.passed for output in report)
     if as_json:
-        click.echo(json.dumps(_as_dict(folder, found, report, exact) | {"passed": passed}, indent=1))
+        click.echo(json.dumps(_report_as_dict(folder, found, report, exact) | {"passed": passed}, indent=1))
     else:
         if nobodys:
             click.echo(_NOBODYS)
         click.echo(_what_was_checked(found))
-        console = Console()
-        console = Console(width=max(console.width, _TABLE_WIDTH))  # a file has no width, and names take room
-        console.print(_table(report))
+        print_wide(_agreement_table(report), _TABLE_WIDTH)
         for line in _remarks(found, report):
             click.echo(line)
         click.echo(_verdict(report, exact))
@@ -114,80 +81,7 @@ def check(ctx: click.Context, /, folder: Path, exact: bool, goldens: bool, as_js
         ctx.exit(1)
 
 
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
-@click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
-@click.option(
-    "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help="int8 parts, as in mla-numba run."
-)
-@click.option("--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab.")
-@click.option("--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH", help=f"{_dims_help}  [default: DeepSeek-V3.2's]")
-@click.option(
-    "--format", "file_format", type=click.Choice(FORMATS), default="npy", show_default=True, help="Form of the files."
-)
-@click.option(
-    "--names", type=click.Choice(STYLES), default="reference", show_default=True,
-    help="token_x and q_norm_golden; pypto's x and rms_norm_golden; or input_0 and golden_0.",
-)  # fmt: skip
-@click.option("--nz", is_flag=True, help="Write w_dq, w_uq_qr and w_dkv_kr in FRACTAL_NZ.")
-@click.option("--cache-mode", type=_cache_modes, default="PA_BSND", show_default=True, help="Order of the caches.")
-@click.option("--block-size", type=_block_sizes, default=128, show_default=True, help="Slots of a cache block.")
-@click.option("--blocks", type=click.IntRange(1), help="Cache blocks.  [default: one more than the tokens need]")
-@click.option(
-    "--scales", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-    help="Elements of k_scale_cache.",
-)  # fmt: skip
-@click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
-)
-@click.option("--epsilon-cq", type=_epsilons, default=1e-5, show_default=True, help="Epsilon of the query's norm.")
-@click.option("--epsilon-ckv", type=_epsilons, default=1e-5, show_default=True, help="Epsilon of the key's norm.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and caches."
-)
-def dump(
-    folder: Path,
-    tokens: int,
-    quant: str,
-    smooth: bool,
-    dims: MlaDims | None,
-    file_format: str,
-    names: str,
-    blocks: int | None,
-    scales: str,
-    seed: int,
-    **settings: Any,
-) -> None:
-    """Write the inputs of a call and the oracle's outputs into DIR, as golden data for an operator.
-
-    Existing files are never overwritten. Once DIR has the operator's outputs (q_norm_out, ...), mla-numba check
-    compares those.
-    """
-    if smooth and "b" not in quant:
-        raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
-    n_files = len(INPUTS) + len(SCALES) + len(OUTPUTS)
-    try:
-        with Steps() as steps, steps.step("computing the reference and writing", n_files) as advance:
-            paths = write_dump(
-                folder,
-                tokens,
-                quant,
-                settings=DumpSettings(dims=dims, **settings),
-                smooth=smooth,
-                seed=seed,
-                n_blocks=blocks,
-                scale_dtype=scales,
-                file_format=file_format,
-                style=names,
-                finished=lambda name: advance(),
-            )
-    except (ImportError, OSError, TypeError, ValueError) as error:
-        raise click.ClickException(str(error)) from None
-    n_bytes = sum(path.stat().st_size for path in paths)
-    click.echo(f"{folder}: {len(paths)} files, {n_bytes / 1e6:.2f} MB; mla-numba check {folder}")
-
-
-def _table(report: list[Agreement]) -> Table:
+def _agreement_table(report: list[Agreement]) -> Table:
     numbers = ("elements", "bits differ", "max abs", "max rel", "beyond", "allowed", "NaN, Inf")
     table = Table(
         Column("output", no_wrap=True),
@@ -250,7 +144,7 @@ def _verdict(report: list[Agreement], exact: bool) -> str:
     return f"{passed} of {len(report)} outputs pass, {how}; {bits} exact to the bit"
 
 
-def _as_dict(folder: Path, found: Dump, report: list[Agreement], exact: bool) -> dict[str, Any]:
+def _report_as_dict(folder: Path, found: Dump, report: list[Agreement], exact: bool) -> dict[str, Any]:
     settings = asdict(found.settings)
     return {
         "version": __version__,

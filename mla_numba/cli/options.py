@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import click
 
@@ -16,31 +15,42 @@ from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
-from ..base.modes import QUANT_MODES
+from ..base.modes import NUMERICS, QUANT_MODES
 from ..base.output_path import fault_of_file, fault_of_folder
 from ..kernels import max_threads
 
 __all__ = [
-    "DIMS_FORM",
-    "blame",
+    "DIMS_HELP",
+    "SMALL_DIMS",
+    "LayerOptions",
+    "TileSettings",
+    "WhatToPlan",
+    "block_size_type",
+    "check_smooth",
+    "dims_option",
+    "epsilon_type",
     "file_to_write",
     "finite",
     "folder_to_write",
     "json_option",
     "layer_options",
+    "numerics_option",
     "parse_dims",
+    "quant_as_in_run_option",
+    "quant_option",
     "seed_option",
+    "smooth_option",
     "text_to_write",
     "threads_option",
-    "tile_settings",
     "token_list",
+    "tokens_option",
     "tokens_type",
     "weight_sets_option",
     "what_to_plan",
 ]
 
 MAX_COMMAND_TOKENS = 2**20
-DIMS_FORM = ", ".join(field.name for field in fields(MlaDims))
+SMALL_DIMS = MlaDims(512, 8, 128, 64, 32, 16)
 
 Command = Callable[..., Any]
 
@@ -56,15 +66,6 @@ def parse_dims(text: str) -> MlaDims:
     except (OSError, TypeError, ValueError) as error:
         raise click.BadParameter(f"{text!r}: {error}") from None
     raise click.BadParameter(f"expected six integers with commas or the path of a config.json, got {text!r}")
-
-
-@contextmanager
-def blame(option: str) -> Iterator[None]:
-    """Turns the library's complaint about a value into one about the option that it came from."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
 
 
 def file_to_write(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -131,46 +132,37 @@ def _options(*decorators: Command) -> Command:
     return decorate
 
 
-what_to_plan = _options(
-    click.option(
-        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
-        help="Phase: with --preset it decides the scheduling settings.",
-    ),
-    click.option(
-        "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True,
-        help="int8 parts: a for the down-projections, b for the up-projection and the cache.",
-    ),
-    click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
-    click.option("--tuned", is_flag=True, help="Use the plan that mla-numba tune found on this machine, if any."),
-    click.option(
-        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation of the preset.  [default: DAV_3510]"
-    ),
-    click.option(
-        "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
-        help=f"{DIMS_FORM}; or the path of a model's config.json.  [default: those of DeepSeek-V3.2]",
-    ),
-)  # fmt: skip
+DIMS_HELP = f"{', '.join(field.name for field in fields(MlaDims))}; or the path of a model's config.json."
+
+
+def dims_option(help_text: str) -> Command:
+    """`--dims`, whose default a command says in its help."""
+    return click.option("--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH", help=help_text)
+
+
+def _quant(help_text: str) -> Command:
+    return click.option(
+        "--quant", type=click.Choice(QUANT_MODES), default="b", show_default=True, help=help_text
+    )  # fmt: skip
+
+
+quant_option = _quant("int8 parts: a for the down-projections, b for the up-projection and the cache.")
+quant_as_in_run_option = _quant("int8 parts, as in mla-numba run.")
 tokens_type = click.IntRange(1, MAX_COMMAND_TOKENS)
 token_list = _IntList(tokens_type)
+block_size_type = click.IntRange(1, 2**16)
+epsilon_type = click.FloatRange(0)
+tokens_option = click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of a call.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
 threads_option = click.option(
     "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
 )
-layer_options = _options(
-    click.option(
-        "--quant",
-        type=click.Choice(QUANT_MODES),
-        default="b",
-        show_default=True,
-        help="int8 parts, as in mla-numba run.",
-    ),
-    click.option(
-        "--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH",
-        help="Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]",
-    ),
-    click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
-    threads_option,
-)  # fmt: skip
+smooth_option = click.option(
+    "--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab."
+)
+numerics_option = click.option(
+    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
+)
 seed_option = click.option(
     "--seed",
     type=click.IntRange(0, 2**32 - 1),
@@ -184,15 +176,87 @@ weight_sets_option = click.option(
 )  # fmt: skip
 
 
-def tile_settings(
-    preset_name: str | None, npuarch: str | None, tuned: bool, phase: str, t: int
-) -> tuple[MlaTileConfig | str | None, PassOptions | None]:
-    """Tile config and scheduling settings of a preset, or "auto" and None; two Nones where the planner is to choose."""
-    if tuned and preset_name is not None:
-        raise click.UsageError(f"--tuned: expected without --preset, got {preset_name}")
-    if preset_name is None:
-        if npuarch is not None:
-            raise click.UsageError(f"--npuarch: expected together with --preset, got {npuarch} alone")
-        return "auto" if tuned else None, None
-    arch = npuarch or NPU_ARCHS[0]
-    return preset(preset_name, arch), pass_options(phase, t, arch)
+def check_smooth(smooth: bool, quant: str) -> None:
+    """Refuses `--smooth` where the normalised query is not quantised."""
+    if smooth and "b" not in quant:
+        raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
+
+
+what_to_plan = _options(
+    click.option(
+        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+        help="Phase: with --preset it decides the scheduling settings.",
+    ),
+    quant_option,
+    click.option("--preset", type=click.Choice(PRESETS), help="The reference operator's tile settings."),
+    click.option("--tuned", is_flag=True, help="Use the plan that mla-numba tune found on this machine, if any."),
+    click.option(
+        "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation of the preset.  [default: DAV_3510]"
+    ),
+    dims_option(f"{DIMS_HELP}  [default: those of DeepSeek-V3.2]"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatToPlan:
+    """The values of `what_to_plan`."""
+
+    phase: str
+    quant: str
+    preset: str | None
+    tuned: bool
+    npuarch: str | None
+    dims: MlaDims | None
+
+    @property
+    def sizes(self) -> MlaDims:
+        """The dimensions, DeepSeek-V3.2's if none are given."""
+        return self.dims or MlaDims.deepseek_v32()
+
+    def tile_settings(self, t: int) -> TileSettings:
+        """Those of the preset, "auto" with `--tuned`, or nothing: then the planner chooses."""
+        if self.tuned and self.preset is not None:
+            raise click.UsageError(f"--tuned: expected without --preset, got {self.preset}")
+        if self.preset is None:
+            if self.npuarch is not None:
+                raise click.UsageError(f"--npuarch: expected together with --preset, got {self.npuarch} alone")
+            return TileSettings("auto" if self.tuned else None, None)
+        arch = self.npuarch or NPU_ARCHS[0]
+        return TileSettings(preset(self.preset, arch), pass_options(self.phase, t, arch))
+
+
+class TileSettings(NamedTuple):
+    """A tile config, or "auto" for what was tuned, and the scheduling settings beside it."""
+
+    config: MlaTileConfig | Literal["auto"] | None
+    options: PassOptions | None
+
+
+layer_options = _options(
+    quant_as_in_run_option,
+    dims_option("Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]"),
+    click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
+    threads_option,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerOptions:
+    """The values of `layer_options`, `weight_sets_option` and `seed_option`: the layer on which plans are compared."""
+
+    quant: str
+    dims: MlaDims | None
+    small: bool
+    threads: int
+    weight_sets: int
+    seed: int
+
+    def check_dims(self) -> None:
+        """Refuses both of the ways to give dimensions at once."""
+        if self.small and self.dims:
+            raise click.UsageError("--small: expected without --dims, got both")
+
+    @property
+    def sizes(self) -> MlaDims:
+        """The dimensions, DeepSeek-V3.2's if none are given."""
+        return self.dims or (SMALL_DIMS if self.small else MlaDims.deepseek_v32())

@@ -1,20 +1,51 @@
-"""Packing one layer of a checkpoint into a file, for the command line."""
+"""The command `mla-numba pack`: pack one layer of a checkpoint into a file."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..prolog import MlaProlog
 from ..weights.checkpoint import Checkpoint
-from .report import Steps
+from .faults import said_plainly
+from .options import file_to_write, json_option, quant_option, threads_option
+from .progress import Steps
+from .shown import megabytes
 
-__all__ = ["Packed", "pack_layer"]
+__all__ = ["pack"]
 
 _N_TENSORS = 6
+
+
+@click.command()
+@click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
+)  # fmt: skip
+@quant_option
+@threads_option
+@json_option
+def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
+    """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
+
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
+    its target. Anything but a regular file is refused. Needs the extra hf.
+    """
+    with said_plainly(), Steps() as steps:
+        packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
+    if as_json:
+        click.echo(json.dumps(packed.as_dict(), indent=2))
+        return
+    if packed.quantization:
+        click.echo(packed.quantization)
+    click.echo(f"{out}: {megabytes(packed.n_bytes)}, maps in {packed.load_s * 1e3:.1f} ms")
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ def show_rates(by_threads: Mapping[int, Rates], least: Mapping[int, float]) -> G
     """Rates by number of threads, and the least milliseconds that the last of them allow, by number of tokens."""
     has_bf16 = any(rates.bf16_flops_s is not None for rates in by_threads.values())
     bf16 = ["bf16 dot GFLOP/s"] if has_bf16 else []
-    rates_table = _table("threads", "read GB/s", "FMA GFLOP/s", "int8 dot GOP/s", *bf16)
+    rates_table = _numbers("threads", "read GB/s", "FMA GFLOP/s", "int8 dot GOP/s", *bf16)
     for n, rates in by_threads.items():
         rates_table.add_row(str(n), *(f"{rate:.1f}" for rate in rates_as_dict(rates).values()))
-    least_table = _table("tokens", "least possible ms")
+    least_table = _numbers("tokens", "least possible ms")
     for t, milliseconds in least.items():
         least_table.add_row(str(t), f"{milliseconds:.3f}")
     fastest = "max(FMA, bf16 dot)" if has_bf16 else "FMA"
@@ -31,5 +31,5 @@ def show_rates(by_threads: Mapping[int, Rates], least: Mapping[int, float]) -> G
     return Group(rates_table, heading, least_table)
 
 
-def _table(*headings: str) -> Table:
+def _numbers(*headings: str) -> Table:
     return Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)

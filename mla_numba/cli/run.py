@@ -1,4 +1,4 @@
-"""The main job of the command line: make weights, plan, time the sweeps, compare with the reference."""
+"""The command `mla-numba run`: make weights, plan, time the sweeps, compare with the reference."""
 
 from __future__ import annotations
 
@@ -6,41 +6,129 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from tiling import MlaTileConfig, PassOptions, PrologPlan, ceil_div
+import click
+from rich.console import Console
 
-from ..base.dims import MlaDims
-from ..cache import PagedCache
+from tiling import PrologPlan, ceil_div
+
+from .._version import __version__
+from ..cache import PAGED_MODES, PagedCache
+from ..call.planning import this_machine
 from ..call.trace import PHASES, Trace
 from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
 from ..weights.plain import MlaWeights
-from .report import Steps, SweepTimes
+from .faults import blame
+from .options import (
+    TileSettings,
+    WhatToPlan,
+    block_size_type,
+    check_smooth,
+    json_option,
+    numerics_option,
+    smooth_option,
+    text_to_write,
+    threads_option,
+    tokens_option,
+    what_to_plan,
+)
+from .progress import Steps
+from .sweep_times import SweepTimes, sweep_table, trace_table
 
-__all__ = ["Job", "Report", "allocate_cache", "run_job", "time_sweeps"]
+__all__ = ["run"]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to run on given weights: `t` tokens, timed `repeats` times; the inputs come from `seed`."""
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(WhatToPlan):
+    """The command's options."""
 
-    dims: MlaDims
-    t: int
-    phase: str
-    tile_config: MlaTileConfig | str | None
-    options: PassOptions | None
-    n_threads: int
+    tokens: int
+    smooth: bool
+    threads: int
     seed: int
     repeats: int
+    cache_mode: str
+    block_size: int
     numerics: str
-    check: bool
+    no_check: bool
+    trace_file: Path | None
+    as_json: bool
+
+
+@click.command()
+@what_to_plan
+@tokens_option
+@smooth_option
+@threads_option
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and inputs.")
+@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Calls that are timed.")
+@click.option(
+    "--cache-mode",
+    type=click.Choice(PAGED_MODES),
+    default="PA_BSND",
+    show_default=True,
+    help="Order of the cache.",
+)
+@click.option("--block-size", type=block_size_type, default=128, show_default=True, help="Tokens of a cache block.")
+@numerics_option
+@click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
+@click.option(
+    "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=text_to_write,
+    help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
+)  # fmt: skip
+@json_option
+@click.pass_context
+def run(ctx: click.Context, /, **given: Any) -> None:
+    """Run the prolog on random weights, time its sweeps and compare every bit with the reference.
+
+    Exit status: 0 if every bit is equal or --no-check is given, 1 if one is not, 2 for a wrong option.
+    """
+    options = RunOptions(**given)
+    check_smooth(options.smooth, options.quant)
+    tiles = options.tile_settings(options.tokens)
+    with blame("--cache-mode"):
+        cache = allocate_cache(options)
+    with Steps() as steps:
+        with steps.step("making weights"), blame("--dims"):
+            weights = MlaWeights.random(options.sizes, options.seed, options.quant, options.smooth)
+        report = run_prolog(options, tiles, weights, cache, steps)
+    if options.trace_file is not None:
+        try:
+            report.trace.to_chrome(options.trace_file)
+        except (OSError, ValueError) as error:
+            raise click.ClickException(f"--trace: {error}") from None
+    if options.as_json:
+        unsaid = ("dims", "as_json", "trace_file")
+        settings = {name: value for name, value in ctx.params.items() if name not in unsaid}
+        head = {
+            "version": __version__,
+            "machine": asdict(this_machine()),
+            "options": settings,
+            "dims": asdict(options.sizes),
+        }
+        click.echo(json.dumps(head | report.as_dict(), indent=2))
+    else:
+        show(report, with_trace=options.trace_file is not None)
+    if report.exact is False:
+        ctx.exit(1)
+
+
+def show(report: Report, *, with_trace: bool) -> None:
+    """Prints the machine, the plan, the tables and the verdict."""
+    click.echo(f"{this_machine()}\n{report.plan}")
+    Console().print(sweep_table(report.sweeps))
+    if with_trace:
+        Console().print(trace_table(report.trace))
+    click.echo(report.verdict)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a job. `seconds` are those of its steps; `mismatches` is None where nothing was compared.
+    """What came of a run. `seconds` are those of its steps; `mismatches` is None where nothing was compared.
 
     `trace` is that of the last call.
     """
@@ -78,35 +166,37 @@ class Report:
         }
 
 
-def allocate_cache(dims: MlaDims, t: int, quant: str, block_size: int, cache_mode: str) -> PagedCache:
-    """A cache of one block more than `t` tokens need, so that there are rows that no call may touch."""
-    return PagedCache.allocate(dims, ceil_div(t, block_size) + 1, block_size, cache_mode, quantized="b" in quant)
+def allocate_cache(given: RunOptions) -> PagedCache:
+    """A cache of one block more than the tokens need, so that there are rows that no call may touch."""
+    n_blocks = ceil_div(given.tokens, given.block_size) + 1
+    return PagedCache.allocate(given.sizes, n_blocks, given.block_size, given.cache_mode, quantized="b" in given.quant)
 
 
-def run_job(job: Job, weights: MlaWeights, cache: PagedCache, steps: Steps) -> Report:
-    """Times the job and compares what its last repeat left with the reference. `cache` is written to."""
-    inputs = random_inputs(job.dims, job.t, job.seed, cache.capacity)
+def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cache: PagedCache, steps: Steps) -> Report:
+    """Times calls and compares what the last one left with the reference. `cache` is written to."""
+    t = given.tokens
+    inputs = random_inputs(given.sizes, t, given.seed, cache.capacity)
     with steps.step("packing weights"):
         prolog = MlaProlog(
             weights,
-            job.phase,
-            tile_config=job.tile_config,
-            options=job.options,
-            n_threads=job.n_threads,
-            numerics=job.numerics,
+            given.phase,
+            tile_config=tiles.config,
+            options=tiles.options,
+            n_threads=given.threads,
+            numerics=given.numerics,
         )
-    plan = prolog.plan(job.t)
-    out = prolog.allocate_output(job.t)
+    plan = prolog.plan(t)
+    out = prolog.allocate_output(t)
     with steps.step("first call"):
         prolog(*inputs, cache, out)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
-    with steps.step(f"timing {job.repeats} calls", job.repeats) as advance:
-        sweeps, trace = time_sweeps(prolog, inputs, cache, out, job.repeats, advance)
+    with steps.step(f"timing {given.repeats} calls", given.repeats) as advance:
+        sweeps, trace = time_sweeps(prolog, inputs, cache, out, given.repeats, advance)
     mismatches = None
-    if job.check:
+    if not given.no_check:
         with steps.step("computing the reference"):
-            reference = verify.reference_run(weights, *inputs, before, numerics=job.numerics)
+            reference = verify.reference_run(weights, *inputs, before, numerics=given.numerics)
         with steps.step("comparing"):
             mismatches = verify.check_output(out, cache, reference)
     n_arrays = len(cache.arrays()) + sum(array is not None for array in out)

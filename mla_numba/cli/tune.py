@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,8 +13,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from tiling import Rates
+
 from .._version import __version__
-from ..base.dims import MlaDims
 from ..call.planning import this_machine
 from ..call.tuned import (
     FOLDER_VARIABLE,
@@ -25,11 +26,13 @@ from ..call.tuned import (
     save_tuned,
     store_folder,
 )
-from ..tuning.contest import Arena, ExactnessError
+from ..tuning.contest import Arena
 from ..tuning.rates import Probes, rates_as_dict
 from ..tuning.search import Outcome, search
-from ..tuning.sweep import reasons_of
+from ..tuning.study import reasons_of
+from .faults import own_plan_is_exact
 from .options import (
+    LayerOptions,
     finite,
     json_option,
     layer_options,
@@ -37,13 +40,37 @@ from .options import (
     token_list,
     weight_sets_option,
 )
-from .sweep import SMALL_DIMS
-from .sweep_run import progress_bar
+from .progress import progress_bar
 
 __all__ = ["tune"]
 
 _FOLDER = "expected a folder to keep results in"
 _NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(LayerOptions):
+    """The command's options."""
+
+    tokens: tuple[int, ...]
+    budget: float
+    dry_run: bool
+    as_json: bool
+
+    def check(self) -> None:
+        """Refuses what cannot be searched for, or kept, before anything is measured."""
+        self.check_dims()
+        buckets = [bucket_of(t) for t in self.tokens]
+        if len(set(buckets)) < len(buckets):
+            got = list(self.tokens)
+            raise click.UsageError(f"--tokens: expected numbers with a power of two between them, got {got}")
+        if find_spec("optuna") is None:
+            raise click.ClickException(_NO_OPTUNA)
+        if not self.dry_run:
+            try:
+                make_store_folder()
+            except OSError as error:
+                raise click.ClickException(f"{_FOLDER}, got {error}") from None
 
 
 @click.command()
@@ -64,81 +91,71 @@ _NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
 @click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
 @json_option
 @click.pass_context
-def tune(
-    ctx: click.Context,
-    tokens: tuple[int, ...],
-    budget: float,
-    quant: str,
-    dims: MlaDims | None,
-    small: bool,
-    threads: int,
-    weight_sets: int,
-    seed: int,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def tune(ctx: click.Context, /, **given: Any) -> None:
     """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
 
     A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
     dimensions, mode and threads. If nothing is faster, that is kept too, and the command says so. Exit status: 0, or 1
     if a bit of any candidate is wrong, or if for some T every candidate is wrong or refused; nothing is kept for it.
     """
-    if small and dims:
-        raise click.UsageError("--small: expected without --dims, got both")
-    buckets = [bucket_of(t) for t in tokens]
-    if len(set(buckets)) < len(buckets):
-        raise click.UsageError(f"--tokens: expected numbers with a power of two between them, got {list(tokens)}")
-    if find_spec("optuna") is None:
-        raise click.ClickException(_NO_OPTUNA)
-    if not dry_run:
-        try:
-            make_store_folder()
-        except OSError as error:
-            raise click.ClickException(f"{_FOLDER}, got {error}") from None
-    sizes = dims or (SMALL_DIMS if small else MlaDims.deepseek_v32())
-    machine = this_machine()
-    rates = Probes(threads).rates()
-    outcomes: list[Outcome] = []
-    try:
-        with progress_bar("tune, seconds", budget) as advance:
-            advance("making weights and checking the baseline", 0)
-            arena = Arena(sizes, quant, tokens, n_threads=threads, seed=seed, n_weight_sets=weight_sets)
-            for t in tokens:
-                outcomes.append(search(arena, t, threads, budget / len(tokens), seed, advance))
-    except ImportError:
-        raise click.ClickException(_NO_OPTUNA) from None
-    except ExactnessError as error:
-        raise click.ClickException(f"the planner's own plan differs from the reference: {error}") from None
-    timed = [found for found in outcomes if found.contest is not None]
+    options = TuneOptions(**given)
+    options.check()
+    rates = Probes(options.threads).rates()
+    outcomes = _search(options)
     fault = ""
-    if timed and not dry_run:
-        date = time.strftime("%Y-%m-%d")
+    is_kept = not options.dry_run and any(found.contest is not None for found in outcomes)
+    if is_kept:
         try:
-            save_rates(machine, __version__, threads, rates)
-            for found in timed:
-                kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
-                save_tuned(machine, __version__, sizes, quant, threads, kept)
+            _keep(options, rates, outcomes)
         except OSError as error:  # what was found is shown all the same
-            fault = f"{_FOLDER}, got {error}"
-    is_kept = bool(timed) and not dry_run and not fault
-    if as_json:
-        facts = {"machine": asdict(machine), "threads": threads, "rates": rates_as_dict(rates)}
+            fault, is_kept = f"{_FOLDER}, got {error}", False
+    if options.as_json:
+        facts = {"machine": asdict(this_machine()), "threads": options.threads, "rates": rates_as_dict(rates)}
         folder = str(store_folder()) if is_kept else None
         click.echo(
-            json.dumps(facts | {"folder": folder, "outcomes": [_as_dict(found) for found in outcomes]}, indent=1)
+            json.dumps(
+                facts | {"folder": folder, "outcomes": [_outcome_as_dict(found) for found in outcomes]}, indent=1
+            )
         )
     else:
-        _show(outcomes, is_kept, dry_run)
+        _show(outcomes, is_kept, options.dry_run)
     if fault:
         raise click.ClickException(fault)
     if any(found.n_wrong or found.contest is None for found in outcomes):
         ctx.exit(1)
 
 
+def _search(options: TuneOptions) -> list[Outcome]:
+    """What a search finds for each T, each with its part of the budget."""
+    outcomes: list[Outcome] = []
+    try:
+        with own_plan_is_exact(), progress_bar("tune, seconds", options.budget) as advance:
+            advance("making weights and checking the baseline", 0)
+            arena = Arena(
+                options.sizes, options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
+                n_weight_sets=options.weight_sets,
+            )  # fmt: skip
+            for t in options.tokens:
+                budget = options.budget / len(options.tokens)
+                outcomes.append(search(arena, t, options.threads, budget, options.seed, advance))
+    except ImportError:
+        raise click.ClickException(_NO_OPTUNA) from None
+    return outcomes
+
+
+def _keep(options: TuneOptions, rates: Rates, outcomes: list[Outcome]) -> None:
+    """Keeps the rates, and what was found where anything was timed."""
+    machine, date = this_machine(), time.strftime("%Y-%m-%d")
+    save_rates(machine, __version__, options.threads, rates)
+    for found in outcomes:
+        if found.contest is not None:
+            kept = Tuned(found.tiling, found.t, found.ratio, found.n_trials, found.seconds, date)
+            save_tuned(machine, __version__, options.sizes, options.quant, options.threads, kept)
+
+
 def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:
     """The table, where results are kept, and what stood against candidates."""
-    console = Console()
-    console.print(_table(outcomes))
+    Console().print(_outcome_table(outcomes))
     nothing = f"nothing was kept{' (--dry-run)' if dry_run else ''}"
     where = f"kept in {store_folder()} ({FOLDER_VARIABLE})" if is_kept else nothing
     click.echo(f'{where}; MlaProlog(tile_config="auto") and mla-numba run --tuned use what is kept')
@@ -147,7 +164,7 @@ def _show(outcomes: list[Outcome], is_kept: bool, dry_run: bool) -> None:
             click.echo(f"T {found.t}: {line}")
 
 
-def _table(outcomes: list[Outcome]) -> Table:
+def _outcome_table(outcomes: list[Outcome]) -> Table:
     names = ("T", "trials", "own ms", "tuned ms", "ratio", "wins")
     columns = [Column(name, justify="right", no_wrap=True) for name in names]
     caption = "medians of a contest after the search; ratio: tuned by own, pair by pair"
@@ -175,7 +192,7 @@ def _none_left(found: Outcome) -> str:
     )
 
 
-def _as_dict(found: Outcome) -> dict[str, Any]:
+def _outcome_as_dict(found: Outcome) -> dict[str, Any]:
     contest = found.contest
     return {
         "tokens": found.t,

@@ -1,20 +1,47 @@
-"""Compiling every kernel ahead of use."""
+"""The command `mla-numba warmup`: compile every kernel ahead of use."""
 
 from __future__ import annotations
+
+import time
+
+import click
 
 from ..base.dims import MlaDims
 from ..base.modes import QUANT_MODES
 from ..cache import PagedCache
+from ..kernels import make_cache_folder, why_not_kept
 from ..oracle.inputs import random_inputs
 from ..prolog import MlaProlog
 from ..weights.plain import MlaWeights
-from .report import Steps
+from .options import threads_option
+from .progress import Steps
+from .shown import folder_size, megabytes
 
-__all__ = ["compile_all"]
+__all__ = ["warmup"]
 
 # Little work, yet enough for the planner to use every thread.
 _DIMS = MlaDims(256, 4, 64, 64, 32, 16)
 _TOKENS = 64
+
+
+@click.command()
+@threads_option
+def warmup(threads: int) -> None:
+    """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
+    try:
+        folder = make_cache_folder()
+    except OSError as error:
+        raise click.ClickException(f"kernel cache: expected a folder that can be written, got {error}") from None
+    begin = time.perf_counter()
+    with Steps() as steps:
+        compile_all(threads, steps)
+    if why_not_kept():
+        raise click.ClickException(f"kernel cache: expected to keep what was compiled, got {why_not_kept()}")
+    n_bytes, n_files = folder_size(folder)
+    click.echo(
+        f"ready after {time.perf_counter() - begin:.1f} s; kernels are kept in {folder} "
+        f"({megabytes(n_bytes)} in {n_files} files)"
+    )
 
 
 def compile_all(n_threads: int, steps: Steps) -> None:

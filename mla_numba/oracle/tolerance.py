@@ -85,6 +85,12 @@ class Agreement:
     first_changed: int | None
     passed: bool
 
+    def __str__(self) -> str:
+        text = f"{self.name}: {self.n_beyond} of {self.n_elements} elements beyond {self.tolerance}"
+        if self.max_abs_at is not None:
+            text += f"; the largest difference is {self.max_abs:.3g}, at {list(self.max_abs_at)}"
+        return text + (f"; {self.n_nan} NaN, {self.n_inf} Inf" if self.n_nan or self.n_inf else "")
+
     @property
     def exact(self) -> bool:
         """Whether every bit is the oracle's."""
@@ -106,19 +112,21 @@ def compare_within(
     got: Array,
     want: Array,
     *,
+    tolerance: Tolerance | None = None,
     file: str = "",
     exact: bool = False,
     untouched: tuple[Array, Array] | None = None,
 ) -> Agreement:
     """Compares an output (`q_norm_out`, ...) with the oracle's of the same shape and dtype.
 
+    `tolerance` is by default that of the output.
     With `exact` it passes if every bit is equal, NaNs included, whatever the tolerance. `untouched`, for caches, holds
     the cache before the call and the flat slots that no token names; their rows must be equal in every bit.
 
     Raises `TypeError` where the dtypes differ and `ValueError` where the shapes do.
     """
     mismatch = compare_bits(name, got, want)
-    tolerance = tolerance_of(name, want.dtype)
+    tolerance = tolerance or tolerance_of(name, want.dtype)
     is_float = got.dtype.kind != "i"
     n_nan = int(np.count_nonzero(np.isnan(got))) if is_float else 0
     n_inf = int(np.count_nonzero(np.isinf(got))) if is_float else 0
@@ -135,7 +143,7 @@ def compare_within(
     changed = np.zeros(0, np.int64)
     if untouched is not None:
         before, slots = untouched
-        changed = slots[(_rows(got)[slots] != _rows(before)[slots]).any(axis=1)]
+        changed = slots[(_bits_by_slot(got)[slots] != _bits_by_slot(before)[slots]).any(axis=1)]
     within = n_beyond <= round(tolerance.share * got.size) and not n_nan and not n_inf and not len(changed)
     return Agreement(
         name=name,
@@ -155,6 +163,6 @@ def compare_within(
     )
 
 
-def _rows(cache: Array) -> Array:
+def _bits_by_slot(cache: Array) -> Array:
     """The bits of a C-contiguous cache, a row a slot."""
     return cache.view(f"u{cache.itemsize}").reshape(-1, cache.shape[-1])

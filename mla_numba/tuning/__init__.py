@@ -1,1 +1,1 @@
-"""Plans against each other: rates of the machine, contests, sweeps and searches."""
+"""Plans against each other: rates of the machine, contests, studies and searches."""

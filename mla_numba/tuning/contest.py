@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -112,7 +112,6 @@ class Arena:
         n_threads: int | None = None,
         seed: int = 0,
         n_weight_sets: int = 1,
-        advance: Callable[[], None] = lambda: None,
     ) -> None:
         self.phase, self.n_threads = phase, n_threads
         longest = max(tokens)
@@ -127,9 +126,8 @@ class Arena:
         for i in range(n_weight_sets):
             weights = MlaWeights.random(dims, seed + i, quant)
             inputs = Inputs(*(array[sample] for array in self._inputs))
-            wanted.append(_rows(reference_run(weights, *inputs, self._empty)._asdict(), inputs.cache_index))
+            wanted.append(_rows_of_tokens(reference_run(weights, *inputs, self._empty)._asdict(), inputs.cache_index))
             self._weights.append(weights.pack(n_threads or 1))
-            advance()
         self._baselines = {t: self.contender(t) for t in dict.fromkeys(tokens)}
         self._outputs = {t: contender.prologs[0].allocate_output(t) for t, contender in self._baselines.items()}
         self._bits: dict[int, list[Arrays]] = {}
@@ -137,11 +135,10 @@ class Arena:
             self._bits[t] = [self._computed(baseline, i) for i in range(n_weight_sets)]
             for bits, want in zip(self._bits[t], wanted, strict=True):
                 tokens_t = sample[sample < t]
-                got = _rows(bits, self._inputs.cache_index[tokens_t], tokens_t)
+                got = _rows_of_tokens(bits, self._inputs.cache_index[tokens_t], tokens_t)
                 found = [compare_bits(name, got[name], want[name][: len(tokens_t)]) for name in want]
                 if any(found):
                     raise ExactnessError(f"{t} tokens: " + "; ".join(str(one) for one in found if one))
-            advance()
 
     def baseline(self, t: int) -> Contender:
         """The planner's own plan."""
@@ -205,7 +202,7 @@ class Arena:
         return {name: array for name, array in (out._asdict() | cache.arrays()).items() if array is not None}
 
 
-def _rows(arrays: Mapping[str, Array | None], slots: Array, tokens: Array | None = None) -> Arrays:
+def _rows_of_tokens(arrays: Mapping[str, Array | None], slots: Array, tokens: Array | None = None) -> Arrays:
     """The rows of some tokens (all, if not said): of outputs by token, of caches by slot."""
     picked = {}
     for name, array in arrays.items():

@@ -1,4 +1,4 @@
-"""The journal of a sweep: what is swept, and what came of each job so far, as JSON lines to go on from."""
+"""The journal of a study: what is studied, and what came of each job so far, as JSON lines to go on from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiling import Rates
 
 from ..base.json_file import parse_object
 from ..base.output_file import output_file
-from .sweep import Job, Row
+from .study import Job, Row
 
 __all__ = ["Journal"]
 
@@ -27,10 +27,10 @@ _STATUSES = {"done": True, "stopped": True, "wrong": False, "same": False, "refu
 
 
 class Journal:
-    """Results of a sweep as JSON lines: a header, then a row a line, each written whole as it comes.
+    """Results of a study as JSON lines: a header, then a row a line, each written whole as it comes.
 
-    `spec` says what is swept, its "jobs" if there are any as lists that begin with number, tokens and mode. `facts` are
-    asked for where there is no journal yet; their "rates_exact" are the fields of `Rates`. A journal of the same spec
+    `spec` says what is studied, its "jobs", if any, as lists that begin with number, tokens and mode. `facts` are asked
+    for where there is no journal yet; their "rates_exact" are the fields of `Rates`. A journal of the same spec
     is continued, its facts and rows kept. A last line that was cut off is dropped.
 
     Raises `ValueError` for a journal of another spec, and with the file and the line for one that is no JSON object, or
@@ -49,7 +49,7 @@ class Journal:
             self.facts = self._read_header(*header)
             jobs = {job[0]: tuple(job[1:3]) for job in self._spec.get("jobs", [])}
             for where, line in lines:
-                row = _row(where, line)
+                row = _row_in(where, line)
                 if jobs and jobs.get(row.number) != (row.t, row.quant):
                     raise ValueError(f"{where}: expected a job of this sweep, got number {row.number}, t {row.t}")
                 self.rows[row.number] = row
@@ -118,8 +118,8 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, line
 
 
-def _row(where: str, line: dict[str, Any]) -> Row:
-    """The row that a line holds, if each field has a value that a sweep gives it."""
+def _row_in(where: str, line: dict[str, Any]) -> Row:
+    """The row that a line holds, if each field has a value that a study gives it."""
     known = {f.name: str(f.type) for f in fields(Row)}
     needed = {"number", "t", "quant", "settings", "status"}
     if not needed <= set(line) <= set(known):

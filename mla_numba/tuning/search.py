@@ -10,7 +10,7 @@ from typing import Any
 from tiling import CpuTiling, PrologPlan, ceil_div
 
 from .contest import Arena, Pairs
-from .sweep import Effort, time_pairs
+from .study import Effort, time_pairs
 
 __all__ = ["Outcome", "Space", "search"]
 
@@ -120,56 +120,77 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     begin = told = time.perf_counter()
     own = arena.baseline(t).plan
-    space = Space(own, n_threads)
+    space, tried = Space(own, n_threads), _Tried(arena, t)
     # Bad starts tell little: the search begins at the planner's choice and takes ten random points.
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=10)
-    study = optuna.create_study(sampler=sampler)
-    study.enqueue_trial(space.nearest(own))
-    seen: dict[Any, float] = {}
-    found: dict[CpuTiling, float] = {}
-    against: list[str] = []
-    n_trials = n_wrong = 0
-    while n_trials < 2 or time.perf_counter() - begin < _SEARCHED * budget_s:
-        trial = study.ask()
+    optimizer = optuna.create_study(sampler=sampler)
+    optimizer.enqueue_trial(space.nearest(own))
+    while tried.n < 2 or time.perf_counter() - begin < _SEARCHED * budget_s:
+        trial = optimizer.ask()
         tiling = space.tiling(lambda name, n, trial=trial: trial.suggest_int(name, 0, n - 1))  # type: ignore[misc]
-        n_trials += 1
-        contender = arena.contender(t, tiling)
+        ratio = tried.ratio_of(tiling)
+        if ratio is None:
+            optimizer.tell(trial, state=optuna.trial.TrialState.FAIL)
+        else:
+            optimizer.tell(trial, ratio)
+        now = time.perf_counter()
+        advance(f"T {t}: trial {tried.n}, best {tried.best_ratio:.3f} of the own plan's time", now - told)
+        told = now
+    best, contest = tried.winner()
+    now = time.perf_counter()
+    advance(f"T {t}: done", now - told)
+    return Outcome(t, best, contest, tried.n, tried.n_wrong, now - begin, tuple(tried.against))
+
+
+class _Tried:
+    """The candidates of a search so far, the ratio of each plan that is right, and what stands against the others."""
+
+    def __init__(self, arena: Arena, t: int) -> None:
+        self._arena, self._t = arena, t
+        self._by_plan: dict[Any, float | None] = {}
+        self._right: dict[CpuTiling, float] = {}
+        self.n = self.n_wrong = 0
+        self.against: list[str] = []
+
+    @property
+    def best_ratio(self) -> float:
+        """The least so far, 1 if nothing was right."""
+        return min(self._right.values(), default=1.0)
+
+    def ratio_of(self, tiling: CpuTiling) -> float | None:
+        """The time by that of the planner's own plan; None for a tiling that is refused, or wrong in a bit."""
+        self.n += 1
+        contender = self._arena.contender(self._t, tiling)
         try:
             plan = contender.plan.tiles, contender.plan.tile_plans
         except ValueError as error:
-            against.append(str(error))
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            continue
-        if plan not in seen:
-            wrong = arena.mismatches(contender)
+            self.against.append(str(error))
+            return None
+        if plan not in self._by_plan:
+            wrong = self._arena.mismatches(contender)
             if wrong:
-                n_wrong += 1
-                against.append("; ".join(map(str, wrong)))
-                seen[plan] = float("inf")
+                self.n_wrong += 1
+                self.against.append("; ".join(map(str, wrong)))
+                self._by_plan[plan] = None
             else:
-                timed, _ = time_pairs(arena, contender, _TRIAL)
-                seen[plan] = found[tiling] = timed.ratio
-        if seen[plan] == float("inf"):
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(trial, seen[plan])
-        now = time.perf_counter()
-        advance(
-            f"T {t}: trial {n_trials}, best {min(found.values(), default=1.0):.3f} of the own plan's time", now - told
-        )
-        told = now
-    contests = {}
-    for tiling in sorted(found, key=lambda tiling: found[tiling])[:_FINALISTS]:
-        contests[tiling], _ = time_pairs(arena, arena.contender(t, tiling), _CONTEST)
-    best = min(contests, key=lambda tiling: contests[tiling].ratio, default=CpuTiling())
-    contest = None
-    if best.given():
-        contest, _ = time_pairs(arena, arena.contender(t, best), _CONTEST)
-        if contest.ratio > 1 - _LEAST_GAIN or contest.wins < _LEAST_WINS:
-            best = CpuTiling()
-    now = time.perf_counter()
-    advance(f"T {t}: done", now - told)
-    return Outcome(t, best, contest, n_trials, n_wrong, now - begin, tuple(against))
+                timed, _ = time_pairs(self._arena, contender, _TRIAL)
+                self._by_plan[plan] = self._right[tiling] = timed.ratio
+        return self._by_plan[plan]
+
+    def winner(self) -> tuple[CpuTiling, Pairs | None]:
+        """The best of longer contests and the pairs of one more; without fields where it is not clearly faster."""
+        finalists = sorted(self._right, key=lambda tiling: self._right[tiling])[:_FINALISTS]
+        ratios = {tiling: self._contest(tiling).ratio for tiling in finalists}
+        best = min(ratios, key=lambda tiling: ratios[tiling], default=CpuTiling())
+        if not best.given():
+            return best, None
+        contest = self._contest(best)
+        is_faster = contest.ratio <= 1 - _LEAST_GAIN and contest.wins >= _LEAST_WINS
+        return best if is_faster else CpuTiling(), contest
+
+    def _contest(self, tiling: CpuTiling) -> Pairs:
+        timed, _ = time_pairs(self._arena, self._arena.contender(self._t, tiling), _CONTEST)
+        return timed
 
 
 def _tiles(t: int, size: int) -> tuple[int, ...]:

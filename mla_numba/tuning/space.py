@@ -1,4 +1,4 @@
-"""What a sweep varies: fields with their values, restrictions, and the candidates that follow."""
+"""What a study varies: fields with their values, restrictions, and the candidates that follow."""
 
 from __future__ import annotations
 

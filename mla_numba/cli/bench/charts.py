@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from ..shown import PICTURE_WIDTH
 from .results import Group
 
 __all__ = ["bars", "lines"]
 
-_WIDTH = 10.0  # inches; with 100 dots each the 1000 pixels of the page
 _OURS, _OTHER, _LIMIT = "#0b6e8a", "#b9b3a6", "#c2410c"
 _PEER_COLOURS = ("#8c6d31", "#637939", "#843c39", "#7b4173", "#5254a3", "#555555", "#999999")
 _OUR_COLOURS = ("#0b6e8a", "#2a9db8", "#6cc3d5", "#084759")
@@ -24,7 +24,7 @@ def bars(group: Group) -> str:
 
     rows, least = group.rows, group.least
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(PICTURE_WIDTH, 0.9 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
         places = range(len(rows))
         medians = [row.median_s * 1e3 for row in rows]
@@ -60,7 +60,7 @@ def lines(groups: Sequence[Group]) -> str:
     colours = {name: _OUR_COLOURS[i % len(_OUR_COLOURS)] for i, name in enumerate(ours)}
     colours |= {name: _PEER_COLOURS[i % len(_PEER_COLOURS)] for i, name in enumerate(others)}
     with rc_context(_SETTINGS):
-        figure = Figure(figsize=(_WIDTH, 4.2), layout="constrained")
+        figure = Figure(figsize=(PICTURE_WIDTH, 4.2), layout="constrained")
         axes = figure.subplots()
         for name in (*ours, *others):
             points = [

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -32,6 +34,39 @@ _TUNABLES = {
     "mmap_max": 0,  # keep freed outputs: page faults would otherwise dominate at many tokens
     "trim_threshold": 1 << 40,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """The command's options."""
+
+    tokens: str | None
+    weights: str | None
+    only: tuple[str, ...]
+    no_peers: bool
+    slow: bool
+    tiny: bool
+    seconds: float
+    threads: int
+    output: Path
+    save: Path | None
+    saved: Path | None
+
+    def check(self) -> None:
+        """Refuses to begin where the page cannot be made, or would take the place of another file."""
+        if find_spec("matplotlib") is None:
+            raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
+        for name, other in (("--json", self.save), ("--from", self.saved)):
+            if other is not None and other.resolve() == self.output.resolve():
+                raise click.UsageError(f"--output: expected another file than that of {name}, got {self.output}")
+
+    def of_pytest(self) -> list[str]:
+        """Those that the suite takes."""
+        options = ["--tokens", self.tokens] if self.tokens else []
+        options += ["--weights", self.weights] if self.weights else []
+        flags = (("no-peers", self.no_peers), ("slow", self.slow), ("tiny", self.tiny))
+        options += [f"--{name}" for name, given in flags if given]
+        return [*options, f"--benchmark-max-time={self.seconds}"]
 
 
 @click.command()
@@ -60,20 +95,7 @@ _TUNABLES = {
     help="Run nothing; make the page from such JSON.",
 )  # fmt: skip
 @click.pass_context
-def bench(
-    ctx: click.Context,
-    tokens: str | None,
-    weights: str | None,
-    only: tuple[str, ...],
-    no_peers: bool,
-    slow: bool,
-    tiny: bool,
-    seconds: float,
-    threads: int,
-    output: Path,
-    save: Path | None,
-    saved: Path | None,
-) -> None:
+def bench(ctx: click.Context, /, **given: Any) -> None:
     """Time the prolog, its sweeps and products against other libraries, and write an HTML page.
 
     Runs pytest-benchmark on the folder bench of a checkout, which is not part of an installation. Every result is
@@ -82,27 +104,21 @@ def bench(
 
     Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed.
     """
-    if find_spec("matplotlib") is None:
-        raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
-    for name, other in (("--json", save), ("--from", saved)):
-        if other is not None and other.resolve() == output.resolve():
-            raise click.UsageError(f"--output: expected another file than that of {name}, got {output}")
-    if saved is not None:
-        write_page(saved, f"mla-numba bench --from {saved}", output)
+    options = BenchOptions(**given)
+    options.check()
+    if options.saved is not None:
+        write_page(options.saved, f"mla-numba bench --from {options.saved}", options.output)
         return
-    options = ["--tokens", tokens] if tokens else []
-    options += ["--weights", weights] if weights else []
-    options += [f"--{name}" for name, given in (("no-peers", no_peers), ("slow", slow), ("tiny", tiny)) if given]
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch) / "results.json"
-        arguments = [*options, f"--benchmark-max-time={seconds}", f"--benchmark-json={results}"]
-        status = run_suite(find_suite(), only, arguments, threads)
+        arguments = [*options.of_pytest(), f"--benchmark-json={results}"]
+        status = run_suite(find_suite(), options.only, arguments, options.threads)
         if status == _NOTHING_RAN:
             raise click.UsageError("expected options that leave a bench, got none")
         if results.is_file() and results.stat().st_size:
-            if save is not None:
-                _write(save, results.read_text(encoding="utf-8"))
-            write_page(results, shlex.join(["mla-numba", *sys.argv[1:]]), output)
+            if options.save is not None:
+                _write(options.save, results.read_text(encoding="utf-8"))
+            write_page(results, shlex.join(["mla-numba", *sys.argv[1:]]), options.output)
     if status:
         ctx.exit(1)
 

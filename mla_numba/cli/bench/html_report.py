@@ -6,9 +6,9 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from ..report import beyond_limit, share_text
+from ..shown import beyond_limit, share_text
 from .charts import bars, lines
-from .results import Group, Results, Row
+from .results import Group, Results, Timing
 
 __all__ = ["make_page"]
 
@@ -57,13 +57,13 @@ def make_page(results: Results, command: str) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>mla_numba benches</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>mla_numba benches</h1><table>{rows}</table>"
-        f'<p class="note">{_NOTE}</p>{_left_out(results.left_out)}<ul>{links}</ul>\n'
+        f'<p class="note">{_NOTE}</p>{_left_out_list(results.left_out)}<ul>{links}</ul>\n'
         + "\n".join(parts)
         + "\n</body></html>\n"
     )
 
 
-def _left_out(reasons: Sequence[str]) -> str:
+def _left_out_list(reasons: Sequence[str]) -> str:
     lines = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     return f"<p>Left out:</p><ul>{lines}</ul>" if reasons else ""
 
@@ -85,7 +85,7 @@ def _group(group: Group, heading: str) -> str:
     headings = "".join(f"<th>{name}</th>" for name in _HEADINGS)
     shortest = group.rows[0].median_s * 1e3
     decimals = 4 if shortest < 1 else 3 if shortest < 100 else 1
-    body = "".join(_row(row, baseline, decimals) for row in group.rows)
+    body = "".join(_row_of_table(row, baseline, decimals) for row in group.rows)
     beyond = escape(beyond_limit(row.share for row in group.rows))
     beyond = beyond and f'<p class="note">{beyond}</p>'
     made_of = "".join(f"<li><b>{escape(row.name)}</b>: {escape(_details(row))}</li>" for row in group.rows)
@@ -96,21 +96,21 @@ def _group(group: Group, heading: str) -> str:
     )
 
 
-def _row(row: Row, baseline: Row | None, decimals: int) -> str:
+def _row_of_table(row: Timing, baseline: Timing | None, decimals: int) -> str:
     cells = [f"{seconds * 1e3:.{decimals}f}" for seconds in (row.min_s, row.median_s, row.iqr_s)]
     cells += [str(row.rounds), "" if baseline is None else f"{row.median_s / baseline.median_s:.2f}"]
     cells += ["" if rate is None else f"{rate:.1f}" for rate in (row.gb_per_s, row.gop_per_s)]
     cells.append("" if row.share is None else share_text(row.share))
     cells.append("" if row.machine_gb_s is None else f"{row.machine_gb_s:.0f}")
     kind = ' class="ours"' if row.is_ours else ""
-    return f"<tr{kind}>{_text(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return f"<tr{kind}>{_text_cell(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
-def _text(value: str) -> str:
+def _text_cell(value: str) -> str:
     return f'<td class="text">{escape(value)}</td>'
 
 
-def _details(row: Row) -> str:
+def _details(row: Timing) -> str:
     return "; ".join(filter(None, (row.made_of, row.weights and f"weights {row.weights}", f"checked {row.verified}")))
 
 

@@ -10,8 +10,9 @@ from statistics import median
 from typing import Any, Self
 
 from ...base.json_file import read_object
+from .fields import list_in, number_in, object_in, seconds_in, short, string_in
 
-__all__ = ["Group", "Results", "Row"]
+__all__ = ["Group", "Results", "Timing"]
 
 _TITLE = re.compile(r"(?P<family>.+), T = (?P<t>[0-9]{1,9})(, weights (?P<state>\w+))?")
 _OURS = "mla_numba"
@@ -24,7 +25,7 @@ _RATES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Timing:
     """One implementation in a group, times in seconds.
 
     `least_s` is what the machine's rates of that moment allow, `share` that over the fastest round. They are None where
@@ -68,23 +69,23 @@ class Row:
     @classmethod
     def of(cls, bench: Mapping[str, Any]) -> Self:
         """From an entry of `benchmarks`; raises `ValueError` for a field that is missing or of another type."""
-        stats, extra = _object(bench, "stats"), _object(bench, "extra_info")
-        ops = _number(extra, "flops", int, 0) + _number(extra, "int8_ops", int, 0)
-        rates = _object(extra, "rates") if "rates" in extra else {}
+        stats, extra = object_in(bench, "stats"), object_in(bench, "extra_info")
+        ops = number_in(extra, "flops", int, 0) + number_in(extra, "int8_ops", int, 0)
+        rates = object_in(extra, "rates") if "rates" in extra else {}
         return cls(
-            name=_text(extra, "implementation"),
-            min_s=_time(stats, "min"),
-            median_s=_time(stats, "median"),
-            iqr_s=_number(stats, "iqr"),
-            rounds=_number(stats, "rounds", int),
-            n_bytes=_number(extra, "bytes", int, None),
+            name=string_in(extra, "implementation"),
+            min_s=seconds_in(stats, "min"),
+            median_s=seconds_in(stats, "median"),
+            iqr_s=number_in(stats, "iqr"),
+            rounds=number_in(stats, "rounds", int),
+            n_bytes=number_in(extra, "bytes", int, None),
             n_ops=ops or None,
-            least_s=_number(extra, "least_seconds", float, None),
-            share=_number(extra, "share_of_roofline", float, None),
-            machine_gb_s=_number(rates, "read_gb_s", float, None),
-            made_of=_text(extra, "made_of"),
-            verified=_text(extra, "verified"),
-            weights=_text(extra, "weights", ""),
+            least_s=number_in(extra, "least_seconds", float, None),
+            share=number_in(extra, "share_of_roofline", float, None),
+            machine_gb_s=number_in(rates, "read_gb_s", float, None),
+            made_of=string_in(extra, "made_of"),
+            verified=string_in(extra, "verified"),
+            weights=string_in(extra, "weights", ""),
         )
 
 
@@ -99,10 +100,10 @@ class Group:
     family: str
     t: int | None
     state: str
-    rows: tuple[Row, ...]
+    rows: tuple[Timing, ...]
 
     @property
-    def baseline(self) -> Row | None:
+    def baseline(self) -> Timing | None:
         """Ours that the others are compared with: that of quant mode b where there are several, None where ours are
         parts of a whole.
         """
@@ -124,7 +125,7 @@ class Group:
         return (median(limits), len(works) == 1) if limits else None
 
     @classmethod
-    def of(cls, title: str, rows: list[Row]) -> Self:
+    def of(cls, title: str, rows: list[Timing]) -> Self:
         """Sorts the rows and takes the title apart."""
         ordered = tuple(sorted(rows, key=lambda row: row.median_s))
         found = _TITLE.fullmatch(title)
@@ -159,13 +160,13 @@ class Results:
         raw = read_object(path)
         where = str(path)
         try:
-            benches: dict[str, list[Row]] = {}
-            for i, bench in enumerate(_list(raw, "benchmarks")):
+            benches: dict[str, list[Timing]] = {}
+            for i, bench in enumerate(list_in(raw, "benchmarks")):
                 where = f"{path}: benchmarks[{i}]"
                 if not isinstance(bench, dict):
-                    raise ValueError(f"an object, got {_short(bench)}")
-                group = "" if bench.get("group") is None else _text(bench, "group")
-                benches.setdefault(group, []).append(Row.of(bench))
+                    raise ValueError(f"an object, got {short(bench)}")
+                group = "" if bench.get("group") is None else string_in(bench, "group")
+                benches.setdefault(group, []).append(Timing.of(bench))
             where = str(path)
             facts = _facts(raw)
             left_out = _left_out(raw)
@@ -176,78 +177,31 @@ class Results:
         return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()), left_out)
 
 
-_MISSING = object()
-_MAX_NUMBER = 2.0**63
-
-
-def _short(value: object) -> str:
-    return "none" if value is _MISSING else repr(value)[:80]
-
-
-def _object(holder: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = holder.get(name, _MISSING)
-    if not isinstance(value, dict):
-        raise ValueError(f"{name}: an object, got {_short(value)}")
-    return value
-
-
-def _list(holder: Mapping[str, Any], name: str) -> list[Any]:
-    value = holder.get(name, _MISSING)
-    if not isinstance(value, list):
-        raise ValueError(f"{name}: a list, got {_short(value)}")
-    return value
-
-
-def _text(holder: Mapping[str, Any], name: str, default: object = _MISSING) -> str:
-    value = holder.get(name, default)
-    if not isinstance(value, str):
-        raise ValueError(f"{name}: a string, got {_short(value)}")
-    return value
-
-
 def _left_out(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    suite = _object(raw, "mla_numba")
-    reasons = _list(suite, "left_out") if "left_out" in suite else []
+    suite = object_in(raw, "mla_numba")
+    reasons = list_in(suite, "left_out") if "left_out" in suite else []
     if not all(isinstance(reason, str) for reason in reasons):
-        raise ValueError(f"left_out: a list of strings, got {_short(reasons)}")
+        raise ValueError(f"left_out: a list of strings, got {short(reasons)}")
     return tuple(reasons)
 
 
-def _number(holder: Mapping[str, Any], name: str, kind: type = float, default: object = _MISSING) -> Any:
-    """A number that is none below 0; `default` where there is none and there need not be one."""
-    value = holder.get(name, default)
-    if value is None and default is None:
-        return None
-    fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    if not fits or not 0 <= value <= _MAX_NUMBER:
-        raise ValueError(f"{name}: a number from 0 to 2**63, got {_short(value)}")
-    return value
-
-
-def _time(stats: Mapping[str, Any], name: str) -> float:
-    seconds: float = _number(stats, name)
-    if not seconds:
-        raise ValueError(f"{name}: seconds, got 0")
-    return seconds
-
-
 def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
-    machine, suite = _object(raw, "machine_info"), _object(raw, "mla_numba")
+    machine, suite = object_in(raw, "machine_info"), object_in(raw, "mla_numba")
     extras = [bench["extra_info"] for bench in raw["benchmarks"]]
-    commit = _object(raw, "commit_info") if raw.get("commit_info") else {}
+    commit = object_in(raw, "commit_info") if raw.get("commit_info") else {}
     facts = {
-        "machine": _text(machine, "machine"),
-        "threads": f"{_number(machine, 'threads', int)} ({_OURS}: Numba's {_text(suite, 'threading_layer')})",
-        "waiting threads": f"OMP_WAIT_POLICY {_text(machine, 'waiting')}",
-        "memory": f"GLIBC_TUNABLES {_text(machine, 'malloc')}",
-        "dimensions": _text(machine, "dims"),
+        "machine": string_in(machine, "machine"),
+        "threads": f"{number_in(machine, 'threads', int)} ({_OURS}: Numba's {string_in(suite, 'threading_layer')})",
+        "waiting threads": f"OMP_WAIT_POLICY {string_in(machine, 'waiting')}",
+        "memory": f"GLIBC_TUNABLES {string_in(machine, 'malloc')}",
+        "dimensions": string_in(machine, "dims"),
         "rates": _rates_text([extra["rates"] for extra in extras if "rates" in extra]),
-        "versions": ", ".join(f"{name} {number}" for name, number in _object(suite, "versions").items()),
-        "system": _text(machine, "system"),
-        "run": _text(raw, "datetime")[:19].replace("T", " ") + " UTC",
+        "versions": ", ".join(f"{name} {number}" for name, number in object_in(suite, "versions").items()),
+        "system": string_in(machine, "system"),
+        "run": string_in(raw, "datetime")[:19].replace("T", " ") + " UTC",
     }
     if commit.get("id"):
-        facts["commit"] = _text(commit, "id")[:12] + (", with changes" if commit.get("dirty") else "")
+        facts["commit"] = string_in(commit, "id")[:12] + (", with changes" if commit.get("dirty") else "")
     return facts
 
 
@@ -255,7 +209,7 @@ def _rates_text(rates: Sequence[Mapping[str, float]]) -> str:
     """Each rate from its least to its greatest value over all benches."""
     texts = []
     for key, (name, unit) in _RATES.items():
-        values = [_number(measured, key) for measured in rates if key in measured]
+        values = [number_in(measured, key) for measured in rates if key in measured]
         if values:
             texts.append(f"{name} {min(values):.0f} to {max(values):.0f} {unit}")
     return ", ".join(texts) or "not measured"

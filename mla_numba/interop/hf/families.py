@@ -13,11 +13,11 @@ from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaAttent
 from transformers.models.mistral4.modeling_mistral4 import Mistral4Attention, Mistral4Model
 from transformers.models.youtu.modeling_youtu import YoutuAttention, YoutuModel
 
-__all__ = ["FAMILIES", "Family", "family_of", "find_attentions"]
+__all__ = ["HF_FAMILIES", "HfFamily", "family_of", "find_attentions"]
 
 
 @dataclass(frozen=True)
-class Family:
+class HfFamily:
     """Two classes of transformers, and what their attention does beside the prolog.
 
     - `indexed`: a layer has an indexer that selects keys; its rope columns are pairs, whatever the configuration says.
@@ -36,19 +36,19 @@ class Family:
         return self.indexed or bool(config.rope_interleave)
 
 
-FAMILIES = (
-    Family(DeepseekV3Attention, DeepseekV3Model),  # R1, V3.1, Kimi-K2 and K2.5 too
-    Family(DeepseekV32Attention, DeepseekV32Model, indexed=True),
-    Family(GlmMoeDsaAttention, GlmMoeDsaModel, indexed=True, selection_returned=True),
-    Family(Glm4MoeLiteAttention, Glm4MoeLiteModel),
-    Family(YoutuAttention, YoutuModel),
-    Family(Mistral4Attention, Mistral4Model, positions_scale_queries=True),
+HF_FAMILIES = (
+    HfFamily(DeepseekV3Attention, DeepseekV3Model),  # R1, V3.1, Kimi-K2 and K2.5 too
+    HfFamily(DeepseekV32Attention, DeepseekV32Model, indexed=True),
+    HfFamily(GlmMoeDsaAttention, GlmMoeDsaModel, indexed=True, selection_returned=True),
+    HfFamily(Glm4MoeLiteAttention, Glm4MoeLiteModel),
+    HfFamily(YoutuAttention, YoutuModel),
+    HfFamily(Mistral4Attention, Mistral4Model, positions_scale_queries=True),
 )
 
 
-def family_of(module: nn.Module) -> Family | None:
+def family_of(module: nn.Module) -> HfFamily | None:
     """The family of a model or of an attention."""
-    return next((f for f in FAMILIES if isinstance(module, (f.model, f.attention))), None)
+    return next((f for f in HF_FAMILIES if isinstance(module, (f.model, f.attention))), None)
 
 
 def find_attentions(model: nn.Module) -> tuple[str, nn.Module, dict[str, nn.Module]]:
@@ -57,13 +57,13 @@ def find_attentions(model: nn.Module) -> tuple[str, nn.Module, dict[str, nn.Modu
 
     Raises `TypeError` where there is none or several, or where the attentions are not those of layers 0, 1, ...
     """
-    models, attentions = tuple(f.model for f in FAMILIES), tuple(f.attention for f in FAMILIES)
+    models, attentions = tuple(f.model for f in HF_FAMILIES), tuple(f.attention for f in HF_FAMILIES)
     bases: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if isinstance(m, models)}
     if len(bases) != 1:
         what = "none" if not bases else f"{len(bases)} of them"
         raise TypeError(
-            f"model: expected a module with one {', '.join(f.model.__name__ for f in FAMILIES[:-1])} or "
-            f"{FAMILIES[-1].model.__name__} of transformers, got {type(model).__name__} with {what}"
+            f"model: expected a module with one {', '.join(f.model.__name__ for f in HF_FAMILIES[:-1])} or "
+            f"{HF_FAMILIES[-1].model.__name__} of transformers, got {type(model).__name__} with {what}"
         )
     prefix, base = next(iter(bases.items()))
     found: dict[str, Any] = {

@@ -16,7 +16,7 @@ from .cache import (
     restored_on_failure,
 )
 from .calls import WRITTEN
-from .families import Family
+from .families import HfFamily
 from .fresh import PackedFrom
 from .latent_attention import latent_attention, product_dtype, read_rows
 
@@ -43,7 +43,7 @@ class AttentionForward:
     the model that both were made from.
     """
 
-    def __init__(self, attention: nn.Module, family: Family, settings: CacheSettings) -> None:
+    def __init__(self, attention: nn.Module, family: HfFamily, settings: CacheSettings) -> None:
         self.attention: Any = attention
         self.family = family
         self.settings = settings

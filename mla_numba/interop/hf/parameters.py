@@ -14,7 +14,7 @@ from ...weights.attention import CheckpointLayer, read_attention
 from ...weights.checkpoint import Checkpoint
 from ...weights.quantize import QuantizationReport
 from ..torch.tensors import to_numpy
-from .families import Family
+from .families import HfFamily
 from .forward import AttentionForward
 
 __all__ = ["REPLACED", "AttentionPart"]
@@ -31,13 +31,13 @@ class AttentionPart:
 
     name: str
     attention: Any
-    family: Family
+    family: HfFamily
     dims: MlaDims
     v_head_dim: int
 
     @classmethod
     def check(
-        cls, name: str, attention: Any, family: Family, checkpoint: Checkpoint | None, patched: bool = False
+        cls, name: str, attention: Any, family: HfFamily, checkpoint: Checkpoint | None, patched: bool = False
     ) -> Self:
         """Checks all that `load` needs, and reads nothing.
 
@@ -150,7 +150,7 @@ def _check_forward(name: str, attention: Any) -> None:
         )
 
 
-def _check_settings(name: str, attention: Any, family: Family) -> None:
+def _check_settings(name: str, attention: Any, family: HfFamily) -> None:
     """Raises where an attention computes something that the prolog and attention over latents do not."""
     config = attention.config
     if attention.q_lora_rank is None:

@@ -1,4 +1,4 @@
-"""What a sweep leaves: CSV, JSON, and a table of the best."""
+"""What a study leaves: CSV, JSON, and a table of the best."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from rich import box
 from rich.markup import escape
 from rich.table import Column, Table
 
-from ..base.output_file import write_text
-from ..tuning.sweep import Row
-from .report import beyond_limit, share_text
+from ...base.output_file import write_text
+from ...tuning.study import Row
+from ..shown import beyond_limit, share_text
 
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
 
@@ -37,7 +37,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Machine, versions and rates, what was swept, and every row with its whole plan."""
+    """Machine, versions and rates, what was studied, and every row with its whole plan."""
     write_text(path, json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""A sweep over plans: which jobs there are, and timing them beside the baseline."""
+"""A study of plans: which jobs there are, and timing them beside the baseline."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate at `t` tokens in one quant mode; `number` tells jobs of one sweep apart."""
+    """A candidate at `t` tokens in one quant mode; `number` tells jobs of one study apart."""
 
     number: int
     t: int

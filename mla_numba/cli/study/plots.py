@@ -1,4 +1,4 @@
-"""The pictures of a sweep, by matplotlib (the extra `plot`): PNG files that are 1000 pixels wide."""
+"""The pictures of a study, by matplotlib (the extra `plot`): PNG files that are 1000 pixels wide."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from ..base.output_file import output_file
-from ..tuning.sweep import Row
-from .report import beyond_limit, share_text
+from ...base.output_file import output_file
+from ...tuning.study import Row
+from ..shown import PICTURE_WIDTH, beyond_limit, share_text
 
 __all__ = ["PICTURES", "draw_all", "heat_axes"]
 
 PICTURES = ("heat_map.png", "unroll_lists.png", "roofline.png")
 
 _DPI = 100
-_WIDTH = 10.0  # inches, so 1000 pixels
 _PANELS = 3  # a line
 
 
 def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], title: str) -> list[Path]:
     """Draws what the rows give: a heat map, times by unroll list, a roofline; the files.
 
-    `rates` as `measure.rates_as_dict` has them. Raises `ImportError` without matplotlib.
+    `rates` as `tuning.rates.rates_as_dict` has them. Raises `ImportError` without matplotlib.
     """
     from matplotlib.figure import Figure
+
+    def new_figure(height: float) -> Any:
+        return Figure(figsize=(PICTURE_WIDTH, height), dpi=_DPI, layout="constrained")
 
     timed = [row for row in rows if row.ratio is not None]
     drawn = []
@@ -34,15 +36,15 @@ def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], titl
     if axes is not None:
         of_axes = [row for row in timed if set(axes) <= set(row.settings)]
         n_panels = len({row.t for row in of_axes})
-        figure = Figure(figsize=(_WIDTH, 1.2 + 3.6 * math.ceil(n_panels / _PANELS)), dpi=_DPI, layout="constrained")
+        figure = new_figure(1.2 + 3.6 * math.ceil(n_panels / _PANELS))
         _heat_map(figure, of_axes, axes)
         drawn.append((figure, PICTURES[0]))
     if len({_list_of(row) for row in timed if _list_of(row)}) > 1:
-        figure = Figure(figsize=(_WIDTH, 6), dpi=_DPI, layout="constrained")
+        figure = new_figure(6)
         _unroll_lists(figure, [row for row in timed if _list_of(row)])
         drawn.append((figure, PICTURES[1]))
     if timed:
-        figure = Figure(figsize=(_WIDTH, 6), dpi=_DPI, layout="constrained")
+        figure = new_figure(6)
         _roofline(figure, timed, rates)
         drawn.append((figure, PICTURES[2]))
     paths = []
@@ -56,17 +58,25 @@ def draw_all(folder: Path, rows: Sequence[Row], rates: Mapping[str, float], titl
 
 def heat_axes(rows: Sequence[Row]) -> tuple[str, str] | None:
     """The two integer fields of one grid with the most values, in the order of the rows' settings; None without two."""
-    best: tuple[int, tuple[str, str]] | None = None
-    for names in dict.fromkeys(tuple(row.settings) for row in rows):
-        values = {name: {row.settings[name] for row in rows if tuple(row.settings) == names} if all(
-            isinstance(row.settings[name], int) for row in rows if tuple(row.settings) == names) else set()
-            for name in names}  # fmt: skip
-        two = sorted((name for name in names if len(values[name]) > 1), key=lambda name: -len(values[name]))[:2]
-        if len(two) == 2:
-            size = len(values[two[0]]) * len(values[two[1]])
-            if best is None or size > best[0]:
-                best = size, (two[0], two[1])
-    return None if best is None else best[1]
+    grids: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        grids.setdefault(tuple(row.settings), []).append(row)
+    fitting = [counts for counts in map(_two_most_varied, grids.values()) if len(counts) == 2]
+    if not fitting:
+        return None
+    first, second = max(fitting, key=lambda counts: math.prod(counts.values()))
+    return first, second
+
+
+def _two_most_varied(rows: Sequence[Row]) -> dict[str, int]:
+    """Up to two integer fields of a grid that vary the most, with their numbers of values."""
+    counts = {
+        name: len({row.settings[name] for row in rows})
+        for name in rows[0].settings
+        if all(isinstance(row.settings[name], int) for row in rows)
+    }
+    varied = sorted((name for name, n in counts.items() if n > 1), key=lambda name: -counts[name])
+    return {name: counts[name] for name in varied[:2]}
 
 
 def _heat_map(figure: Any, rows: Sequence[Row], axes: tuple[str, str]) -> None:
