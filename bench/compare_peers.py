@@ -16,31 +16,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from shared.options import DIMS, ManyValues
 
 if TYPE_CHECKING:
     from shared.round_robin import Comparison
 
 PEER_NAMES = ("P1", "P1t", "P2", "P2p", "P3w")
-DIMS = "hidden_size num_attention_heads q_lora_rank kv_lora_rank qk_nope_head_dim qk_rope_head_dim"
-MANY = ("--tokens", "--peers")
 TUNABLES = {
     "hugetlb": 1,  # huge pages for weights
     "mmap_max": 0,  # keep freed outputs: page faults would otherwise dominate at many tokens
     "trim_threshold": 1 << 40,
 }
-
-
-class _ManyValues(click.Command):
-    """Reads `--tokens 1 8` as `--tokens 1 --tokens 8`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spread: list[str] = []
-        for before, arg in zip(["", *args], args, strict=False):
-            if not arg.startswith("-") and before and not before.startswith("-"):
-                name = next((a for a in reversed(spread) if a.startswith("-")), "")
-                spread += [name] if name in MANY else []
-            spread.append(arg)
-        return super().parse_args(ctx, spread)
 
 
 def ensure_environment(n_threads: int) -> None:
@@ -56,7 +42,7 @@ def ensure_environment(n_threads: int) -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
 
 
-@click.command(cls=_ManyValues)
+@click.command(cls=ManyValues)
 @click.option("--tokens", type=click.IntRange(1), multiple=True, default=(1, 8, 32, 128, 512), help="Tokens a call.")
 @click.option(
     "--peers", type=click.Choice(PEER_NAMES), multiple=True, default=PEER_NAMES, help="Which to compare with."

@@ -25,10 +25,10 @@ from statistics import mean, median
 from typing import Any
 
 import click
-from compare_peers import DIMS, _ManyValues
 from rich import box
 from rich.console import Console, Group
 from rich.table import Column, Table
+from shared.options import DIMS, ManyValues
 
 import mla_numba as mla
 from mla_numba.call.planning import this_machine
@@ -88,7 +88,7 @@ class Block:
         }
 
 
-@click.command(cls=_ManyValues)
+@click.command(cls=ManyValues)
 @click.option("--tokens", type=click.IntRange(1), multiple=True, help="Also time calls of so many tokens.")
 @click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Calls of each number of tokens.")
 @threads_option

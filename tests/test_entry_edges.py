@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers import BF16, MODES, assert_none, assert_same_bits, make_inputs, make_weights, spread
-from helpers.edge_values import NOT_FINITE, other_tokens, tiny
+from helpers.edge_calls import NOT_FINITE, other_tokens, tiny
 from helpers.entry_points import BLOCK_SIZE, BLOCKS, DIMS, ENTRIES, Case
 
 import mla_numba as mla

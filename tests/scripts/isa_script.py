@@ -15,7 +15,7 @@ from helpers import (
     make_weights,
     most_workers,
 )
-from helpers.edge_values import check_zero_tokens
+from helpers.edge_calls import check_zero_tokens
 
 from mla_numba import (
     MlaDims,

@@ -1,13 +1,29 @@
-"""Values at the edges of a call, and what they must not reach."""
+"""Calls at the edges: small dimensions, the values of the edges, and what they must not reach."""
 
 import numpy as np
 
-from mla_numba import MlaProlog
+from mla_numba import MlaDims, MlaProlog
+from mla_numba.kernels import ISA
 from mla_numba.oracle.bits import compare_bits, reference_run
 
-from .calls import BF16, make_call, make_inputs, make_weights
+from .calls import BF16, MODES, make_call, make_inputs, make_weights
 
+SMALL = MlaDims(130, 3, 50, 68, 33, 34)
+SHARED = MlaDims(514, 5, 101, 132, 33, 34)
+FRACTAL = MlaDims(130, 3, 50, 64, 33, 32)
+T = ISA.mr + 3
+WITH_SCALES = [mode for mode in MODES if "b" in mode.split()[0]]
 NOT_FINITE = {"nan": 0x7FC0, "inf": 0x7F80, "-inf": 0xFF80, "all ones": 0xFFFF, "signalling": 0x7F81}
+
+
+def run(weights, inputs, t, *, dims=SMALL, threads=1, numerics="pypto", **settings):
+    """A call on poisoned outputs and a random cache, with the reference on the same; both unchecked."""
+    call = make_call(dims, "b" in weights.quant, t, 3, 16)
+    want = reference_run(weights, *inputs, call.cache, numerics=numerics)
+    MlaProlog(weights, n_threads=threads, numerics=numerics, **settings)(*inputs, call.cache, call.out)
+    for fenced in call.fenced:
+        fenced.assert_intact()
+    return call, want
 
 
 def tiny(exponent, n):
