@@ -1,4 +1,4 @@
-"""Time `MlaProlog` against the PyTorch compositions of `peers.py`.
+"""Time `MlaProlog` against the PyTorch compositions of `shared/peers.py`.
 
 `python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4`
 

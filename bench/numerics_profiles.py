@@ -19,6 +19,7 @@ import mla_numba as mla
 from mla_numba.base.modes import NUMERICS
 from mla_numba.oracle.bits import check_output, reference_run
 from mla_numba.oracle.inputs import random_inputs
+from tiling import ceil_div
 
 Array = np.ndarray[Any, Any]
 BLOCK_SIZE = 128
@@ -65,7 +66,7 @@ def measure(dims: mla.MlaDims, quant: str, t: int, n_checked: int, seed: int = 0
         mismatches = check_output(prolog(*first, cache), cache, want)
         if mismatches:
             raise click.ClickException("\n".join(map(str, mismatches)))
-        cache = mla.PagedCache.allocate(dims, -(-t // BLOCK_SIZE), BLOCK_SIZE, quantized="b" in quant)
+        cache = mla.PagedCache.allocate(dims, ceil_div(t, BLOCK_SIZE), BLOCK_SIZE, quantized="b" in quant)
         out = prolog(*inputs, cache)
         rows = {name: array.reshape(-1, array.shape[-1])[:t] for name, array in cache.arrays().items()}
         arrays.append({name: array for name, array in out._asdict().items() if array is not None} | rows)

@@ -42,7 +42,7 @@ from mla_numba.tuning.rates import (
     least_ms,
     rates_as_dict,
 )
-from tiling import PrologPlan, Rates, least_seconds
+from tiling import PrologPlan, Rates, ceil_div, least_seconds
 
 BLOCK_SIZE = 128
 LEAST_TOKENS = (1, 8, 32, 128, 512)
@@ -153,7 +153,7 @@ def time_block(
     n_rounds: int,
 ) -> Block:
     """Check a call of the first prolog, which holds `weights`; then time all prologs in turns between two probes."""
-    n_blocks = -(-t // BLOCK_SIZE) + 1
+    n_blocks = ceil_div(t, BLOCK_SIZE) + 1
     inputs = random_inputs(prologs[0].dims, t, seed=0, capacity=n_blocks * BLOCK_SIZE)
     cache = mla.PagedCache.allocate(prologs[0].dims, n_blocks, BLOCK_SIZE)
     out = prologs[0].allocate_output(t)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tiling import ceil_div
+
 from .base.checks import (
     BF16,
     FP32,
@@ -164,7 +166,7 @@ def _spans(order: str) -> dict[str, tuple[int, int]]:
 
 def _fractal_shape(k: int, n: int, dtype: np.dtype[Any]) -> tuple[int, int, int, int]:
     c0 = C0_BYTES // dtype.itemsize
-    return -(-n // c0), -(-k // FRACTAL_ROWS), FRACTAL_ROWS, c0
+    return ceil_div(n, c0), ceil_div(k, FRACTAL_ROWS), FRACTAL_ROWS, c0
 
 
 def _check_cache(cache: Array) -> int:

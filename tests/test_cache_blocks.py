@@ -6,6 +6,7 @@ from helpers import BF16, assert_none, assert_same_bits, make_inputs, make_weigh
 
 from mla_numba import MlaDims, MlaProlog, PagedCache
 from mla_numba.oracle.bits import check_output, reference_run
+from tiling import ceil_div
 
 DIMS = MlaDims(130, 3, 50, 64, 33, 32)
 BLOCK_SIZES = (1, 3, 16, 128, 1000, 1024)
@@ -14,7 +15,7 @@ T = 23
 
 def make_blocks(quantized, block_size, cache_mode, strided):
     """A cache of at least T slots, and the whole arrays that its blocks are cut out of."""
-    n = max(3, -(-T // block_size))
+    n = max(3, ceil_div(T, block_size))
     kinds = [(64, np.int8 if quantized else BF16), (32, BF16)] + [(4, np.float32)] * quantized
     lead = (2 * n, block_size + 2) if strided else (n, block_size)
     rng = np.random.default_rng(block_size)

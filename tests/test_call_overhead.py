@@ -9,6 +9,7 @@ import pytest
 from helpers import make_call, make_inputs, make_weights
 
 from mla_numba import MlaDims, MlaProlog
+from tiling import ceil_div
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 8)
 
@@ -19,7 +20,7 @@ def prolog():
 
 
 def arguments(t):
-    n_blocks = -(-t // 64)
+    n_blocks = ceil_div(t, 64)
     call = make_call(DIMS, True, t, n_blocks, 64)
     return (*make_inputs(DIMS, t, n_blocks * 64), call.cache, call.out)
 

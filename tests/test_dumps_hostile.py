@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -79,7 +80,7 @@ def test_what_is_no_regular_file_is_not_opened(folder, name, make):
     ("name", "value"),
     [
         (name, value)
-        for name in (*DIMS.__slots__, "block_size", "cache_mode", "nz", "numerics", "epsilon_cq")
+        for name in (*asdict(DIMS), "block_size", "cache_mode", "nz", "numerics", "epsilon_cq")
         for value in (None, -1, 10**30, 10**400, 1.5, "x", [], {}, True)
         if (name, str(value)) not in {("nz", "True"), ("epsilon_cq", "1.5"), ("epsilon_cq", str(10**30))}
     ],

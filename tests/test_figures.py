@@ -4,15 +4,11 @@ import copy
 import importlib.util
 import json
 import re
-import sys
 from xml.etree import ElementTree
 
 import click
 import pytest
 from helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 from ratio_chart import CHART, DRAWN, OURS, PAGES, RECORD, fill, pieces, read_rows, render
 
 RUN = json.loads(RECORD.read_text(encoding="utf-8"))

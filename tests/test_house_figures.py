@@ -2,13 +2,9 @@
 
 import ast
 import re
-import sys
 
 import pytest
 from helpers import ROOT
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 from house_figures import PAGE, fill, find_modules, folder_of, functions, imports_up, n_parameters, parse, table
 
 TEXT = PAGE.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from helpers.hf_models import forward, make_prompt  # noqa: E402
 
 from mla_numba.interop.hf.fresh import PackedFrom  # noqa: E402
 from mla_numba.interop.hf.patched import patch  # noqa: E402
+from tiling import ceil_div  # noqa: E402
 
 TOKENS = make_prompt(1, 7)
 
@@ -178,7 +179,7 @@ def test_a_band_of_a_sixty_fourth_is_noticed(shape):
     packed = PackedFrom("attention", attention, ("part",))
     packed.check()
     for axis, n in enumerate(shape):
-        width = -(-n // 64)
+        width = ceil_div(n, 64)
         for start in range(n - width + 1):
             band = attention.part.weight.data.narrow(axis, start, width)
             band.fill_(1)

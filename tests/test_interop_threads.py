@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from helpers.interop_cases import assert_is_reference, make_case  # noqa: E402
 
 from mla_numba import MlaProlog  # noqa: E402
-from mla_numba import prolog as engine  # noqa: E402
+from mla_numba.call import planning  # noqa: E402
 from mla_numba.kernels import max_threads  # noqa: E402
 
 SCRIPT = str(SCRIPTS / "interop_threads_script.py")
@@ -27,13 +27,13 @@ def test_one_pool_whoever_is_first(first):
 def planned(monkeypatch):
     """The numbers of threads that plans were made for."""
     seen = []
-    plan_prolog = engine.plan_prolog
+    plan_prolog = planning.plan_prolog
 
     def plan(*args, **settings):
         seen.append(settings["n_threads"])
         return plan_prolog(*args, **settings)
 
-    monkeypatch.setattr(engine, "plan_prolog", plan)
+    monkeypatch.setattr(planning, "plan_prolog", plan)
     before = torch.get_num_threads()
     yield seen
     torch.set_num_threads(before)

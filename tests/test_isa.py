@@ -19,6 +19,7 @@ RUNS = {
     "cascadelake": ("avx512vnni", "two modes", {"NUMBA_CPU_NAME": "cascadelake"}),
     "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
     "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
+    "python cann": (ISA.name, "plain Python, cann", {"NUMBA_DISABLE_JIT": "1"}),
     "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
     "python generic": ("portable", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
     "python cascadelake": ("avx512vnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "cascadelake"}),

@@ -159,6 +159,13 @@ def blocks_of(gemm):
     return [(m0, m1, p0 * nr, min(p1 * nr, gemm.n)) for p0, p1 in walks for m0, m1 in row_blocks]
 
 
+def assert_each_element_once(blocks, shape):
+    counts = np.zeros(shape, int)
+    for m0, m1, n0, n1 in blocks:
+        counts[m0:m1, n0:n1] += 1
+    assert (counts == 1).all()
+
+
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
 def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
     """With the register tile of every instruction set, the tasks and their blocks in the plan's order."""
@@ -185,6 +192,8 @@ def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
             gemm.pair_task(task, n_tasks, 0, pair)
         assert blocks.of(y0) == blocks_of(qa)
         assert blocks.of(y1) == blocks_of(kva)
+        assert_each_element_once(blocks.of(y0), y0.shape)
+        assert_each_element_once(blocks.of(y1), y1.shape)
         nope, rope = dims.qk_nope_head_dim, dims.qk_rope_head_dim
         query_nope, query_rope = np.zeros((t, 3, wuk.n), np.uint16), np.zeros((t, 3, rope), np.uint16)
         table, scratch = np.zeros((t, rope), np.uint16), np.zeros((2, 1, 0), np.float32)

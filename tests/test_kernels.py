@@ -14,6 +14,7 @@ from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET
 from mla_numba.kernels.row import operand
 from mla_numba.kernels.threads import tasks
 from mla_numba.weights import packed
+from tiling import ceil_div, round_up
 
 MR, NR, KR_BF16, KR_INT8 = ISA.mr, ISA.nr, ISA.kr_bf16, ISA.kr_int8
 GUARD = 64
@@ -226,7 +227,7 @@ def packed_by_formula(w, kr, n_parts, odd_first):
     """[batch][panel][part][part_kp / kr][NR][kr] of w (batch, k, n), padded by zeros."""
     batch, k, n = w.shape
     part_k = k // n_parts
-    steps, n_panels = -(-part_k // kr), -(-n // NR)
+    steps, n_panels = ceil_div(part_k, kr), ceil_div(n, NR)
     out = np.zeros((batch, n_panels, n_parts, steps, NR, kr), w.dtype)
     for i, p, j in np.ndindex(w.shape):
         part, q = divmod(p, part_k)
@@ -246,7 +247,7 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
-            panels.pack_panels(n_threads, batch * -(-n // NR), source, panels.Order(kr, n_parts, odd_first), got)
+            panels.pack_panels(n_threads, batch * ceil_div(n, NR), source, panels.Order(kr, n_parts, odd_first), got)
             assert (got == want).all()
 
 
@@ -255,7 +256,7 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
 def test_a_row_becomes_an_operand(k, n_parts):
     """bf16: the parts of k padded to KR, in pairs odd k first where the microkernel takes pairs."""
     x = np.arange(1, n_parts * k + 1, dtype=np.float32).astype(ml_dtypes.bfloat16)
-    part = -(-k // KR_BF16) * KR_BF16
+    part = round_up(k, KR_BF16)
     out = np.full(n_parts * part, 99, A_BF16_DTYPE)
     operand.bf16_operand_row(x.view(np.uint16), n_parts, out)
     got = out.view(ml_dtypes.bfloat16) if out.dtype == np.uint16 else out

@@ -17,6 +17,7 @@ from mla_numba.layouts import (
     to_records,
 )
 from mla_numba.oracle import reference
+from tiling import ceil_div, round_up
 
 INT8 = np.dtype(np.int8)
 DTYPES = (INT8, BF16)
@@ -58,11 +59,11 @@ class TestFractalNz:
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("k", SIZES)
     def test_addresses_by_the_formula(self, k, dtype):
-        c0, kp = c0_of(dtype), -(-k // 16) * 16
+        c0, kp = c0_of(dtype), round_up(k, 16)
         for n in SIZES:
             weight = random_array((k, n), dtype, n)
             fractals = to_fractal_nz(weight)
-            assert fractals.shape == (-(-n // c0), kp // 16, 16, c0)
+            assert fractals.shape == (ceil_div(n, c0), kp // 16, 16, c0)
             assert fractals.flags.c_contiguous
             row, column = np.mgrid[:k, :n]
             address = (column // c0) * kp * c0 + row * c0 + column % c0

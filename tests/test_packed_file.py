@@ -15,6 +15,7 @@ from mla_numba.kernels import ISA
 from mla_numba.oracle.bits import reference_run
 from mla_numba.weights import packed
 from mla_numba.weights.mapped_file import read_arrays, write_arrays
+from tiling import round_up
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 PREFIX = struct.Struct("<8sIII")
@@ -30,7 +31,7 @@ def edit(path, change):
     change(header)
     text = json.dumps(header).encode()
     assert PREFIX.size + len(text) <= 4096
-    data = old[-(-(PREFIX.size + n) // 4096) * 4096 :]
+    data = old[round_up(PREFIX.size + n, 4096) :]
     path.write_bytes((PREFIX.pack(magic, version, len(text), zlib.crc32(text)) + text).ljust(4096, b"\0") + data)
 
 
@@ -265,7 +266,7 @@ class TestPanelOrder:
         scale = np.arange(n, dtype=np.float32) if quantised else None
         gemm = packed.pack_gemm([weight], [scale], 1, rope_dims=(4,))
         columns = [*range(n - 4), n - 4, n - 2, n - 3, n - 1]  # the rope's pairs as halves
-        kp = -(-k // kr) * kr
+        kp = round_up(k, kr)
         want = np.zeros((2, kp // kr, nr, kr), gemm.panels.dtype)
         for j, column in enumerate(columns):
             for p in range(k):

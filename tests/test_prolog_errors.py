@@ -7,6 +7,7 @@ import pytest
 from helpers import (
     BF16,
     THREADS,
+    assert_none,
     assert_same_bits,
     make_cache,
     make_inputs,
@@ -16,6 +17,7 @@ from helpers import (
 )
 
 from mla_numba import MlaDims, MlaProlog, MlaTileConfig, PagedCache, PrologOutput
+from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 T, BLOCKS, BLOCK_SIZE = 7, 3, 16
@@ -340,7 +342,10 @@ class TestFinite:
         case = Case("b", check_finite=True)
         x = case.arguments["x"].copy()
         x.view(np.uint16)[2, :2] = 0x7F7F, 0xFF7F
-        case.prolog(**(case.arguments | {"x": x}))
+        given = case.arguments | {"x": x}
+        want = reference_run(make_weights(DIMS, "b"), *(given[name] for name in INPUTS), given["cache"])
+        case.prolog(**given)
+        assert_none(check_output(given["out"], given["cache"], want))
 
 
 class TestConstructor:

@@ -32,6 +32,13 @@ def test_edges_of_the_tiles(dims, mode, t):
     assert_exact(make_weights(dims, mode, seed=t), t, block_size=3, n_blocks=5, seed=t)
 
 
+@pytest.mark.parametrize("t", TOKENS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dims", [DIMS[0], DIMS[4]], ids=[IDS[0], IDS[4]])
+def test_edges_of_the_tiles_in_the_numerics_of_cann(dims, mode, t):
+    assert_exact(make_weights(dims, mode, seed=t), t, block_size=3, n_blocks=5, seed=t, numerics="cann")
+
+
 @pytest.mark.parametrize("kv_lora_rank", [1, 3, 5, 33, 50, NR - 1, NR + 1])
 @pytest.mark.parametrize("quant", ["none", "a"])
 def test_unquantised_latent_of_any_length(quant, kv_lora_rank):
@@ -61,19 +68,24 @@ def test_block_sizes(quant, block_size):
     assert_exact(weights, 40, n_blocks=n_blocks, block_size=block_size)
 
 
-@pytest.mark.parametrize(("kv_lora_rank", "rope"), [(32, 16), (64, 48), (96, 16)])
+@pytest.mark.parametrize(
+    ("kv_lora_rank", "rope", "numerics"), [(32, 16, "pypto"), (64, 48, "pypto"), (96, 16, "pypto"), (64, 32, "cann")]
+)
 @pytest.mark.parametrize("block_size", [1, 3, 16])
 @pytest.mark.parametrize("mode", MODES)
-def test_fractal_caches(mode, block_size, kv_lora_rank, rope):
+def test_fractal_caches(mode, block_size, kv_lora_rank, rope, numerics):
     weights = make_weights(MlaDims(50, 3, 17, kv_lora_rank, 10, rope), mode)
-    assert_exact(weights, MR + 1, n_blocks=64 // block_size, block_size=block_size, cache_mode="PA_NZ")
+    cache = {"n_blocks": 64 // block_size, "block_size": block_size, "cache_mode": "PA_NZ"}
+    assert_exact(weights, MR + 1, **cache, numerics=numerics)
 
 
-@pytest.mark.parametrize("t", [max(MR + 1, 7), 40])  # of 5 tokens one thread makes as much as of several
+@pytest.mark.parametrize(  # of 5 tokens one thread makes as much as of several
+    ("t", "numerics"), [(max(MR + 1, 7), "pypto"), (40, "pypto"), (40, "cann")]
+)
 @pytest.mark.parametrize("mode", MODES)
-def test_work_that_is_shared_among_threads(mode, t):
+def test_work_that_is_shared_among_threads(mode, t, numerics):
     weights = make_weights(MlaDims(514, 5, 101, 132, 33, 34), mode, seed=t)
-    prologs = assert_exact(weights, t, n_blocks=3, block_size=16)
+    prologs = assert_exact(weights, t, n_blocks=3, block_size=16, numerics=numerics)
     assert [most_workers(p, t) for p in prologs] == list(THREADS)
 
 

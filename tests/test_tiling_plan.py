@@ -14,6 +14,7 @@ from tiling import (
     PrologPlan,
     Rates,
     RowPlan,
+    Work,
     ceil_div,
     least_seconds,
     plan_prolog,
@@ -133,6 +134,12 @@ def test_bytes_and_operations_by_hand():
     assert plan.total_bytes == plan.weight_bytes + plan.activation_bytes
     assert plan.flops == 2 * 11 * (64 * 40 + 64 * 32 + 3 * 16 * 24)
     assert plan.int8_ops == 2 * 11 * 3 * 40 * 24
+    assert plan.work == Work(plan.total_bytes, plan.flops, plan.int8_ops)
+    assert plan.sweep_work == {
+        "down": Work(3 * (qa + kva) + 11 * 2 * (64 + 40 + 32), flops=2 * 11 * (64 * 40 + 64 * 32)),
+        "rows": Work(11 * (2 * (40 + 32) + 2 * 2 * 8 + 8 + rows)),
+        "heads": Work(3 * (qb + wuk) + 11 * (40 + queries), flops=2 * 11 * 3 * 16 * 24, int8_ops=plan.int8_ops),
+    }
     assert plan.workspace_bytes == plan.tile_plan(5).workspace_bytes > plan.tile_plan(1).workspace_bytes
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 from tiling.check import MAX_THREADS, check_int, check_ints
 from tiling.json import JsonText
 
-__all__ = ["CpuTiling"]
+__all__ = ["CpuTiling", "listed"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,9 @@ class CpuTiling(JsonText):
 
     def __str__(self) -> str:
         """One line: the given fields."""
-        return ", ".join(f"{name} {_plain(value)}" for name, value in self.given().items()) or "nothing prescribed"
+        return ", ".join(f"{name} {listed(value)}" for name, value in self.given().items()) or "nothing prescribed"
 
 
-def _plain(value: Any) -> str:
+def listed(value: object) -> str:
+    """A field's value as text: the tuple as a list."""
     return str(list(value)) if isinstance(value, tuple) else str(value)

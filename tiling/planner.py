@@ -13,7 +13,7 @@ from tiling.check import (
 )
 from tiling.choose.candidates import Choice, Chooser
 from tiling.choose.costs import Costs
-from tiling.cpu_tiling import CpuTiling
+from tiling.cpu_tiling import CpuTiling, listed
 from tiling.gemm import DTYPES, MicroTile
 from tiling.machine import Machine
 from tiling.modes import CALL_PHASES
@@ -145,7 +145,7 @@ class _Request:
             config_acting, config_inert = describe_config(self.settings, merged)
             return config_acting + acting, config_inert + inert
         prescribed = self.context.given.given()
-        return [(name, _listed(value), "prescribed") for name, value in prescribed.items()] + acting, inert
+        return [(name, listed(value), "prescribed") for name, value in prescribed.items()] + acting, inert
 
     def plan(self) -> PrologPlan:
         """The plan of the whole prolog."""
@@ -195,10 +195,6 @@ def _check_types(
         raise TypeError(f"micro: expected a mapping of {' and '.join(DTYPES)} to MicroTile, got {micro!r}")
     if isinstance(config, CpuTiling) and options is not None:
         raise ValueError(f"options: expected None with a CpuTiling, got {options}")
-
-
-def _listed(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
 
 
 def _workers_reason(tile: TilePlan, given: CpuTiling) -> tuple[str, str]:

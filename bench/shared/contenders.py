@@ -13,6 +13,7 @@ from mla_numba.oracle.bits import check_output, poison
 from mla_numba.oracle.inputs import Inputs, random_inputs
 from mla_numba.oracle.reference import ReferenceOutput
 from mla_numba.tolerance import Agreement, compare_within, tolerance_of
+from tiling import ceil_div
 
 __all__ = [
     "BLOCK_SIZE",
@@ -61,7 +62,7 @@ class Contender:
 
 def make_inputs(dims: mla.MlaDims, t: int, seed: int, *, quantized: bool = True) -> tuple[Inputs, mla.PagedCache]:
     """Inputs of t tokens, and an empty cache of one block more than they need."""
-    n_blocks = -(-max(t, 1) // BLOCK_SIZE) + 1
+    n_blocks = ceil_div(max(t, 1), BLOCK_SIZE) + 1
     inputs = random_inputs(dims, t, seed, capacity=n_blocks * BLOCK_SIZE)
     inputs = inputs._replace(x=inputs.x * inputs.x.dtype.type(X_SCALE))
     return inputs, mla.PagedCache.allocate(dims, n_blocks, BLOCK_SIZE, quantized=quantized)

@@ -12,6 +12,7 @@ from itertools import cycle
 from typing import Any
 
 from mla_numba.call.planning import this_machine
+from tiling import ceil_div
 
 __all__ = ["STATES", "copies", "rotate"]
 
@@ -23,7 +24,7 @@ LEAST_BYTES, MOST_BYTES = 2**28, 2**30
 def copies(weight_bytes: int) -> int:
     """How many copies of weights of that size to hold: of small ones more."""
     total = min(max(CACHES * this_machine().l3_bytes, LEAST_BYTES), MOST_BYTES)
-    return max(2, -(-total // weight_bytes))
+    return max(2, ceil_div(total, weight_bytes))
 
 
 def rotate(calls: Sequence[Callable[[], Any]], state: str) -> Callable[[], Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from platformdirs import user_cache_dir
 
 from tiling import CpuTiling, Machine, PlanDims, Rates
+from tiling.check import MAX_COUNT
 
 from ..base.checks import check_int, check_number
 from ..base.json_file import read_object
@@ -41,7 +42,6 @@ FOLDER_VARIABLE = "MLA_NUMBA_TUNED"
 Key = dict[str, Any]
 
 _MAX_BYTES = 1 << 20  # an entry has some hundred
-_MAX_COUNT = 2**31 - 1
 _MAX_NUMBER = 1e9
 
 
@@ -65,8 +65,8 @@ class Tuned:
             raise TypeError(f"tiling: expected CpuTiling, got {type(self.tiling).__name__}")
         if not isinstance(self.date, str):
             raise TypeError(f"date: expected str, got {type(self.date).__name__}")
-        check_int("t", self.t, 1, _MAX_COUNT)
-        check_int("n_trials", self.n_trials, 0, _MAX_COUNT)
+        check_int("t", self.t, 1, MAX_COUNT)
+        check_int("n_trials", self.n_trials, 0, MAX_COUNT)
         for name in ("ratio", "seconds"):
             value = getattr(self, name)
             if not 0 <= check_number(name, value) <= _MAX_NUMBER:
@@ -114,7 +114,7 @@ def bucket_of(t: int) -> int:
     >>> [bucket_of(t) for t in (1, 2, 3, 100, 128, 129)]
     [1, 2, 4, 128, 128, 256]
     """
-    return 1 << (check_int("t", t, 1, _MAX_COUNT) - 1).bit_length()
+    return 1 << (check_int("t", t, 1, MAX_COUNT) - 1).bit_length()
 
 
 def load_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Tuned | None:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tiling import ceil_div
+
 from ..base.checks import Array
 from ..layouts import C0_BYTES, FRACTAL_ROWS
 
@@ -62,7 +64,7 @@ def rows(t: int | None, *tail: int, dtype: np.dtype[Any]) -> Kind:
 def fractals(k: int, n: int, dtype: np.dtype[Any]) -> Kind:
     """A (k, n) weight in FRACTAL_NZ; (ceil(n / c0), k padded to 16, c0) is the same."""
     c0 = C0_BYTES // dtype.itemsize
-    shape = (-(-n // c0), -(-k // FRACTAL_ROWS), FRACTAL_ROWS, c0)
+    shape = (ceil_div(n, c0), ceil_div(k, FRACTAL_ROWS), FRACTAL_ROWS, c0)
     flat = (shape[0], shape[1] * shape[2], c0)
     return Kind(shape, dtype, lambda got: shape if got in (shape, flat) else None)
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 
-from ..base.checks import check_int, check_number
+from ..base.checks import check_int, check_number, check_threads
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty
 from ..call.planning import MICRO_TILES, this_machine
@@ -55,7 +55,7 @@ class Probes:
     def __init__(
         self, n_threads: int | None = None, *, buffer_bytes: int | None = None, steps: int | None = None
     ) -> None:
-        self.n_threads = _check_threads(n_threads)
+        self.n_threads = check_threads("n_threads", n_threads, max_threads())
         if buffer_bytes is None:
             wanted = 4 * this_machine().l3_bytes * self.n_threads
             buffer_bytes = min(max(wanted, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES) if peaks.COMPILED else 1
@@ -159,10 +159,3 @@ def _time_in_turns(runs: list[Callable[[], None]], seconds: float) -> list[list[
             runs[i]()
             times[i].append(time.perf_counter() - begin)
     return times
-
-
-def _check_threads(n_threads: int | None) -> int:
-    n = max_threads() if n_threads is None else check_int("n_threads", n_threads, 1)
-    if n > max_threads():
-        raise ValueError(f"n_threads: expected at most Numba's {max_threads()} (NUMBA_NUM_THREADS), got {n}")
-    return n

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from tiling import ceil_div
+
 from ..base.checks import (
     BF16,
     FP32,
@@ -114,7 +116,7 @@ def _scales(shard: Shard, name: str, shape: tuple[int, int], block: tuple[int, i
     """Scales (rows of blocks, columns of blocks) float32, and the block: the whole, a row, or one of `block`."""
     n_out, n_in = shape
     rows, columns = min(block[0], n_out), min(block[1], n_in)
-    by_blocks = (-(-n_out // rows), -(-n_in // columns))
+    by_blocks = (ceil_div(n_out, rows), ceil_div(n_in, columns))
     given = shard.shape(name)
     if given in ((), (1,)):
         as_blocks, block = (1, 1), shape
@@ -122,7 +124,7 @@ def _scales(shard: Shard, name: str, shape: tuple[int, int], block: tuple[int, i
         as_blocks, block = (n_out, 1), (1, n_in)
     elif given == by_blocks:
         as_blocks, block = by_blocks, (rows, columns)
-    elif given == (n_out, -(-n_in // _MX_GROUP)) and shard.dtype(name) in _MX:
+    elif given == (n_out, ceil_div(n_in, _MX_GROUP)) and shard.dtype(name) in _MX:
         as_blocks, block = given, (1, _MX_GROUP)
     else:
         raise ValueError(

@@ -29,6 +29,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from tiling import round_up
+
 from ..base.checks import Array
 from ..base.json_file import parse_object
 from ..base.output_file import kind_of, output_file
@@ -190,7 +192,7 @@ def _shown(value: object) -> str:
 
 
 def _next_page(position: int) -> int:
-    return -(-position // _PAGE_BYTES) * _PAGE_BYTES
+    return round_up(position, _PAGE_BYTES)
 
 
 def _bytes(array: Array) -> memoryview:

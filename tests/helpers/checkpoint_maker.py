@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from mla_numba import MlaDims
+from tiling import ceil_div
 
 from .calls import BF16
 
@@ -33,7 +34,7 @@ def prefix(layer):
 
 def to_fp8(weight, block):
     """FP8 codes and a scale a block, its largest magnitude over 448, of a float32 weight."""
-    rows, columns = (-(-n // b) for n, b in zip(weight.shape, block, strict=True))
+    rows, columns = (ceil_div(n, b) for n, b in zip(weight.shape, block, strict=True))
     scales = np.ones((rows, columns), np.float32)
     codes = np.zeros(weight.shape, FP8)
     for i in range(rows):
@@ -47,7 +48,7 @@ def to_fp8(weight, block):
 def to_int8(weight, block):
     """int8 codes and a scale a block, its largest magnitude over 127."""
     codes = np.zeros(weight.shape, np.int8)
-    scales = np.ones([-(-n // b) for n, b in zip(weight.shape, block, strict=True)], np.float32)
+    scales = np.ones([ceil_div(n, b) for n, b in zip(weight.shape, block, strict=True)], np.float32)
     for i, j in np.ndindex(scales.shape):
         here = np.s_[i * block[0] : (i + 1) * block[0], j * block[1] : (j + 1) * block[1]]
         scales[i, j] = max(np.abs(weight[here]).max(), 1e-6) / 127

@@ -11,6 +11,8 @@ from math import prod
 
 import numpy as np
 
+from tiling import ceil_div
+
 PAGE = mmap.PAGESIZE
 SIDES = ("begin", "end")
 _CANARY = 0xA5
@@ -24,7 +26,7 @@ class Guarded:
     """
 
     def __init__(self, n_bytes, side, align=1):
-        n_pages = -(-max(n_bytes, 1) // PAGE)
+        n_pages = ceil_div(max(n_bytes, 1), PAGE)
         self._map = mmap.mmap(-1, (n_pages + 2) * PAGE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
         for page in (0, n_pages + 1):

@@ -15,6 +15,7 @@ from helpers import (
     make_weights,
     most_workers,
 )
+from helpers.edge_values import check_zero_tokens
 
 from mla_numba import (
     MlaDims,
@@ -25,12 +26,23 @@ from mla_numba import (
     pre_compute_2d,
     preset,
 )
+from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA
 from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 MR, NR = ISA.mr, ISA.nr
 DIMS = (MlaDims(2, 1, 1, 4, 1, 2), MlaDims(50, 5, 17, 20, 10, 10), MlaDims(130, 3, NR + 1, NR + 4, 33, 34))
+
+
+def check_tiles_of_the_planner():
+    """Plans cut as the kernels of this instruction set do."""
+    for tile, kr, a_bytes in (
+        (MICRO_TILES["bf16"], ISA.kr_bf16, ISA.a_bf16_bytes),
+        (MICRO_TILES["int8"], ISA.kr_int8, ISA.a_int8_bytes),
+    ):
+        assert (tile.mr, tile.nr, tile.kr, tile.a_bytes) == (ISA.mr, ISA.nr, kr, a_bytes)
+    assert this_machine().isa == ISA.name
 
 
 def plain_python():
@@ -45,6 +57,14 @@ def plain_python():
         weights = make_weights(MlaDims(16, 2, 5, 8, 3, 4), mode)
         for config in (MlaTileConfig(unroll_list=[2]), preset("decode_b4_s2")):
             assert_exact(weights, 5, threads=(1,), block_size=3, n_blocks=2, tile_config=config)
+
+
+def plain_cann():
+    for mode in MODES:
+        for dims in (MlaDims(16, 2, 5, 8, 3, 4), MlaDims(6, 1, 17, 4, 1, 2)):
+            for t in (0, 1, 3):
+                assert_exact(make_weights(dims, mode, seed=t), t, threads=(1,), block_size=3, seed=t, numerics="cann")
+        check_zero_tokens(mode, MlaDims(16, 2, 5, 8, 3, 4), 5, "cann")
 
 
 def plain_caches(mode):
@@ -94,8 +114,11 @@ def larger(modes):
 if __name__ == "__main__":
     expected, scope = sys.argv[1:]
     assert expected == ISA.name, f"expected the kernels of {expected}, got those of {ISA.name}"
+    check_tiles_of_the_planner()
     if scope == "plain Python":
         plain_python()
+    elif scope == "plain Python, cann":
+        plain_cann()
     elif scope == "one mode":
         small(["b"])
     elif scope == "two modes":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tiling import ceil_div
+
 from ...base.checks import Array
 from ...base.dims import MlaDims
 from ...cache import PagedCache
@@ -59,7 +61,7 @@ class BlockPool:
             raise ValueError(f"hidden_states: expected the {len(tables)} sequences that the cache holds, got {batch}")
         size = self.block_size
         column = start // size
-        n_more = max(-(-(start + n) // size) - tables.shape[1], 0)
+        n_more = max(ceil_div(start + n, size) - tables.shape[1], 0)
         shared = _shared_with_earlier(tables[:, column:], self._may_share and n > 0)
         n_shared = int(shared.sum())
         wanted = batch * n_more + n_shared
@@ -123,7 +125,7 @@ class BlockPool:
     def truncate(self, length: int) -> None:
         """Gives back the blocks behind the first `length` positions."""
         if self.tables is not None:
-            self.tables = self.tables[:, : -(-length // self.block_size)]
+            self.tables = self.tables[:, : ceil_div(length, self.block_size)]
 
     def reset(self) -> None:
         """Gives back all blocks."""

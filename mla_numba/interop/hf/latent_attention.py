@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tiling import ceil_div
+
 from ...cache import PagedCache
 from ..torch.tensors import to_torch
 from .blocks import BlockPool
@@ -21,7 +23,7 @@ def read_rows(pool: BlockPool, layer: int, length: int) -> tuple[torch.Tensor, t
     """
     cache: PagedCache = pool.cache(layer)
     assert pool.tables is not None
-    tables = torch.from_numpy(pool.tables[:, : -(-length // pool.block_size)])
+    tables = torch.from_numpy(pool.tables[:, : ceil_div(length, pool.block_size)])
     batch, n = tables.shape
     blocks = tables.reshape(-1)
     first = int(blocks[0])
