@@ -76,13 +76,7 @@ def mla_prolog_quant_compute(
     """
     if rope_cfg is not None and not isinstance(rope_cfg, RopeTileShapeConfig):
         raise TypeError(f"rope_cfg: expected RopeTileShapeConfig or None, got {type(rope_cfg).__name__}")
-    given = {
-        "w_uq_qr": w_uq_qr,
-        "w_uk": w_uk,
-        "w_dkv_kr": w_dkv_kr,
-        "gamma_cq": gamma_cq,
-        "gamma_ckv": gamma_ckv,
-    }
+    given = {"w_uq_qr": w_uq_qr, "w_uk": w_uk, "w_dkv_kr": w_dkv_kr, "gamma_cq": gamma_cq, "gamma_ckv": gamma_ckv}
     with check.renamed(_NAMES_HERE):
         if not isinstance(w_dq, PackedWeights):
             w_dq, given["w_uq_qr"], given["w_dkv_kr"] = _prolog_weights(w_dq, given, token_x, cos)
