@@ -19,9 +19,10 @@ def separate_compiler_cache() -> None:
     The compiler's cache does not ask for which instruction set a graph was compiled: one of another set gives wrong
     results or ends the process.
     """
-    capability = os.environ.get("ATEN_CPU_CAPABILITY")
-    if capability and "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default_cache_dir()}_{capability}"
+    capability, common = os.environ.get("ATEN_CPU_CAPABILITY"), default_cache_dir()
+    # Importing torch's compiler may have put the common folder there.
+    if capability and os.environ.get("TORCHINDUCTOR_CACHE_DIR", common) == common:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{common}_{capability}"
 
 
 def onednn_limit() -> str:
