@@ -54,7 +54,7 @@ STYLE = """\
     }"""
 
 
-class Row(NamedTuple):
+class Ratios(NamedTuple):
     """One number of tokens: our median, and each composition's time over ours."""
 
     tokens: int
@@ -62,7 +62,7 @@ class Row(NamedTuple):
     ratios: dict[str, float]
 
 
-def read_rows(run: Mapping[str, Any]) -> list[Row]:
+def read_rows(run: Mapping[str, Any]) -> list[Ratios]:
     """The rows of a run that `compare_peers.py --record` wrote."""
     if run["dims"] != str(mla.MlaDims.deepseek_v32()):
         raise click.ClickException(f"dims: expected those of DeepSeek-V3.2, got {run['dims']}")
@@ -73,7 +73,7 @@ def read_rows(run: Mapping[str, Any]) -> list[Row]:
         if missing:
             raise click.ClickException(f"{result['tokens']} tokens: expected every composition, {missing} are missing")
         ratios = {name: timed[name]["ratio_paired_median"] for name in PEERS}
-        rows.append(Row(result["tokens"], timed[OURS]["median_ms"], ratios))
+        rows.append(Ratios(result["tokens"], timed[OURS]["median_ms"], ratios))
     return rows
 
 
@@ -86,7 +86,7 @@ def conditions(run: Mapping[str, Any]) -> str:
     return f"{run['cpu']}, {threads[1]} threads each, PyTorch {torch[1].rstrip('.')}, median of {run['rounds']} rounds"
 
 
-def draw(rows: list[Row], where: str) -> str:
+def draw(rows: list[Ratios], where: str) -> str:
     """The chart as SVG text."""
     group = BAR_STEP * len(DRAWN) + GROUP_GAP
     bottom = TOP + group * len(rows)
@@ -131,7 +131,7 @@ def span(values: list[float]) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[Ratios]) -> str:
     """All compositions, a row a number of tokens."""
     lines = [f"| T | mla_numba, median ms | {' | '.join(PEERS.values())} |", "|---" * (len(PEERS) + 2) + "|"]
     for row in rows:
@@ -140,7 +140,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def pieces(rows: list[Row], where: str) -> dict[str, str]:
+def pieces(rows: list[Ratios], where: str) -> dict[str, str]:
     """What the pages quote, by the name of its place."""
     best = [min(row.ratios.values()) for row in rows]
     eager = [row.ratios["P1t"] for row in rows]
