@@ -25,6 +25,7 @@ from .base.checks import (
     expect_type,
 )
 from .base.dims import MlaDims
+from .base.short_repr import arrays_text, short_repr
 from .layouts import C0_BYTES
 
 __all__ = ["KeyRows", "PagedCache"]
@@ -46,6 +47,9 @@ class KeyRows(NamedTuple):
 
     kv: Array
     kr: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,6 +159,10 @@ class PagedCache:
         # Kept beside the views: an array's own shape and dtype may be assigned later.
         widths = self.kv.shape[-1], self.kr.shape[-1]
         object.__setattr__(self, "sizes", CacheSizes(self.capacity, *widths, self.quantized))
+
+    def __repr__(self) -> str:
+        arrays = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}
+        return short_repr(self, self.cache_mode, f"{self.capacity} slots", arrays_text(arrays))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickle: of the arrays alone, since views belong to their memory."""

@@ -21,6 +21,7 @@ from .base.checks import (
     check_int,
     dtype_text,
 )
+from .base.short_repr import arrays_text, short_repr
 
 __all__ = [
     "C0_BYTES",
@@ -56,6 +57,9 @@ class RecordFields(NamedTuple):
     codes: Array
     scales: Array
     rope: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 def to_fractal_nz(weight: Array) -> Array:

@@ -17,6 +17,7 @@ from .base import checks as check
 from .base.checks import BF16, FP32, INT8, Array
 from .base.memory import aligned_empty
 from .base.modes import NUMERICS
+from .base.short_repr import dims_text, fields_text, short_repr, size_text
 from .cache import PagedCache
 from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
@@ -106,6 +107,14 @@ class MlaProlog:
         if name in self.__dict__:
             raise AttributeError(f"{name}: expected to stay as the prolog was made, got an assignment")
         super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        names = ("phase", "tile_config", "options", "n_threads", "check_finite", "numerics")
+        usual = {"tile_config": None, "options": None, "check_finite": False, "numerics": "pypto"}
+        settings = {name: getattr(self, name) for name in names}
+        shown = {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
+        quant, memory = f"quant={self.weights.quant!r}", size_text(self.weights.nbytes)
+        return short_repr(self, dims_text(self.dims), quant, fields_text(shown), memory)
 
     @classmethod
     def load(

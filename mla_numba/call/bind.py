@@ -15,6 +15,7 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.memory import UINT16, as_bits
+from ..base.short_repr import arrays_text, dims_text, short_repr
 from ..cache import PagedCache
 from ..kernels.sweeps.arguments import Caches, Slots, Tokens
 
@@ -40,6 +41,9 @@ class PrologOutput(NamedTuple):
     q_norm: Array
     q_norm_scale: Array | None
 
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
+
 
 class BoundCall(NamedTuple):
     """A checked call, made by `MlaProlog.bind`: `out` are its outputs, the other fields are for `MlaProlog.run`.
@@ -55,6 +59,10 @@ class BoundCall(NamedTuple):
     capacity: int
     dims: MlaDims
     quant: str
+
+    def __repr__(self) -> str:
+        tokens, slots = f"{len(self.tokens.x)} tokens", f"{self.capacity} slots"
+        return short_repr(self, tokens, dims_text(self.dims), f"quant={self.quant!r}", slots)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("call: expected to stay in its process, as views of the arrays it was bound to, got a copy")

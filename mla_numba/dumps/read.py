@@ -21,6 +21,7 @@ from ..base.checks import (
     renamed,
 )
 from ..base.dims import MlaDims
+from ..base.short_repr import array_text, dims_text, short_repr
 from ..cache import CONTIGUOUS_MODES, N_SCALES, PagedCache
 from ..layouts import from_fractal_nz
 from ..oracle.bits import reference_run
@@ -44,6 +45,9 @@ class DumpedOutput(NamedTuple):
     file: str
     array: Array
 
+    def __repr__(self) -> str:
+        return short_repr(self, self.name, array_text(self.array), f"of {self.file}")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dump:
@@ -66,6 +70,12 @@ class Dump:
     missing: tuple[str, ...]
     goldens_left_out: tuple[str, ...]
     unread: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        weights, cache = self.weights, self.cache
+        tokens, slots = f"{len(self.x)} tokens", f"{cache.cache_mode} cache of {cache.capacity} slots"
+        outputs = f"{len(self.outputs)} outputs{', all goldens' if self.only_goldens else ''}"
+        return short_repr(self, tokens, dims_text(weights.dims), f"quant={weights.quant!r}", slots, outputs)
 
     def reference(self) -> ReferenceOutput:
         """The oracle's outputs for these inputs."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tiling.short_repr import changed_repr
+
 from ..base.checks import (
     check_choice,
     check_epsilon,
@@ -42,6 +44,9 @@ class DumpSettings:
     numerics: str = "pypto"
     epsilon_cq: float = 1e-5
     epsilon_ckv: float = 1e-5
+
+    def __repr__(self) -> str:
+        return changed_repr(self)
 
     def __post_init__(self) -> None:
         if self.dims is not None and not isinstance(self.dims, MlaDims):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import Array
+from ..base.short_repr import short_repr
 from ..cache import PagedCache
 from ..call.bind import PrologOutput
 from ..weights.plain import MlaWeights
@@ -37,6 +38,9 @@ class Mismatch:
     n_nan_want: int
     first_nan_got: Index | None
     first_nan_want: Index | None
+
+    def __repr__(self) -> str:
+        return short_repr(self, str(self).replace("\n  ", "; "))
 
     def __str__(self) -> str:
         """One line, with one more on the NaNs if there are any."""

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..base.modes import NUMERICS
+from ..base.short_repr import arrays_text, short_repr
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
@@ -58,6 +59,9 @@ class ReferenceOutput(NamedTuple):
     kv_cache: Array
     kr_cache: Array
     k_scale_cache: Array | None
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 @np.errstate(all="ignore")

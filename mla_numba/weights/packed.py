@@ -20,6 +20,7 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty, writable_alias
+from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
 from ..kernels import ISA
 from ..kernels.panels import (
     Matrices,
@@ -59,6 +60,10 @@ class PackedGemm:
     n_parts: int
     least_magnitude: int
 
+    def __repr__(self) -> str:
+        arrays = {"panels": self.panels, "offset": self.offset, "col_scale": self.col_scale}
+        return short_repr(self, fields_text({"kp": self.kp, "n_parts": self.n_parts}), arrays_text(arrays))
+
     @property
     def least(self) -> int:
         """`least_magnitude`; 0 on CPUs whose bf16 dot product rounds differently, which forces multiply-adds."""
@@ -95,6 +100,11 @@ class PackedWeights:
     smooth_scales_cq: Array
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
+
+    def __repr__(self) -> str:
+        return short_repr(
+            self, dims_text(self.dims), f"quant={self.quant!r}", f"for {ISA.name}", size_text(self.nbytes)
+        )
 
     def arguments_for(self, numerics: str) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""

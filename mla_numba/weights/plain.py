@@ -25,6 +25,7 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.modes import QUANT_MODES
+from ..base.short_repr import dims_text, short_repr, size_text
 from ..kernels import max_threads
 from .packed import PackedWeights, pack_gemm
 from .quantize import QuantizationReport, WeightError, quantize_columns
@@ -121,6 +122,10 @@ class MlaWeights:
             raise ValueError(f"w_uk: expected a kv_lora_rank of 4 quantisation groups, got {latent}")
         if self.smooth_scales_cq is not None and b is None:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+
+    def __repr__(self) -> str:
+        smooth = "smooth" if self.smooth_scales_cq is not None else ""
+        return short_repr(self, dims_text(self.dims), f"quant={self.quant!r}", smooth, size_text(self.nbytes))
 
     def _take_vector(self, name: str, n: int) -> None:
         value = getattr(self, name)

@@ -21,6 +21,7 @@ from ...base.checks import (
     check_threads,
 )
 from ...base.modes import NUMERICS, QUANT_MODES
+from ...base.short_repr import dims_text, short_repr, size_text
 from ...kernels import max_threads
 from ...prolog import MlaProlog
 from ...weights.checkpoint import Checkpoint
@@ -129,6 +130,11 @@ class Patched:
         for forward in self._forwards:
             forward.attention.forward = forward
         self._around = [ModelForward(module, module is base) for module in _path(model, prefix)]
+
+    def __repr__(self) -> str:
+        first, memory = self.prologs[0], size_text(sum(prolog.weights.nbytes for prolog in self.prologs))
+        name, layers = type(self.model).__name__, f"{len(self.prologs)} layers"
+        return short_repr(self, name, layers, dims_text(first.dims), f"quant={self.quant!r}", memory)
 
     def _pack(self, parts: list[AttentionPart], checkpoint: Checkpoint | None) -> None:
         """Packs all layers, and then gives all of them their new weights."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...base.checks import expect_type
 from ...base.dims import MlaDims
+from ...base.short_repr import arrays_text, short_repr
 from ...cache import PagedCache
 from .tensors import to_numpy, to_torch
 
@@ -19,6 +20,9 @@ class TorchKeyRows(NamedTuple):
 
     kv: Tensor
     kr: Tensor
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 class TorchCache(NamedTuple):
@@ -38,6 +42,10 @@ class TorchCache(NamedTuple):
     kr: Tensor
     k_scale: Tensor | None = None
     cache_mode: str = "PA_BSND"
+
+    def __repr__(self) -> str:
+        tensors = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}
+        return short_repr(self, str(self.cache_mode), arrays_text(tensors))
 
     @classmethod
     def allocate(
