@@ -21,8 +21,9 @@ from ..base.checks import (
     renamed,
 )
 from ..base.dims import MlaDims
+from ..base.modes import CONTIGUOUS_MODES, CacheMode
 from ..base.short_repr import array_text, dims_text, short_repr
-from ..cache import CONTIGUOUS_MODES, N_SCALES, PagedCache
+from ..cache import N_SCALES, PagedCache
 from ..layouts import from_fractal_nz
 from ..oracle.bits import reference_run
 from ..oracle.reference import ReferenceOutput
@@ -162,7 +163,7 @@ def _expected_outputs(t: int, dims: MlaDims, cache: PagedCache) -> dict[str, lis
     return expected
 
 
-def _mode_of_scales(cache_mode: str) -> str:
+def _mode_of_scales(cache_mode: CacheMode) -> CacheMode:
     return "PA_BSND" if cache_mode == "PA_NZ" else cache_mode
 
 
@@ -226,7 +227,7 @@ def _read_weights(files: DumpFiles, settings: DumpSettings, dims: MlaDims) -> Ml
     )
 
 
-def _expect_inputs(files: DumpFiles, quantized: bool, cache_mode: str) -> None:
+def _expect_inputs(files: DumpFiles, quantized: bool, cache_mode: CacheMode) -> None:
     optional = {"dequant_scale"} | ({"cache_index"} if cache_mode in CONTIGUOUS_MODES else set())
     if not quantized:
         optional.add("k_scale_cache")

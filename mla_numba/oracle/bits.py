@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import Array
+from ..base.modes import Numerics
 from ..base.short_repr import short_repr
 from ..cache import PagedCache
 from ..call.bind import PrologOutput
@@ -107,7 +108,7 @@ def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOu
 
 def reference_run(
     weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache,
-    *, numerics: str = "pypto",
+    *, numerics: Numerics = "pypto",
 ) -> ReferenceOutput:  # fmt: skip
     """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned."""
     return mla_prolog(

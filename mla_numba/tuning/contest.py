@@ -21,6 +21,7 @@ from tiling import CpuTiling, MlaTileConfig, PassOptions, PrologPlan, ceil_div
 
 from ..base.checks import Array
 from ..base.dims import MlaDims
+from ..base.modes import CallPhase, QuantMode
 from ..base.short_repr import dims_text, short_repr
 from ..cache import PagedCache
 from ..call.trace import Trace
@@ -113,10 +114,10 @@ class Arena:
     def __init__(
         self,
         dims: MlaDims,
-        quant: str,
+        quant: QuantMode,
         tokens: Sequence[int],
         *,
-        phase: str = "decode",
+        phase: CallPhase = "decode",
         n_threads: int | None = None,
         seed: int = 0,
         n_weight_sets: int = 1,

@@ -17,7 +17,7 @@ from ..base.checks import (
 )
 from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
 from ..base.model_config import read_config_file, read_model_config
-from ..base.modes import QUANT_MODES
+from ..base.modes import QUANT_MODES, QuantMode
 from ..base.short_repr import dims_text, short_repr
 from .attention import CheckpointLayer, Int8Linear, read_attention
 from .checkpoint_formats import VECTORS, StoredWeight
@@ -78,7 +78,7 @@ class Checkpoint:
     def load_layer(
         self,
         layer: int,
-        quant: str = "b",
+        quant: QuantMode = "b",
         smooth_scales_cq: Array | None = None,
         *,
         finished: Callable[[str], None] = lambda name: None,

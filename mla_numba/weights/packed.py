@@ -20,6 +20,7 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty, writable_alias
+from ..base.modes import Numerics, QuantMode
 from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
 from ..kernels import ISA
 from ..kernels.panels import (
@@ -91,7 +92,7 @@ class PackedWeights:
     """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
 
     dims: MlaDims
-    quant: str
+    quant: QuantMode
     down: PackedGemm
     up: PackedGemm
     uk: PackedGemm
@@ -106,7 +107,7 @@ class PackedWeights:
             self, dims_text(self.dims), f"quant={self.quant!r}", f"for {ISA.name}", size_text(self.nbytes)
         )
 
-    def arguments_for(self, numerics: str) -> Layer:
+    def arguments_for(self, numerics: Numerics) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
         gamma_cq, gamma_ckv, smooth = (writable_alias(getattr(self, name).view()) for name in _VECTORS)
         return Layer(

@@ -12,15 +12,13 @@ from tiling.cpu_tiling import CpuTiling
 from tiling.html import fold, table, to_html
 from tiling.json import JsonText
 from tiling.machine import Machine
-from tiling.modes import CALL_PHASES
+from tiling.modes import CALL_PHASES, ORIGINS, CallPhase, Origin, QuantMode
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.tile import TilePlan
 from tiling.roofline import Work
 from tiling.stages import PlanDims, stage_shapes
 
 __all__ = ["ORIGINS", "PrologPlan"]
-
-ORIGINS = ("planner", "config", "tiling", "tuned")
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,8 @@ class PrologPlan(JsonText):
 
     dims: PlanDims
     t: int
-    phase: str
-    quant: str
+    phase: CallPhase
+    quant: QuantMode
     n_threads: int
     machine: Machine
     unroll_list: tuple[int, ...]
@@ -49,7 +47,7 @@ class PrologPlan(JsonText):
     acting: tuple[tuple[str, str, str], ...]
     inert: tuple[tuple[str, str, str], ...]
     reasons: tuple[tuple[str, str], ...]
-    origin: str
+    origin: Origin
     tiling: CpuTiling
     costs: Costs
 

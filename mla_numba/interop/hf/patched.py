@@ -20,7 +20,7 @@ from ...base.checks import (
     check_int,
     check_threads,
 )
-from ...base.modes import NUMERICS, QUANT_MODES
+from ...base.modes import NUMERICS, QUANT_MODES, Numerics, QuantMode
 from ...base.short_repr import dims_text, short_repr, size_text
 from ...kernels import max_threads
 from ...prolog import MlaProlog
@@ -40,12 +40,12 @@ __all__ = ["Patched", "patch"]
 def patch(
     model: nn.Module,
     *,
-    quant: str = "none",
+    quant: QuantMode = "none",
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     block_size: int = 128,
     n_blocks: int | None = None,
     n_threads: int | None = None,
-    numerics: str = "pypto",
+    numerics: Numerics = "pypto",
     keep_projections: bool = True,
 ) -> Patched:
     """Puts a prolog into every attention of a model of transformers, in place.
@@ -90,9 +90,9 @@ def patch(
 class _Settings(NamedTuple):
     """Of `patch`, what `refresh` needs again."""
 
-    quant: str
+    quant: QuantMode
     n_threads: int | None
-    numerics: str
+    numerics: Numerics
     keep_projections: bool
 
 

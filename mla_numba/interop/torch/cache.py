@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...base.checks import expect_type
 from ...base.dims import MlaDims
+from ...base.modes import CacheMode
 from ...base.short_repr import arrays_text, short_repr
 from ...cache import PagedCache
 from .tensors import to_numpy, to_torch
@@ -41,7 +42,7 @@ class TorchCache(NamedTuple):
     kv: Tensor
     kr: Tensor
     k_scale: Tensor | None = None
-    cache_mode: str = "PA_BSND"
+    cache_mode: CacheMode = "PA_BSND"
 
     def __repr__(self) -> str:
         tensors = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}
@@ -53,7 +54,7 @@ class TorchCache(NamedTuple):
         dims: MlaDims,
         n_blocks: int,
         block_size: int = 128,
-        cache_mode: str = "PA_BSND",
+        cache_mode: CacheMode = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
         """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
 from ...base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
-from ...prolog import MlaProlog
+from ...prolog import MlaProlog, PrologChoices
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
 from .cache import TorchCache, TorchKeyRows
@@ -48,7 +48,7 @@ class TorchProlog(torch.nn.Module):
 
     prolog: MlaProlog
 
-    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Any) -> None:
+    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Unpack[PrologChoices]) -> None:
         super().__init__()
         if isinstance(source, MlaProlog):
             if settings:
