@@ -145,6 +145,9 @@ class MlaProlog:
             verify: Compare the checksums of the weights, which reads all of them.
             **settings: Those of the class: `tile_config`, `options`, `n_threads`, `check_finite`, `numerics`.
 
+        Returns:
+            The prolog of that layer.
+
         Raises:
             OSError: The file cannot be read.
             ValueError: The file does not fit this machine's kernels or is damaged, see `PackedWeights.load`; or a

@@ -43,7 +43,10 @@ _NOISE = 2.0**-6
 
 
 class CosSin(NamedTuple):
-    """What a call of the prolog takes: both (T, R) bf16, columns i and i + R/2 alike. `RopeTable` has an example."""
+    """What a call of the prolog takes, `cos` and `sin`: both (T, R) bf16, columns i and i + R/2 alike.
+
+    `RopeTable` has an example.
+    """
 
     cos: Array
     sin: Array

@@ -24,9 +24,10 @@ Index = tuple[int, ...]
 class Mismatch:
     """How an array, `name`, differs from the wanted one in at least one bit. `compare_bits` has an example.
 
-    `n_differ` of `n_total` elements differ. `first` is the index of the first element that differs, in C order, `got` and `want` are its values as text (NaNs
-    and zeros of other bits with their bits). `n_nan_got` and `n_nan_want` count the NaNs of either array,
-    `first_nan_got` and `first_nan_want` are where the first of them is, None without one.
+    `n_differ` of `n_total` elements differ. `first` is the index of the first element that differs, in C order, `got`
+    and `want` are its values as text (NaNs and zeros of other bits with their bits). `n_nan_got`
+    and `n_nan_want` count the NaNs of either array, `first_nan_got` and `first_nan_want` are where the first of them
+    is, None without one.
     """
 
     name: str

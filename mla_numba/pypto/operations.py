@@ -152,7 +152,8 @@ def quant(
         smooth_factor: n floats as (n,), (1, n) or (n, 1).
 
     Returns:
-        Codes (..., n) int8 and scale (..., 1) float32; where `is_symmetry` is False the zero point (..., 1) float32 too.
+        Codes (..., n) int8 and scale (..., 1) float32; where `is_symmetry` is False the zero point (..., 1) float32
+        too.
 
     Raises:
         TypeError: An argument is of another type or dtype, or the factor is missing.
