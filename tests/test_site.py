@@ -129,7 +129,7 @@ class Structure(HTMLParser):
 def test_docstrings_are_the_markdown_that_is_meant(site):
     """A power written with two stars is bold text, and a table without a blank line before it is a paragraph."""
     for path in (site / "api").rglob("*.html"):
-        page = Structure(path.read_text(encoding="utf-8"))
+        page = Structure(path.read_text(encoding="utf-8").replace("<em>required</em>", ""))  # of tables of arguments
         assert not page.tags & {"strong", "em"}, path
         assert [text for text in page.paragraphs if re.search(r"^\||\|$", text, flags=re.M)] == [], path
         assert [text for text in page.paragraphs if "  " in text.strip()] == [], path
