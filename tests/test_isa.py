@@ -9,8 +9,9 @@ from helpers import SCRIPTS, run_python
 from llvmlite import binding as llvm
 
 from mla_numba.kernels import ISA, ISAS
+from mla_numba.kernels.micro.assembly import Target
+from mla_numba.kernels.micro.cpu_features import host_features, named_features
 from mla_numba.kernels.micro.table import CHOICE, Choice, choose_isa, target_features
-from mla_numba.kernels.micro.target import host_features, named_features
 from tiling import machine
 
 SCRIPT = str(SCRIPTS / "isa_script.py")
@@ -184,6 +185,33 @@ def test_register_tiles(isa):
     assert min(isa.mr, isa.kr_bf16, isa.kr_int8) > 0
 
 
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
+    kr = isa.kr_int8 if is_int8 else isa.kr_bf16
+    places = isa.places(is_int8)
+    assert places.shape == (kr, isa.nr)
+    assert sorted(places.reshape(-1)) == list(range(kr * isa.nr))
+
+
+@pytest.mark.parametrize(
+    ("isa", "triple", "cpu", "instructions"),
+    [
+        ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
+        ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
+        ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
+    ],
+)
+def test_code_for_another_cpu(isa, triple, cpu, instructions):
+    assembly = Target(triple, cpu).assembly(ISAS[isa])
+    assert all(instruction in assembly for instruction in instructions)
+
+
+def test_plain_loops_have_no_vector_code():
+    with pytest.raises(ValueError, match=r"^isa: expected an instruction set with vector code, got portable$"):
+        Target("x86_64-unknown-linux-gnu", "x86-64").assembly(ISAS["portable"])
+
+
 def test_facts_are_plain():
     assert json.loads(json.dumps(ISAS["avx2"].facts)) == {
         "name": "avx2", "lanes": 8, "mr": 6, "nr": 16, "kr_bf16": 2, "kr_int8": 2, "a_offset": 0, "a_int8_bytes": 2,
@@ -207,6 +235,15 @@ def test_the_planner_needs_the_same_features(isa):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
-@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
-def test_names_of_cpus_choose_the_instruction_set(isa):
-    assert all(choose_isa("", {}, target_features(name, None, BF16)).isa is isa for name in isa.cpus)
+@pytest.mark.parametrize(
+    ("expected", "names"),
+    [
+        ("avx512bf16", ("cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5")),
+        ("avx512vnni", ("cascadelake", "icelake-server", "icelake-client", "rocketlake", "tigerlake")),
+        ("avx2", ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3")),
+        ("portable", ("generic", "x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge", "btver2")),
+    ],
+)
+def test_names_of_cpus_choose_the_instruction_set(expected, names):
+    for name in names:
+        assert choose_isa("", {}, target_features(name, None, BF16)).isa is ISAS[expected], name

@@ -29,11 +29,6 @@ def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, col
     return builder.add(acc, builder.call(madd, [builder.bitcast(value, halves), builder.bitcast(column, halves)]))
 
 
-_CPUS = frozenset({
-    "haswell", "broadwell", "skylake", "skylake-avx512", "alderlake", "raptorlake", "znver1", "znver2", "znver3",
-    "x86-64-v3", "x86-64-v4",
-})  # fmt: skip
-
 # 12 accumulators, 2 of B and a broadcast fill 15 of 16 registers; vpmaddwd takes pairs of int16.
 AVX2 = Isa(
     "avx2",
@@ -45,7 +40,6 @@ AVX2 = Isa(
     a_offset=0,
     a_int8_bytes=2,
     features=frozenset({"avx2", "fma"}),
-    cpus=_CPUS,
     int8=MicroKernel("ukernel_int8", is_int8=True, load=_load, value=_value, multiply=_multiply),
     bf16=bf16_multiply_adds(a_in_pairs=False),
 )

@@ -18,8 +18,8 @@ from ..isa import Isa
 from .avx2 import AVX2
 from .avx512bf16 import AVX512BF16
 from .avx512vnni import AVX512VNNI
+from .cpu_features import host_features, named_features
 from .portable import PORTABLE
-from .target import host_features, named_features
 
 __all__ = ["CHOICE", "ISA", "ISAS", "ISA_VARIABLE", "Choice", "choose_isa", "say_if_none_fits", "target_features"]
 
