@@ -14,7 +14,7 @@ __all__ = ["add_products"]
 
 
 def add_products(isa: Isa, mr: Index, k: Index, a: A, b: B, c: C) -> None:
-    """C[mr, NR] = (C.carry ? C : 0) + A[mr, k] @ B[k, NR] in ascending k, of operands as an instruction set has them."""
+    """C[mr, NR] = (C.carry ? C : 0) + A[mr, k] @ B[k, NR] in ascending k, of an instruction set's operands."""
     is_int8 = b.panels.dtype == np.int8
     nr, places = isa.nr, _places(isa, is_int8)
     kr = len(places)
