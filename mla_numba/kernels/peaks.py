@@ -45,7 +45,8 @@ CHAINS = 24 if LANES == 16 else 12
 DOT_DTYPE = np.float32 if ISA.int8 is None else np.int32
 FMA_OPS = 2 * CHAINS * LANES  # operations of a step; a multiply-add is two
 BF16_OPS = 2 * FMA_OPS  # a lane takes a pair of products
-DOT_OPS = FMA_OPS * ISA.kr_int8  # a lane takes as many products as the packed weights interleave steps of k
+DOT_PIECES = 4 // ISA.a_int8_bytes if ISA.int8 is not None else 1  # products that a lane takes
+DOT_OPS = FMA_OPS * DOT_PIECES
 
 READ_CHAINS = 8  # independent sums, a vector each, so that additions never wait for each other
 READ_WORDS = READ_CHAINS * LANES  # what one step reads
@@ -105,10 +106,10 @@ def dot_chain(acc: Values, operands: Values, steps: Index) -> None:
         fma_chain(acc, operands, steps)
         return
     of_acc, of_x = (np.uint8, np.int8) if ISA.a_int8_bytes == 1 else (np.int16, np.int16)
-    x = operands[:LANES].view(of_x).reshape(LANES, ISA.kr_int8).astype(np.int32)
+    x = operands[:LANES].view(of_x).reshape(LANES, DOT_PIECES).astype(np.int32)
     chains = acc.reshape(CHAINS, LANES)
     for _ in range(steps):
-        pieces = chains.view(of_acc).reshape(CHAINS, LANES, ISA.kr_int8).astype(np.int32)
+        pieces = chains.view(of_acc).reshape(CHAINS, LANES, DOT_PIECES).astype(np.int32)
         chains += np.sum(pieces * x, axis=2, dtype=np.int32)
 
 

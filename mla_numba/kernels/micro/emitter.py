@@ -29,6 +29,7 @@ from ..llvm_ir import (
     counted_loop,
     internal_function,
     load,
+    no_load_passes,
     prefetch,
 )
 
@@ -186,6 +187,8 @@ def _multiply(builder: Any, tile: TileFunction, rows: list[Any], b: Any, acc: li
     kernel, vectors = tile.kernel, tile.vectors
     loaded = [kernel.load(builder, vectors, b, v) for v in range(vectors.n)]
     for k in range(kernel.passes):
+        if k:
+            no_load_passes(builder)  # early ones would take registers from the sums
         columns = [kernel.column(builder, vectors, raw, k) for raw in loaded]
         for i, row in enumerate(rows):
             value = kernel.value(builder, vectors, row, k)
