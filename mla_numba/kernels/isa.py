@@ -65,9 +65,8 @@ class Isa:
     `bf16_order` or `int8_order`. An int8 activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes,
     a bf16 one as float32 or, with `bf16_dot`, as it is, in pairs like the weight.
 
-    `features` are what a CPU must have, by LLVM's names; `cpus` the names of CPUs that have them, and no better
-    instruction set, for users who pretend: LLVM does not tell which features a name implies. `int8` and `bf16` are how
-    it multiplies, `bf16_subnormal` how it does where sums may be subnormal, if otherwise; of plain loops all are None.
+    `features` are what a CPU must have, by LLVM's names. `int8` and `bf16` are how it multiplies, `bf16_subnormal` how
+    it does where sums may be subnormal, if otherwise; of plain loops all are None.
     """
 
     name: str
@@ -79,7 +78,6 @@ class Isa:
     a_offset: int
     a_int8_bytes: int
     features: frozenset[str]
-    cpus: frozenset[str] = frozenset()
     bf16_dot: bool = False
     bf16_order: BlockOrder = BY_COLUMN_REVERSED
     int8_order: BlockOrder = BY_COLUMN
