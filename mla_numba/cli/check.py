@@ -13,8 +13,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .._version import __version__
-from ..base.modes import NUMERICS
-from ..cache import CACHE_MODES
+from ..base.modes import CACHE_MODES, NUMERICS
 from ..dumps import Dump, check_dump, dump_settings, read_dump
 from ..dumps.names import OUTPUTS
 from ..oracle.tolerance import Agreement

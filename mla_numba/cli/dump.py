@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..cache import CACHE_MODES
+from ..base.modes import CACHE_MODES, SCALE_DTYPES, QuantMode
 from ..dumps import FORMATS, DumpSettings, write_dump
 from ..dumps.names import INPUTS, OUTPUTS, SCALES, STYLES
 from .faults import said_plainly
@@ -53,7 +53,7 @@ _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
     "--blocks", "n_blocks", type=click.IntRange(1), help="Cache blocks.  [default: one more than the tokens need]"
 )
 @click.option(
-    "--scales", "scale_dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
+    "--scales", "scale_dtype", type=click.Choice(SCALE_DTYPES), default="float32", show_default=True,
     help="Elements of k_scale_cache.",
 )  # fmt: skip
 @numerics_option
@@ -62,7 +62,7 @@ _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and caches."
 )
-def dump(folder: Path, tokens: int, quant: str, smooth: bool, **given: Any) -> None:
+def dump(folder: Path, tokens: int, quant: QuantMode, smooth: bool, **given: Any) -> None:
     """Write the inputs of a call and the oracle's outputs into DIR, as golden data for an operator.
 
     Existing files are never overwritten. Once DIR has the operator's outputs (q_norm_out, ...), mla-numba check

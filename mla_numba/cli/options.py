@@ -15,7 +15,7 @@ from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
-from ..base.modes import NUMERICS, QUANT_MODES
+from ..base.modes import CALL_PHASES, NUMERICS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 from ..base.output_path import fault_of_file, fault_of_folder
 from ..kernels import max_threads
 
@@ -176,7 +176,7 @@ weight_sets_option = click.option(
 )  # fmt: skip
 
 
-def check_smooth(smooth: bool, quant: str) -> None:
+def check_smooth(smooth: bool, quant: QuantMode) -> None:
     """Refuses `--smooth` where the normalised query is not quantised."""
     if smooth and "b" not in quant:
         raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
@@ -184,7 +184,7 @@ def check_smooth(smooth: bool, quant: str) -> None:
 
 what_to_plan = _options(
     click.option(
-        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+        "--phase", type=click.Choice(CALL_PHASES), default="decode", show_default=True,
         help="Phase: with --preset it decides the scheduling settings.",
     ),
     quant_option,
@@ -201,11 +201,11 @@ what_to_plan = _options(
 class WhatToPlan:
     """The values of `what_to_plan`."""
 
-    phase: str
-    quant: str
-    preset: str | None
+    phase: CallPhase
+    quant: QuantMode
+    preset: PresetName | None
     tuned: bool
-    npuarch: str | None
+    npuarch: NpuArch | None
     dims: MlaDims | None
 
     @property
@@ -244,7 +244,7 @@ layer_options = _options(
 class LayerOptions:
     """The values of `layer_options`, `weight_sets_option` and `seed_option`: the layer on which plans are compared."""
 
-    quant: str
+    quant: QuantMode
     dims: MlaDims | None
     small: bool
     threads: int

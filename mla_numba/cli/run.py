@@ -15,7 +15,8 @@ from rich.console import Console
 from tiling import PrologPlan, ceil_div
 
 from .._version import __version__
-from ..cache import PAGED_MODES, PagedCache
+from ..base.modes import PAGED_MODES, Numerics, PagedMode
+from ..cache import PagedCache
 from ..call.planning import this_machine
 from ..call.trace import PHASES, Trace
 from ..oracle import bits as verify
@@ -51,9 +52,9 @@ class RunOptions(WhatToPlan):
     threads: int
     seed: int
     repeats: int
-    cache_mode: str
+    cache_mode: PagedMode
     block_size: int
-    numerics: str
+    numerics: Numerics
     no_check: bool
     trace_file: Path | None
     as_json: bool

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..base.checks import check_choice
+from ..base.modes import DUMP_FORMATS, DumpFormat, DumpStyle, QuantMode
 from ..base.output_file import write_text
 from .elements import write_array
 from .golden_call import CallChoices, GoldenCall
@@ -21,18 +22,18 @@ from .torch_file import import_torch
 
 __all__ = ["FORMATS", "write_dump"]
 
-FORMATS = ("npy", "bin", "pt")
+FORMATS = DUMP_FORMATS
 _ONLY_INT8 = ("q_norm_scale_out", "k_scale_cache_out")
 
 
 def write_dump(
     folder: str | os.PathLike[str],
     t: int,
-    quant: str = "b",
+    quant: QuantMode = "b",
     *,
     settings: DumpSettings | None = None,
-    file_format: str = "npy",
-    style: str = "reference",
+    file_format: DumpFormat = "npy",
+    style: DumpStyle = "reference",
     finished: Callable[[str], None] = lambda name: None,
     **choices: Unpack[CallChoices],
 ) -> list[Path]:

@@ -13,6 +13,7 @@ from tiling import PRESETS
 from tiling.pypto.presets import NPU_ARCHS
 
 from ..._version import __version__
+from ...base.modes import CALL_PHASES
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
 from ...tuning.rates import rates_as_dict
@@ -62,7 +63,7 @@ _TABLE_WIDTH = 110
 )
 @click.option(
     "--phase",
-    type=click.Choice(["decode", "prefill"]),
+    type=click.Choice(CALL_PHASES),
     default="decode",
     show_default=True,
     help="Phase: with fields of MlaTileConfig it decides the scheduling settings.",
