@@ -25,13 +25,11 @@ from .base.checks import (
     expect_type,
 )
 from .base.dims import MlaDims
+from .base.modes import CACHE_MODES, CONTIGUOUS_MODES, PAGED_MODES
 from .layouts import C0_BYTES
 
-__all__ = ["KeyRows", "PagedCache"]
+__all__ = ["CACHE_MODES", "CONTIGUOUS_MODES", "PAGED_MODES", "KeyRows", "PagedCache"]
 
-PAGED_MODES = ("PA_BSND", "PA_NZ")  # a slot for each token, given by cache_index
-CONTIGUOUS_MODES = ("BSND", "TND")  # token t writes row t
-CACHE_MODES = PAGED_MODES + CONTIGUOUS_MODES
 N_SCALES = 4
 
 

@@ -14,10 +14,8 @@ from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
 from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
-from ..base.model_config import read_config_file
 from ..base.modes import NUMERICS, QUANT_MODES
 from ..base.output_path import fault_of_file, fault_of_folder
-from ..kernels import max_threads
 
 __all__ = [
     "DIMS_HELP",
@@ -57,6 +55,8 @@ Command = Callable[..., Any]
 
 def parse_dims(text: str) -> MlaDims:
     """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
+    from ..base.model_config import read_config_file
+
     numbers = text.split(",")
     try:
         if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
@@ -114,8 +114,12 @@ class _IntList(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys(self._each.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
-def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
+def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     """Checks a number of threads against what Numba has; None is all of them."""
+    if ctx.resilient_parsing:  # of a shell's completion, which asks Numba for nothing
+        return value
+    from ..kernels import max_threads
+
     if value is not None and value > max_threads():
         raise click.BadParameter(f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got {value}")
     return max_threads() if value is None else value

@@ -13,7 +13,6 @@ from ..kernels import make_cache_folder, why_not_kept
 from ..oracle.inputs import random_inputs
 from ..prolog import MlaProlog
 from ..weights.plain import MlaWeights
-from .options import threads_option
 from .progress import Steps
 from .shown import folder_size, megabytes
 
@@ -24,10 +23,8 @@ _DIMS = MlaDims(256, 4, 64, 64, 32, 16)
 _TOKENS = 64
 
 
-@click.command()
-@threads_option
 def warmup(threads: int) -> None:
-    """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
+    """Compiles, and says where the kernels are kept."""
     try:
         folder = make_cache_folder()
     except OSError as error:

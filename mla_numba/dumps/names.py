@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..base.modes import DUMP_STYLES as STYLES
+
 __all__ = ["INPUTS", "NZ_WEIGHTS", "OUTPUTS", "SCALES", "STYLES", "FileMeaning", "meaning_of", "name_in"]
 
 # Argument: its name in the data of pypto's tests, and further names.
@@ -54,7 +56,6 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "kr_cache_out": ("kr_cache", "kr"),
     "k_scale_cache_out": ("kv_quant_scale_cache", "k_scale_cache"),
 }
-STYLES = ("reference", "pypto", "numbers")
 NZ_WEIGHTS = ("w_dq", "w_uq_qr", "w_dkv_kr")
 
 _NUMBERED = re.compile(r"(?:.*\.)?(input|output|golden)s?[._-]?(\d+)(?:\.\d+(?:x\d+)*)?")

@@ -16,8 +16,7 @@ from ..base.checks import (
 from ..base.dims import MlaDims
 from ..base.json_file import read_object
 from ..base.model_config import MAX_DIM
-from ..base.modes import NUMERICS
-from ..cache import CACHE_MODES
+from ..base.modes import CACHE_MODES, NUMERICS
 
 __all__ = ["SETTINGS_FILE", "DumpSettings", "dump_settings"]
 

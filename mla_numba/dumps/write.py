@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..base.checks import check_choice
+from ..base.modes import DUMP_FORMATS as FORMATS
 from ..base.output_file import write_text
 from .elements import write_array
 from .golden_call import CallChoices, GoldenCall
@@ -21,7 +22,6 @@ from .torch_file import import_torch
 
 __all__ = ["FORMATS", "write_dump"]
 
-FORMATS = ("npy", "bin", "pt")
 _ONLY_INT8 = ("q_norm_scale_out", "k_scale_cache_out")
 
 

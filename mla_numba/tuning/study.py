@@ -13,7 +13,6 @@ from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
 
 __all__ = [
-    "MAX_PAIRS",
     "Effort",
     "Job",
     "Row",
@@ -24,8 +23,6 @@ __all__ = [
     "time_pairs",
     "with_limits",
 ]
-
-MAX_PAIRS = 1000
 
 
 @dataclass(frozen=True)

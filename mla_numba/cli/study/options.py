@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from ...base.output_path import fault_of_file
-from ...tuning.space import parse_values
 from ..options import LayerOptions
 
 __all__ = ["StudyOptions", "check_files", "parse_axes"]
@@ -43,6 +42,8 @@ class StudyOptions(LayerOptions):
 
 def parse_axes(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, list[Any]]:
     """The values of each FIELD=VALUES."""
+    from ...tuning.space import parse_values
+
     axes = {}
     for text in given:
         name, equals, values = text.partition("=")
