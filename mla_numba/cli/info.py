@@ -101,7 +101,7 @@ class Measured:
     @classmethod
     def now(cls, n_threads: int) -> Measured:
         """Measures 1 to `n_threads` threads."""
-        with Steps() as steps, steps.step("measuring", n_threads) as advance:
+        with Steps() as steps, steps.step("measuring", n_threads, timed=True) as advance:
             rates = measure_all(n_threads, finished=advance)
         return cls(rates, least_ms(MlaDims.deepseek_v32(), _LEAST_TOKENS, n_threads, rates[n_threads]))
 

@@ -17,17 +17,19 @@ from .commands.run import run
 from .commands.sweep import sweep
 from .commands.tune import tune
 from .commands.warmup import warmup
+from .interrupts import interruptible
 
 __all__ = ["main"]
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line when memory runs out."""
+    """A group whose commands end with one line after Ctrl-C, and when memory runs out."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}" if str(error) else "not enough memory") from None
 

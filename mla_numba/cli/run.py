@@ -22,6 +22,7 @@ from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
 from ..weights.plain import MlaWeights
+from .compiling import counting_kernels, parts_of_a_call
 from .faults import blame
 from .options import (
     TileSettings,
@@ -153,11 +154,11 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
         )
     plan = prolog.plan(t)
     out = prolog.allocate_output(t)
-    with steps.step("first call"):
+    with steps.step("first call", parts_of_a_call(given.threads)) as advance, counting_kernels(advance):
         prolog(*inputs, cache, out)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
-    with steps.step(f"timing {given.repeats} calls", given.repeats) as advance:
+    with steps.step(f"timing {given.repeats} calls", given.repeats, timed=True) as advance:
         sweeps, trace = time_sweeps(prolog, inputs, cache, out, given.repeats, advance)
     mismatches = None
     if not given.no_check:
