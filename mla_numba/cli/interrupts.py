@@ -24,7 +24,7 @@ class Interrupted(click.ClickException):
     exit_code = INTERRUPTED
 
     def __init__(self, doing: str) -> None:
-        super().__init__(f"interrupted while {doing}" if doing else "interrupted")
+        super().__init__(f"interrupted: {doing}" if doing else "interrupted")
 
     def show(self, file: object = None) -> None:
         """One line on stderr."""
