@@ -29,7 +29,7 @@ from .base.modes import CACHE_MODES, CONTIGUOUS_MODES, PAGED_MODES, CacheMode
 from .base.short_repr import arrays_text, short_repr
 from .layouts import C0_BYTES
 
-__all__ = ["KeyRows", "PagedCache"]
+__all__ = ["CACHE_MODES", "CONTIGUOUS_MODES", "PAGED_MODES", "KeyRows", "PagedCache"]
 
 N_SCALES = 4
 

@@ -7,8 +7,6 @@ from typing import Any, Self
 
 from tiling import PlanDims
 
-from .model_config import read_model_config
-
 __all__ = ["MAX_WEIGHT_BYTES", "MlaDims"]
 
 MAX_WEIGHT_BYTES = 2**36  # of a layer in bf16, far more than any model has: 0.35 GB in DeepSeek-V3.2
@@ -83,6 +81,8 @@ class MlaDims(PlanDims):
             >>> mla.MlaDims.from_hf(config) == mla.MlaDims.deepseek_v32()
             True
         """
+        from .model_config import read_model_config  # which needs NumPy
+
         model = read_model_config(config)
         values = {field.name: model.get(field.name) for field in fields(cls)}
         for name, value in values.items():

@@ -17,7 +17,6 @@ from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
 from ..base.modes import CALL_PHASES, NUMERICS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 from ..base.output_path import fault_of_file, fault_of_folder
-from ..kernels import max_threads
 
 __all__ = [
     "DIMS_HELP",
@@ -57,6 +56,7 @@ Command = Callable[..., Any]
 
 def parse_dims(text: str) -> MlaDims:
     """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
+
     numbers = text.split(",")
     try:
         if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
@@ -114,8 +114,12 @@ class _IntList(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys(self._each.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
-def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
+def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     """Checks a number of threads against what Numba has; None is all of them."""
+    if ctx.resilient_parsing:  # of a shell's completion, which asks Numba for nothing
+        return value
+    from ..kernels import max_threads
+
     if value is not None and value > max_threads():
         raise click.BadParameter(f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got {value}")
     return max_threads() if value is None else value

@@ -14,7 +14,6 @@ from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
 
 __all__ = [
-    "MAX_PAIRS",
     "Effort",
     "Job",
     "Row",
@@ -25,8 +24,6 @@ __all__ = [
     "time_pairs",
     "with_limits",
 ]
-
-MAX_PAIRS = 1000
 
 
 @dataclass(frozen=True)

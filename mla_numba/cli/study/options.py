@@ -11,7 +11,6 @@ import click
 
 from ...base.modes import CallPhase, NpuArch, PresetName
 from ...base.output_path import fault_of_file
-from ...tuning.space import parse_values
 from ..options import LayerOptions
 
 __all__ = ["StudyOptions", "check_files", "parse_axes"]
@@ -44,6 +43,8 @@ class StudyOptions(LayerOptions):
 
 def parse_axes(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, list[Any]]:
     """The values of each FIELD=VALUES."""
+    from ...tuning.space import parse_values
+
     axes = {}
     for text in given:
         name, equals, values = text.partition("=")
