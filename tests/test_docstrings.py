@@ -13,6 +13,7 @@ MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
     "mla_numba.ops", "mla_numba.reference", "mla_numba.rope_table", "mla_numba.tolerance", "mla_numba.verify",
 )  # fmt: skip
+OPTIONAL = ("mla_numba.interop.torch",)  # without torch it cannot be imported
 OURS = ("mla_numba", "tiling")
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Examples):$", flags=re.M)
 
@@ -20,8 +21,13 @@ SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Examples):$", flags=re.M)
 def public_names():
     """Public classes and functions by the name under which users find them."""
     found = {}
-    for name in MODULES:
-        module = importlib.import_module(name)
+    for name in (*MODULES, *OPTIONAL):
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            if name not in OPTIONAL:
+                raise
+            continue
         for public in module.__all__:
             value = getattr(module, public)
             is_named = inspect.isclass(value) or inspect.isfunction(value)
