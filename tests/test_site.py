@@ -19,7 +19,19 @@ from mla_numba.cli.main import main
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 OPTIONS = CONFIG["plugins"]["mkdocstrings"]["handlers"]["python"]["options"]
 # Modules that users import from, besides the two packages.
-MODULES = ("dump_names", "dumps", "inputs", "layouts", "modes", "ops", "reference", "rope_table", "tolerance", "verify")
+MODULES = (
+    "dump_names",
+    "dumps",
+    "inputs",
+    "layouts",
+    "modes",
+    "ops",
+    "reference",
+    "rope_table",
+    "tolerance",
+    "tuning.results",
+    "verify",
+)
 INTEROP = {"interop.torch": "torch", "interop.hf": "transformers"}  # and what importing them needs
 
 

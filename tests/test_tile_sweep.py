@@ -13,13 +13,13 @@ from mla_numba import CpuTiling, MlaDims, MlaTileConfig
 from mla_numba.cli.shown import beyond_limit, share_text
 from mla_numba.cli.study.plots import draw_all, heat_axes
 from mla_numba.cli.study.tables import (
-    best_rows,
     show_rows,
     write_csv,
     write_json,
 )
 from mla_numba.tuning.contest import Arena, ExactnessError, Pairs
 from mla_numba.tuning.journal import Journal
+from mla_numba.tuning.results import best_rows, read_sweep
 from mla_numba.tuning.space import (
     Candidate,
     Grid,
@@ -402,6 +402,40 @@ def test_csv_and_json(tmp_path):
     assert read["machine"] == {"isa": "x"}
     assert read["sweep"] == {"seed": 1}
     assert Row(**read["rows"][3]) == ROWS[3]
+
+
+def test_results_are_read_back_and_shown_in_a_notebook(tmp_path):
+    write_json(tmp_path / "sweep.json", {"machine": {"isa": "x"}}, {"seed": 1}, ROWS)
+    for place in (tmp_path, tmp_path / "sweep.json"):
+        results = read_sweep(place)
+        assert results.rows == tuple(ROWS)
+        assert (results.facts, results.spec) == ({"machine": {"isa": "x"}}, {"seed": 1})
+    assert results.best() == best_rows(ROWS)
+    assert repr(results).startswith(f"<SweepResults: {len(ROWS)} rows, ")
+    assert len(repr(results)) < 200
+    page = results._repr_html_()
+    header, *lines = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in page.split("<tr>")[1:]]
+    names = list(dict.fromkeys(name for row in best_rows(ROWS) for name in row.settings))
+    assert header == ["T", "quant", *names, "ms", "planner's ms", "ratio", "final ratio", "status"]
+    assert [line[0] for line in lines] == [str(row.t) for row in best_rows(ROWS)]
+    assert [float(line[header.index("ratio")]) for line in lines] == [row.ratio for row in best_rows(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected the file of a sweep, with sweep and rows, got another"),
+        ('{"sweep": {}, "rows": [1]}', "expected the file of a sweep, with sweep and rows, got another"),
+        ('{"sweep": {}, "rows": [{}]}', "row 0: expected the fields of a row"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, content, message):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_sweep(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_sweep(tmp_path / "none")
 
 
 def shown(rows):

@@ -15,10 +15,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ...base.output_file import write_text
+from ...tuning.results import best_rows
 from ...tuning.study import Row
 from ..shown import beyond_limit, share_text
 
-__all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
+__all__ = ["show_rows", "write_csv", "write_json"]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -39,12 +40,6 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], rows: Sequence[Row]) -> None:
     """Machine, versions and rates, what was studied, and every row with its whole plan."""
     write_text(path, json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-
-
-def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Timed rows, the best of each T and quant mode first: by the longer contest where there was one."""
-    timed = [row for row in rows if row.ratio is not None and row.status != "same"]
-    return sorted(timed, key=lambda row: (row.t, row.quant, row.final_ratio is None, row.final_ratio or row.ratio))
 
 
 def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = None) -> Table:
