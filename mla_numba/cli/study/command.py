@@ -110,7 +110,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
                 run_jobs(jobs, journal, effort, options)
             except KeyboardInterrupt:
                 interrupted = True
-        rows = with_limits(journal.rows, journal.rates)
+        rows = with_limits(journal.rows, journal.rates, cold=bool(journal.facts.get("cold")))
         _write(options, journal, spec, rows)
         _show(options, journal, rows, n_left_out)
     except BrokenPipeError:  # whoever reads the report has gone: click ends the command

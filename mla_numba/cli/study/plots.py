@@ -10,7 +10,7 @@ from typing import Any
 
 from ...base.output_file import output_file
 from ...tuning.study import Row
-from ..shown import PICTURE_WIDTH, beyond_limit, share_text
+from ..shown import PICTURE_WIDTH, no_share, share_text
 
 __all__ = ["PICTURES", "draw_all", "heat_axes"]
 
@@ -141,7 +141,7 @@ def _unroll_lists(figure: Any, rows: Sequence[Row]) -> None:
 def _roofline(figure: Any, rows: Sequence[Row], rates: Mapping[str, float]) -> None:
     """Operations a second against operations a byte: every timed plan under the machine's measured limits."""
     panel = figure.subplots()
-    points = [row for row in rows if row.n_bytes and row.flops is not None and row.gop_s and row.share]
+    points = [row for row in rows if row.n_bytes and row.flops is not None and row.gop_s]
     bandwidth = rates["read_gb_s"]
     bf16 = max(rates["fma_gflop_s"], rates.get("bf16_gflop_s", 0))
     # The products' types are in one proportion at every T, so arithmetic alone allows one rate.
@@ -161,7 +161,7 @@ def _roofline(figure: Any, rows: Sequence[Row], rates: Mapping[str, float]) -> N
         panel.plot([_ops_per_byte(r) for r in of_t], [r.gop_s for r in of_t], ".", color=color, alpha=0.4)
         panel.plot(
             [_ops_per_byte(best)], [best.gop_s], "*", color=color, markersize=13,
-            label=f"T = {t}: best {best.gop_s:.0f} Gop/s, {share_text(best.share or 0)} of the limit",
+            label=f"T = {t}: best {best.gop_s:.0f} Gop/s, {share_text(best.share)} of the limit",
         )  # fmt: skip
     panel.set_xscale("log")
     panel.set_yscale("log")
@@ -171,7 +171,7 @@ def _roofline(figure: Any, rows: Sequence[Row], rates: Mapping[str, float]) -> N
     panel.set_ylabel("operations by time, Gop/s")
     panel.grid(visible=True, which="both", alpha=0.3)
     panel.legend(fontsize=9, loc="lower right")
-    beyond = beyond_limit(row.share for row in points)
+    beyond = no_share(row.share_reason for row in points)
     if beyond:
         panel.set_title("\n".join(wrap(beyond, 130)), fontsize=8, loc="left")
     figure.suptitle("Roofline: dots are plans, stars the best of each T")
