@@ -518,7 +518,8 @@ FASTER = {"final_ratio": 0.95, "final_low": 0.94, "final_high": 0.96, "final_win
 )
 def test_faster_is_what_is_below_noise(ratio, wins, faster):
     assert is_faster(ratio, wins, CONTROL.ratio) == faster
-    assert is_faster(ratio, wins, None) == (faster or ratio.high == 0.995)
+    for unknown in (None, Interval(1.0, None, None, 5)):
+        assert not is_faster(ratio, wins, unknown)
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,11 @@ def is_faster(ratio: Interval, wins: float, control: Interval | None) -> bool:
     """Whether a ratio of a contest stands for a plan that is faster than the baseline.
 
     Its whole interval is below 1 and below that of `control`, the baseline against itself at the same time; the median
-    is at least 1 % below 1, and at least 70 % of the pairs were won.
+    is at least 1 % below 1, and at least 70 % of the pairs were won. Nothing is faster without a control.
     """
-    least = 1.0 if control is None or control.low is None else min(1.0, control.low)
-    is_clear = ratio.high is not None and ratio.high < least
+    if control is None or control.low is None or ratio.high is None:
+        return False
+    is_clear = ratio.high < min(1.0, control.low)
     return is_clear and ratio.median <= 1 - _LEAST_GAIN and wins >= _LEAST_WINS
 
 

@@ -20,7 +20,7 @@ from ...tuning.study import MAX_PAIRS, Effort, Job, Row
 from ..faults import own_plan_is_exact
 from ..interrupts import held_back, one_line_if_interrupted
 from ..options import folder_to_write, layer_options, seed_option, token_list, weight_sets_option
-from ..shown import print_wide
+from ..shown import TABLE_WIDTH, print_wide
 from .choice import Choice
 from .closing import closing, counted
 from .found import Found
@@ -34,7 +34,6 @@ __all__ = ["sweep"]
 
 _FILES = ("journal.jsonl", "sweep.csv", "sweep.json", "sweep.t4.json")
 _MOST_SHOWN = 5  # of each T
-_TABLE_WIDTH = 110
 
 
 @click.command()
@@ -144,8 +143,8 @@ def _kept(options: StudyOptions, journal: Journal, spec: dict[str, Any], jobs: S
         except OSError as error:
             raise click.ClickException(f"--out: expected to write there, got {error}") from None
     left = len(jobs) - len(found.rows)
-    is_left = f"{left} of {len(jobs)} candidates are left" if left else "finals are left"
-    return f"{is_left}, the others are kept in {options.out}; give the same command again to continue"
+    kept = f"{left} of {len(jobs)} candidates are left, the others" if left else "all candidates were timed and"
+    return f"{kept} are kept in {options.out}; give the same command again to continue"
 
 
 def _files(out: Path) -> tuple[Path, Path, Path]:
@@ -163,7 +162,7 @@ def _show(options: StudyOptions, journal: Journal, found: Found, n_jobs: int, n_
     """Shows what speaks against the figures, the best, what was found and where all of it is; draws the pictures."""
     if found.conditions is not None and found.conditions.is_busy:
         click.echo(found.conditions)
-    print_wide(show_rows(found.rows, None if options.presets else _MOST_SHOWN), _TABLE_WIDTH)
+    print_wide(show_rows(found.rows, None if options.presets else _MOST_SHOWN), TABLE_WIDTH)
     click.echo(counted(found.rows, n_jobs, n_left_out))
     click.echo(", ".join(map(str, _files(options.out))))
     _draw(options, journal, found.rows)

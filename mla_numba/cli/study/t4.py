@@ -18,7 +18,8 @@ _MEASURED = {
     "time": ("median_ms", "ms"), "time_min": ("min_ms", "ms"), "time_own": ("baseline_ms", "ms"),
     "ratio": ("ratio", ""), "ratio_low": ("ratio_low", ""), "ratio_high": ("ratio_high", ""),
     "final_ratio": ("final_ratio", ""), "final_low": ("final_low", ""), "final_high": ("final_high", ""),
-    "GB/s": ("gb_s", "GB/s"), "Gop/s": ("gop_s", "Gop/s"), "share_of_limit": ("share", ""), "others": ("others", "cores"),
+    "GB/s": ("gb_s", "GB/s"), "Gop/s": ("gop_s", "Gop/s"), "share_of_limit": ("share", ""),
+    "others": ("others", "cores"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -131,7 +132,7 @@ class _Study:
 
     def run_control(self, t: int, quant: str, watch: Watch) -> Control:
         arena = self._arenas.of(quant)
-        timed, _ = time_pairs(arena, arena.contender(t), self._longer)
+        timed, _ = time_pairs(arena, arena.contender(t), replace(self._longer, hopeless=math.inf))
         control = Control(t, quant, timed.interval, watch.lately().cores)
         kept = [each.as_dict() for each in self.controls if (each.t, each.quant) != (t, quant)]
         with held_back():
