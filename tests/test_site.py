@@ -17,7 +17,18 @@ from mla_numba.cli.main import main
 
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
 # Modules that users import from, besides the two packages.
-MODULES = ("dump_names", "dumps", "inputs", "layouts", "ops", "reference", "rope_table", "tolerance", "verify")
+MODULES = (
+    "dump_names",
+    "dumps",
+    "inputs",
+    "layouts",
+    "ops",
+    "reference",
+    "rope_table",
+    "testing",
+    "tolerance",
+    "verify",
+)
 INTEROP = {"interop.torch": "torch", "interop.hf": "transformers"}  # and what importing them needs
 
 

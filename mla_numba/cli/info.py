@@ -18,7 +18,7 @@ from tiling import Rates
 from ..base.dims import MlaDims
 from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import ISA, cache_folder, max_threads
-from ..tuning.rates import least_ms, measure_all, rates_as_dict
+from ..tuning.rates import least_ms, measure_all, rates_as_dict, slower_together
 from .options import json_option, threads_option
 from .progress import Steps
 from .rates_table import show_rates
@@ -50,6 +50,8 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
     for name, text in facts.lines().items():
         click.echo(f"{name:<16} {text}")
     if measured:
+        for line in slower_together(measured.rates):
+            click.echo(f"busy machine, do not trust these rates: {line}")
         Console().print(show_rates(measured.rates, measured.least_ms))
 
 
@@ -120,4 +122,5 @@ class Measured:
         return {
             "rates": [{"threads": n} | rates_as_dict(of_n) for n, of_n in self.rates.items()],
             "least_ms": self.least_ms,
+            "slower": slower_together(self.rates),
         }

@@ -10,8 +10,9 @@ from typing import Any
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
 from .contest import Arena, Contender, Pairs
+from .copies import are_cold
 from .interval import Interval
-from .limit import are_cold, share_of
+from .limit import share_of
 from .space import Candidate, holds
 from .turns import quiet
 
@@ -224,7 +225,7 @@ def with_final(row: Row, timed: Pairs) -> Row:
 def with_limits(rows: Mapping[int, Row], rates: Rates, n_weight_sets: int) -> list[Row]:
     """The rows by number, with the least time that the rates allow; one that is the same as another has its times.
 
-    `n_weight_sets` took turns; see `limit.are_cold`.
+    `n_weight_sets` took turns; see `copies.are_cold`.
     """
     limited = []
     cold = are_cold(n_weight_sets, min((row.n_bytes for row in rows.values() if row.n_bytes), default=0))
