@@ -172,8 +172,8 @@ def check(
 
 def show_blocks(blocks: Sequence[Block], n_threads: int, n_rounds: int, n_sets: int) -> Group:
     """Times and shares, and the rates that the limits follow from; a row each for each number of tokens."""
-    headings = ("tokens", "min ms", "median ms (95 %)", "least ms", "share of the limit")
-    times = Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
+    headings = ("tokens", "min ms", "median ms (95 %)", "least ms", "limit")
+    times = Table(*(Column(heading, justify="right", no_wrap=True) for heading in headings), box=box.SIMPLE)
     names = ("read GB/s", "FMA GFLOP/s", "int8 GOP/s", "bf16 GFLOP/s")[: len(rates_as_dict(blocks[0].bench.before))]
     rates = Table(*(Column(heading, justify="right") for heading in ("tokens", *names)), box=box.SIMPLE)
     busy = []
