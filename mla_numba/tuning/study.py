@@ -9,6 +9,7 @@ from typing import Any
 
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
+from ..base.modes import CallPhase, NpuArch, QuantMode
 from .contest import Arena, Contender, Pairs
 from .copies import are_cold
 from .interval import Interval
@@ -17,7 +18,6 @@ from .space import Candidate, holds
 from .turns import quiet
 
 __all__ = [
-    "MAX_PAIRS",
     "Effort",
     "Job",
     "Row",
@@ -29,8 +29,6 @@ __all__ = [
     "with_final",
     "with_limits",
 ]
-
-MAX_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Job:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     candidate: Candidate
     options: PassOptions | None = None
     refused: str = ""
@@ -74,7 +72,7 @@ class Row:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     settings: dict[str, Any]
     status: str
     reason: str = ""
@@ -120,12 +118,12 @@ class Row:
 
 
 def list_jobs(
-    candidates: Sequence[tuple[Candidate, str]],
+    candidates: Sequence[tuple[Candidate, QuantMode]],
     tokens: Sequence[int],
     restrictions: Sequence[str],
     plan: Callable[[Job], PrologPlan],
-    phase: str,
-    npuarch: str,
+    phase: CallPhase,
+    npuarch: NpuArch,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Job], int]:
     """A job for each candidate (with its quant mode) and T, and how many the restrictions left out.
