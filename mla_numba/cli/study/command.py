@@ -15,12 +15,11 @@ from tiling.pypto.presets import NPU_ARCHS
 from ..._version import __version__
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
-from ...tuning.rates import rates_as_dict
 from ...tuning.study import MAX_PAIRS, Effort, Job, Row, reasons_of, with_limits
 from ..faults import own_plan_is_exact
 from ..options import folder_to_write, layer_options, seed_option, token_list, weight_sets_option
 from ..shown import print_wide
-from .choice import Choice
+from .choice import Choice, own_plan
 from .options import StudyOptions, check_files, parse_axes
 from .plots import PICTURES, draw_all
 from .tables import show_rows, write_csv, write_json
@@ -112,7 +111,8 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
                 interrupted = True
         rows = with_limits(journal.rows, journal.rates)
         _write(options, journal, spec, rows)
-        _show(options, journal, rows, n_left_out)
+        _show(options, rows, n_left_out)
+        _draw(options, {**_facts(options, journal, rows), "sweep": spec}, rows)
     except BrokenPipeError:  # whoever reads the report has gone: click ends the command
         raise
     except OSError as error:
@@ -141,20 +141,29 @@ def _tables(out: Path) -> tuple[Path, Path]:
 def _write(options: StudyOptions, journal: Journal, spec: dict[str, Any], rows: list[Row]) -> None:
     csv, json = _tables(options.out)
     write_csv(csv, rows)
-    write_json(json, journal.facts, spec, rows)
+    write_json(json, _facts(options, journal, rows), spec, rows)
 
 
-def _show(options: StudyOptions, journal: Journal, rows: list[Row], n_left_out: int) -> None:
-    """Shows the best, and where all of it is; draws the pictures."""
+def _facts(options: StudyOptions, journal: Journal, rows: list[Row]) -> dict[str, Any]:
+    """What the journal knows of the machine, and the planner's own plan of each T and quant mode."""
+    groups = dict.fromkeys((row.t, row.quant) for row in rows)
+    own = [{"t": t, "quant": quant, "plan": str(own_plan(options, t, quant))} for t, quant in groups]
+    return {**journal.facts, "own_plans": own}
+
+
+def _show(options: StudyOptions, rows: list[Row], n_left_out: int) -> None:
+    """Shows the best, and where all of it is."""
     print_wide(show_rows(rows, None if options.presets else _MOST_SHOWN), _TABLE_WIDTH)
     click.echo(_summary(rows, n_left_out))
     click.echo(", ".join(map(str, _tables(options.out))))
+
+
+def _draw(options: StudyOptions, record: dict[str, Any], rows: list[Row]) -> None:
+    """Draws the pictures, if they are wanted and matplotlib is there."""
     if options.no_plot:
         return
-    modes = ", ".join(dict.fromkeys(row.quant for row in rows))
-    title = f"{this_machine().name}, {options.threads} threads, quant {modes}"
     try:
-        click.echo(", ".join(map(str, draw_all(options.out, rows, rates_as_dict(journal.rates), title))))
+        click.echo(", ".join(map(str, draw_all(options.out, record, rows))))
     except ImportError:
         click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
 

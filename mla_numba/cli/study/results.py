@@ -1,0 +1,128 @@
+"""What the pictures of a study say: the ratio of each row, the planner's own plan, what is more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ...base.dims import MlaDims
+from ...tuning.study import Row
+
+__all__ = ["Study", "better", "settings_text", "shown_ratio", "tokens_text", "value_text"]
+
+# As a search decides: less is noise.
+_LEAST_GAIN = 0.01
+_LEAST_WINS = 0.7
+_SAME = 0.02  # what a picture shows as no difference
+
+
+class Study(NamedTuple):
+    """Timed rows of a study, and what a picture says of it beside them.
+
+    `own_plans`: the text of the planner's own plan by T and quant mode. `where`: machine, threads, mode and dimensions
+    in a line. `rates`: as `tuning.rates.rates_as_dict` has them.
+    """
+
+    rows: list[Row]
+    own_plans: dict[tuple[int, str], str]
+    where: str
+    rates: dict[str, float]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any], rows: Sequence[Row]) -> Study:
+        """From what `sweep.json` holds beside its rows, and the rows with their limits."""
+        timed = [row for row in rows if row.ratio is not None]
+        own = {(plan["t"], plan["quant"]): plan["plan"] for plan in record.get("own_plans", [])}
+        return cls(timed, own, _where(record, rows), dict(record["rates"]))
+
+    def is_own(self, row: Row) -> bool:
+        """Whether the row's plan is the planner's own, timed against itself."""
+        return self.own_plans.get((row.t, row.quant)) == row.plan
+
+    def place(self, row: Row) -> float:
+        """Where a picture puts the row: at its ratio, and at 1 where only noise lies between."""
+        return 1.0 if self.is_own(row) or self.in_doubt(row) else shown_ratio(row)
+
+    def in_doubt(self, row: Row) -> bool:
+        """Whether it seemed faster, but was timed briefly alone."""
+        return row.final_ratio is None and shown_ratio(row) < 1 - _SAME and not self.is_own(row)
+
+    def noise(self, rows: Iterable[Row]) -> str:
+        """How the planner's own plan compared with itself, as a sentence; empty where it was not among the rows."""
+        ratios = [shown_ratio(row) for row in rows if self.is_own(row)]
+        if not ratios:
+            return ""
+        least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+        return f" Noise: against itself it took {least if least == most else f'{least} to {most}'}."
+
+    def best(self, rows: Iterable[Row]) -> Row:
+        """The fastest: by the longer contest where there was one."""
+        return min(rows, key=better)
+
+    def winner(self, rows: Iterable[Row]) -> Row | None:
+        """The fastest of those that were faster in a longer contest, by however little."""
+        faster = [row for row in rows if row.final_ratio is not None and row.final_ratio < 1 and not self.is_own(row)]
+        return self.best(faster) if faster else None
+
+    def clearly_faster(self, row: Row) -> bool:
+        """Whether it was faster in a longer contest by more than noise."""
+        if row.final_ratio is None or row.final_wins is None or self.is_own(row):
+            return False
+        return row.final_ratio <= 1 - _LEAST_GAIN and row.final_wins >= _LEAST_WINS
+
+    def verdict(self, what: str, rows: Sequence[Row]) -> str:
+        """What came of it, in a sentence; `what`: what was varied, such as "blocks"."""
+        found = [self.best(row for row in rows if row.t == t) for t in sorted({row.t for row in rows})]
+        faster = [row for row in found if self.clearly_faster(row)]
+        if not faster:
+            return f"No {what} are faster than the planner's own by more than noise"
+        said = [
+            f"{1 - (row.final_ratio or 1):.0%} less at {tokens_text(row.t)} ({settings_text(row)})" for row in faster
+        ]
+        return f"Other {what} take {', '.join(said)}"
+
+
+def better(row: Row) -> tuple[bool, float]:
+    """A key that sorts the best first."""
+    return row.final_ratio is None, shown_ratio(row)
+
+
+def shown_ratio(row: Row) -> float:
+    """Time over the planner's in pairs: of the longer contest, where there was one."""
+    ratio = row.ratio if row.final_ratio is None else row.final_ratio
+    assert ratio is not None, row
+    return ratio
+
+
+def settings_text(row: Row) -> str:
+    """The row's settings, such as "down_kc 512, down_walk 2"."""
+    return ", ".join(f"{name} {value_text(value)}" for name, value in row.settings.items())
+
+
+def tokens_text(t: int) -> str:
+    """A number of tokens."""
+    return "1 token" if t == 1 else f"{t:,} tokens"
+
+
+def value_text(value: Any) -> str:
+    """A field's value; of a long list its first and its last numbers."""
+    if isinstance(value, list | tuple):
+        numbers = [str(number) for number in value]
+        return f"[{', '.join(numbers)}]" if len(numbers) <= 5 else f"[{', '.join(numbers[:2])}, ... {numbers[-1]}]"
+    return str(value)
+
+
+def _where(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    sweep, machine = record["sweep"], record["machine"]
+    dims = MlaDims(**sweep["dims"])
+    letters = zip(("H", "N", "Rq", "C", "D", "R"), sweep["dims"].values(), strict=True)
+    sizes = ", ".join(f"{letter} {size}" for letter, size in letters)
+    shown = "DeepSeek-V3.2's dimensions" if dims == MlaDims.deepseek_v32() else sizes
+    n = record["threads"]
+    modes = ", ".join(dict.fromkeys(row.quant for row in rows))
+    threads = "1 thread" if n == 1 else f"{n} threads"
+    versions = record.get("versions", {})
+    version = f"mla_numba {versions['mla_numba']}" if "mla_numba" in versions else "mla_numba"
+    day = str(record.get("date", ""))[:10]
+    said = (f"{machine['name']}, {machine['isa']}", threads, f"quant {modes}", shown, version, day)
+    return ", ".join(filter(None, said))
