@@ -257,13 +257,17 @@ def row(number, t=8, status="done", ratio=1.0, **settings):
 
 def test_limits_and_rows_that_are_the_same():
     rows = {0: row(0, ratio=0.5, down_mc=4), 1: Row(1, 8, "b", {"down_mc": 8}, "same", "0"), 2: row(2, ratio=None)}
-    first, same, refused = with_limits(rows, RATES)
+    first, same, refused = with_limits(rows, RATES, cold=True)
     computing = (4e6 * 8 + 1e6 * 8) / 1e10 * 1e3
     assert first.least_ms == pytest.approx(computing) == pytest.approx(4.0)
-    assert first.share == pytest.approx(4.0)
+    assert (first.share, first.share_reason) == (None, "the machine was slower while its rates were measured")
+    slower = with_limits({0: row(0, ratio=4.0)}, RATES, cold=True)[0]
+    assert (slower.share, slower.share_reason) == (pytest.approx(0.5), "")
     assert (same.number, same.settings, same.status, same.ratio) == (1, {"down_mc": 8}, "same", 0.5)
     assert refused == rows[2]
-    assert with_limits(rows, replace(RATES, bandwidth_bytes_s=1e9))[0].least_ms == pytest.approx(10.0)  # moving
+    assert with_limits(rows, replace(RATES, bandwidth_bytes_s=1e9), cold=True)[0].least_ms == pytest.approx(
+        10.0
+    )  # moving
     assert best_rows([first, same, refused]) == [first]
 
 
@@ -409,10 +413,19 @@ def shown(rows):
 
 
 def test_a_share_above_the_limit_is_marked_and_explained():
-    rows = with_limits({0: row(0, ratio=0.5, down_mc=4)}, RATES)  # four times as fast as the rates allow
-    assert (share_text(1.0), share_text(1.004), share_text(0.954, 1)) == ("100%", "100% (!)", "95.4%")
-    assert "400% (!)" in shown(rows)
+    rows = with_limits({0: row(0, ratio=0.5, down_mc=4)}, RATES, cold=False)  # four times as fast as the rates allow
+    assert (share_text(1.0), share_text(1.004), share_text(0.954, 1), share_text(None)) == (
+        "100%",
+        "(!)",
+        "95.4%",
+        "(!)",
+    )
+    assert (rows[0].share, rows[0].share_reason) == (None, "weights came from caches in part")
+    assert "400%" not in shown(rows)
+    assert "(!) more than 100 %: faster than the rates measured beside it allow" in shown(rows)
+    assert "limit: weights came from caches in part" in shown(rows)
+    cold = with_limits({0: row(0, ratio=0.5)}, RATES, cold=True)
+    assert "limit: the machine was slower while its rates were measured" in shown(cold)
     assert "down_mc [/x]" in shown([replace(rows[0], settings={"down_mc": "[/x]"})])
-    assert "(!) more than 100 %: faster than the rates" in shown(rows)
-    assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES))
+    assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES, cold=True))
     assert beyond_limit([None, 1.0]) == "" != beyond_limit([None, 1.01])

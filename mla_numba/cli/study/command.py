@@ -109,7 +109,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
                 run_jobs(jobs, journal, effort, options)
             except KeyboardInterrupt:
                 interrupted = True
-        rows = with_limits(journal.rows, journal.rates)
+        rows = with_limits(journal.rows, journal.rates, cold=bool(journal.facts.get("cold")))
         _write(options, journal, spec, rows)
         _show(options, rows, n_left_out)
         _draw(options, {**_facts(options, journal, rows), "sweep": spec}, rows)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ...tuning.study import Row
 from ..chart_style import INK, ON_DARK, ON_PALE, PAPER, head
-from .results import Study, better, shown_ratio, tokens_text
+from .results import Study, better, shown, tokens_text
 
 __all__ = ["BOUNDS", "Axis", "axes_of", "draw_heat_map", "with_unit"]
 
@@ -87,7 +87,7 @@ def draw_heat_map(study: Study, x: Axis, y: Axis) -> Any:
     for panel, t in zip(panels, tokens, strict=False):
         best = _best_cells([row for row in rows if row.t == t], x, y)
         cells = [
-            [study.place(best[i, j]) if (i, j) in best else math.nan for j in range(len(x.labels))]
+            [_tint(study, best[i, j]) if (i, j) in best else math.nan for j in range(len(x.labels))]
             for i in range(len(y.labels))
         ]
         image = panel.pcolormesh(cells, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=2)
@@ -107,7 +107,7 @@ def draw_heat_map(study: Study, x: Axis, y: Axis) -> Any:
     bar.set_label("time / time of the planner's plan", fontsize=10)
     bar.ax.tick_params(labelsize=9.5, length=0)
     bar.outline.set_visible(False)
-    how = "Blue: faster than the planner's own plan; red: slower; pale: within 2 %. Bold: timed longer"
+    how = "Blue: faster than the planner's own plan; red: slower; pale: no difference beyond noise. Bold: timed longer"
     how += "; with ?: seemed faster, timed briefly. " if any(map(study.in_doubt, rows)) else ". "
     how += "Solid frame: the best of them; dashed: the planner's own." + study.noise(rows)
     how += " Empty: not timed." if _has_gaps(rows, x, y) else ""
@@ -134,7 +134,7 @@ def _mark(panel: Any, study: Study, cells: dict[tuple[int, int], Row], with_text
 
     best = study.winner(cells.values())
     for (i, j), row in cells.items():
-        own, ratio = study.is_own(row), study.place(row)
+        own, ratio = study.is_own(row), _tint(study, row)
         if with_text:
             colour = ON_DARK if not BOUNDS[1] <= ratio < BOUNDS[-2] else ON_PALE
             weight = "bold" if row.final_ratio is not None else "normal"
@@ -152,10 +152,15 @@ def _mark(panel: Any, study: Study, cells: dict[tuple[int, int], Row], with_text
             )
 
 
+def _tint(study: Study, row: Row) -> float:
+    """The ratio by which a cell is coloured: 1 where it may be noise."""
+    return shown(row).median if study.differs(row) and not study.in_doubt(row) else 1.0
+
+
 def _cell_text(study: Study, row: Row) -> str:
     if study.is_own(row):
         return "1"
-    ratio = shown_ratio(row)
+    ratio = shown(row).median
     return (f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}") + "?" * study.in_doubt(row)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...tuning.study import Row
 from ..chart_style import FASTER, INK, MUTED, PAPER, SAME, SLOWER, head, log_axis
-from .results import Study, better, shown_ratio, tokens_text
+from .results import Study, better, shown, tokens_text
 
 __all__ = ["draw_ratios"]
 
@@ -31,8 +31,8 @@ def draw_ratios(study: Study, values: Mapping[int, str], what: str) -> Any:
     n_lines = math.ceil(len(tokens) / n_columns)
     figure = Figure(figsize=(10, 1.9 + n_lines * (0.95 + 0.36 * len(names))), layout="constrained")
     panels = figure.subplots(n_lines, n_columns, squeeze=False, sharex=True, sharey=True).ravel()
-    ratios = [study.place(row) for row in rows]
-    least, most = min(_LEAST, *ratios) / 1.04, max(_MOST, *ratios) * 1.22
+    spans = [bound for row in rows for bound in _span(study, row)]
+    least, most = min(_LEAST, *spans) / 1.04, max(_MOST, *spans) * 1.22
     for panel, t in zip(panels, tokens, strict=False):
         best: dict[str, Row] = {}
         for row in sorted((row for row in rows if row.t == t), key=better):
@@ -54,7 +54,8 @@ def draw_ratios(study: Study, values: Mapping[int, str], what: str) -> Any:
         panel.set_axisbelow(True)
     for panel in panels[len(tokens) :]:
         panel.set_visible(False)
-    how = "Line at 1: the planner's own plan; right of it: slower. Full dots: timed longer. Grey: within 2 %"
+    how = "Line at 1: the planner's own plan; right of it: slower. Bars: intervals of 95 %. Grey: noise"
+    how += "; full dots: timed longer" if any(row.final_ratio is not None for row in rows) else ""
     how += "; with ?: seemed faster, timed briefly" if any(map(study.in_doubt, rows)) else ""
     how += "; =: the planner's own plan." if any(map(study.is_own, rows)) else "."
     how += study.noise(rows)
@@ -62,23 +63,33 @@ def draw_ratios(study: Study, values: Mapping[int, str], what: str) -> Any:
     return figure
 
 
+def _span(study: Study, row: Row) -> tuple[float, float]:
+    """The interval of the ratio, or the ratio twice where there is none; 1 for the planner's own plan."""
+    found = shown(row)
+    if study.is_own(row):
+        return 1.0, 1.0
+    return found.low or found.median, found.high or found.median
+
+
 def _point(panel: Any, study: Study, row: Row, place: int) -> None:
-    ratio, own = study.place(row), study.is_own(row)
-    colour = SAME if own or abs(ratio - 1) <= 0.02 else FASTER if ratio < 1 else SLOWER
-    panel.plot([1, ratio], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+    own = study.is_own(row)
+    ratio = 1.0 if own else shown(row).median
+    clear = study.differs(row) and not study.in_doubt(row)
+    colour = SAME if not clear else FASTER if ratio < 1 else SLOWER
+    panel.plot(_span(study, row), [place, place], color=colour, linewidth=2, solid_capstyle="butt")
     face = colour if row.final_ratio is not None else PAPER
     panel.plot([ratio], [place], "o", markersize=8, color=colour, markerfacecolor=face, markeredgewidth=2)
-    text = "=" if own else f"{shown_ratio(row):.2f}" + "?" * study.in_doubt(row)
+    text = "=" if own else f"{ratio:.2f}" + "?" * study.in_doubt(row)
     style = {"va": "center", "fontsize": 10, "color": MUTED if own else INK}
-    panel.annotate(text, (max(ratio, 1), place), xytext=(9, 0), textcoords="offset points", **style)
+    panel.annotate(text, (max(*_span(study, row), 1), place), xytext=(9, 0), textcoords="offset points", **style)
 
 
 def _message(study: Study, rows: list[Row], values: Mapping[int, str], what: str) -> str:
     """The verdict, and the slowest choice where nothing is faster."""
     said = study.verdict(what, rows)
-    slowest = max((row for row in rows if not study.is_own(row)), key=shown_ratio, default=None)
-    if slowest is None or shown_ratio(slowest) < 1.05 or not said.startswith("No "):
+    slowest = max((row for row in rows if not study.is_own(row)), key=lambda row: shown(row).median, default=None)
+    if slowest is None or shown(slowest).median < 1.05 or not said.startswith("No "):
         return said
     return (
-        f"{said}; {values[slowest.number]} takes {shown_ratio(slowest):.2f} times as long at {tokens_text(slowest.t)}"
+        f"{said}; {values[slowest.number]} takes {shown(slowest).median:.2f} times as long at {tokens_text(slowest.t)}"
     )

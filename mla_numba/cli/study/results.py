@@ -6,14 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ...base.dims import MlaDims
+from ...tuning.interval import Interval
 from ...tuning.study import Row
 
-__all__ = ["Study", "better", "settings_text", "shown_ratio", "tokens_text", "value_text"]
+__all__ = ["SAME", "Study", "better", "settings_text", "shown", "tokens_text", "value_text"]
 
-# As a search decides: less is noise.
-_LEAST_GAIN = 0.01
-_LEAST_WINS = 0.7
-_SAME = 0.02  # what a picture shows as no difference
+_LEAST_GAIN = 0.01  # less is not worth another plan
+SAME = 0.02  # what a picture shows as no difference
 
 
 class Study(NamedTuple):
@@ -39,17 +38,22 @@ class Study(NamedTuple):
         """Whether the row's plan is the planner's own, timed against itself."""
         return self.own_plans.get((row.t, row.quant)) == row.plan
 
-    def place(self, row: Row) -> float:
-        """Where a picture puts the row: at its ratio, and at 1 where only noise lies between."""
-        return 1.0 if self.is_own(row) or self.in_doubt(row) else shown_ratio(row)
+    def differs(self, row: Row) -> bool:
+        """Whether the time is another than that of the planner's own plan, by the interval of the ratio."""
+        found = shown(row)
+        if self.is_own(row):
+            return False
+        if found.low is None or found.high is None:
+            return row.status == "stopped"
+        return found.high < 1 or found.low > 1
 
     def in_doubt(self, row: Row) -> bool:
-        """Whether it seemed faster, but was timed briefly alone."""
-        return row.final_ratio is None and shown_ratio(row) < 1 - _SAME and not self.is_own(row)
+        """Whether it seemed faster, but was timed briefly alone: of many candidates some seem so."""
+        return row.final_ratio is None and shown(row).median < 1 - SAME and not self.is_own(row)
 
     def noise(self, rows: Iterable[Row]) -> str:
         """How the planner's own plan compared with itself, as a sentence; empty where it was not among the rows."""
-        ratios = [shown_ratio(row) for row in rows if self.is_own(row)]
+        ratios = [shown(row).median for row in rows if self.is_own(row)]
         if not ratios:
             return ""
         least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
@@ -66,9 +70,10 @@ class Study(NamedTuple):
 
     def clearly_faster(self, row: Row) -> bool:
         """Whether it was faster in a longer contest by more than noise."""
-        if row.final_ratio is None or row.final_wins is None or self.is_own(row):
+        final = row.final
+        if final is None or final.high is None or self.is_own(row):
             return False
-        return row.final_ratio <= 1 - _LEAST_GAIN and row.final_wins >= _LEAST_WINS
+        return final.high < 1 and final.median <= 1 - _LEAST_GAIN
 
     def verdict(self, what: str, rows: Sequence[Row]) -> str:
         """What came of it, in a sentence; `what`: what was varied, such as "blocks"."""
@@ -84,14 +89,14 @@ class Study(NamedTuple):
 
 def better(row: Row) -> tuple[bool, float]:
     """A key that sorts the best first."""
-    return row.final_ratio is None, shown_ratio(row)
+    return row.final_ratio is None, shown(row).median
 
 
-def shown_ratio(row: Row) -> float:
-    """Time over the planner's in pairs: of the longer contest, where there was one."""
-    ratio = row.ratio if row.final_ratio is None else row.final_ratio
-    assert ratio is not None, row
-    return ratio
+def shown(row: Row) -> Interval:
+    """Time over the planner's in pairs, with its interval: of the longer contest, where there was one."""
+    found = row.final or row.interval
+    assert found is not None, row
+    return found
 
 
 def settings_text(row: Row) -> str:

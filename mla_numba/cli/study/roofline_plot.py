@@ -8,7 +8,7 @@ from typing import Any
 from ...tuning.study import Row
 from ..chart_style import FASTER, INK, PAPER, SLOWER, head, log_axis
 from ..shown import beyond_limit, share_text
-from .results import Study, shown_ratio, tokens_text
+from .results import Study, shown, tokens_text
 
 __all__ = ["draw_roofline"]
 
@@ -30,7 +30,7 @@ def draw_roofline(study: Study) -> Any:
     for key, ms in own_ms.items():
         of_key = [row for row in rows if (row.t, row.quant) == key]
         for row in of_key:
-            _plan(panel, row, ms * shown_ratio(row))
+            _plan(panel, row, ms * shown(row).median)
         whole = max(of_key, key=lambda row: -_ops_per_byte(row) if study.is_own(row) else -1e9)
         shares.append(_own(panel, whole, ms, key, len({row.quant for row in rows}) > 1))
     panel.set_xscale("log")

@@ -16,7 +16,7 @@ from ...call.planning import this_machine
 from ...tuning.contest import Arena
 from ...tuning.journal import Journal
 from ...tuning.rates import Probes, rates_as_dict
-from ...tuning.study import Effort, Job, Row, finals, run_job, time_pairs
+from ...tuning.study import Effort, Job, Row, finals, run_job, time_pairs, with_final
 from ..progress import progress_bar
 from ..versions import versions
 from .options import StudyOptions
@@ -89,7 +89,7 @@ def run_jobs(jobs: Sequence[Job], journal: Journal, effort: Effort, options: Stu
         for job in left:
             arena = arenas.of(job.quant)
             timed, _ = time_pairs(arena, arena.contender(job.t, job.candidate.config, job.options), longer)
-            row = replace(journal.rows[job.number], final_ratio=timed.ratio, final_wins=timed.wins)
+            row = with_final(journal.rows[job.number], timed)
             journal.add(row)
             advance(_note(row), 1)
     rates = _best(journal.rates, Probes(options.threads).rates())

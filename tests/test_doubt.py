@@ -1,0 +1,235 @@
+"""How far a median is known, shares of the limit, and what speaks against figures: a busy machine."""
+
+import random
+import subprocess
+import sys
+import time
+from statistics import median
+
+import pytest
+
+from mla_numba.tuning import conditions
+from mla_numba.tuning.conditions import Conditions, Load, Meter, n_cpus, watch_idle
+from mla_numba.tuning.interval import median_interval
+from mla_numba.tuning.limit import FROM_CACHES, SLOW_PROBES, are_cold, share_of
+from mla_numba.tuning.rates import Probed, Probes, slower_together
+from mla_numba.tuning.turns import quiet, rounds
+from mla_numba.tuning.watch import Watch, best_rates, mean_rates
+from tiling import Rates
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 15, 30, 200, 1000])
+def test_the_interval_of_a_median_is_scipy_s(n):
+    stats = pytest.importorskip("scipy.stats")
+    draw = random.Random(n)
+    values = [draw.lognormvariate(0, 1) for _ in range(n)]
+    found = median_interval(values)
+    wanted = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert (found.median, found.n) == (median(values), n)
+    if n < 6:
+        assert (found.low, found.high, found.is_known) == (None, None, False)
+        assert str(found) == f"{found.median:.3f} (no interval: {n} pairs)"
+        return
+    assert (found.low, found.high) == (wanted.low, wanted.high)
+    assert found.low < found.median < found.high
+
+
+@pytest.mark.parametrize("n", [7, 15, 60])
+def test_the_interval_holds_the_true_median_as_often_as_it_says(n):
+    draw = random.Random(n)
+    held = 0
+    for _ in range(1000):
+        found = median_interval([draw.expovariate(1) for _ in range(n)])
+        held += found.low <= 0.6931 <= found.high
+    assert held / 1000 > 0.93  # at least 0.95; 0.02 are three standard deviations
+
+
+def test_intervals_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="values: expected at least one, got none"):
+        median_interval([])
+    for confidence in (0, 1, float("nan")):
+        with pytest.raises(ValueError, match="confidence: expected a number between 0 and 1, got"):
+            median_interval([1.0], confidence)
+
+
+def test_a_share_above_one_is_none_with_a_reason():
+    assert share_of(1.0, 2.0, cold=True) == (0.5, "")
+    assert share_of(2.0, 2.0, cold=False) == (1.0, "")
+    assert share_of(2.1, 2.0, cold=True) == (None, SLOW_PROBES)
+    assert share_of(2.1, 2.0, cold=False) == (None, FROM_CACHES)
+    assert (are_cold(1), are_cold(2**50)) == (False, True)
+
+
+def test_turns_move_on_by_one_and_take_the_next_copy():
+    made = []
+    contenders = [[lambda what=(name, i): made.append(what) for i in range(2)] for name in "abc"]
+    for _, seconds in zip(range(3), rounds(contenders), strict=False):
+        assert len(seconds) == 3
+        assert min(seconds) > 0
+    assert [name for name, _ in made] == [*"abc", *"bca", *"cab"]
+    assert [copy for _, copy in made] == [0, 1] * 4 + [0]
+
+
+def test_quiet_leaves_the_collector_as_it_was():
+    import gc
+
+    with quiet():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with quiet():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds on the wall, of this process and of all CPUs, to be set by hand; two CPUs."""
+    now = {"wall": 0.0, "own": 0.0, "busy": 0.0}
+    monkeypatch.setattr(conditions._Moment, "now", classmethod(lambda cls: cls(now["wall"], now["own"], now["busy"])))
+    monkeypatch.setattr(conditions, "n_cpus", lambda: 2)
+    return now
+
+
+def test_what_others_take_is_what_is_busy_without_our_own(clock):
+    meter = Meter()
+    clock |= {"wall": 0.05, "busy": 0.05}
+    assert meter.since_start().cores is None  # too short for what is counted in hundredths of a second
+    clock |= {"wall": 1.0, "own": 0.5, "busy": 1.5}
+    assert meter.since_start() == (1.0, 1.0)
+    assert meter.lately() == (1.0, 1.0)
+    clock |= {"wall": 1.6, "own": 1.1, "busy": 2.1}
+    assert meter.lately().cores == pytest.approx(0.0)  # the last 0.6 seconds
+    assert meter.since_start().cores == pytest.approx(1.0 / 1.6)
+    clock |= {"busy": 0.0}
+    assert meter.since_start().cores == 0.0
+
+
+def test_threads_are_disturbed_where_they_have_no_core_each(clock):
+    for cores, n_threads, disturbed in ((0.2, 2, False), (0.5, 2, True), (1.0, 1, False), (1.9, 1, True)):
+        assert Load(1.0, cores).disturbs(n_threads) == disturbed
+    assert not Load(1.0, None).disturbs(2)
+
+
+def test_a_busy_process_is_seen(tmp_path):
+    if conditions.busy_seconds() is None:
+        pytest.skip("nothing counts here what CPUs do")
+    code = "import time\nend = time.monotonic() + 60\nprint(1, flush=True)\nwhile time.monotonic() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.read(1)
+        seen = max(watch_idle(0.5).cores for _ in range(4))  # it may have to share its core
+        other.kill()
+    assert seen > 0.25
+
+
+def test_our_own_work_is_not_another_s():
+    if conditions.busy_seconds() is None:
+        pytest.skip("nothing counts here what CPUs do")
+
+    def seen():
+        """What others take while this process works, beyond what they take while it sleeps."""
+        idle, meter, end = watch_idle(0.5), Meter(), time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            pass
+        return meter.since_start().cores - idle.cores
+
+    assert min(seen() for _ in range(4)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"before": 0.97}, "others took 0.97 of 2 cores before the measurement"),
+        ({"during": 1.5}, "others took 1.50 of 2 cores during the measurement"),
+        ({"after": 0.5}, "others took 0.50 of 2 cores after the measurement"),
+        ({"spread": 1.0}, "the slowest quarter of repeated probes took 2.00 times as long as the fastest"),
+        ({"slower": ("2 threads read 1.0 GB/s, slower than 1 thread (2.0)",)}, "2 threads read 1.0 GB/s, slower than"),
+    ],
+)
+def test_each_sign_of_others_makes_a_machine_busy(given, said, clock):
+    found = Conditions(2, 2, **given)
+    assert found.is_busy
+    assert str(found).startswith(f"busy machine, do not trust these figures: {said}")
+    assert (found.as_dict()["busy"], len(found.as_dict()["reasons"])) == (True, 1)
+    both = Conditions(2, 2, **({"before": 1.0, "after": 1.0} | given))
+    assert str(both).endswith(" more signs)")
+
+
+def test_a_quiet_machine_is_said_to_be_one(clock):
+    found = Conditions(2, 2, before=0.0, during=0.2, after=0.1, spread=0.05)
+    assert (found.is_busy, found.reasons) == (False, [])
+    assert str(found) == "quiet machine: others took at most 0.20 of 2 cores"
+    assert str(Conditions(2, 2)) == "quiet machine: the load is not known here"
+
+
+def test_where_nothing_is_counted_the_load_is_not_known(monkeypatch, tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        monkeypatch.setattr(conditions, "_STAT", path)
+        assert conditions.busy_seconds() is None
+        assert watch_idle(0.15).cores is None
+    (tmp_path / "stat").write_text("cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 100 20 30 7000 5 3 4 6 0 0\nintr 1\n")
+    monkeypatch.setattr(conditions, "_STAT", tmp_path / "stat")
+    monkeypatch.setattr(conditions.os, "sched_getaffinity", lambda pid: {0})
+    monkeypatch.setattr(conditions.os, "sysconf", lambda name: 100)
+    assert conditions.busy_seconds() == pytest.approx((100 + 20 + 30 + 3 + 4 + 6) / 100)
+    assert n_cpus() == 1
+
+
+RATES = {1: Rates(10e9, 100e9, 400e9, 200e9), 2: Rates(12e9, 190e9, 800e9, 390e9)}
+
+
+def test_more_threads_that_reach_less_are_named():
+    assert slower_together(RATES) == []
+    assert slower_together({1: RATES[1]}) == []
+    assert slower_together({1: RATES[1], 2: Rates(9.9e9, 100e9, 400e9, 200e9)}) == []  # within what is measured
+    busy = Rates(9e9, 90e9, 800e9, 150e9)
+    assert slower_together({2: busy, 1: RATES[1]}) == [
+        "2 threads read 9.0 GB/s, slower than 1 thread (10.0)",
+        "2 threads multiply fp32 at 90.0 GFLOP/s, slower than 1 thread (100.0)",
+        "2 threads multiply bf16 at 150.0 GFLOP/s, slower than 1 thread (200.0)",
+    ]
+
+
+def test_rates_are_combined_one_by_one():
+    a, b = Rates(1.0, 4.0, 3.0, None), Rates(3.0, 2.0, 3.0, None)
+    assert (mean_rates(a, b), best_rates(a, b)) == (Rates(2.0, 3.0, 3.0, None), Rates(3.0, 4.0, 3.0, None))
+    assert mean_rates(RATES[1], RATES[1]) == RATES[1]
+
+
+def test_probes_say_how_far_their_runs_are_apart(monkeypatch):
+    from mla_numba.tuning import rates
+
+    runs = [[1.0], [1.0, 1.0, 1.0, 3.0], [2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0], [9.0, 1.0]]
+    monkeypatch.setattr(rates, "_time_in_turns", lambda functions, seconds: runs[: len(functions)])
+    assert Probes(1, buffer_bytes=1, steps=1).measure().spread == pytest.approx(2.0)
+
+
+class FakeProbes:
+    """Of two threads; the second measurement is worse."""
+
+    n_threads = 2
+
+    def __init__(self):
+        self.spreads = [0.1, 0.9]
+
+    def measure(self, n, seconds):
+        return Probed(RATES[2], self.spreads.pop(0))
+
+    def rates(self, n, seconds):
+        return RATES[1]
+
+
+def test_a_watch_looks_before_and_behind(clock, monkeypatch):
+    monkeypatch.setattr("mla_numba.tuning.watch.watch_idle", lambda: Load(0.3, 0.0))
+    monkeypatch.setattr("mla_numba.tuning.watch.n_cpus", lambda: 2)
+    watch = Watch(FakeProbes(), 0.0)
+    assert watch.rates == RATES[2]
+    clock |= {"wall": 2.0, "own": 1.0, "busy": 3.0}
+    assert watch.lately().cores == 1.0
+    assert watch.so_far.reasons == ["others took 1.00 of 2 cores during the measurement"]
+    seen = watch.end()
+    assert seen.conditions == Conditions(2, 2, 0.0, 1.0, 0.0, 0.9, ())
+    assert (seen.before, seen.after) == (RATES[2], RATES[2])
