@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from mla_numba import MlaDims
-from mla_numba.cli.study.results import Study, settings_text, shown, tokens_text, value_text
+from mla_numba.cli.study.results import Study, settings_text, shown, value_text
 from mla_numba.tuning.study import Row, with_limits
 from tiling import Rates
 
@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from mla_numba.cli.chart_style import FASTER, SAME, SLOWER, log_axis, plain, svg_text
+from mla_numba.cli.chart_style import FASTER, SAME, SLOWER, log_axis, plain, svg_text, tokens_text
 from mla_numba.cli.study.heat_map import BOUNDS, axes_of
 from mla_numba.cli.study.plots import PICTURES, draw_all, figures
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = [
     "FASTER",
@@ -21,10 +21,12 @@ __all__ = [
     "SAME",
     "SETTINGS",
     "SLOWER",
+    "THEME",
     "head",
     "log_axis",
     "plain",
     "svg_text",
+    "tokens_text",
 ]
 
 ON_PALE, ON_DARK = "#101214", "#fefefe"  # text on colours that are the same on every page
@@ -34,6 +36,19 @@ OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#a67c00", "#7a5fd0", "#7b848e", "#8c
 # What stands in place of a colour where the page is dark; only these four stand on the page itself.
 _DARK = {INK: "#e6edf3", MUTED: "#9198a1", GRID: "#3d444d", PAPER: "#0d1117"}
 _NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}
+
+
+class _Theme(NamedTuple):
+    """The same colours as declarations of CSS, for a light and a dark page."""
+
+    light: str
+    dark: str
+
+
+THEME = _Theme(
+    "; ".join(f"--{name}: {colour}" for colour, name in _NAMES.items()),
+    "; ".join(f"--{name}: {_DARK[colour]}" for colour, name in _NAMES.items()),
+)
 
 SETTINGS: dict[str, Any] = {
     "font.size": 11,
@@ -62,6 +77,11 @@ def plain(value: float, digits: int = 3) -> str:
         return f"{value:g}"
     decimals = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def tokens_text(t: int) -> str:
+    """A number of tokens."""
+    return "1 token" if t == 1 else f"{t:,} tokens"
 
 
 def log_axis(axis: Any, least: float, most: float) -> None:
@@ -120,11 +140,9 @@ def svg_text(figure: Any, title: str, *, themed_by_page: bool = False) -> str:
         body = body.replace(f": {colour}", f": var(--{name}, {colour})")
     body = body.replace("'DejaVu Sans', ", "system-ui, 'DejaVu Sans', ")
     opening, end, rest = body.partition(">")
-    style = "" if themed_by_page else f"<style>{_theme()}</style>"
+    style = (
+        ""
+        if themed_by_page
+        else f"<style>svg{{{THEME.light}}}@media (prefers-color-scheme:dark){{svg{{{THEME.dark}}}}}</style>"
+    )
     return f'{start}role="img" aria-label="{escape(title)}" {opening}{end}{style}{rest}'
-
-
-def _theme() -> str:
-    light = ";".join(f"--{_NAMES[colour]}:{colour}" for colour in _NAMES)
-    dark = ";".join(f"--{_NAMES[colour]}:{other}" for colour, other in _DARK.items())
-    return f"svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}"

@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ...tuning.study import Row
-from ..chart_style import INK, ON_DARK, ON_PALE, PAPER, head
-from .results import Study, better, shown, tokens_text
+from ..chart_style import INK, ON_DARK, ON_PALE, PAPER, head, tokens_text
+from .results import Study, better, shown
 
 __all__ = ["BOUNDS", "Axis", "axes_of", "draw_heat_map", "with_unit"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...tuning.study import Row
-from ..chart_style import FASTER, INK, MUTED, PAPER, SAME, SLOWER, head, log_axis
-from .results import Study, better, shown, tokens_text
+from ..chart_style import FASTER, INK, MUTED, PAPER, SAME, SLOWER, head, log_axis, tokens_text
+from .results import Study, better, shown
 
 __all__ = ["draw_ratios"]
 

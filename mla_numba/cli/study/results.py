@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from ...base.dims import MlaDims
 from ...tuning.interval import Interval
 from ...tuning.study import Row
+from ..chart_style import tokens_text
 
-__all__ = ["SAME", "Study", "better", "settings_text", "shown", "tokens_text", "value_text"]
+__all__ = ["SAME", "Study", "better", "settings_text", "shown", "value_text"]
 
 _LEAST_GAIN = 0.01  # less is not worth another plan
 SAME = 0.02  # what a picture shows as no difference
@@ -102,11 +103,6 @@ def shown(row: Row) -> Interval:
 def settings_text(row: Row) -> str:
     """The row's settings, such as "down_kc 512, down_walk 2"."""
     return ", ".join(f"{name} {value_text(value)}" for name, value in row.settings.items())
-
-
-def tokens_text(t: int) -> str:
-    """A number of tokens."""
-    return "1 token" if t == 1 else f"{t:,} tokens"
 
 
 def value_text(value: Any) -> str:

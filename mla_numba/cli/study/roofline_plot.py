@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...tuning.study import Row
-from ..chart_style import FASTER, INK, PAPER, SLOWER, head, log_axis
+from ..chart_style import FASTER, INK, PAPER, SLOWER, head, log_axis, tokens_text
 from ..shown import beyond_limit, share_text
-from .results import Study, shown, tokens_text
+from .results import Study, shown
 
 __all__ = ["draw_roofline"]
 
