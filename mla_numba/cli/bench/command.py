@@ -129,7 +129,7 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
         _write(options.output, _page(_read(options.saved), f"mla-numba bench --from {options.saved}"))
         click.echo(f"wrote {options.output}", err=is_stream(options.output))
         return
-    outcome = run_suite(find_suite(), options.only, options.of_pytest(), options.threads, options.log)
+    outcome = run_suite(find_suite(), options.only or PARTS, options.of_pytest(), options.threads, options.log)
     with _uninterrupted():
         status = _report(outcome, options)
     ctx.exit(status)
@@ -139,23 +139,25 @@ def _report(outcome: Outcome, options: BenchOptions) -> int:
     """Writes results and page, and says where they are; the exit status of the command."""
     if outcome.status == _NOTHING_RAN and not outcome.planned:
         raise click.UsageError("expected options that leave a bench, got none")
-    files = [options.log]
+    files, found = [options.log], None
     if outcome.benches:
         _write(options.json, json.dumps(outcome.raw(), indent=1) + "\n")
-        read = _read(options.json) if not is_stream(options.json) else Results.of(outcome.raw(), str(options.json))
-        _write(options.output, _page(read, shlex.join(["mla-numba", *sys.argv[1:]])))
-        click.echo(summary(read), err=is_stream(options.output) or is_stream(options.json))
+        found = Results.of(outcome.raw(), str(options.json))
+        _write(options.output, _page(found, shlex.join(["mla-numba", *sys.argv[1:]])))
         files = [options.output, options.json, options.log]
     wrote = ", ".join(map(str, files))
     counted = f"{len(outcome.done)} of {len(outcome.planned)} benches are done"
     if outcome.interrupted:
         click.echo(f"interrupted: {counted} and kept; wrote {wrote}", err=True)
         return _INTERRUPTED
+    quiet = is_stream(options.output) or is_stream(options.json)
+    if found is not None and summary(found):
+        click.echo(summary(found), err=quiet)
     for name, reason in outcome.failed.items():
         click.echo(f"failed: {name.rpartition('::')[2]}: {_last_line(reason)}", err=True)
     if not outcome.is_whole or not outcome.planned:
         click.echo(f"the suite ended early, with exit status {outcome.status}: {counted}; see {options.log}", err=True)
-    click.echo(f"wrote {wrote}", err=is_stream(options.output) or is_stream(options.json))
+    click.echo(f"wrote {wrote}", err=quiet)
     return int(bool(outcome.failed) or not outcome.is_whole or not outcome.planned or outcome.status != 0)
 
 

@@ -82,16 +82,16 @@ class Outcome:
         self.left_out[f"{name} left out: {why}"] = None
 
 
-def run_suite(suite: Path, only: Sequence[str], arguments: Sequence[str], n_threads: int, log: Path) -> Outcome:
+def run_suite(suite: Path, parts: Sequence[str], arguments: Sequence[str], n_threads: int, log: Path) -> Outcome:
     """Runs pytest behind a progress bar. What it writes goes to `log`.
 
     A bench that takes the process with it is left out, and the suite goes on behind it. Ctrl-C ends the suite and
     keeps what was done.
     """
     outcome = Outcome()
-    files = [str(suite / f"bench_{part}.py") for part in only] or [str(suite)]
+    files = [str(suite / f"bench_{part}.py") for part in parts]
     command = [sys.executable, "-m", "pytest", *files, "-v", "--color=no", "--benchmark-only", "--events", *arguments]
-    with log.open("w", encoding="utf-8") as written, Progress() as progress:
+    with log.open("w", encoding="utf-8", buffering=1) as written, Progress() as progress:
         try:
             while True:
                 after = [f"--after={outcome.done[-1]}"] if outcome.done else []
