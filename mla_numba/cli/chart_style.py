@@ -32,7 +32,7 @@ __all__ = [
 ON_PALE, ON_DARK = "#101214", "#fefefe"  # text on colours that are the same on every page
 INK, MUTED, GRID, PAPER = "#1f2328", "#57606a", "#d0d7de", "#ffffff"
 FASTER, SLOWER, SAME = "#0072b2", "#d55e00", "#7b848e"
-OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#a67c00", "#7a5fd0", "#7b848e", "#8c4a2f", "#4c8f9e", "#b0475c")
+OTHERS = ("#d55e00", "#009e73", "#cc79a7", "#a67c00", "#7a5fd0", "#7b848e", "#b5651d", "#4c8f9e", "#b0475c")
 # What stands in place of a colour where the page is dark; only these four stand on the page itself.
 _DARK = {INK: "#e6edf3", MUTED: "#9198a1", GRID: "#3d444d", PAPER: "#0d1117"}
 _NAMES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"}

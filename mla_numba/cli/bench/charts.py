@@ -11,7 +11,7 @@ from .results import Group
 
 __all__ = ["lines"]
 
-_OUR_COLOURS = (FASTER, "#2a9db8", "#6f9fd8", "#3d5a98")
+_OUR_COLOURS = (FASTER, "#2a9db8", "#6f9fd8", "#5b7fc7")
 _LABEL_STEP = 1.16  # of the time axis: labels at the lines' ends stand at least so far apart, as a ratio
 
 

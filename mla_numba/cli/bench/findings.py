@@ -48,6 +48,9 @@ def finding(results: Results) -> Finding | None:
     """Of the groups of the whole prolog; None where none was run, or not ours."""
     for state in _STATES:
         groups = [g for g in results.families.get((_PROLOG, state), []) if g.baseline is not None and g.t is not None]
+        if results.unfinished:  # the peers of the last number of tokens may not have had their turn
+            most = max((len(group.rows) for group in groups), default=0)
+            groups = [group for group in groups if len(group.rows) == most]
         if groups:
             return _finding(state, sorted(groups, key=lambda group: group.t or 0))
     return None

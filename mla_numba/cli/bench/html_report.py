@@ -134,7 +134,7 @@ def _group(group: Group) -> dict[str, Any]:
     said = "" if ours is None else f": {milliseconds(ours.median_s)} ms"
     others = [row for row in group.rows if not row.is_ours]
     if ours is not None and others:
-        said += f"; {full_name(others[0].name)} takes {others[0].median_s / ours.median_s:.2f} times as long"
+        said += f"; {full_name(others[0].name)} takes {plain(others[0].median_s / ours.median_s)} times as long"
     return {
         "title": title + said,
         "is_open": group.t is None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..chart_style import tokens_text
+from ..chart_style import plain, tokens_text
 from .findings import finding, milliseconds, where
 from .results import Results
 
@@ -18,7 +18,7 @@ def summary(results: Results) -> str:
         lines = [f"{found.headline}: {where(results)}{state}"]
         for t, seconds in found.seconds.items():
             peer = found.fastest(t)
-            other = "" if peer is None else f"; {peer.name} takes {peer.ratios[t]:.2f} times as long"
+            other = "" if peer is None else f"; {peer.name} takes {plain(peer.ratios[t])} times as long"
             lines.append(f"  {tokens_text(t):>12}: {milliseconds(seconds)} ms{other}")
     lines += [f"left out: {reason}" for reason in results.left_out]
     return "\n".join(lines)
