@@ -57,7 +57,7 @@ def test_a_share_above_one_is_none_with_a_reason():
     assert share_of(2.0, 2.0, cold=False) == (1.0, "")
     assert share_of(2.1, 2.0, cold=True) == (None, SLOW_PROBES)
     assert share_of(2.1, 2.0, cold=False) == (None, FROM_CACHES)
-    assert (are_cold(1), are_cold(2**50)) == (False, True)
+    assert (are_cold(2, 1), are_cold(1, 2**50), are_cold(2, 2**50)) == (False, False, True)
 
 
 def test_turns_move_on_by_one_and_take_the_next_copy():

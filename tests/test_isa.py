@@ -8,6 +8,7 @@ import pytest
 from helpers import SCRIPTS, run_python
 
 from mla_numba.kernels import ISA, ISAS
+from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.table import choose_isa
 from tiling import machine
 
@@ -106,6 +107,33 @@ def test_register_tiles(isa):
     assert ISAS[isa.name] is isa
     assert isa.nr == isa.vectors.n * isa.lanes
     assert min(isa.mr, isa.kr_bf16, isa.kr_int8) > 0
+
+
+@pytest.mark.parametrize("is_int8", [False, True])
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
+    kr = isa.kr_int8 if is_int8 else isa.kr_bf16
+    places = isa.places(is_int8)
+    assert places.shape == (kr, isa.nr)
+    assert sorted(places.reshape(-1)) == list(range(kr * isa.nr))
+
+
+@pytest.mark.parametrize(
+    ("isa", "triple", "cpu", "instructions"),
+    [
+        ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
+        ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
+        ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
+    ],
+)
+def test_code_for_another_cpu(isa, triple, cpu, instructions):
+    assembly = Target(triple, cpu).assembly(ISAS[isa])
+    assert all(instruction in assembly for instruction in instructions)
+
+
+def test_plain_loops_have_no_vector_code():
+    with pytest.raises(ValueError, match=r"^isa: expected an instruction set with vector code, got portable$"):
+        Target("x86_64-unknown-linux-gnu", "x86-64").assembly(ISAS["portable"])
 
 
 def test_facts_are_plain():

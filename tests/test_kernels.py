@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mla_numba.kernels import ISA, panels, scalars
+from mla_numba.kernels.isa import BY_COLUMN, BY_COLUMN_REVERSED, BlockOrder
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
 from mla_numba.kernels.micro.operands import A, B, C, Y
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, ukernel, ukernel_store
@@ -111,7 +112,7 @@ def pack_b(w):
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
     source = panels.Matrices(bits, len(w), np.arange(NR), w.size, NR)
-    panels.pack_panels(1, 1, source, panels.Order(KR_BF16, 1, True), out)
+    panels.pack_panels(1, 1, source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
     return out
 
 
@@ -223,16 +224,18 @@ def test_counters_do_not_wrap_whatever_the_grain(grain):
     assert 0 <= counters.min() <= counters.max() <= 40 * 7
 
 
-def packed_by_formula(w, kr, n_parts, odd_first):
-    """[batch][panel][part][part_kp / kr][NR][kr] of w (batch, k, n), padded by zeros."""
+ROWS = BlockOrder("[KR][NR]", lambda nr, kr, r, j: r * nr + j)
+
+
+def packed_by_formula(w, kr, n_parts, order):
+    """[batch][panel][part][part_kp / kr][NR * kr] of w (batch, k, n), padded by zeros."""
     batch, k, n = w.shape
     part_k = k // n_parts
     steps, n_panels = ceil_div(part_k, kr), ceil_div(n, NR)
-    out = np.zeros((batch, n_panels, n_parts, steps, NR, kr), w.dtype)
+    out = np.zeros((batch, n_panels, n_parts, steps, NR * kr), w.dtype)
     for i, p, j in np.ndindex(w.shape):
         part, q = divmod(p, part_k)
-        r = kr - 1 - q % kr if odd_first else q % kr
-        out[i, j // NR, part, q // kr, j % NR, r] = w[i, p, j]
+        out[i, j // NR, part, q // kr, order.place(NR, kr, q % kr, j % NR)] = w[i, p, j]
     return out.reshape(-1)
 
 
@@ -242,12 +245,13 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
     rng = np.random.default_rng(0)
     w = rng.integers(0, 100, (batch, k, n)).astype(dtype)
     columns = rng.permutation(n)
-    for kr, odd_first in ((1, False), (2, False), (2, True), (4, False)):
-        want = packed_by_formula(w[:, :, columns], kr, n_parts, odd_first)
+    for kr, order in ((1, BY_COLUMN), (2, BY_COLUMN), (2, BY_COLUMN_REVERSED), (4, BY_COLUMN), (4, ROWS)):
+        want = packed_by_formula(w[:, :, columns], kr, n_parts, order)
+        places = np.array([[order.place(NR, kr, r, j) for j in range(NR)] for r in range(kr)])
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
-            panels.pack_panels(n_threads, batch * ceil_div(n, NR), source, panels.Order(kr, n_parts, odd_first), got)
+            panels.pack_panels(n_threads, batch * ceil_div(n, NR), source, panels.Order(kr, n_parts, places), got)
             assert (got == want).all()
 
 

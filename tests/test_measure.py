@@ -14,7 +14,7 @@ from mla_numba import MlaDims
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA, max_threads, peaks
 from mla_numba.kernels.llvm_ir import F32, I16, I32
-from mla_numba.kernels.micro import emitter
+from mla_numba.kernels.micro.emitter import TileFunction
 from mla_numba.tuning import rates as measure
 from mla_numba.tuning.rates import (
     Probes,
@@ -101,7 +101,7 @@ PORTABLE = pytest.mark.skipif(ISA.name == "portable", reason="plain loops, of wh
 def test_microkernels_multiply_once_a_vector_and_keep_their_sums_in_registers(kernel):
     """So they come near the peaks: of what each step of k needs nothing is done twice, and no sum is spilt."""
     multiply, k_of_one = MULTIPLY[ISA.name][kernel.is_int8]
-    assembly = assembly_of(lambda module: emitter.define_tile_function(module, kernel, I16))
+    assembly = assembly_of(lambda module: TileFunction(ISA, kernel, I16).define(module))
     loop, n_multiply = inner_loop(assembly, rf"mla_numba_{kernel.name}_\w+_{ISA.mr}", multiply)
     n_a_step = ISA.mr * ISA.vectors.n * ISA.kr(kernel) // k_of_one
     assert n_multiply >= n_a_step, "\n".join(loop)

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import struct
 import zlib
 
@@ -20,6 +21,7 @@ from tiling import round_up
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 PREFIX = struct.Struct("<8sIII")
 PRODUCTS = ("down", "up", "uk")
+FACTS_OF_PANELS = ("order", "nr", "kr_bf16", "order_bf16", "kr_int8", "order_int8", "a_offset", "odd_k_first")
 VECTORS = ("gamma_cq", "gamma_ckv", "smooth_scales_cq")
 
 
@@ -189,7 +191,7 @@ class TestRefusals:
         self.refuses(saved, "expected down.panels of checksum .*: it is corrupted", verify=True)
         MlaProlog.load(saved)  # not asked for
 
-    @pytest.mark.parametrize("name", ["order", "nr", "kr_bf16", "kr_int8", "a_offset", "odd_k_first"])
+    @pytest.mark.parametrize("name", FACTS_OF_PANELS)
     def test_other_panels(self, saved, name):
         edit(saved, lambda header: header["facts"]["packing"].update({name: 7}))
         self.refuses(saved, rf"expected panels as {ISA.name} reads them \(.*\), got those of .*{name} 7.*pack .*again")
@@ -245,8 +247,7 @@ class TestMovedToAnotherCpu:
             assert "a_offset 128, odd_k_first 0), got those of avx512bf16" in said
         if ISA.name != "portable":
             said = run_python("-c", probe, str(saved), NUMBA_CPU_NAME="generic")
-            packing = "order 1, nr 64, kr_bf16 1, kr_int8 1, a_offset 0, odd_k_first 0"
-            assert f"expected panels as portable reads them ({packing})" in said
+            assert re.search(r"expected panels as portable reads them \(order 1, nr 64, kr_bf16 1, .*a_offset 0,", said)
 
     def test_int8_has_none(self):
         weights = make_weights(DIMS, "b").pack()
@@ -267,13 +268,13 @@ class TestPanelOrder:
         gemm = packed.pack_gemm([weight], [scale], 1, rope_dims=(4,))
         columns = [*range(n - 4), n - 4, n - 2, n - 3, n - 1]  # the rope's pairs as halves
         kp = round_up(k, kr)
-        want = np.zeros((2, kp // kr, nr, kr), gemm.panels.dtype)
+        places = ISA.places(quantised)
+        want = np.zeros((2, kp // kr, nr * kr), gemm.panels.dtype)
         for j, column in enumerate(columns):
             for p in range(k):
-                place = p % kr if quantised else kr - 1 - p % kr  # of a pair of bf16 the odd k lies first
-                want[j // nr, p // kr, j % nr, place] = weight.view(gemm.panels.dtype)[p, column]
+                want[j // nr, p // kr, places[p % kr, j % nr]] = weight.view(gemm.panels.dtype)[p, column]
         assert_same_bits("panels", gemm.panels, want.reshape(-1))
         if quantised:
-            sums = want.astype(np.int64).sum(axis=(1, 3)).reshape(-1)
+            sums = want[..., places].astype(np.int64).sum(axis=(1, 2)).reshape(-1)
             assert gemm.offset.tolist() == (-ISA.a_offset * sums).tolist()
             assert gemm.col_scale[:n].tolist() == [float(c) for c in columns]

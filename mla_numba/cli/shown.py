@@ -13,6 +13,7 @@ from ..tuning.limit import FROM_CACHES, SLOW_PROBES
 __all__ = [
     "BEYOND_LIMIT",
     "PICTURE_WIDTH",
+    "TABLE_WIDTH",
     "beyond_limit",
     "folder_size",
     "megabytes",
@@ -21,6 +22,7 @@ __all__ = [
     "share_text",
 ]
 
+TABLE_WIDTH = 110  # characters
 PICTURE_WIDTH = 10.0  # inches; with 100 dots each 1000 pixels
 _MARK = "(!)"
 

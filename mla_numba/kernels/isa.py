@@ -9,11 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 
+from .kinds import Int64
 from .llvm_ir import Vectors
 
-__all__ = ["Isa", "MicroKernel"]
+__all__ = ["BY_COLUMN", "BY_COLUMN_REVERSED", "BlockOrder", "Isa", "MicroKernel"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockOrder:
+    """Where a packed weight holds step r of k of column j, in a block of KR steps of NR columns.
+
+    `place(nr, kr, r, j)` counts elements from the block's begin. The name is part of a packed file.
+    """
+
+    name: str
+    place: Callable[[int, int, int, int], int] = field(repr=False)
+
+
+BY_COLUMN = BlockOrder("[NR][KR]", lambda _nr, kr, r, j: j * kr + r)
+BY_COLUMN_REVERSED = BlockOrder("[NR][KR] last k first", lambda _nr, kr, r, j: j * kr + kr - 1 - r)
 
 
 @dataclass(frozen=True)
@@ -43,9 +60,9 @@ class MicroKernel:
 class Isa:
     """An instruction set and its register tile.
 
-    A tile holds `mr` rows of `nr` columns; a packed weight interleaves `kr_bf16` or `kr_int8` steps of k. An int8
-    activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes, a bf16 one as float32 or, with
-    `bf16_dot`, as it is, in pairs like the weight.
+    A tile holds `mr` rows of `nr` columns; a packed weight interleaves `kr_bf16` or `kr_int8` steps of k, in the order
+    `bf16_order` or `int8_order`. An int8 activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes,
+    a bf16 one as float32 or, with `bf16_dot`, as it is, in pairs like the weight.
 
     `features` are what a CPU must have, by LLVM's names; `cpus` the names of CPUs that have them, and no better
     instruction set, for users who pretend: LLVM does not tell which features a name implies. `int8` and `bf16` are how
@@ -63,6 +80,8 @@ class Isa:
     features: frozenset[str]
     cpus: frozenset[str] = frozenset()
     bf16_dot: bool = False
+    bf16_order: BlockOrder = BY_COLUMN_REVERSED
+    int8_order: BlockOrder = BY_COLUMN
     int8: MicroKernel | None = field(default=None, repr=False)
     bf16: MicroKernel | None = field(default=None, repr=False)
     bf16_subnormal: MicroKernel | None = field(default=None, repr=False)
@@ -82,6 +101,12 @@ class Isa:
     def vectors(self) -> Vectors:
         """The vectors of a row of the register tile."""
         return Vectors(self.lanes, self.nr // self.lanes)
+
+    def places(self, is_int8: bool) -> Int64:
+        """`BlockOrder.place` of every element, (KR, NR) int64."""
+        kr, order = (self.kr_int8, self.int8_order) if is_int8 else (self.kr_bf16, self.bf16_order)
+        places = [[order.place(self.nr, kr, r, j) for j in range(self.nr)] for r in range(kr)]
+        return np.array(places, np.int64)
 
     def kr(self, kernel: MicroKernel) -> int:
         """Steps of k that a packed weight interleaves for a microkernel."""

@@ -1,7 +1,8 @@
-"""Weights in the order in which a microkernel reads them: [batch][panel][part][part_kp / KR][NR][KR], packed once.
+"""Weights in the order in which a microkernel reads them, packed once.
 
-A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros. bf16 pairs are stored odd k
-first (see `ukernel`).
+The order is [batch][panel][part][part_kp / KR], then a block of KR steps of k of NR columns.
+A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros. `isa.BlockOrder` says where an
+element lies in its block.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ class Matrices(NamedTuple):
 
 
 class Order(NamedTuple):
-    """How k is packed: kr steps of each of n_parts equal parts side by side, in reverse if `odd_first`."""
+    """How k is packed: each of n_parts equal parts in blocks of kr steps; places (kr, NR) int64 as of the `Isa`."""
 
     kr: Index
     n_parts: Index
-    odd_first: bool
+    places: Int64
 
 
 @callee
@@ -49,10 +50,9 @@ def _pack_step(source: Matrices, order: Order, taken: Int64, first: Index, n_ste
         for j in range(NR * kr):
             packed[j] = 0
     for r in range(n_steps):
-        place = kr - 1 - r if order.odd_first else r
         row = first + r * source.row_stride
         for j in range(n_cols):
-            packed[j * kr + place] = source.values[row + taken[j]] if taken[j] >= 0 else 0
+            packed[order.places[r, j]] = source.values[row + taken[j]] if taken[j] >= 0 else 0
 
 
 @kernel
@@ -76,13 +76,16 @@ def pack_panels(task: Index, source: Matrices, order: Order, out: Values) -> Non
 
 
 @kernel
-def column_offsets(panel: Index, panels: Codes, kp: Index, out: Int32) -> None:
-    """out[panel*NR + j] (int32) = -A_OFFSET * the sum of packed int8 column j: takes the surplus of u8 codes off."""
+def column_offsets(panel: Index, panels: Codes, kp: Index, places: Int64, out: Int32) -> None:
+    """out[panel*NR + j] (int32) = -A_OFFSET * the sum of packed int8 column j: takes the surplus of u8 codes off.
+
+    places (KR, NR) int64, as of the `Isa`.
+    """
     for j in range(NR):
         total = np.int64(0)
         for p in range(kp):
             step = (panel * kp + p - p % KR_INT8) * NR
-            total += panels[step + j * KR_INT8 + p % KR_INT8]
+            total += panels[step + places[p % KR_INT8, j]]
         out[panel * NR + j] = np.int32(-A_OFFSET * total)
 
 

@@ -31,7 +31,6 @@ from ..prolog import MlaProlog
 from ..weights.packed import PackedWeights
 from ..weights.plain import MlaWeights
 from .interval import Interval, median_interval
-from .limit import are_cold
 from .turns import Call, rounds
 
 __all__ = ["Arena", "Contender", "ExactnessError", "Pairs"]
@@ -148,11 +147,6 @@ class Arena:
                 found = [compare_bits(name, got[name], want[name][: len(tokens_t)]) for name in want]
                 if any(found):
                     raise ExactnessError(f"{t} tokens: " + "; ".join(str(one) for one in found if one))
-
-    @property
-    def is_cold(self) -> bool:
-        """Whether all weight sets together are large enough for calls to find none of theirs in the caches."""
-        return len(self._weights) > 1 and are_cold(sum(weights.nbytes for weights in self._weights))
 
     def baseline(self, t: int) -> Contender:
         """The planner's own plan."""

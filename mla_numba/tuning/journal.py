@@ -88,9 +88,9 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
 
-    def left(self, jobs: Sequence[Job], seed: int) -> list[Job]:
-        """The jobs without a row, in random order."""
-        waiting = [job for job in jobs if job.number not in self.rows]
+    def left(self, jobs: Sequence[Job], seed: int, again: Callable[[Row], bool] = lambda row: False) -> list[Job]:
+        """The jobs without a row, or with one that is to be had `again`, in random order."""
+        waiting = [job for job in jobs if job.number not in self.rows or again(self.rows[job.number])]
         return random.Random(seed).sample(waiting, len(waiting))
 
 

@@ -21,9 +21,9 @@ class Share(NamedTuple):
     reason: str = ""
 
 
-def are_cold(n_bytes: int) -> bool:
-    """Whether copies of weights of so many bytes in all push each other out of the last-level cache."""
-    return n_bytes >= CACHES * this_machine().l3_bytes
+def are_cold(n_copies: int, n_bytes: int) -> bool:
+    """Whether copies of weights of `n_bytes` each, that take turns, push each other out of the last-level cache."""
+    return n_copies > 1 and n_copies * n_bytes >= CACHES * this_machine().l3_bytes
 
 
 def share_of(least: float, measured: float, cold: bool) -> Share:

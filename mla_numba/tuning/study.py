@@ -11,7 +11,7 @@ from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_se
 
 from .contest import Arena, Contender, Pairs
 from .interval import Interval
-from .limit import share_of
+from .limit import are_cold, share_of
 from .space import Candidate, holds
 from .turns import quiet
 
@@ -221,12 +221,13 @@ def with_final(row: Row, timed: Pairs) -> Row:
     )
 
 
-def with_limits(rows: Mapping[int, Row], rates: Rates, *, cold: bool) -> list[Row]:
+def with_limits(rows: Mapping[int, Row], rates: Rates, n_weight_sets: int) -> list[Row]:
     """The rows by number, with the least time that the rates allow; one that is the same as another has its times.
 
-    `cold`: whether the weights of every call came from memory, see `limit.are_cold`.
+    `n_weight_sets` took turns; see `limit.are_cold`.
     """
     limited = []
+    cold = are_cold(n_weight_sets, min((row.n_bytes for row in rows.values() if row.n_bytes), default=0))
     for _, row in sorted(rows.items()):
         timed = rows.get(int(row.reason)) if row.status == "same" else row
         if timed is None or timed.median_ms is None or not (timed.n_bytes and timed.flops):

@@ -208,7 +208,7 @@ class PackedWeights:
         return weights
 
 
-def _unpickled(packing: dict[str, int], isa: str, values: dict[str, Any]) -> PackedWeights:
+def _unpickled(packing: dict[str, int | str], isa: str, values: dict[str, Any]) -> PackedWeights:
     _check_packing("PackedWeights", packing, isa)
     for name in PRODUCTS:
         gemm: PackedGemm = values[name]
@@ -236,7 +236,7 @@ def pack_gemm(
     first, and the others behind them as an operand of bf16 products (`_operand_order`).
     """
     quantised = weights[0].dtype == np.int8
-    kr = ISA.kr_int8 if quantised else ISA.kr_bf16
+    kr, places = ISA.kr_int8 if quantised else ISA.kr_bf16, ISA.places(quantised)
     k = weights[0].shape[-2]
     kp = n_parts * round_up(k // n_parts, kr)
     cuts = [_Cut.of(w, head_dim) for w in weights]
@@ -253,7 +253,7 @@ def pack_gemm(
             columns = np.concatenate([columns[nope:], _operand_order(nope)])
         here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
         source = Matrices(weight.view(dtype).reshape(-1), k, columns, cut.batch_stride, cut.row_stride)
-        pack_panels(n_threads, count, source, Order(kr, n_parts, not quantised), here)
+        pack_panels(n_threads, count, source, Order(kr, n_parts, places), here)
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)
@@ -261,7 +261,7 @@ def pack_gemm(
             by_panel[:, there] = scale.reshape(cut.batch, cut.n)[:, columns[there]]
         at += count
     if quantised and ISA.a_offset:
-        column_offsets(n_threads, at, panels, kp, offset)
+        column_offsets(n_threads, at, panels, kp, places, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
 
 
@@ -322,13 +322,15 @@ class _Cut:
         return cls(weight.shape[1] // head_dim, head_dim, head_dim, weight.shape[1])
 
 
-def _packing() -> dict[str, int]:
+def _packing() -> dict[str, int | str]:
     """All that decides where a weight lies among panels, and the offsets of its columns."""
-    packing = {"order": _PANEL_ORDER, "nr": ISA.nr, "kr_bf16": ISA.kr_bf16, "kr_int8": ISA.kr_int8}
+    packing: dict[str, int | str] = {"order": _PANEL_ORDER, "nr": ISA.nr}
+    packing |= {"kr_bf16": ISA.kr_bf16, "order_bf16": ISA.bf16_order.name}
+    packing |= {"kr_int8": ISA.kr_int8, "order_int8": ISA.int8_order.name}
     return packing | {"a_offset": ISA.a_offset, "odd_k_first": int(ISA.bf16_dot)}
 
 
-def _check_packing(source: str | os.PathLike[str], packing: dict[str, int], isa: str) -> None:
+def _check_packing(source: str | os.PathLike[str], packing: dict[str, int | str], isa: str) -> None:
     """Raises `ValueError` naming the source of panels that these kernels would read otherwise."""
     if packing != _packing():
         raise ValueError(

@@ -8,23 +8,26 @@ from typing import Any, NamedTuple
 from ...base.dims import MlaDims
 from ...tuning.interval import Interval
 from ...tuning.study import Row
+from ...tuning.verdict import controls_in, is_faster
 from ..chart_style import tokens_text
 
 __all__ = ["SAME", "Study", "better", "settings_text", "shown", "value_text"]
 
-_LEAST_GAIN = 0.01  # less is not worth another plan
 SAME = 0.02  # what a picture shows as no difference
 
 
 class Study(NamedTuple):
     """Timed rows of a study, and what a picture says of it beside them.
 
-    `own_plans`: the text of the planner's own plan by T and quant mode. `where`: machine, threads, mode and dimensions
+    By T and quant mode: `own_plans`, the text of the planner's own plan; `controls`, its ratio to itself; `busy`, where
+    others took so much of the machine that nothing can be said. `where`: machine, threads, mode and dimensions
     in a line. `rates`: as `tuning.rates.rates_as_dict` has them.
     """
 
     rows: list[Row]
     own_plans: dict[tuple[int, str], str]
+    controls: dict[tuple[int, str], Interval]
+    busy: set[tuple[int, str]]
     where: str
     rates: dict[str, float]
 
@@ -33,7 +36,9 @@ class Study(NamedTuple):
         """From what `sweep.json` holds beside its rows, and the rows with their limits."""
         timed = [row for row in rows if row.ratio is not None]
         own = {(plan["t"], plan["quant"]): plan["plan"] for plan in record.get("own_plans", [])}
-        return cls(timed, own, _where(record, rows), dict(record["rates"]))
+        controls = {(each.t, each.quant): each.ratio for each in controls_in(record.get("controls", []))}
+        busy = {(each["t"], each["quant"]) for each in record.get("findings", []) if each["verdict"] == "busy"}
+        return cls(timed, own, controls, busy, _where(record, rows), dict(record["rates"]))
 
     def is_own(self, row: Row) -> bool:
         """Whether the row's plan is the planner's own, timed against itself."""
@@ -53,12 +58,13 @@ class Study(NamedTuple):
         return row.final_ratio is None and shown(row).median < 1 - SAME and not self.is_own(row)
 
     def noise(self, rows: Iterable[Row]) -> str:
-        """How the planner's own plan compared with itself, as a sentence; empty where it was not among the rows."""
-        ratios = [shown(row).median for row in rows if self.is_own(row)]
-        if not ratios:
-            return ""
-        least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
-        return f" Noise: against itself it took {least if least == most else f'{least} to {most}'}."
+        """How the planner's own plan compared with itself, as a sentence; empty where that is not known."""
+        keys = {(row.t, row.quant) for row in rows}
+        found = [control for key, control in self.controls.items() if key in keys]
+        bounds = [
+            bound for control in found for bound in (control.low or control.median, control.high or control.median)
+        ]
+        return f" Noise: against itself it took {min(bounds):.2f} to {max(bounds):.2f}." if bounds else ""
 
     def best(self, rows: Iterable[Row]) -> Row:
         """The fastest: by the longer contest where there was one."""
@@ -71,15 +77,16 @@ class Study(NamedTuple):
 
     def clearly_faster(self, row: Row) -> bool:
         """Whether it was faster in a longer contest by more than noise."""
-        final = row.final
-        if final is None or final.high is None or self.is_own(row):
+        if row.final is None or self.is_own(row) or (row.t, row.quant) in self.busy:
             return False
-        return final.high < 1 and final.median <= 1 - _LEAST_GAIN
+        return is_faster(row.final, row.final_wins or 0.0, self.controls.get((row.t, row.quant)))
 
     def verdict(self, what: str, rows: Sequence[Row]) -> str:
         """What came of it, in a sentence; `what`: what was varied, such as "blocks"."""
         found = [self.best(row for row in rows if row.t == t) for t in sorted({row.t for row in rows})]
         faster = [row for row in found if self.clearly_faster(row)]
+        if not faster and {(row.t, row.quant) for row in rows} <= self.busy:
+            return "Others took too much of the machine: these ratios say nothing"
         if not faster:
             return f"No {what} are faster than the planner's own by more than noise"
         said = [

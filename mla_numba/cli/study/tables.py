@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from ...base.output_file import write_text
 from ...tuning.study import Row
 from ..shown import no_share, share_text
+from .found import Found
 
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
 
@@ -36,9 +37,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Machine, versions and rates, what was studied, and every row with its whole plan."""
-    write_text(path, json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], found: Found) -> None:
+    """Machine, versions and rates, what was studied, what was found, and every row with its whole plan."""
+    rows = [asdict(row) for row in found.rows]
+    write_text(path, json.dumps({**facts, "sweep": spec, "findings": found.as_dicts(), "rows": rows}, indent=1) + "\n")
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:

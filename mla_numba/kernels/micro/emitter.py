@@ -2,7 +2,8 @@
 
     f(mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset)
 
-See `ukernel` for what it computes. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of
+See `ukernel` for what it computes. The instruction set is an argument, so that the code for any can be made, and looked
+at, on any machine. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of
 a row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
 which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
 ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
@@ -10,11 +11,11 @@ ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from ..isa import MicroKernel
+from ..isa import Isa, MicroKernel
 from ..llvm_ir import (
     F32,
     I1,
@@ -24,35 +25,42 @@ from ..llvm_ir import (
     IN_L2,
     ONCE,
     POINTER,
+    Vectors,
     counted_loop,
     internal_function,
     load,
     prefetch,
 )
-from .table import ISA
 
-__all__ = ["MicroKernel", "declare_tile_function", "define_tile_function"]
-
-MR, NR = ISA.mr, ISA.nr
-_V = ISA.vectors
-N_VECTORS = _V.n
+__all__ = ["TileFunction"]
 
 
-def define_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type, by_row: bool = False) -> ir.Function:
-    """`f(mr, ...)` of this file's head, defined in a module, that stores y as `store`, I16 or F32.
+class TileFunction(NamedTuple):
+    """`f(mr, ...)` of this file's head: a microkernel of an instruction set that stores y as `store`, I16 or F32."""
 
-    With `by_row`, each row by itself: for what is rare, so that there is one loop over k to compile, not MR.
-    """
-    function = declare_tile_function(module, kernel, store)
-    (_define_loop_over_rows if by_row else _define_switch)(function, kernel, store)
-    return function
+    isa: Isa
+    kernel: MicroKernel
+    store: ir.Type
 
+    @property
+    def vectors(self) -> Vectors:
+        """The vectors of a row of the register tile."""
+        return self.isa.vectors
 
-def declare_tile_function(module: ir.Module, kernel: MicroKernel, store: ir.Type) -> ir.Function:
-    """The function as it is known to who calls it; see `library` on where it is."""
-    name = f"mla_numba_{kernel.name}_{ISA.name}_{store}"
-    existing = module.globals.get(name)
-    return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
+    def declared(self, module: ir.Module) -> ir.Function:
+        """The function as it is known to who calls it; see `library` on where it is."""
+        name = f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}"
+        existing = module.globals.get(name)
+        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
+
+    def define(self, module: ir.Module, by_row: bool = False) -> ir.Function:
+        """The function, defined in a module.
+
+        With `by_row`, each row by itself: for what is rare, so that there is one loop over k to compile, not MR.
+        """
+        function = self.declared(module)
+        (_define_loop_over_rows if by_row else _define_switch)(self, function)
+        return function
 
 
 # steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset
@@ -61,22 +69,22 @@ _ARGUMENTS = [
 ]  # fmt: skip
 
 
-def _define_switch(function: ir.Function, kernel: MicroKernel, store: ir.Type) -> None:
+def _define_switch(tile: TileFunction, function: ir.Function) -> None:
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     out = function.append_basic_block("out")
     switch = builder.switch(function.args[0], out)
-    for mr in range(1, MR + 1):
+    for mr in range(1, tile.isa.mr + 1):
         block = function.append_basic_block(f"rows{mr}")
         switch.add_case(ir.Constant(I64, mr), block)
         builder.position_at_end(block)
-        builder.call(_rows_function(function, mr, kernel, store), function.args[1:])
+        builder.call(_rows_function(tile, function, mr), function.args[1:])
         builder.branch(out)
     builder.position_at_end(out)
     builder.ret_void()
 
 
-def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir.Type) -> None:
-    tile = _rows_function(function, 1, kernel, store)
+def _define_loop_over_rows(tile: TileFunction, function: ir.Function) -> None:
+    of_one_row = _rows_function(tile, function, 1)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset = (
         function.args
@@ -85,19 +93,20 @@ def _define_loop_over_rows(function: ir.Function, kernel: MicroKernel, store: ir
 
     def one_row(row: Any, _values: list[Any]) -> list[Any]:
         a_here = builder.gep(a, [builder.mul(row, lda)])
-        c_here = builder.gep(c, [builder.mul(row, ir.Constant(I64, NR * 4))])
+        c_here = builder.gep(c, [builder.mul(row, ir.Constant(I64, tile.isa.nr * 4))])
         y_here = builder.select(stores, builder.gep(y, [builder.mul(row, ldy)]), y)
         scale_here = builder.gep(row_scale, [builder.mul(row, ir.Constant(I64, 4))])
         operands = [steps, a_here, lda, a_step, b, ahead, ahead_step, locality, c_here, carry, y_here, ldy, scale_here]
-        builder.call(tile, [*operands, col_scale, offset])
+        builder.call(of_one_row, [*operands, col_scale, offset])
         return []
 
     counted_loop(builder, mr, [], one_row)
     builder.ret_void()
 
 
-def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.Type) -> ir.Function:
-    """The loop over k for exactly `mr` rows: MR x N_VECTORS accumulators in registers from first to last step."""
+def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Function:
+    """The loop over k for exactly `mr` rows, whose accumulators stay in registers from the first step to the last."""
+    isa, kernel, vectors = tile.isa, tile.kernel, tile.vectors
     function = internal_function(parent.module, ir.FunctionType(ir.VoidType(), _ARGUMENTS), f"{parent.name}_{mr}")
     steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset = (
         function.args
@@ -105,9 +114,9 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
     names = ("entry", "load", "begin", "keep", "finish")
     entry, load_c, begin, keep, finish = (function.append_basic_block(s) for s in names)
     builder = ir.IRBuilder(entry)
-    vector = _V.words if kernel.is_int8 else _V.floats
+    vector = vectors.words if kernel.is_int8 else vectors.floats
     c_vectors = builder.bitcast(c, vector.as_pointer())
-    c_at = [builder.gep(c_vectors, [ir.Constant(I64, i)]) for i in range(mr * N_VECTORS)]
+    c_at = [builder.gep(c_vectors, [ir.Constant(I64, i)]) for i in range(mr * vectors.n)]
     rows = [builder.gep(a, [builder.mul(lda, ir.Constant(I64, i))]) for i in range(mr)]
     builder.cbranch(carry, load_c, begin)
     builder.position_at_end(load_c)
@@ -121,10 +130,11 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
         first[-1].add_incoming(value, load_c)
 
     def step_of_k(step: Any, acc: list[Any]) -> list[Any]:
-        b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, ISA.b_bytes(kernel)))])
+        b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])
         ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
-        _prefetch(builder, ahead_here, ISA.b_bytes(kernel), locality)
-        return _multiply(builder, kernel, rows, builder.mul(step, a_step), b_here, acc)
+        _prefetch(builder, ahead_here, isa.b_bytes(kernel), locality)
+        a_at = builder.mul(step, a_step)
+        return _multiply(builder, tile, [builder.gep(row, [a_at]) for row in rows], b_here, acc)
 
     sums = counted_loop(builder, steps, first, step_of_k)
     builder.cbranch(builder.icmp_unsigned("==", y, ir.Constant(POINTER, None)), keep, finish)
@@ -134,23 +144,24 @@ def _rows_function(parent: ir.Function, mr: int, kernel: MicroKernel, store: ir.
     builder.ret_void()
     builder.position_at_end(finish)
     if kernel.is_int8:
-        sums = _scaled(builder, sums, row_scale, col_scale, offset)
+        sums = _scaled(builder, vectors, sums, row_scale, col_scale, offset)
     for i in range(mr):
         at = builder.gep(y, [builder.mul(ldy, ir.Constant(I64, i))])
-        _store_row(builder, sums[i * N_VECTORS : (i + 1) * N_VECTORS], at, store, kernel)
+        _store_row(builder, tile, sums[i * vectors.n : (i + 1) * vectors.n], at)
     builder.ret_void()
     return function
 
 
-def _multiply(builder: Any, kernel: MicroKernel, rows: list[Any], a_at: Any, b: Any, acc: list[Any]) -> list[Any]:
-    """The accumulators after KR steps of k; `rows` are the addresses of A's rows, `a_at` the step's place in each."""
-    loaded = [kernel.load(builder, _V, b, v) for v in range(N_VECTORS)]
+def _multiply(builder: Any, tile: TileFunction, rows: list[Any], b: Any, acc: list[Any]) -> list[Any]:
+    """The accumulators after KR steps of k; `rows` are the addresses of their values of A, `b` that of B."""
+    kernel, vectors = tile.kernel, tile.vectors
+    loaded = [kernel.load(builder, vectors, b, v) for v in range(vectors.n)]
     for k in range(kernel.passes):
-        columns = [kernel.column(builder, _V, raw, k) for raw in loaded]
+        columns = [kernel.column(builder, vectors, raw, k) for raw in loaded]
         for i, row in enumerate(rows):
-            value = kernel.value(builder, _V, builder.gep(row, [a_at]), k)
-            for v, column in enumerate(columns, start=i * N_VECTORS):
-                acc[v] = kernel.multiply(builder, _V, acc[v], value, column)
+            value = kernel.value(builder, vectors, row, k)
+            for v, column in enumerate(columns, start=i * vectors.n):
+                acc[v] = kernel.multiply(builder, vectors, acc[v], value, column)
     return acc
 
 
@@ -167,42 +178,47 @@ def _prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: Any) 
     builder.position_at_end(behind)
 
 
-def _scaled(builder: ir.IRBuilder, sums: list[Any], row_scale: Any, col_scale: Any, offset: Any) -> list[Any]:
+def _scaled(
+    builder: ir.IRBuilder, vectors: Vectors, sums: list[Any], row_scale: Any, col_scale: Any, offset: Any
+) -> list[Any]:
     """(float32(sum + offset) * row_scale) * col_scale."""
-    offsets = [load(builder, offset, v * _V.lanes * 4, _V.words, 4) for v in range(N_VECTORS)]
-    columns = [load(builder, col_scale, v * _V.lanes * 4, _V.floats, 4) for v in range(N_VECTORS)]
+    n, n_bytes = vectors.n, vectors.lanes * 4
+    offsets = [load(builder, offset, v * n_bytes, vectors.words, 4) for v in range(n)]
+    columns = [load(builder, col_scale, v * n_bytes, vectors.floats, 4) for v in range(n)]
     scaled = []
-    for i in range(len(sums) // N_VECTORS):
-        row = _V.splat(builder, load(builder, row_scale, i * 4, F32, 4))
-        for v in range(N_VECTORS):
-            value = builder.sitofp(builder.add(sums[i * N_VECTORS + v], offsets[v]), _V.floats)
+    for i in range(len(sums) // n):
+        row = vectors.splat(builder, load(builder, row_scale, i * 4, F32, 4))
+        for v in range(n):
+            value = builder.sitofp(builder.add(sums[i * n + v], offsets[v]), vectors.floats)
             scaled.append(builder.fmul(builder.fmul(value, row), columns[v]))
     return scaled
 
 
-def _store_row(builder: ir.IRBuilder, values: list[Any], at: Any, store: ir.Type, kernel: MicroKernel) -> None:
+def _store_row(builder: ir.IRBuilder, tile: TileFunction, values: list[Any], at: Any) -> None:
     """A row's float32 vectors, rounded to bf16: as their bits, or as float32 again."""
-    if kernel.round_two is not None and store == I16:
-        for v in range(0, N_VECTORS, 2):
-            bits = kernel.round_two(builder, _V, values[v], values[v + 1])
-            here = builder.gep(at, [ir.Constant(I64, v * _V.lanes * 2)])
+    kernel, vectors = tile.kernel, tile.vectors
+    if kernel.round_two is not None and tile.store == I16:
+        for v in range(0, vectors.n, 2):
+            bits = kernel.round_two(builder, vectors, values[v], values[v + 1])
+            here = builder.gep(at, [ir.Constant(I64, v * vectors.lanes * 2)])
             builder.store(bits, builder.bitcast(here, bits.type.as_pointer()), align=2)
         return
     for v, value in enumerate(values):
-        rounded = _round_bf16(builder, value)
-        if store == I16:
-            rounded = builder.trunc(builder.lshr(rounded, _V.filled(16)), ir.VectorType(I16, _V.lanes))
-            here = builder.gep(at, [ir.Constant(I64, v * _V.lanes * 2)])
+        rounded = _round_bf16(builder, vectors, value)
+        if tile.store == I16:
+            upper = builder.lshr(rounded, vectors.filled(16))
+            rounded = builder.trunc(upper, ir.VectorType(I16, vectors.lanes))
+            here = builder.gep(at, [ir.Constant(I64, v * vectors.lanes * 2)])
         else:
-            rounded = builder.and_(rounded, _V.filled(0xFFFF0000))
-            here = builder.gep(at, [ir.Constant(I64, v * _V.lanes * 4)])
+            rounded = builder.and_(rounded, vectors.filled(0xFFFF0000))
+            here = builder.gep(at, [ir.Constant(I64, v * vectors.lanes * 4)])
         builder.store(rounded, builder.bitcast(here, rounded.type.as_pointer()), align=2)
 
 
-def _round_bf16(builder: ir.IRBuilder, value: Any) -> Any:
+def _round_bf16(builder: ir.IRBuilder, vectors: Vectors, value: Any) -> Any:
     """Words whose upper halves are the bf16 nearest to float32, ties to even; a NaN becomes a quiet one."""
-    bits = builder.bitcast(value, _V.words)
-    odd = builder.and_(builder.lshr(bits, _V.filled(16)), _V.filled(1))
-    rounded = builder.add(builder.add(bits, _V.filled(0x7FFF)), odd)
-    quiet = builder.or_(bits, _V.filled(0x400000))
+    bits = builder.bitcast(value, vectors.words)
+    odd = builder.and_(builder.lshr(bits, vectors.filled(16)), vectors.filled(1))
+    rounded = builder.add(builder.add(bits, vectors.filled(0x7FFF)), odd)
+    quiet = builder.or_(bits, vectors.filled(0x400000))
     return builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)

@@ -17,8 +17,7 @@ from numba.core.registry import cpu_target
 
 from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
 from ..jit.fork import check_process
-from ..llvm_ir import F32, I16
-from .emitter import define_tile_function
+from .assembly import define_microkernels
 from .table import ISA
 
 __all__ = ["load_microkernels"]
@@ -64,14 +63,7 @@ def _build(codegen: Any) -> Any:
     library = codegen.create_library("mla_numba.microkernels")
     library.enable_object_caching()
     module = library.create_ir_module("mla_numba.microkernels")
-    assert ISA.bf16 is not None
-    assert ISA.int8 is not None
-    # Sums of int8 products, too, become float32 only where a bf16 product takes its A as float32.
-    for store in (I16,) if ISA.bf16_dot else (I16, F32):
-        for kernel in (ISA.bf16, ISA.int8):
-            define_tile_function(module, kernel, store)
-    if ISA.bf16_subnormal is not None:
-        define_tile_function(module, ISA.bf16_subnormal, I16, by_row=True)
+    define_microkernels(module, ISA)
     library.add_ir_module(module)
     library.finalize()
     return library

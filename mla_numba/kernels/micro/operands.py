@@ -3,7 +3,7 @@
 | operand | array                | shape              | dtype                      | notes                           |
 |---------|----------------------|--------------------|----------------------------|---------------------------------|
 | A       | rows                 | [mr] by step, [k]  | A_BF16_DTYPE, A_INT8_DTYPE | by the weight's, see `operand`  |
-| B       | panels               | [k/KR][NR][KR]     | uint16 (bf16 bits), int8   |                                 |
+| B       | panels               | [k/KR], KR * NR    | uint16 (bf16 bits), int8   | see `isa.BlockOrder`            |
 | C       | sums                 | [mr][NR]           | float32, int32             | may be uninitialised            |
 | Y       | values               | [mr] by step, [NR] | uint16, or float32 of bf16 | float32 where it is to be an A  |
 | Y       | offset               | [NR]               | int32                      | read for int8 weights only      |

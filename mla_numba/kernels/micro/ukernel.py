@@ -4,10 +4,10 @@
     ukernel_store: Y[mr, NR] = bf16((float32((C.carry ? C : 0) + A @ B + offset[NR]) * row_scale[mr]) * col_scale[NR])
 
 The operands are those of `operands`. Every element of C is one accumulator that takes its products in ascending k, so
-tile, thread and instruction set never change a bit; int32 wraps, hence exact. In a pair of bf16 the even k is the
-second of the two, since vdpbf16ps takes that one first: it is two multiply-adds, each rounded (Intel SDM), save that it
-takes subnormal numbers for 0. `no_subnormals` says that there can be none (`scalars.sums_stay_normal`); where there can
-be, plain multiply-adds do the work.
+tile, thread and instruction set never change a bit; int32 wraps, hence exact. In a pair of bf16 activations the even k
+is the second of the two, since vdpbf16ps takes that one first: it is two multiply-adds, each rounded (Intel SDM), save
+that it takes subnormal numbers for 0. `no_subnormals` says that there can be none (`scalars.sums_stay_normal`); where
+there can be, plain multiply-adds do the work.
 
 Called from Python both run their own bodies, the oracles of the compiled ones.
 """
@@ -25,7 +25,7 @@ from ..jit.callee import field_type, overload_callee
 from ..kinds import F32, Bits, Index, Typed
 from ..llvm_ir import F32 as FLOAT
 from ..llvm_ir import I16, I64, POINTER
-from .emitter import declare_tile_function
+from .emitter import TileFunction
 from .epilogue import store_tile
 from .library import load_microkernels
 from .operands import A, B, C, Y
@@ -35,14 +35,15 @@ from .table import ISA
 MR, NR = ISA.mr, ISA.nr
 KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
 A_OFFSET = np.int32(ISA.a_offset)
-A_INT8_DTYPE = np.uint8 if ISA.a_int8_bytes == 1 else np.int16
+A_INT8_DTYPE = {2: np.int16, 1: np.uint8 if ISA.a_offset else np.int8}[ISA.a_int8_bytes]
 A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
+PLACES_BF16, PLACES_INT8 = ISA.places(is_int8=False), ISA.places(is_int8=True)
 
 
 def ukernel(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool) -> None:
     """One register tile; the panels' dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
     is_int8 = b.panels.dtype == np.int8
-    kr = KR_INT8 if is_int8 else KR_BF16
+    kr, places = (KR_INT8, PLACES_INT8) if is_int8 else (KR_BF16, PLACES_BF16)
     sums = c.sums[c.at : c.at + mr * NR].reshape(mr, NR)
     if not c.carry:
         sums[...] = 0
@@ -50,7 +51,7 @@ def ukernel(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool) -> None:
     for p in range(k):
         step, r = divmod(p, kr)
         values = flat[rows + step * kr + (kr - 1 - r if flat.dtype == np.uint16 else r)]
-        column = b.panels[b.at + step * NR * kr + (r if is_int8 else kr - 1 - r) :][: NR * kr : kr]
+        column = b.panels[b.at + step * NR * kr + places[r]]
         if is_int8:
             sums += values.astype(np.int32)[:, None] * column.astype(np.int32)
         else:
@@ -142,9 +143,10 @@ def _call_tile(context: Any, builder: Any, sig: Any, args: Any, is_int8: bool) -
         b.n_bytes("panels", "ahead_step"), b.number("locality"), c.address("sums", "at"), c.number("carry"), *output,
     ]  # fmt: skip
     load_microkernels()
-    function = declare_tile_function(builder.module, kernel, stored)
+    function = TileFunction(ISA, kernel, stored).declared(builder.module)
     if subnormal is not None:
-        function = builder.select(no_subnormals, function, declare_tile_function(builder.module, subnormal, stored))
+        other = TileFunction(ISA, subnormal, stored).declared(builder.module)
+        function = builder.select(no_subnormals, function, other)
     builder.call(function, operands)
     return context.get_dummy_value()
 
