@@ -61,6 +61,8 @@ def test_sweep_leaves_a_table_files_and_pictures(tmp_path):
     assert "left" in err
     if find_spec("matplotlib"):
         assert {p.name for p in out.glob("*.png")} == {"heat_map.png", "roofline.png"}
+    assert {(plan["t"], plan["quant"]) for plan in read["own_plans"]} == {(4, "b"), (9, "b")}
+    assert all(plan["plan"].startswith(f"decode of {plan['t']} tokens") for plan in read["own_plans"])
 
 
 def test_sweep_goes_on_after_an_interrupt(tmp_path):
