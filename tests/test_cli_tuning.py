@@ -123,7 +123,11 @@ def test_a_sweep_of_refused_candidates_says_why_and_times_nothing(tmp_path):
     [
         (["--set", "down_mc"], "expected FIELD=VALUES, got 'down_mc'"),
         (["--set", "down_mc=5:1"], "down_mc: values: expected a range that ends, got '5:1'"),
-        (["--set", "mc=5"], "mc: expected one of"),
+        (["--set", "nothing=5"], "nothing: expected a field of CpuTiling (unroll_list, n_threads, "),
+        (
+            ["--set", "down_kk=5"],
+            "down_kk: expected a field of CpuTiling or of MlaTileConfig, got none; near it: down_kc",
+        ),
         (["--set", "down_mc=1", "--where", "down_kc > 1"], "restriction: expected names of"),
         (["--set", "down_mc=1", "--where", "down_mc > 1"], "--where: expected to leave a candidate, got none of 3"),
         (["--presets", "--set", "down_mc=1"], "--presets: expected without --set and --base, got both"),
