@@ -14,6 +14,7 @@ from helpers.cli import invoke, one_line_error, run_cli
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__
+from mla_numba.base.extras import how_to_install
 from mla_numba.call import tuned as store
 from mla_numba.call.planning import this_machine
 from mla_numba.cli import tune as cli_tune
@@ -176,7 +177,7 @@ needs_optuna = pytest.mark.skipif(not find_spec("optuna"), reason="the extra `tu
 def test_tune_without_optuna_says_so_at_once(monkeypatch):
     monkeypatch.setattr(cli_tune, "find_spec", lambda name: None)
     result = invoke("tune", "--small", "--dry-run")
-    assert (result.exit_code, "pip install 'mla_numba[tune]'" in result.output) == (1, True)
+    assert (result.exit_code, how_to_install("tune", "optuna") in result.output) == (1, True)
 
 
 @needs_optuna

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from tiling import Rates
 
 from .._version import __version__
+from ..base.extras import how_to_install
 from ..call.planning import this_machine
 from ..call.tuned import (
     FOLDER_VARIABLE,
@@ -39,7 +40,7 @@ from .progress import progress_bar
 __all__ = ["tune"]
 
 _FOLDER = "expected a folder to keep results in"
-_NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
+_NO_OPTUNA = f"the search needs Optuna: {how_to_install('tune', 'optuna')}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ...base.extras import how_to_install
 from ...base.output_file import write_text
 from .html_report import make_page
 from .results import Results
@@ -53,7 +54,8 @@ class BenchOptions:
     def check(self) -> None:
         """Refuses to begin where the page cannot be made, or would take the place of another file."""
         if find_spec("matplotlib") is None:
-            raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
+            how = how_to_install("plot", "matplotlib")
+            raise click.ClickException(f"matplotlib: expected for the page, got none; {how}")
         for name, other in (("--json", self.save), ("--from", self.saved)):
             if other is not None and other.resolve() == self.output.resolve():
                 raise click.UsageError(f"--output: expected another file than that of {name}, got {self.output}")
@@ -102,7 +104,8 @@ def find_suite() -> Path:
             f"{Path.cwd()}; run the command there, or with --from on results that were kept"
         )
     if find_spec("pytest_benchmark") is None:
-        raise click.ClickException("pytest-benchmark: expected to run the suite, got none; pip install -e '.[bench]'")
+        how = how_to_install("bench", "pytest-benchmark")
+        raise click.ClickException(f"pytest-benchmark: expected to run the suite, got none; {how}")
     return root / "bench" / "suite"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..._version import __version__
+from ...base.extras import how_to_install
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
 from ...tuning.rates import rates_as_dict
@@ -92,7 +93,8 @@ def _show(options: StudyOptions, journal: Journal, rows: list[Row], n_left_out: 
     try:
         click.echo(", ".join(map(str, draw_all(options.out, rows, rates_as_dict(journal.rates), title))))
     except ImportError:
-        click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
+        how = how_to_install("plot", "matplotlib")
+        click.echo(f"no pictures: they need matplotlib ({how}); then give this command again")
 
 
 def _summary(rows: list[Row], n_left_out: int) -> str:
