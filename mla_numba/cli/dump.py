@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..base.modes import QuantMode
 from ..dumps import DumpSettings, write_dump
 from ..dumps.names import INPUTS, OUTPUTS, SCALES
 from .faults import said_plainly
@@ -22,7 +23,7 @@ __all__ = ["dump"]
 _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
 
 
-def dump(folder: Path, tokens: int, quant: str, smooth: bool, **given: Any) -> None:
+def dump(folder: Path, tokens: int, quant: QuantMode, smooth: bool, **given: Any) -> None:
     """Writes the files, and says where."""
     check_smooth(smooth, quant)
     settings = {field.name: given.pop(field.name) for field in fields(DumpSettings)}

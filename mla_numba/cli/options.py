@@ -14,7 +14,8 @@ from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
 from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
-from ..base.modes import NUMERICS, QUANT_MODES
+from ..base.model_config import read_config_file
+from ..base.modes import CALL_PHASES, NUMERICS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 from ..base.output_path import fault_of_file, fault_of_folder
 
 __all__ = [
@@ -55,7 +56,6 @@ Command = Callable[..., Any]
 
 def parse_dims(text: str) -> MlaDims:
     """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
-    from ..base.model_config import read_config_file
 
     numbers = text.split(",")
     try:
@@ -180,7 +180,7 @@ weight_sets_option = click.option(
 )  # fmt: skip
 
 
-def check_smooth(smooth: bool, quant: str) -> None:
+def check_smooth(smooth: bool, quant: QuantMode) -> None:
     """Refuses `--smooth` where the normalised query is not quantised."""
     if smooth and "b" not in quant:
         raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
@@ -188,7 +188,7 @@ def check_smooth(smooth: bool, quant: str) -> None:
 
 what_to_plan = _options(
     click.option(
-        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+        "--phase", type=click.Choice(CALL_PHASES), default="decode", show_default=True,
         help="Phase: with --preset it decides the scheduling settings.",
     ),
     quant_option,
@@ -205,11 +205,11 @@ what_to_plan = _options(
 class WhatToPlan:
     """The values of `what_to_plan`."""
 
-    phase: str
-    quant: str
-    preset: str | None
+    phase: CallPhase
+    quant: QuantMode
+    preset: PresetName | None
     tuned: bool
-    npuarch: str | None
+    npuarch: NpuArch | None
     dims: MlaDims | None
 
     @property
@@ -248,7 +248,7 @@ layer_options = _options(
 class LayerOptions:
     """The values of `layer_options`, `weight_sets_option` and `seed_option`: the layer on which plans are compared."""
 
-    quant: str
+    quant: QuantMode
     dims: MlaDims | None
     small: bool
     threads: int

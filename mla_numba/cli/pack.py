@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ..base.modes import QuantMode
 from ..prolog import MlaProlog
 from ..weights.checkpoint import Checkpoint
 from .faults import said_plainly
@@ -22,7 +23,7 @@ __all__ = ["pack"]
 _N_TENSORS = 6
 
 
-def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
+def pack(folder: Path, layer: int, out: Path, quant: QuantMode, threads: int, as_json: bool) -> None:
     """Packs, and says what came of it."""
     with said_plainly(), Steps() as steps:
         packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
@@ -55,7 +56,7 @@ class Packed:
         }
 
 
-def pack_layer(checkpoint: Checkpoint, layer: int, quant: str, out: Path, n_threads: int, steps: Steps) -> Packed:
+def pack_layer(checkpoint: Checkpoint, layer: int, quant: QuantMode, out: Path, n_threads: int, steps: Steps) -> Packed:
     """Reads, quantises, packs and writes a layer, reads the file back with its checksums, and times a plain load."""
     with steps.step(f"reading layer {layer}, mode {quant}", _N_TENSORS) as advance:
         weights = checkpoint.load_layer(layer, quant, finished=lambda name: advance()).weights

@@ -15,6 +15,7 @@ from rich.console import Console
 from tiling import PrologPlan, ceil_div
 
 from .._version import __version__
+from ..base.modes import Numerics, PagedMode
 from ..cache import PagedCache
 from ..call.planning import this_machine
 from ..call.trace import PHASES, Trace
@@ -44,9 +45,9 @@ class RunOptions(WhatToPlan):
     threads: int
     seed: int
     repeats: int
-    cache_mode: str
+    cache_mode: PagedMode
     block_size: int
-    numerics: str
+    numerics: Numerics
     no_check: bool
     trace_file: Path | None
     as_json: bool

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..base.checks import check_choice
-from ..base.modes import DUMP_FORMATS as FORMATS
+from ..base.modes import DUMP_FORMATS, DumpFormat, DumpStyle, QuantMode
 from ..base.output_file import write_text
 from .elements import write_array
 from .golden_call import CallChoices, GoldenCall
@@ -22,6 +22,7 @@ from .torch_file import import_torch
 
 __all__ = ["FORMATS", "write_dump"]
 
+FORMATS = DUMP_FORMATS
 _ONLY_INT8 = ("q_norm_scale_out", "k_scale_cache_out")
 _ALWAYS = [
     name for name in (*INPUTS, *OUTPUTS) if name not in ("dequant_scale", "cache_index", "k_scale_cache", *_ONLY_INT8)
@@ -31,11 +32,11 @@ _ALWAYS = [
 def write_dump(
     folder: str | os.PathLike[str],
     t: int,
-    quant: str = "b",
+    quant: QuantMode = "b",
     *,
     settings: DumpSettings | None = None,
-    file_format: str = "npy",
-    style: str = "reference",
+    file_format: DumpFormat = "npy",
+    style: DumpStyle = "reference",
     finished: Callable[[str], None] = lambda name: None,
     **choices: Unpack[CallChoices],
 ) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
+from ..base.modes import CallPhase, NpuArch, QuantMode
 from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
 
@@ -44,7 +45,7 @@ class Job:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     candidate: Candidate
     options: PassOptions | None = None
     refused: str = ""
@@ -63,7 +64,7 @@ class Row:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     settings: dict[str, Any]
     status: str
     reason: str = ""
@@ -87,12 +88,12 @@ class Row:
 
 
 def list_jobs(
-    candidates: Sequence[tuple[Candidate, str]],
+    candidates: Sequence[tuple[Candidate, QuantMode]],
     tokens: Sequence[int],
     restrictions: Sequence[str],
     plan: Callable[[Job], PrologPlan],
-    phase: str,
-    npuarch: str,
+    phase: CallPhase,
+    npuarch: NpuArch,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Job], int]:
     """A job for each candidate (with its quant mode) and T, and how many the restrictions left out.

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ...base.modes import CallPhase, NpuArch, PresetName
 from ...base.output_path import fault_of_file
 from ..options import LayerOptions
 
@@ -22,10 +23,10 @@ class StudyOptions(LayerOptions):
     tokens: tuple[int, ...]
     axes: dict[str, list[Any]]
     where: tuple[str, ...]
-    base: str | None
+    base: PresetName | None
     presets: bool
-    npuarch: str
-    phase: str
+    npuarch: NpuArch
+    phase: CallPhase
     pairs: int
     out: Path
     restart: bool

@@ -42,7 +42,7 @@ def _load_or_build() -> Any:
     if folder is None:
         return _build(codegen)
     target = sha256(repr(codegen.magic_tuple()).encode()).hexdigest()[:16]
-    path = folder / f"microkernels-{target}.pickle"
+    path = folder / f"microkernels-{ISA.name}-{target}.pickle"
     library = _load(codegen, path)
     if library is not None:
         say_ready("microkernels")
