@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from ...base.extras import how_to_install
 from ...base.output_file import is_stream, write_text
 from ...base.output_path import fault_of_file
 from ..commands.bench import PAGE, PARTS
@@ -66,7 +67,8 @@ class BenchOptions:
         """Refuses to begin where the page cannot be made, or a file would take the place of another."""
         for module, name in _FOR_PAGE.items():
             if find_spec(module) is None:
-                raise click.ClickException(f"{name}: expected for the page, got none; pip install 'mla_numba[plot]'")
+                how = how_to_install("plot", name)
+                raise click.ClickException(f"{name}: expected for the page, got none; {how}")
         files = {"--output": self.output}
         files |= {"--json": self.json, "the log": self.log} if self.saved is None else {"--from": self.saved}
         for name, path in files.items():
@@ -146,7 +148,8 @@ def find_suite() -> Path:
             f"{Path.cwd()}; run the command there, or with --from on results that were kept"
         )
     if find_spec("pytest_benchmark") is None:
-        raise click.ClickException("pytest-benchmark: expected to run the suite, got none; pip install -e '.[bench]'")
+        how = how_to_install("bench", "pytest-benchmark")
+        raise click.ClickException(f"pytest-benchmark: expected to run the suite, got none; {how}")
     return root / "bench" / "suite"
 
 

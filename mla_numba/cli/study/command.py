@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..._version import __version__
+from ...base.extras import how_to_install
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
 from ...tuning.study import Effort, Job
@@ -118,4 +119,5 @@ def _draw(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: 
     try:
         click.echo(", ".join(map(str, draw_all(options.out, record, found.rows))))
     except ImportError:
-        click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
+        how = how_to_install("plot", "matplotlib")
+        click.echo(f"no pictures: they need matplotlib ({how}); then give this command again")
