@@ -24,7 +24,8 @@ ROOMS = {
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {
-    f"mla_numba.{name}" for name in ("dump_names", "inputs", "ops", "reference", "testing", "tolerance", "verify")
+    f"mla_numba.{name}"
+    for name in ("dump_names", "inputs", "modes", "ops", "reference", "testing", "tolerance", "verify")
 }
 OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna", "scipy"}
 ONLY_IN = {

@@ -16,7 +16,7 @@ __all__ = ["AttentionSource", "CheckpointLayer", "Int8Linear", "read_attention"]
 
 
 class CheckpointLayer(NamedTuple):
-    """What `Checkpoint.load_layer` gives.
+    """What `Checkpoint.load_layer` gives: `weights` and `w_uv`. `Checkpoint` has an example.
 
     `w_uv` (N, C, V) bf16 is the value half of `kv_b_proj`: attention multiplies its sums over the latents (T, N, C) by
     it, head by head, and has its values (T, N, V).

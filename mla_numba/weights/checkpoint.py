@@ -38,11 +38,24 @@ class Checkpoint:
     (`pip install 'mla_numba[hf]'`).
 
     `config` is the parsed `config.json` (`RopeTable.from_hf(checkpoint.config)` has the rope's tables), `dims` the
-    model's `MlaDims`, `v_head_dim` its V.
+    model's `MlaDims`, `v_head_dim` its V, `layers` the numbers of the layers that are there.
 
-    Raises `ImportError` without safetensors, `OSError` for a file that is missing or cannot be read, `TypeError` or
-    `ValueError` naming the file and the field for a model that this prolog does not compute: of another family, without
-    `q_lora_rank`, or with a setting that changes queries, keys or the cache's rows.
+    Args:
+        folder: The folder.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: A file is missing or cannot be read.
+        TypeError: A field of the configuration, which the message names beside its file, is of another type.
+        ValueError: The model is none that this prolog computes: of another family, without `q_lora_rank`, or with a
+            setting that changes queries, keys or the cache's rows.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> checkpoint = mla.Checkpoint("DeepSeek-V3.2")  # doctest: +SKIP
+        >>> weights, w_uv = checkpoint.load_layer(0, "b")  # doctest: +SKIP
+        >>> prolog = mla.MlaProlog(weights)  # doctest: +SKIP
+        >>> rope = mla.RopeTable.from_hf(checkpoint.config)  # doctest: +SKIP
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -83,7 +96,7 @@ class Checkpoint:
         *,
         finished: Callable[[str], None] = lambda name: None,
     ) -> CheckpointLayer:
-        """The weights of one layer in a mode: "none" in bf16, "a", "b" or "ab" with int8 weights.
+        """The weights of one layer in a mode.
 
         From `model.layers.{layer}.self_attn` (or what stands for it: `language_model.model.layers`, DeepSeek's own
         `layers.{layer}.attn.wq_a`, ...), whose Linear weights are (out, in):
@@ -106,18 +119,29 @@ class Checkpoint:
         int8 codes with one scale a row become `w_uq_qr` in modes b and ab, `w_dq` and `w_dkv_kr` in a and ab: codes and
         scales unchanged, to the bit. All other codes become `bf16(float32(code) * scale)`, those of `kv_b_proj` in
         every mode. A weight that is then bf16, and is int8 in the wanted mode, is quantised as by
-        `MlaWeights.quantize`. `smooth_scales_cq` is for weights that are quantised here, so it cannot go with int8
-        codes of `q_b_proj`.
+        `MlaWeights.quantize`.
 
         The rope columns of these checkpoints are interleaved pairs, as the prolog takes them (`rope_interleave` of
         transformers' DeepseekV3Config, true by default; always so in V2 and V3.2). If a configuration says false, the
         columns are reordered, and the prolog's outputs are those of transformers.
 
-        Only these tensors are read, mapped into memory; `finished` is called with the name of each weight.
+        Only these tensors are read, mapped into memory.
 
-        Raises `OSError` for a shard that is missing, `TypeError` or `ValueError` naming file and tensor for one that is
-        missing, of another dtype or shape or not finite, or in a shard that is truncated; and for a tensor of the
-        attention that the prolog would have to apply and does not: a bias, an offset, packed weights (by format).
+        Args:
+            layer: The layer's number, one of `layers`.
+            quant: "none" in bf16, "a", "b" or "ab" with int8 weights.
+            smooth_scales_cq: As for `MlaWeights.quantize`: for weights that are quantised here, so not with int8 codes
+                of `q_b_proj`.
+            finished: Called with the name of each weight that was read.
+
+        Returns:
+            The weights of the prolog, and the value half of `kv_b_proj`.
+
+        Raises:
+            OSError: A shard is missing.
+            TypeError: A tensor, named in the message beside its file, is of another dtype.
+            ValueError: It is missing, of another shape, not finite, or in a shard that is truncated; or the attention
+                has one that the prolog would have to apply and does not: a bias, an offset, packed weights (by format).
         """
         check_int("layer", layer, 0)
         check_choice("quant", quant, QUANT_MODES)

@@ -89,7 +89,27 @@ class PackedGemm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
-    """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
+    """`MlaWeights` in the order of the kernels: what `MlaWeights.pack`, `load` and `mla-numba pack` make.
+
+    | field                | is                                                              |
+    |----------------------|-----------------------------------------------------------------|
+    | dims, quant          | as of `MlaWeights`                                              |
+    | down                 | w_dq and w_dkv_kr side by side                                  |
+    | up                   | w_uq_qr by heads                                                |
+    | uk                   | w_uk                                                            |
+    | gamma_cq, gamma_ckv  | (Rq,), (C,) float32                                             |
+    | smooth_scales_cq     | (Rq,) float32, or no elements                                   |
+    | epsilon_cq           | float32, of the query's norm                                    |
+    | epsilon_ckv          | float32, of the key's norm                                      |
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+        >>> weights.pack().save("layer.mla")
+        >>> packed = mla.PackedWeights.load("layer.mla", verify=True)  # mapped, and shared between processes
+        >>> packed.dims == weights.dims, packed.quant
+        (True, 'b')
+    """
 
     dims: MlaDims
     quant: QuantMode
@@ -108,7 +128,14 @@ class PackedWeights:
         )
 
     def arguments_for(self, numerics: Numerics) -> Layer:
-        """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
+        """As the kernels take them: views, whose shapes stay as they are now.
+
+        Args:
+            numerics: "pypto" or "cann", see `MlaProlog`.
+
+        Returns:
+            An argument of the kernels.
+        """
         gamma_cq, gamma_ckv, smooth = (writable_alias(getattr(self, name).view()) for name in _VECTORS)
         return Layer(
             down=self.down.as_argument(),
@@ -123,7 +150,12 @@ class PackedWeights:
     def check(self, source: str = "weights") -> None:
         """Raises unless every array has the type and size that dims and quant give, on which the kernels rely.
 
-        `TypeError` for a field of another type, else `ValueError`; `source` begins the message.
+        Args:
+            source: What begins the message.
+
+        Raises:
+            TypeError: A field is of another type.
+            ValueError: A field has another value, dtype or size.
         """
         try:
             check_mode(self.dims, self.quant)
@@ -156,8 +188,12 @@ class PackedWeights:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file that `load` maps; an older file of that name is replaced once the new one is complete.
 
-        For a symbolic link, its target is replaced. Raises `OSError` if the folder or the older file cannot be written,
-        `ValueError` if `path` is not a regular file but a device or a FIFO.
+        Args:
+            path: The file. For a symbolic link, its target is replaced.
+
+        Raises:
+            OSError: The folder or the older file cannot be written.
+            ValueError: `path` is not a regular file but a device or a FIFO.
         """
         gemms = {name: getattr(self, name) for name in PRODUCTS}
         arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in gemms.items() for part in _PARTS}
@@ -182,12 +218,21 @@ class PackedWeights:
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
         """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
 
-        The checksum of the header and the size of the file are always checked. `verify` also compares the checksums of
-        the weights, which reads all of them. Do not change a file in place while it is in use; replacing it is fine.
+        The checksum of the header and the size of the file are always checked. So no file makes a kernel read outside
+        of it, but whether its weights are right is not checked. Do not change a file in place while it is in use;
+        replacing it is fine.
 
-        Raises `OSError` if the file cannot be read. Raises `ValueError` naming the file if it is of another kind or
-        format version, truncated, corrupted, packed for the panels of another instruction set, or has a wrong field in
-        its header. So no file makes a kernel read outside of it, but whether its weights are right is not checked.
+        Args:
+            path: The file.
+            verify: Also compare the checksums of the weights, which reads all of them.
+
+        Returns:
+            Weights whose arrays are the file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file, which the message names, is of another kind or format version, truncated, corrupted,
+                packed for the panels of another instruction set, or has a wrong field in its header.
         """
         found, arrays = read_arrays(path, verify)
         facts = read_facts(str(path), found)

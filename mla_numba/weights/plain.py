@@ -52,9 +52,12 @@ class MlaWeights:
     | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
 
     Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
-    `quantization` is the error report of weights that `quantize` made, None for others. Fields cannot be assigned;
-    `dataclasses.replace` makes weights with other fields. Raises `TypeError` or `ValueError` naming the first field
-    that does not fit the others.
+    `epsilon_cq` and `epsilon_ckv` belong to the two norms. `quantization` is the error report of weights that
+    `quantize` made, None for others. Fields cannot be assigned; `dataclasses.replace` makes weights with other fields.
+
+    Raises:
+        TypeError: A field, named in the message, is of another type or dtype.
+        ValueError: It has a shape or layout that does not fit the other fields, or a scale is missing.
 
     Examples:
         >>> import mla_numba as mla
@@ -154,6 +157,24 @@ class MlaWeights:
         """Weights of the size a trained layer has: each product keeps its input's variance.
 
         The bf16 weights depend on `dims` and `seed` alone; `quant` and `smooth` quantise the same ones.
+
+        Args:
+            dims: Dimensions of the layer.
+            seed: Of the random numbers, from 0 on.
+            quant: "none", "a", "b" or "ab", see `quant`.
+            smooth: With random `smooth_scales_cq` from 0.5 to 2; only with "b" and "ab".
+
+        Returns:
+            Weights of that mode.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: The seed is negative, the mode none of the four, or the dimensions do not fit the mode.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), seed=1, quant="ab")
+            <MlaWeights: H=256 N=4 Rq=96 C=64 D=32 R=32, quant='ab', 92.2 kB>
         """
         expect_type("dims", dims, MlaDims)
         check_choice("quant", quant, QUANT_MODES)
@@ -184,12 +205,27 @@ class MlaWeights:
         """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
 
         `self` holds bf16 weights, or weights of mode "a" or "b" if `quant` is "ab"; weights that are int8 already stay
-        unchanged. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so the rows of
-        w_uq_qr are divided by it first. The result's `quantization` is a `QuantizationReport` with the error of each
-        weight that became int8.
+        unchanged.
 
-        Raises `ValueError` if `self` holds other int8 weights, if a weight is not finite, and for smooth scales that
-        are 0, not finite, or given for a w_uq_qr that is int8 already.
+        Args:
+            quant: The mode that is wanted.
+            smooth_scales_cq: Factors (Rq,), (1, Rq) or (Rq, 1) float32 that multiply the activations before they are
+                quantised, so the rows of w_uq_qr are divided by them first.
+
+        Returns:
+            New weights, whose `quantization` is a `QuantizationReport` with the error of each weight that became int8.
+
+        Raises:
+            TypeError: An argument is of another type or dtype.
+            ValueError: `self` holds other int8 weights, a weight is not finite, or the smooth scales are 0, not finite,
+                or given for a w_uq_qr that is int8 already.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), quant="none")
+            >>> report = weights.quantize("ab").quantization  # print(report) shows a table
+            >>> {name: error.relative_rms < 0.01 for name, error in report.errors.items()}
+            {'w_dq': True, 'w_dkv_kr': True, 'w_uq_qr': True}
         """
         check_choice("quant", quant, QUANT_MODES)
         if self.quant != "none" and not (self.quant in ("a", "b") and quant == "ab"):
@@ -217,8 +253,21 @@ class MlaWeights:
     def pack(self, n_threads: int | None = None) -> PackedWeights:
         """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
-        `n_threads`: at most Numba's thread count, which is the default. Raises what the class raises where an array was
-        given another shape or dtype in place meanwhile.
+        Args:
+            n_threads: At most Numba's thread count, which is the default.
+
+        Returns:
+            Packed weights, which share no memory with these.
+
+        Raises:
+            TypeError: An array was given another dtype in place meanwhile.
+            ValueError: It was given another shape, or there are fewer threads.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+            >>> mla.MlaProlog(weights.pack()).dims == weights.dims
+            True
         """
         n_threads = check_threads("n_threads", n_threads, max_threads())
         w, dims = replace(self), self.dims  # checked once more
