@@ -222,6 +222,9 @@ def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
         ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
         ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
         ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
+        ("neoni8mm", "aarch64-unknown-linux-gnu", "neoverse-v2", ("bfmlalb", "bfmlalt", "smmla")),
+        ("neondot", "arm64-apple-darwin", "apple-m1", ("fmla", "sdot")),
+        ("neon", "aarch64-unknown-linux-gnu", "cortex-a72", ("fmla", "smull2", "sadalp")),
     ],
 )
 def test_code_for_another_cpu(isa, triple, cpu, instructions):
@@ -236,8 +239,8 @@ def test_plain_loops_have_no_vector_code():
 
 def test_facts_are_plain():
     assert json.loads(json.dumps(ISAS["avx2"].facts)) == {
-        "name": "avx2", "lanes": 8, "mr": 6, "nr": 16, "kr_bf16": 2, "kr_int8": 2, "a_offset": 0, "a_int8_bytes": 2,
-        "bf16_dot": False,
+        "name": "avx2", "lanes": 8, "mr": 6, "nr": 16, "kr_bf16": 2, "kr_int8": 4, "a_offset": 0, "a_int8_bytes": 2,
+        "bf16_dot": False, "tune": "",
     }  # fmt: skip
 
 

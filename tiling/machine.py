@@ -14,7 +14,8 @@ from tiling.json import JsonText
 
 __all__ = ["ISA_NAMES", "Machine"]
 
-ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "portable")  # that there are kernels for, the most capable first
+# Those that there are kernels for, the most capable first
+ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
 
 _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
@@ -25,7 +26,7 @@ CPU_FLAGS = {
     "avx512": _AVX512 | {"avx512dq"},
     "avxvnni": _AVX2 | {"avx_vnni"},
     "avx2": _AVX2,
-    "neoni8mm": frozenset({"asimd", "asimddp", "i8mm"}),
+    "neoni8mm": frozenset({"asimd", "asimddp", "i8mm", "bf16"}),
     "neondot": frozenset({"asimd", "asimddp"}),
     "neon": frozenset({"asimd"}),
     "portable": frozenset[str](),
@@ -37,6 +38,7 @@ _MACOS_KEYS = {
     "hw.optional.AdvSIMD": "asimd",
     "hw.optional.arm.FEAT_DotProd": "asimddp",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
 }
 
 # What nearly every core since 2010 has at least; used where the system does not say.

@@ -27,10 +27,11 @@ def host_features() -> frozenset[str]:
     known = llvm.get_host_cpu_features()
     found = {name for name, present in known.items() if present}
     if platform.machine().lower() in ("aarch64", "arm64"):
-        # LLVM lists only some of them there; it knows the others by the name of the CPU.
-        found |= named_features(llvm.get_host_cpu_name(), "", _HWCAPS.keys() - known.keys())
         if sys.platform == "linux":
-            found -= {name for name, (word, bit) in _HWCAPS.items() if not _auxiliary(word) >> bit & 1}
+            found -= _HWCAPS.keys()
+            found |= {name for name, (word, bit) in _HWCAPS.items() if _auxiliary(word) >> bit & 1}
+        else:  # LLVM lists only some of them there; it knows the others by the name of the CPU
+            found |= named_features(llvm.get_host_cpu_name(), "", _HWCAPS.keys() - known.keys())
     return frozenset(found)
 
 

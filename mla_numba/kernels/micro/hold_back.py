@@ -16,7 +16,12 @@ __all__ = ["hold_back"]
 
 
 def hold_back(function: ir.Function) -> None:
-    """Takes from LLVM, in a function, what only instruction sets before this process's in `ISAS` need."""
+    """Takes from LLVM, in a function, what only instruction sets before this process's in `ISAS` need.
+
+    Nothing is left to take where `Isa.attributes` lists what there is.
+    """
+    if ISA.attributes:
+        return
     names = list(ISAS)
     before = [ISAS[name] for name in names[: names.index(ISA.name)]]
     barred = frozenset[str]().union(*(isa.features for isa in before)) - ISA.features

@@ -19,13 +19,20 @@ from .avx2 import AVX2
 from .avx512bf16 import AVX512BF16
 from .avx512vnni import AVX512VNNI
 from .cpu_features import host_features, named_features
+from .neon import NEON
+from .neondot import NEONDOT
+from .neoni8mm import NEONI8MM
 from .portable import PORTABLE
 
 __all__ = ["CHOICE", "ISA", "ISAS", "ISA_VARIABLE", "Choice", "choose_isa", "say_if_none_fits", "target_features"]
 
 ISA_VARIABLE = "MLA_NUMBA_ISA"
 
-ISAS = {isa.name: isa for isa in (AVX512BF16, AVX512VNNI, AVX2, PORTABLE)}  # from the most capable on
+# From the most capable on
+ISAS = {
+    isa.name: isa
+    for isa in (AVX512BF16, AVX512VNNI, AVX2, NEONI8MM, NEONDOT, NEON, PORTABLE)
+}  # fmt: skip
 _FEATURES = frozenset().union(*(isa.features for isa in ISAS.values()))
 
 log = logging.getLogger("mla_numba")
