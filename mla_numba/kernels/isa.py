@@ -37,7 +37,8 @@ BY_COLUMN_REVERSED = BlockOrder("[NR][KR] last k first", lambda _nr, kr, r, j: j
 class MicroKernel:
     """One way to multiply a register tile of A by a panel of B, KR steps of k at a time, as the emitter asks for it.
 
-    `load(builder, vectors, b, v)` gives vector v of a step of B at address b, widened where that is done once.
+    `load(builder, vectors, b, v)` gives vector v of a step of B at address b, widened where that is done once, as
+    `column` takes it.
     A step is `passes` passes over the rows of A. In pass p, `value(builder, vectors, a, p)` gives what the row at
     address a is multiplied by, in all lanes, `column(builder, vectors, loaded, p)` a vector of B, and
     `multiply(builder, vectors, acc, value, column)` the accumulator after their product.

@@ -3,10 +3,10 @@
     f(mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset)
 
 See `ukernel` for what it computes. The instruction set is an argument, so that the code for any can be made, and looked
-at, on any machine. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of
-a row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
-which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
-ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
+at, on any machine. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a row, is
+always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step, which
+takes half as long again (see also `_RowDistances`). Where y is null the sums go to c, else, as bf16, to y. In step s
+the lines at ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..llvm_ir import (
     counted_loop,
     internal_function,
     load,
+    no_load_passes,
     prefetch,
 )
 
@@ -124,7 +125,7 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     vector = vectors.words if kernel.is_int8 else vectors.floats
     c_vectors = builder.bitcast(c, vector.as_pointer())
     c_at = [builder.gep(c_vectors, [ir.Constant(I64, i)]) for i in range(mr * vectors.n)]
-    rows = [builder.gep(a, [builder.mul(lda, ir.Constant(I64, i))]) for i in range(mr)]
+    distances = _RowDistances(builder, lda, mr)
     builder.cbranch(carry, load_c, begin)
     builder.position_at_end(load_c)
     held = _squares(builder, tile, [builder.load(p, align=4) for p in c_at])
@@ -140,8 +141,8 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
         b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])
         ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
         _prefetch(builder, ahead_here, isa.b_bytes(kernel), locality)
-        a_at = builder.mul(step, a_step)
-        return _multiply(builder, tile, [builder.gep(row, [a_at]) for row in rows], b_here, acc)
+        rows = distances.rows(builder, builder.gep(a, [builder.mul(step, a_step)]))
+        return _multiply(builder, tile, rows, b_here, acc)
 
     sums = _rows_of_squares(builder, tile, counted_loop(builder, steps, first, step_of_k), mr)
     builder.cbranch(builder.icmp_unsigned("==", y, ir.Constant(POINTER, None)), keep, finish)
@@ -159,6 +160,35 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     return function
 
 
+class _RowDistances:
+    """Where the rows of A are, in few registers: lda, 3*lda, 5*lda, 7*lda and 9*lda.
+
+    An address is a register and another one times 1, 2, 4 or 8, so these reach 9 rows from the first. A pointer to each
+    row would not fit into the registers beside all else, and one that goes from row to row is an instruction each. LLVM
+    would do either, so it does not get to see that the distances are multiples of each other.
+    """
+
+    _ROWS_OF_ONE = 9
+
+    def __init__(self, builder: ir.IRBuilder, lda: Any, mr: int) -> None:
+        self._mr = mr
+        self._times = {1: lda}
+        for odd in range(3, min(mr, self._ROWS_OF_ONE + 1), 2):
+            times = builder.mul(lda, ir.Constant(I64, odd))
+            self._times[odd] = builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [times], side_effect=False)
+
+    def rows(self, builder: ir.IRBuilder, first: Any) -> list[Any]:
+        """The addresses of all rows, of which the first is at `first`."""
+        rows = [first]
+        for i in range(1, self._mr):
+            n = i % self._ROWS_OF_ONE or self._ROWS_OF_ONE
+            from_row = i - n
+            shift = (n & -n).bit_length() - 1
+            distance = builder.shl(self._times[n >> shift], ir.Constant(I64, shift))
+            rows.append(builder.gep(rows[from_row], [distance]))
+        return rows
+
+
 def _multiply(builder: Any, tile: TileFunction, rows: list[Any], b: Any, acc: list[Any]) -> list[Any]:
     """The accumulators after KR steps of k; `rows` are the addresses of their values of A, `b` that of B."""
     kernel, vectors = tile.kernel, tile.vectors
@@ -169,6 +199,8 @@ def _multiply(builder: Any, tile: TileFunction, rows: list[Any], b: Any, acc: li
     values: dict[tuple[int, int], Any] = {}
     for k, i, v in _in_order(kernel, len(groups), n):
         if k not in columns:
+            if columns and kernel.order == "passes":
+                no_load_passes(builder)  # early ones would take registers from the sums
             columns[k] = [kernel.column(builder, vectors, raw, k) for raw in loaded]
         if (k, i) not in values:
             values[k, i] = kernel.value(builder, vectors, groups[i], k)
