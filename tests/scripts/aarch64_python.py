@@ -58,25 +58,30 @@ def python_of(system):
     return path, path.name.removeprefix("python")
 
 
-def install_wheels(system):
+def needed_wheels():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], "pytest", "hypothesis"]  # these two by the tests' helpers
+
+
+def install_wheels(system):
     platforms = [f"--platform={libc}_aarch64" for libc in LIBC]
     python = ["--implementation=cp", f"--python-version={python_of(system)[1]}", "--only-binary=:all:"]
-    needed = [*project["dependencies"], "pytest", "hypothesis"]  # these two by the tests' helpers
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(system / "site")]
-    subprocess.run([*pip, *python, *platforms, *needed], check=True)
+    subprocess.run([*pip, *python, *platforms, *needed_wheels()], check=True)
 
 
 def prepare(folder):
-    """The system in a folder, made if it is not there; half made it is made anew."""
-    system, ready = folder / "system", folder / "ready"
-    if not ready.exists():
-        shutil.rmtree(folder, ignore_errors=True)
+    """The system in a folder, made if it is not there, or only half, or for other requirements."""
+    system, ready, wheels = folder / "system", folder / "ready", "\n".join(needed_wheels())
+    if not ready.exists() or ready.read_text() != wheels:
+        if folder.is_dir() and any(folder.iterdir()) and not system.is_dir():
+            sys.exit(f"folder: expected an empty one, or one that this script has filled, got {folder}")
+        shutil.rmtree(system, ignore_errors=True)
         system.mkdir(parents=True)
         with tempfile.TemporaryDirectory() as scratch:
             unpack_debian(system, Path(scratch))
         install_wheels(system)
-        ready.touch()
+        ready.write_text(wheels)
     return system
 
 
