@@ -84,4 +84,4 @@ def test_info_says_what_was_asked_for(tmp_path):
 def test_an_instruction_set_that_there_is_not(isa, message):
     status, _, err = run_cli("info", env={"MLA_NUMBA_ISA": isa, "NUMBA_CPU_NAME": "generic"})
     assert status == 1
-    assert re.search(f"ValueError: MLA_NUMBA_ISA: .*{message}", err)
+    assert re.fullmatch(f"Error: MLA_NUMBA_ISA: .*{message}.*\n", err)

@@ -10,7 +10,7 @@ from helpers import SCRIPTS, run_python
 from llvmlite import binding as llvm
 
 from mla_numba.kernels import CHOICE, ISA, ISAS
-from mla_numba.kernels.micro import cpu_features
+from mla_numba.kernels.micro import cpu_features, table
 from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.cpu_features import host_features, named_features
 from mla_numba.kernels.micro.table import Choice, choose_isa, target_features
@@ -155,6 +155,25 @@ def test_a_name_chooses_among_those_that_can_run():
 )
 def test_reasons(choice, reason):
     assert choice.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("choice", "n_said"),
+    [
+        (Choice(ISAS["portable"], "", frozenset(), named=False), 1),
+        (Choice(ISAS["portable"], "", frozenset(), named=True), 0),
+        (Choice(ISAS["portable"], "NUMBA_CPU_NAME=generic", frozenset(), named=False), 0),
+        (Choice(ISAS["avx2"], "", AVX2, named=False), 0),
+    ],
+)
+def test_it_is_said_once_that_no_vector_kernels_fit(choice, n_said, monkeypatch, caplog):
+    monkeypatch.setattr(table, "CHOICE", choice)
+    monkeypatch.setattr(table, "ISA", choice.isa)
+    table.say_if_none_fits.cache_clear()
+    table.say_if_none_fits()
+    table.say_if_none_fits()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * n_said
+    assert all("portable kernels run" in record.message for record in caplog.records)
 
 
 def test_the_choice_of_this_process():

@@ -18,7 +18,7 @@ __all__ = ["hold_back"]
 def hold_back(function: ir.Function) -> None:
     """Takes from LLVM, in a function, what only instruction sets before this process's in `ISAS` need.
 
-    One with `Isa.attributes` says itself what LLVM may use.
+    Nothing is left to take where `Isa.attributes` lists what there is.
     """
     if ISA.attributes:
         return
