@@ -325,7 +325,7 @@ def pack_gemm(
 def pairs_are_exact() -> bool:
     """Whether this CPU's products of bf16 pairs round as two multiply-adds do.
 
-    Intel documents it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
+    Intel and Arm document it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
     """
     if not ISA.bf16_dot:
         return True
