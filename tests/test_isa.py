@@ -20,12 +20,15 @@ RUNS = {
     "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
     "generic": ("portable", "all modes", {"NUMBA_CPU_NAME": "generic"}),
     "cascadelake": ("avx512vnni", "two modes", {"NUMBA_CPU_NAME": "cascadelake"}),
+    "skylake-avx512": ("avx512", "two modes", {"NUMBA_CPU_NAME": "skylake-avx512"}),
+    "alderlake": ("avxvnni", "two modes", {"NUMBA_CPU_NAME": "alderlake"}),
     "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
     "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
     "python cann": (ISA.name, "plain Python, cann", {"NUMBA_DISABLE_JIT": "1"}),
     "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
     "python generic": ("portable", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
     "python cascadelake": ("avx512vnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "cascadelake"}),
+    "python alderlake": ("avxvnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "alderlake"}),
 }
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
@@ -33,7 +36,7 @@ BF16 = AVX512 | {"avx512bf16"}
 
 
 # A name asks for instructions, and one that this CPU lacks would end the process.
-WITHIN = [name for name, (isa, *_) in RUNS.items() if list(ISAS).index(isa) >= list(ISAS).index(ISA.name)]
+WITHIN = [name for name, (isa, *_) in RUNS.items() if isa in (ISA.name, *CHOICE.others)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def test_other_instruction_sets_are_exact(runs, name):
         (None, None, AVX512, "avx512vnni"),
         ("host", None, AVX512, "avx512vnni"),
         (None, None, BF16, "avx512bf16"),
-        (None, None, BF16 - {"avx512vnni"}, "avx2"),
+        (None, None, BF16 - {"avx512vnni"}, "avx512"),
         ("znver5", None, BF16, "avx512bf16"),
         ("sapphirerapids", None, AVX512, "avx512vnni"),
         ("cascadelake", None, BF16, "avx512vnni"),
@@ -73,13 +76,20 @@ def test_other_instruction_sets_are_exact(runs, name):
         (None, None, AVX2, "avx2"),
         (None, None, frozenset({"sse2"}), "portable"),
         (None, None, frozenset(), "portable"),
-        (None, None, AVX512 - {"avx512vnni"}, "avx2"),
+        (None, None, AVX512 - {"avx512vnni"}, "avx512"),
+        (None, None, AVX2 | {"avxvnni"}, "avxvnni"),
+        (None, None, AVX512 - {"avx512vnni"} | {"avxvnni"}, "avx512"),
+        (None, None, AVX512 - {"avx512vl"} | {"avxvnni"}, "avxvnni"),
         (None, None, AVX512 - {"avx512vl"}, "avx2"),
         (None, None, AVX2 - {"fma"}, "portable"),
         ("generic", None, AVX512, "portable"),
         ("haswell", None, AVX512, "avx2"),
         ("x86-64-v3", None, AVX512, "avx2"),
-        ("skylake-avx512", None, AVX512, "avx2"),  # it has AVX-512 without VNNI
+        ("skylake-avx512", None, AVX512, "avx512"),
+        ("x86-64-v4", None, BF16, "avx512"),
+        ("alderlake", None, BF16, "avx2"),
+        ("alderlake", None, BF16 | {"avxvnni"}, "avxvnni"),
+        ("sierraforest", None, AVX2 | {"avxvnni"}, "avxvnni"),
         ("cascadelake", None, AVX512, "avx512vnni"),
         ("znver4", None, AVX512, "avx512vnni"),
         ("x86-64", None, AVX512, "portable"),
@@ -96,7 +106,7 @@ def test_other_instruction_sets_are_exact(runs, name):
         ("haswell", HASWELL_FEATURES, AVX512, "avx2"),
         ("haswell", "-fma", AVX512, "portable"),
         ("haswell", "+avx512f,+avx512bw,+avx512vl,+avx512vnni", AVX512, "avx512vnni"),
-        ("cascadelake", "-avx512vnni", AVX512, "avx2"),
+        ("cascadelake", "-avx512vnni", AVX512, "avx512"),
         ("generic", "+avx2,+fma", AVX512, "avx2"),
         (None, "+avx2,+fma,-fma", AVX512, "portable"),
         # what a feature implies goes and comes with it
@@ -199,6 +209,8 @@ def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
     [
         ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
         ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
+        ("avx512", "x86_64-unknown-linux-gnu", "skylake-avx512", ("vfmadd", "vpmaddwd")),
+        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", ("vfmadd", "{vex}\tvpdpbusd")),
         ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
         ("neoni8mm", "aarch64-unknown-linux-gnu", "neoverse-v2", ("bfmlalb", "bfmlalt", "smmla")),
         ("neondot", "arm64-apple-darwin", "apple-m1", ("fmla", "sdot")),
