@@ -50,11 +50,15 @@ class TileFunction(NamedTuple):
         """The vectors of a row of the register tile."""
         return self.isa.vectors
 
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}"
+
     def declared(self, module: ir.Module) -> ir.Function:
         """The function as it is known to who calls it; see `library` on where it is."""
-        name = f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}"
-        existing = module.globals.get(name)
-        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
+        existing = module.globals.get(self.name)
+        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), self.name)
 
     def define(self, module: ir.Module, by_row: bool = False) -> ir.Function:
         """The function, defined in a module.
