@@ -6,6 +6,7 @@ from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, o
 from . import former_paths, layouts
 from ._version import __version__
 from .base.dims import MlaDims
+from .base.head_shard import HeadShard
 from .cache import KeyRows, PagedCache
 from .call.trace import Trace
 from .prolog import BoundCall, MlaProlog, PrologOutput
@@ -38,6 +39,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointLayer",
     "CpuTiling",
+    "HeadShard",
     "KeyRows",
     "MlaDims",
     "MlaProlog",

@@ -19,6 +19,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.memory import aligned_empty, writable_alias
 from ..kernels import ISA
 from ..kernels.panels import (
@@ -31,7 +32,7 @@ from ..kernels.panels import (
 )
 from ..kernels.sweeps.arguments import Layer, Norm, Weight
 from .mapped_file import read_arrays, write_arrays
-from .packed_facts import FACTS, PRODUCTS, check_mode, gemm_sizes, is_vector, read_facts
+from .packed_facts import FACTS, PRODUCTS, check_mode, check_shard, gemm_sizes, is_vector, read_facts
 
 __all__ = ["PackedGemm", "PackedWeights"]
 
@@ -75,6 +76,17 @@ class PackedGemm:
         no_scales = np.zeros(0, np.float32)
         return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 
+    def part(self, panels: slice, n_panels: int) -> PackedGemm:
+        """Some of its `n_panels` panels, as views."""
+        n, width = len(self.panels) // n_panels, len(self.offset) // n_panels
+        columns = slice(panels.start * width, panels.stop * width)
+        return replace(
+            self,
+            panels=self.panels[panels.start * n : panels.stop * n],
+            offset=self.offset[columns],
+            col_scale=self.col_scale[columns],
+        )
+
     def as_argument(self) -> Weight:
         """As the kernels take it."""
         panels, offset, col_scale = (writable_alias(a.view()) for a in (self.panels, self.offset, self.col_scale))
@@ -83,7 +95,10 @@ class PackedGemm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
-    """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
+    """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk.
+
+    `head_shard` says which heads of a layer they are, None for all.
+    """
 
     dims: MlaDims
     quant: str
@@ -95,6 +110,22 @@ class PackedWeights:
     smooth_scales_cq: Array
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
+    head_shard: HeadShard | None = None
+
+    def shard(self, rank: int, size: int) -> PackedWeights:
+        """The weights of one of `size` ranks that share the layer by heads: views of these. See `MlaWeights.shard`."""
+        if self.head_shard is not None:
+            raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")
+        n_heads = self.dims.num_attention_heads
+        shard = HeadShard(rank, size, n_heads)
+        heads = slice(shard.heads.start, shard.heads.stop)
+        return replace(
+            self,
+            dims=replace(self.dims, num_attention_heads=len(shard.heads)),
+            up=self.up.part(heads, n_heads),
+            uk=self.uk.part(heads, n_heads),
+            head_shard=shard,
+        )
 
     def arguments_for(self, numerics: str) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
@@ -120,6 +151,7 @@ class PackedWeights:
                 if type(getattr(self, name)) is not np.float32:
                     raise TypeError(f"{name}: expected np.float32, got {type(getattr(self, name)).__name__}")
                 check_epsilon(name, getattr(self, name))
+            check_shard(self.head_shard, self.dims)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{source}.{error}") from None
         fits = {}
@@ -161,6 +193,8 @@ class PackedWeights:
             "epsilon_cq": float(self.epsilon_cq),
             "epsilon_ckv": float(self.epsilon_ckv),
         }
+        if self.head_shard is not None:
+            facts["head_shard"] = asdict(self.head_shard)
         write_arrays(path, facts, arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -203,6 +237,7 @@ class PackedWeights:
             smooth_scales_cq=smooth,
             epsilon_cq=facts.epsilon_cq,
             epsilon_ckv=facts.epsilon_ckv,
+            head_shard=facts.head_shard,
         )
         weights.check(str(path))
         return weights
