@@ -63,6 +63,10 @@ def test_all_modes_are_exact(kind, size):
     succeed(kind, size, "exact", "74 calls are exact")
 
 
+def test_modules_of_a_process_group_are_exact():
+    succeed("gloo", 2, "torch_module", "modules are exact")
+
+
 @pytest.mark.parametrize("kind", LAUNCHERS)
 def test_ranks_choose_alike(kind):
     succeed(kind, 2, "chosen", "replicated")

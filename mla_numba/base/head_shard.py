@@ -18,7 +18,8 @@ class HeadShard:
     heads.
 
     Examples:
-        >>> [HeadShard(rank, 3, 128).heads for rank in range(3)]
+        >>> import mla_numba as mla
+        >>> [mla.HeadShard(rank, 3, 128).heads for rank in range(3)]
         [range(0, 43), range(43, 86), range(86, 128)]
     """
 

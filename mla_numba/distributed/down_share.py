@@ -87,15 +87,23 @@ class LocalProlog(MlaProlog):
     """The prolog of a rank's heads, which can leave most of the down-projection to other ranks."""
 
     def run_split(
-        self, call: BoundCall, share: DownShare, rank: int, exchange: Callable[[Array], Array]
+        self,
+        call: BoundCall,
+        share: DownShare,
+        rank: int,
+        exchange: Callable[[Array], Array],
+        most_threads: int | None = None,
     ) -> PrologOutput:
-        """Computes a bound call with only this rank's columns of the down-projection.
+        """Computes a bound call, as `run` does, with only this rank's columns of the down-projection.
 
         `exchange` takes this rank's part, q_a (T, n) and then kv_a (T, m) of its columns as bytes, and gives the parts
         of all ranks. It is called once.
         """
-        t = call.tokens.x.shape[0]
-        plan = self._plans.plan(t, self.n_threads)
+        call.check_fits(self.dims, self.weights.quant)
+        tokens = call.tokens_now()
+        t = tokens.x.shape[0]
+        n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
+        plan = self._plans.plan(t, n_threads)
         memory = self._take_memory(plan)
         try:
             columns = share.columns(rank)
@@ -110,14 +118,14 @@ class LocalProlog(MlaProlog):
                 own = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
                 tile = TokenTile(offset, factor, PACK, DOWN, False)
                 own_cuts = _for_a_share(cuts, share.size)
-                prolog_tile(cuts.n_workers, cuts.n_workers, call.tokens, call.caches, layer, own, own_cuts, tile)
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, layer, own, own_cuts, tile)
             q_a, kv_a = share.assemble(exchange(part.view(np.uint8)), t)
             for offset, factor in plan.tiles:
                 cuts, buffers, _ = memory.prepare(plan.tile_plan(factor))
                 rows = slice(offset, offset + factor)
                 whole = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
                 tile = TokenTile(offset, factor, QUERY, HEADS, False)
-                prolog_tile(cuts.n_workers, cuts.n_workers, call.tokens, call.caches, self._layer, whole, cuts, tile)
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, whole, cuts, tile)
         finally:
             self._memory.append(memory)
         return call.out

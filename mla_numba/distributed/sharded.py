@@ -11,7 +11,7 @@ import numpy as np
 
 from tiling import Costs, PrologPlan
 
-from ..base.checks import Array, check_choice, check_flag, check_int
+from ..base.checks import Array, check_choice, check_flag, check_int, expect_type
 from ..base.dims import MlaDims
 from ..base.memory import UINT16, aligned_empty
 from ..cache import PagedCache
@@ -136,6 +136,21 @@ class ShardedProlog:
         return self.prolog.dims
 
     @property
+    def weights(self) -> PackedWeights:
+        """This rank's weights."""
+        return self.prolog.weights
+
+    @property
+    def n_threads(self) -> int:
+        """This rank's threads."""
+        return self.prolog.n_threads
+
+    @property
+    def quantized(self) -> bool:
+        """Whether w_uq_qr is int8, and with it q_norm and the cache."""
+        return self.prolog.quantized
+
+    @property
     def link(self) -> Link:
         """What the slowest rank's all-gather cost when the prolog was made."""
         return self._link
@@ -193,18 +208,36 @@ class ShardedProlog:
         check_flag("gather", gather)
         exchange = _Exchange(self._comm)
         begin = time.perf_counter()
-        call = self.prolog.bind(x, cos, sin, cache_index, cache, out)
-        result = self._run(call, exchange)
+        result = self._run(self.bind(x, cos, sin, cache_index, cache, out), exchange, None)
         if gather:
             result = self._gathered(result, exchange)
         return result, ShardedTimes(time.perf_counter() - begin, exchange.seconds, exchange.n_bytes)
 
-    def _run(self, call: BoundCall, exchange: _Exchange) -> PrologOutput:
+    def bind(
+        self,
+        x: Array,
+        cos: Array,
+        sin: Array,
+        cache_index: Array | None,
+        cache: PagedCache,
+        out: PrologOutput | None = None,
+    ) -> BoundCall:
+        """Checks the arguments of a call and holds them for `run`, as `MlaProlog.bind` does; not collective."""
+        return self.prolog.bind(x, cos, sin, cache_index, cache, out)
+
+    def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
+        """Computes a bound call, as `MlaProlog.run` does, with every rank."""
+        if most_threads is not None:
+            check_int("most_threads", most_threads, 1)
+        expect_type("call", call, BoundCall)
+        return self._run(call, _Exchange(self._comm), most_threads)
+
+    def _run(self, call: BoundCall, exchange: _Exchange, most_threads: int | None) -> PrologOutput:
         t = call.tokens.x.shape[0]
         if t == 0 or self._choose(self.prolog.plan(t))[0] == "replicated":
-            return self.prolog.run(call)
-        sent = self._share.n_bytes(t)
-        return self.prolog.run_split(call, self._share, self.rank, partial(exchange, n_bytes=sent))
+            return self.prolog.run(call, most_threads=most_threads)
+        send = partial(exchange, n_bytes=self._share.n_bytes(t))
+        return self.prolog.run_split(call, self._share, self.rank, send, most_threads)
 
     def _gathered(self, own: PrologOutput, exchange: _Exchange) -> PrologOutput:
         """With the queries of all heads."""

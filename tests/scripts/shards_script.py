@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from helpers import MODES, assert_none, make_cache, make_inputs, make_weights
 
-from mla_numba import MlaDims
+from mla_numba import MlaDims, PrologOutput
 from mla_numba.distributed import ShardedProlog
 from mla_numba.distributed.agreement import OtherRankError
 from mla_numba.oracle.bits import check_output, reference_run
@@ -69,6 +69,29 @@ def exact(ranks):
     weights = make_weights(DIMS, "ab smooth")
     check(ranks, weights, make_inputs(DIMS, 40, 15), numerics="cann")
     sys.stdout.write(f"{n + 2} calls are exact\n")
+
+
+def torch_module(ranks):
+    """A module of each rank's heads, in both ways."""
+    import torch
+
+    from mla_numba.interop.torch import TorchCache, TorchProlog, to_numpy, to_torch
+
+    weights = make_weights(DIMS, "b")
+    inputs = make_inputs(DIMS, 9, 15)
+    cache = make_cache(DIMS, True, 3, 5)
+    want = reference_run(weights, *inputs, cache)
+    for way in WAYS:
+        module = TorchProlog(weights, group=ranks.given, down=way, n_threads=1)
+        written = cache.copy()
+        with torch.no_grad():
+            out = module(*map(to_torch, inputs), TorchCache.from_numpy(written))
+        heads = module.prolog.heads
+        mine = np.s_[:, heads.start : heads.stop]
+        got = PrologOutput(*(to_numpy(tensor) for tensor in out))
+        wanted = want._replace(query_nope=want.query_nope[mine], query_rope=want.query_rope[mine])
+        assert_none(check_output(got, written, wanted))
+    sys.stdout.write("modules are exact\n")
 
 
 def chosen(ranks):
@@ -131,4 +154,5 @@ def killed(ranks):
 
 if __name__ == "__main__":
     kind, what = sys.argv[1:]
-    {"exact": exact, "chosen": chosen, "refused": refused, "fails": fails, "killed": killed}[what](Ranks(kind))
+    tests = (exact, torch_module, chosen, refused, fails, killed)
+    {test.__name__: test for test in tests}[what](Ranks(kind))

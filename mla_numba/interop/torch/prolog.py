@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
+from ...distributed import ShardedProlog
 from ...prolog import MlaProlog
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
@@ -35,23 +36,31 @@ class TorchProlog(torch.nn.Module):
     """The MLA prolog of one layer as a module.
 
     - `source`: an `MlaProlog`, or the weights of one.
-    - `settings`: those of `MlaProlog`, none beside one.
+    - `group`: a process group of torch.distributed whose ranks share the layer by heads, as in
+      `mla_numba.distributed.ShardedProlog`; the source is then weights, and every rank makes a module and calls it.
+    - `settings`: those of `MlaProlog`, or of `ShardedProlog`; none beside a prolog.
 
     The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
     copy of the module shares them. A call uses at most `torch.get_num_threads()` threads. Several threads may call one
     module at the same time.
     """
 
-    prolog: MlaProlog
+    prolog: MlaProlog | ShardedProlog
 
-    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Any) -> None:
+    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, *, group: Any = None, **settings: Any) -> None:
         super().__init__()
         if isinstance(source, MlaProlog):
+            if group is not None:
+                raise TypeError("source: expected MlaWeights or PackedWeights with a group, got MlaProlog")
             if settings:
                 raise TypeError(f"{next(iter(settings))}: expected no settings beside an MlaProlog, which has its own")
         elif not isinstance(source, (MlaWeights, PackedWeights)):
             raise TypeError(f"source: expected MlaProlog, MlaWeights or PackedWeights, got {type(source).__name__}")
-        self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
+        if group is not None:
+            assert not isinstance(source, MlaProlog)
+            self.prolog = ShardedProlog(source, group, **settings)
+        else:
+            self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
         self._take_handle()
 
     def __setattr__(self, name: str, value: Any) -> None:
