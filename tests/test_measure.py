@@ -12,8 +12,9 @@ from scripts.probes_script import check_probes
 
 from mla_numba import MlaDims
 from mla_numba.call.planning import MICRO_TILES, this_machine
-from mla_numba.kernels import ISA, max_threads, peaks
+from mla_numba.kernels import ISA, ISAS, max_threads, peaks
 from mla_numba.kernels.llvm_ir import F32, I16, I32
+from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.emitter import TileFunction
 from mla_numba.tuning import rates as measure
 from mla_numba.tuning.rates import (
@@ -85,9 +86,9 @@ def assembly_of(define):
 
 
 def inner_loop(assembly, function, multiply):
-    """Instructions of a function's block that multiplies most, and how many of them do."""
+    """Instructions of a function's block that multiplies most, and how many of them do; a jump ends a block."""
     body = assembly[re.search(rf"^{function}:", assembly, re.M).end() :].partition(".Lfunc_end")[0]
-    blocks = re.split(r"^\.\w+:.*$", body, flags=re.M)
+    blocks = re.split(r"^\.\w+:.*$|^\tj\w+\t.*$", body, flags=re.M)
     loop = max(blocks, key=lambda block: len(re.findall(multiply, block)))
     lines = [line.strip() for line in loop.splitlines()]
     return [line for line in lines if line and not line.startswith(("#", "."))], len(re.findall(multiply, loop))
@@ -100,10 +101,23 @@ PORTABLE = pytest.mark.skipif(ISA.name == "portable", reason="plain loops, of wh
 @pytest.mark.parametrize("kernel", [ISA.bf16, ISA.int8], ids=["bf16", "int8"])
 def test_microkernels_multiply_once_a_vector_and_keep_their_sums_in_registers(kernel):
     """So they come near the peaks: of what each step of k needs nothing is done twice, and no sum is spilt."""
-    multiply, k_of_one = MULTIPLY[ISA.name][kernel.is_int8]
-    assembly = assembly_of(lambda module: TileFunction(ISA, kernel, I16).define(module))
-    loop, n_multiply = inner_loop(assembly, rf"mla_numba_{kernel.name}_\w+_{ISA.mr}", multiply)
-    n_a_step = ISA.mr * ISA.vectors.n * ISA.kr(kernel) // k_of_one
+    check_loop(assembly_of(lambda module: TileFunction(ISA, kernel, I16).define(module)), ISA, kernel)
+
+
+@pytest.mark.parametrize("cpu", ["haswell", "znver3"])
+def test_sums_of_avx2_stay_in_its_sixteen_registers(cpu):
+    """A CPU that has AVX-512 has 32, and so does not show it."""
+    isa = ISAS["avx2"]
+    assembly = Target("x86_64-unknown-linux-gnu", cpu).assembly(isa)
+    for kernel in (isa.bf16, isa.int8):
+        check_loop(assembly, isa, kernel)
+
+
+def check_loop(assembly, isa, kernel):
+    """The loop over k of a register tile of all rows."""
+    multiply, k_of_one = MULTIPLY[isa.name][kernel.is_int8]
+    loop, n_multiply = inner_loop(assembly, rf"mla_numba_{kernel.name}_\w+_{isa.mr}", multiply)
+    n_a_step = isa.mr * isa.vectors.n * isa.kr(kernel) // k_of_one
     assert n_multiply >= n_a_step, "\n".join(loop)
     assert n_multiply % n_a_step == 0, "\n".join(loop)  # the compiler may unroll steps
     assert not [line for line in loop if "(%rsp)" in line], "\n".join(loop)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tiling import Costs
 
 from ..base.head_shard import HeadShard
+from ..base.modes import DownWay
 from ..kernels import ISA
 from ..prolog import MlaProlog
 from ..weights.packed import PackedWeights
@@ -55,7 +56,7 @@ class Agreement:
     same_panels: bool
 
 
-def agree(comm: Communicator, prolog: MlaProlog, down: str, costs: Costs) -> Agreement:
+def agree(comm: Communicator, prolog: MlaProlog, down: DownWay, costs: Costs) -> Agreement:
     """Compares what the ranks are to compute, and gathers what they reach.
 
     Raises `ValueError`, on every rank, naming the first thing that differs and the ranks.

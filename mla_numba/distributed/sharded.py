@@ -14,6 +14,7 @@ from tiling import Costs, PrologPlan
 from ..base.checks import Array, check_choice, check_flag, check_int, expect_type
 from ..base.dims import MlaDims
 from ..base.memory import UINT16, aligned_empty
+from ..base.modes import DOWN_WAYS, CallPhase, DownWay
 from ..cache import PagedCache
 from ..call.bind import BoundCall, PrologOutput
 from ..call.planning import stored_choice
@@ -23,7 +24,7 @@ from ..weights.plain import MlaWeights
 from .agreement import agree, on_all_ranks
 from .communicator import Communicator, as_communicator
 from .down_share import DownShare, LocalProlog
-from .ways import WAYS, Link, measure_link, way_of
+from .ways import Link, measure_link, way_of
 
 __all__ = ["ShardedPlan", "ShardedProlog", "ShardedTimes"]
 
@@ -38,7 +39,7 @@ class ShardedPlan:
     """
 
     local: PrologPlan
-    down: str
+    down: DownWay
     reason: str
     exchanged_bytes: int
 
@@ -83,9 +84,9 @@ class ShardedProlog:
         self,
         weights: MlaWeights | PackedWeights,
         comm: Any,
-        phase: str = "decode",
+        phase: CallPhase = "decode",
         *,
-        down: str = "auto",
+        down: DownWay = "auto",
         **settings: Unpack[PrologSettings],
     ) -> None:
         self._comm: Communicator = as_communicator(comm)
@@ -103,12 +104,12 @@ class ShardedProlog:
             raise ValueError(
                 "down: expected 'replicated' or 'auto' where ranks have other instruction sets, got 'split'"
             )
-        self._ways: dict[int, tuple[str, str]] = {}
+        self._ways: dict[int, tuple[DownWay, str]] = {}
 
     def _make(
-        self, weights: MlaWeights | PackedWeights, phase: str, down: str, settings: PrologSettings
+        self, weights: MlaWeights | PackedWeights, phase: CallPhase, down: DownWay, settings: PrologSettings
     ) -> LocalProlog:
-        check_choice("down", down, ("auto", *WAYS))
+        check_choice("down", down, DOWN_WAYS)
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
         if weights.head_shard is None:
@@ -141,6 +142,11 @@ class ShardedProlog:
         return self.prolog.weights
 
     @property
+    def phase(self) -> CallPhase:
+        """ "decode" or "prefill"."""
+        return self.prolog.phase
+
+    @property
     def n_threads(self) -> int:
         """This rank's threads."""
         return self.prolog.n_threads
@@ -162,7 +168,7 @@ class ShardedProlog:
         sent = self._share.n_bytes(t)
         return ShardedPlan(local, way, reason, sum(sent) - sent[self.rank] if way == "split" else 0)
 
-    def _choose(self, plan: PrologPlan) -> tuple[str, str]:
+    def _choose(self, plan: PrologPlan) -> tuple[DownWay, str]:
         if self._way != "auto":
             return self._way, "as was asked for"
         if not self._agreed.same_panels:

@@ -14,11 +14,11 @@ import numpy as np
 
 from tiling import Costs, PrologPlan, Rates, Work, least_seconds
 
+from ..base.modes import DownWay
 from .communicator import Communicator, all_gather_facts
 
-__all__ = ["WAYS", "Link", "RankRates", "measure_link", "way_of"]
+__all__ = ["Link", "RankRates", "measure_link", "way_of"]
 
-WAYS = ("replicated", "split")
 _PROBE_BYTES = (64, 1 << 20)
 _RUNS = 5
 
@@ -72,7 +72,7 @@ def measure_link(comm: Communicator) -> Link:
     return Link(few, n_bytes / max(many - few, 1e-9))
 
 
-def way_of(plan: PrologPlan, sent_bytes: Sequence[int], rates: Sequence[RankRates], link: Link) -> tuple[str, str]:
+def way_of(plan: PrologPlan, sent_bytes: Sequence[int], rates: Sequence[RankRates], link: Link) -> tuple[DownWay, str]:
     """The faster way for a plan, and why. `sent_bytes` and `rates` are those of the ranks: all decide alike."""
     size, t = len(rates), plan.t
     if size == 1 or t == 0:
@@ -81,7 +81,7 @@ def way_of(plan: PrologPlan, sent_bytes: Sequence[int], rates: Sequence[RankRate
     part = Work(down.total_bytes // size, down.flops // size, down.int8_ops // size)
     whole_s, part_s = (max(rate.seconds(work) for rate in rates) for work in (down, part))
     exchange_s = link.seconds(sum(sent_bytes) - min(sent_bytes))
-    way = "split" if part_s + exchange_s < whole_s else "replicated"
+    way: DownWay = "split" if part_s + exchange_s < whole_s else "replicated"
     reason = (
         f"all columns on each rank take {whole_s * 1e6:.0f} us at least, a share of them {part_s * 1e6:.0f} and the "
         f"exchange {exchange_s * 1e6:.0f}"
