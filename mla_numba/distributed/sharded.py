@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from tiling import Costs, PrologPlan
+from tiling import Costs, PrologPlan, Work
 
 from ..base.checks import Array, check_choice, check_flag, check_int, expect_type
 from ..base.dims import MlaDims
@@ -36,12 +36,33 @@ class ShardedPlan:
     - `local`: the plan of its heads.
     - `down`: "replicated" or "split", and `reason`, why; the same on every rank.
     - `exchanged_bytes`: what arrives at the rank in the down-projection's all-gather, 0 where there is none.
+    - `size`: the number of ranks.
     """
 
     local: PrologPlan
     down: DownWay
     reason: str
     exchanged_bytes: int
+    size: int
+
+    @property
+    def work(self) -> Work:
+        """What the rank moves from and to memory and computes; where the down-projection is split, its even share."""
+        whole = self.local.work
+        if self.down != "split":
+            return whole
+        down = Work(0)
+        for _, factor in self.local.tiles:
+            qa, _, kva, _ = self.local.tile_plan(factor).gemms
+            down += Work(
+                qa.weight_bytes + kva.weight_bytes, qa.work.flops + kva.work.flops, qa.work.int8_ops + kva.work.int8_ops
+            )
+        left, n = self.size - 1, self.size
+        return Work(
+            whole.total_bytes - down.total_bytes * left // n,
+            whole.flops - down.flops * left // n,
+            whole.int8_ops - down.int8_ops * left // n,
+        )
 
     def __str__(self) -> str:
         """Some lines."""
@@ -166,7 +187,7 @@ class ShardedProlog:
         local = self.prolog.plan(check_int("t", t, 0))
         way, reason = self._choose(local)
         sent = self._share.n_bytes(t)
-        return ShardedPlan(local, way, reason, sum(sent) - sent[self.rank] if way == "split" else 0)
+        return ShardedPlan(local, way, reason, sum(sent) - sent[self.rank] if way == "split" else 0, self.size)
 
     def _choose(self, plan: PrologPlan) -> tuple[DownWay, str]:
         if self._way != "auto":
