@@ -17,7 +17,7 @@ ROOMS = {
     ),
     "mla_numba": (
         "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
-        "pypto", "tuning", "interop", "cli",
+        "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
         "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
@@ -27,7 +27,7 @@ FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths",
     f"mla_numba.{name}"
     for name in ("dump_names", "inputs", "modes", "ops", "reference", "testing", "tolerance", "verify")
 }
-OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna", "scipy"}
+OPTIONAL = {"mpi4py", "torch", "transformers", "safetensors", "matplotlib", "optuna", "scipy"}
 ONLY_IN = {
     "click": "mla_numba.cli",
     "rich": "mla_numba.cli",

@@ -15,6 +15,7 @@ EXTRAS = {
     "safetensors": "hf",
     "matplotlib": "plot",
     "optuna": "tune",
+    "mpi4py": "mpi",
     "pytest-benchmark": "bench",
     "onnxruntime": "bench",
 }  # each with the extra that installs it
