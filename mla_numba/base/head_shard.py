@@ -13,9 +13,11 @@ __all__ = ["HeadShard"]
 class HeadShard:
     """Rank `rank` of `size` that share the `num_attention_heads` of a layer.
 
-    Ranks take runs of heads, in order; where `size` does not divide the heads, the first ranks take one more. Raises
-    `TypeError` for a field that is no int, `ValueError` for a rank that is none of 0..size-1, or for more ranks than
-    heads.
+    Ranks take runs of heads, in order; where `size` does not divide the heads, the first ranks take one more.
+
+    Raises:
+        TypeError: A field is no int.
+        ValueError: The rank is none of 0..size-1, or there are more ranks than heads.
 
     Examples:
         >>> import mla_numba as mla
@@ -42,7 +44,18 @@ class HeadShard:
         return range(first, first + n + (self.rank < more))
 
     def of_rank(self, rank: int) -> HeadShard:
-        """The shard of another rank."""
+        """The shard of another rank.
+
+        Args:
+            rank: The other rank.
+
+        Returns:
+            Its shard of the same layer.
+
+        Raises:
+            TypeError: `rank` is no int.
+            ValueError: It is none of 0..size-1.
+        """
         return replace(self, rank=rank)
 
     def __str__(self) -> str:

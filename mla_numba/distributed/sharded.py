@@ -81,14 +81,6 @@ class ShardedTimes:
 class ShardedProlog:
     """The MLA prolog of one layer whose heads are shared among the ranks of a communicator.
 
-    - `weights`: `MlaWeights` or `PackedWeights`, all heads on every rank or on each its own shard
-      (`weights.shard(rank, size)`).
-    - `comm`: a communicator of mpi4py, a process group of torch.distributed, or a `Communicator`.
-    - `phase` and the settings are those of `MlaProlog`; `n_threads` are this rank's.
-    - `down`: "replicated", each rank computes the down-projection whole; "split", each computes its share of the
-      columns and gathers the others; or "auto", whichever takes less time by the model of the planner, the measured
-      link and the rates of the ranks, the same on all of them.
-
     Each rank has the queries of its own heads, and all of q_norm. Each writes all cache rows, to a cache of its own.
     All equal the bits of `MlaProlog`, whatever the number of ranks and the way of the down-projection.
 
@@ -97,8 +89,21 @@ class ShardedProlog:
     wrong on one rank only raises there, while the others wait for it: let the launcher end the job then, as
     `python -m mpi4py` and torchrun do.
 
-    Raises `ImportError`, `TypeError` or `ValueError` as `MlaProlog` does, and `ValueError` where there are more ranks
-    than heads, or ranks have other weights or settings than another one.
+    Args:
+        weights: `MlaWeights` or `PackedWeights`, all heads on every rank or on each its own shard
+            (`weights.shard(rank, size)`).
+        comm: A communicator of mpi4py, a process group of torch.distributed, or a `Communicator`.
+        phase: As for `MlaProlog`.
+        down: "replicated", each rank computes the down-projection whole; "split", each computes its share of the
+            columns and gathers the others; or "auto", whichever takes less time by the model of the planner, the
+            measured link and the rates of the ranks, the same on all of them.
+        **settings: Those of `MlaProlog`; `n_threads` are this rank's.
+
+    Raises:
+        TypeError: `comm` is none of these; or as for `MlaProlog`.
+        ValueError: There are more ranks than heads, or ranks have other weights or settings than another one; or as for
+            `MlaProlog`.
+        OtherRankError: Another rank failed.
     """
 
     def __init__(
@@ -215,8 +220,21 @@ class ShardedProlog:
     ) -> PrologOutput:
         """Computes T tokens, the same on every rank, and writes their rows of this rank's cache.
 
-        The arguments are those of `MlaProlog`. query_nope and query_rope are those of this rank's heads; with `gather`
-        those of all heads, as new arrays. Raises `TypeError` or `ValueError` as `MlaProlog` does.
+        Args:
+            x: As for `MlaProlog`, and so the others.
+            cos: Cosines.
+            sin: Sines.
+            cache_index: Slots.
+            cache: This rank's cache.
+            out: Where to write this rank's outputs.
+            gather: Whether the queries of all heads are wanted, as new arrays.
+
+        Returns:
+            The outputs: query_nope and query_rope of this rank's heads, or of all with `gather`.
+
+        Raises:
+            TypeError: As `MlaProlog` raises it.
+            ValueError: Likewise.
         """
         return self.profile(x, cos, sin, cache_index, cache, out, gather=gather)[0]
 

@@ -137,7 +137,19 @@ class PackedWeights:
     head_shard: HeadShard | None = None
 
     def shard(self, rank: int, size: int) -> PackedWeights:
-        """The weights of one of `size` ranks that share the layer by heads: views of these. See `MlaWeights.shard`."""
+        """The weights of one of `size` ranks that share the layer by heads: views of these.
+
+        Args:
+            rank: The rank, from 0.
+            size: The number of ranks, up to the number of heads, which it need not divide.
+
+        Returns:
+            The rank's weights, whose `head_shard` says which heads they are. `MlaWeights.shard` has an example.
+
+        Raises:
+            TypeError: `rank` or `size` is no int.
+            ValueError: There is no such rank, there are more ranks than heads, or the weights are a shard already.
+        """
         if self.head_shard is not None:
             raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")
         n_heads = self.dims.num_attention_heads

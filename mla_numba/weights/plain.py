@@ -260,8 +260,24 @@ class MlaWeights:
     def shard(self, rank: int, size: int) -> Self:
         """The weights of one of `size` ranks that share the layer by heads: see `HeadShard`.
 
-        Of w_uq_qr, its scales and w_uk those of the rank's heads, copied; the others are the same arrays. Raises
-        `TypeError` or `ValueError` for a rank or a size that cannot be, `ValueError` for weights that are a shard.
+        Of w_uq_qr, its scales and w_uk those of the rank's heads, copied; the others are the same arrays.
+
+        Args:
+            rank: The rank, from 0.
+            size: The number of ranks, up to the number of heads, which it need not divide.
+
+        Returns:
+            The rank's weights, whose `head_shard` says which heads they are.
+
+        Raises:
+            TypeError: `rank` or `size` is no int.
+            ValueError: There is no such rank, there are more ranks than heads, or the weights are a shard already.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+            >>> weights.shard(1, 3).w_uk.shape, str(weights.shard(1, 3).head_shard)
+            ((1, 32, 64), 'heads 2 to 2 of 4, rank 1 of 3')
         """
         if self.head_shard is not None:
             raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")

@@ -19,8 +19,8 @@ import click
 from ...base.extras import how_to_install
 from ...base.output_file import is_stream, write_text
 from ...base.output_path import fault_of_file
-from ..commands.bench import PAGE, PARTS
 from .html_report import make_page
+from .parts import PAGE, PARTS
 from .results import Results
 from .run import Outcome, run_suite
 from .summary import summary

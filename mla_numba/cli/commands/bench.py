@@ -7,12 +7,10 @@ from typing import Any
 
 import click
 
+from ..bench.parts import PAGE, PARTS
 from ..options import finite, text_to_write, threads_option, token_list
 
-__all__ = ["PAGE", "PARTS", "bench"]
-
-PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
-PAGE = Path("mla-numba-bench.html")
+__all__ = ["bench"]
 
 
 @click.command()
