@@ -26,7 +26,7 @@ from .call.workspace import Memory
 from .kernels import max_threads
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
-from .kernels.sweeps.phase import HEADS
+from .kernels.sweeps.phase import HEADS, PACK
 from .kernels.sweeps.tile import prolog_tile
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
@@ -205,6 +205,11 @@ class MlaProlog:
     def machine(self) -> Machine:
         """The machine that the plans are made for: this one."""
         return self._plans.machine
+
+    @property
+    def isa(self) -> str:
+        """The instruction set of its kernels, as `MLA_NUMBA_ISA` names it; one for the whole process."""
+        return self.machine.isa
 
     def allocate_output(self, t: int) -> PrologOutput:
         """Uninitialised outputs, to be passed as `out`.
@@ -391,7 +396,7 @@ class MlaProlog:
         try:
             for offset, factor in plan.tiles:
                 cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
-                tile = TokenTile(offset, factor, HEADS, trace is not None)
+                tile = TokenTile(offset, factor, PACK, HEADS, trace is not None)
                 begin = time.perf_counter_ns()
                 prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
                 if trace is not None:

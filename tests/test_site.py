@@ -28,6 +28,7 @@ MODULES = (
     "ops",
     "reference",
     "rope_table",
+    "testing",
     "tolerance",
     "tuning.results",
     "verify",

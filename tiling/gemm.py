@@ -13,7 +13,7 @@ from tiling.check import (
 from tiling.modes import DTYPES, Dtype
 from tiling.roofline import Work
 
-__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile"]
+__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile", "row_distance"]
 
 
 LINE_BYTES = 64  # of a cache line
@@ -21,6 +21,15 @@ _MAX_MICRO = 4096
 _MAX_SIZE = 2 * MAX_COUNT  # of k or n: two dimensions beside each other
 ITEM_BYTES = {"bf16": 2, "int8": 1}
 _COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
+
+
+def row_distance(n: int, item_bytes: int) -> int:
+    """Elements from one row of ``n`` to the next where a microkernel reads the rows: whole cache lines, an odd number.
+
+    A register tile reads its rows side by side. An even number of lines, a power of two most of all, puts them on few
+    sets of L1, where they push each other out or are taken for one another; an odd one puts them all on other sets.
+    """
+    return (ceil_div(n * item_bytes, LINE_BYTES) | 1) * LINE_BYTES // item_bytes
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,8 @@ class GemmPlan:
 
     @property
     def lda(self) -> int:
-        """Elements from one row of A to the next: whole cache lines, and one more so that rows fall on other sets."""
-        return (round_up(self.kp * self.micro.a_bytes, LINE_BYTES) + LINE_BYTES) // self.micro.a_bytes
+        """Elements from one row of A to the next."""
+        return row_distance(self.kp, self.micro.a_bytes)
 
     @property
     def n_panels(self) -> int:

@@ -8,6 +8,7 @@ __all__ = [
     "CACHE_MODES",
     "CALL_PHASES",
     "CONTIGUOUS_MODES",
+    "DOWN_WAYS",
     "DUMP_FORMATS",
     "DUMP_STYLES",
     "NPU_ARCHS",
@@ -19,6 +20,7 @@ __all__ = [
     "CacheMode",
     "CallPhase",
     "ContiguousMode",
+    "DownWay",
     "DumpFormat",
     "DumpStyle",
     "NpuArch",
@@ -34,6 +36,10 @@ __all__ = [
 Numerics = Literal["pypto", "cann"]
 """How rows are quantised: as the reference operator does it, or as CANN's operators do."""
 NUMERICS: tuple[Numerics, ...] = get_args(Numerics)
+
+DownWay = Literal["auto", "replicated", "split"]
+"""How ranks compute a layer's down-projection: all of it each, or a share each; "auto" is the faster one."""
+DOWN_WAYS: tuple[DownWay, ...] = get_args(DownWay)
 
 PagedMode = Literal["PA_BSND", "PA_NZ"]
 """A cache whose slots cache_index gives: in ND, or in FRACTAL_NZ blocks."""

@@ -16,7 +16,7 @@ from ..base.output_file import write_text
 from .elements import write_array
 from .golden_call import CallChoices, GoldenCall
 from .goldens import MARK_FILE, GoldenMark
-from .names import OUTPUTS, STYLES, name_in
+from .names import INPUTS, OUTPUTS, STYLES, name_in
 from .settings import SETTINGS_FILE, DumpSettings
 from .torch_file import import_torch
 
@@ -24,6 +24,9 @@ __all__ = ["FORMATS", "write_dump"]
 
 FORMATS = DUMP_FORMATS
 _ONLY_INT8 = ("q_norm_scale_out", "k_scale_cache_out")
+_ALWAYS = [
+    name for name in (*INPUTS, *OUTPUTS) if name not in ("dequant_scale", "cache_index", "k_scale_cache", *_ONLY_INT8)
+]
 
 
 def write_dump(
@@ -87,13 +90,19 @@ def write_dump(
     check_choice("style", style, STYLES)
     if file_format == "pt":
         import_torch("file_format")
+    own = [folder / SETTINGS_FILE, folder / MARK_FILE]
+
+    def path_of(name: str) -> Path:
+        return folder / f"{name_in(style, name)}.{file_format}"
+
+    _refuse_existing([*map(path_of, _ALWAYS), *own])  # before weights are made, which takes seconds
     call = GoldenCall.random(settings, t, quant, **choices)
     arrays = call.inputs(settings.nz)
     names = [*arrays, *(name for name in OUTPUTS if "b" in quant or name not in _ONLY_INT8)]
-    paths = {name: folder / f"{name_in(style, name)}.{file_format}" for name in names}
+    paths = {name: path_of(name) for name in names}
     content = asdict(call.weights.dims) | {k: v for k, v in asdict(settings).items() if k != "dims"}
     with _all_or_none(folder) as begun:
-        _prepare(folder, [*paths.values(), folder / SETTINGS_FILE, folder / MARK_FILE])
+        _prepare(folder, [*paths.values(), *own])
         arrays |= call.outputs(settings.numerics)
         for name, path in paths.items():
             begun.append(path)
@@ -123,11 +132,15 @@ def _all_or_none(folder: Path) -> Iterator[list[Path]]:
         raise
 
 
-def _prepare(folder: Path, paths: Iterable[Path]) -> None:
-    """Makes the folder, or raises what would otherwise be raised once everything is computed."""
+def _refuse_existing(paths: Iterable[Path]) -> None:
     for path in paths:
         if os.path.lexists(path):
             raise FileExistsError(f"{path}: expected no such file, got one")
+
+
+def _prepare(folder: Path, paths: Iterable[Path]) -> None:
+    """Makes the folder, or raises what would otherwise be raised once everything is computed."""
+    _refuse_existing(paths)
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder}: expected a folder, got another kind of file")
     folder.mkdir(parents=True, exist_ok=True)

@@ -216,7 +216,7 @@ def _weights(
             epsilon_ckv=check.check_epsilon("epsilon_ckv", epsilon_ckv),
         )
     _present("w_dq", w_dq)
-    arrays = {name: _present(name, value) for name, value in others.items()}
+    arrays: dict[str, Any] = {name: _present(name, value) for name, value in others.items()}
     return MlaWeights(
         w_dq=w_dq, dequant_scale_w_uq_qr=dequant_scale, epsilon_cq=epsilon_cq, epsilon_ckv=epsilon_ckv, **arrays
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ..base.checks import (
     check_int,
 )
 from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
+from ..base.head_shard import HeadShard
 from ..base.model_config import read_config_file, read_model_config
 from ..base.modes import QUANT_MODES, QuantMode
 from ..base.short_repr import dims_text, short_repr
@@ -27,6 +30,7 @@ from .tensor_names import PREFIXES, AttentionNames, check_names, find_attentions
 
 __all__ = ["Checkpoint", "CheckpointLayer"]
 
+_BY_HEAD = ("q_b_proj", "kv_b_proj")
 _INT8_OF_MODE = {"a": ("q_a_proj", "kv_a_proj_with_mqa"), "b": ("q_b_proj",)}
 
 
@@ -94,6 +98,7 @@ class Checkpoint:
         quant: QuantMode = "b",
         smooth_scales_cq: Array | None = None,
         *,
+        shard: tuple[int, int] | None = None,
         finished: Callable[[str], None] = lambda name: None,
     ) -> CheckpointLayer:
         """The weights of one layer in a mode.
@@ -125,13 +130,15 @@ class Checkpoint:
         transformers' DeepseekV3Config, true by default; always so in V2 and V3.2). If a configuration says false, the
         columns are reordered, and the prolog's outputs are those of transformers.
 
-        Only these tensors are read, mapped into memory.
+        Only these tensors are read, mapped into memory; of q_b_proj and kv_b_proj only the rows of the shard's heads,
+        and all scales.
 
         Args:
             layer: The layer's number, one of `layers`.
             quant: "none" in bf16, "a", "b" or "ab" with int8 weights.
             smooth_scales_cq: As for `MlaWeights.quantize`: for weights that are quantised here, so not with int8 codes
                 of `q_b_proj`.
+            shard: A rank and the number of ranks: the weights are those of the rank's heads (`HeadShard`), w_uv too.
             finished: Called with the name of each weight that was read.
 
         Returns:
@@ -147,10 +154,14 @@ class Checkpoint:
         check_choice("quant", quant, QUANT_MODES)
         if smooth_scales_cq is not None and "b" not in quant:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+        head_shard = None if shard is None else HeadShard(*_pair(shard), self.dims.num_attention_heads)
         names = self._names(layer)
         int8 = {module for mode, modules in _INT8_OF_MODE.items() if mode in quant for module in modules}
-        source = _Source(self._shards, self._block, names, int8, finished)
-        weights, w_uv = read_attention(source, self.dims, self.v_head_dim, self._epsilon, self._rope_interleave)
+        source = _Source(self._shards, self._block, names, int8, head_shard, finished)
+        dims = self.dims
+        if head_shard is not None:
+            dims = replace(dims, num_attention_heads=len(head_shard.heads))
+        weights, w_uv = read_attention(source, dims, self.v_head_dim, self._epsilon, self._rope_interleave, head_shard)
         if "b" in weights.quant and smooth_scales_cq is not None:
             raise ValueError(
                 f"smooth_scales_cq: expected None where {names.module('q_b_proj')} holds int8 codes "
@@ -186,7 +197,8 @@ class Checkpoint:
 class _Source:
     """Reads tensors of one layer; a shard is opened, and its header checked, once.
 
-    `int8` are the modules whose int8 codes stay as they are.
+    `int8` are the modules whose int8 codes stay as they are. Of the weights that have heads, only the rows of
+    `head_shard` are read.
     """
 
     def __init__(
@@ -195,12 +207,14 @@ class _Source:
         block: tuple[int, int],
         names: AttentionNames,
         int8: set[str],
+        head_shard: HeadShard | None,
         finished: Callable[[str], None],
     ) -> None:
         self._shards = shards
         self._block = block
         self._names = names
         self._int8 = int8
+        self._head_shard = head_shard
         self._finished = finished
         self._open: dict[Path, Shard] = {}
 
@@ -236,7 +250,12 @@ class _Source:
         return linear
 
     def _stored(self, module: str, n_out: int, n_in: int) -> StoredWeight:
-        return StoredWeight.open(self._shard, self._names.modules[module], (n_out, n_in), self._block)
+        kinds, shard = self._names.modules[module], self._head_shard
+        if shard is None or module not in _BY_HEAD:
+            return StoredWeight.open(self._shard, kinds, (n_out, n_in), self._block)
+        rows = n_out // len(shard.heads)
+        whole = StoredWeight.open(self._shard, kinds, (rows * shard.num_attention_heads, n_in), self._block)
+        return whole.rows(shard.heads.start * rows, n_out)
 
     def _shard(self, tensor: str) -> Shard:
         path = self._shards[tensor]
@@ -247,6 +266,12 @@ class _Source:
                     raise ValueError(f"{path}: {name}: expected the index to place it here, got another place or none")
             self._open[path] = shard
         return self._open[path]
+
+
+def _pair(shard: object) -> tuple[int, int]:
+    if not isinstance(shard, tuple) or len(shard) != 2:
+        raise TypeError(f"shard: expected a tuple (rank, size) or None, got {reprlib.repr(shard)}")
+    return shard
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -19,6 +19,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.memory import aligned_empty, writable_alias
 from ..base.modes import Numerics, QuantMode
 from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
@@ -33,7 +34,7 @@ from ..kernels.panels import (
 )
 from ..kernels.sweeps.arguments import Layer, Norm, Weight
 from .mapped_file import read_arrays, write_arrays
-from .packed_facts import FACTS, PRODUCTS, check_mode, gemm_sizes, is_vector, read_facts
+from .packed_facts import FACTS, PRODUCTS, check_mode, check_shard, gemm_sizes, is_vector, read_facts
 
 __all__ = ["PackedGemm", "PackedWeights"]
 
@@ -81,6 +82,17 @@ class PackedGemm:
         no_scales = np.zeros(0, np.float32)
         return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 
+    def part(self, panels: slice, n_panels: int) -> PackedGemm:
+        """Some of its `n_panels` panels, as views."""
+        n, width = len(self.panels) // n_panels, len(self.offset) // n_panels
+        columns = slice(panels.start * width, panels.stop * width)
+        return replace(
+            self,
+            panels=self.panels[panels.start * n : panels.stop * n],
+            offset=self.offset[columns],
+            col_scale=self.col_scale[columns],
+        )
+
     def as_argument(self) -> Weight:
         """As the kernels take it."""
         panels, offset, col_scale = (writable_alias(a.view()) for a in (self.panels, self.offset, self.col_scale))
@@ -101,6 +113,7 @@ class PackedWeights:
     | smooth_scales_cq     | (Rq,) float32, or no elements                                   |
     | epsilon_cq           | float32, of the query's norm                                    |
     | epsilon_ckv          | float32, of the key's norm                                      |
+    | head_shard           | which heads of a layer these are, a `HeadShard`; None for all   |
 
     Examples:
         >>> import mla_numba as mla
@@ -121,6 +134,34 @@ class PackedWeights:
     smooth_scales_cq: Array
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
+    head_shard: HeadShard | None = None
+
+    def shard(self, rank: int, size: int) -> PackedWeights:
+        """The weights of one of `size` ranks that share the layer by heads: views of these.
+
+        Args:
+            rank: The rank, from 0.
+            size: The number of ranks, up to the number of heads, which it need not divide.
+
+        Returns:
+            The rank's weights, whose `head_shard` says which heads they are. `MlaWeights.shard` has an example.
+
+        Raises:
+            TypeError: `rank` or `size` is no int.
+            ValueError: There is no such rank, there are more ranks than heads, or the weights are a shard already.
+        """
+        if self.head_shard is not None:
+            raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")
+        n_heads = self.dims.num_attention_heads
+        shard = HeadShard(rank, size, n_heads)
+        heads = slice(shard.heads.start, shard.heads.stop)
+        return replace(
+            self,
+            dims=replace(self.dims, num_attention_heads=len(shard.heads)),
+            up=self.up.part(heads, n_heads),
+            uk=self.uk.part(heads, n_heads),
+            head_shard=shard,
+        )
 
     def __repr__(self) -> str:
         return short_repr(
@@ -163,6 +204,7 @@ class PackedWeights:
                 if type(getattr(self, name)) is not np.float32:
                     raise TypeError(f"{name}: expected np.float32, got {type(getattr(self, name)).__name__}")
                 check_epsilon(name, getattr(self, name))
+            check_shard(self.head_shard, self.dims)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{source}.{error}") from None
         fits = {}
@@ -208,6 +250,8 @@ class PackedWeights:
             "epsilon_cq": float(self.epsilon_cq),
             "epsilon_ckv": float(self.epsilon_ckv),
         }
+        if self.head_shard is not None:
+            facts["head_shard"] = asdict(self.head_shard)
         write_arrays(path, facts, arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -259,6 +303,7 @@ class PackedWeights:
             smooth_scales_cq=smooth,
             epsilon_cq=facts.epsilon_cq,
             epsilon_ckv=facts.epsilon_ckv,
+            head_shard=facts.head_shard,
         )
         weights.check(str(path))
         return weights
@@ -325,7 +370,7 @@ def pack_gemm(
 def pairs_are_exact() -> bool:
     """Whether this CPU's products of bf16 pairs round as two multiply-adds do.
 
-    Intel documents it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
+    Intel and Arm document it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
     """
     if not ISA.bf16_dot:
         return True

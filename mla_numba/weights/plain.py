@@ -24,6 +24,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.modes import QUANT_MODES, QuantMode, quant_mode
 from ..base.short_repr import dims_text, short_repr, size_text
 from ..kernels import max_threads
@@ -52,8 +53,9 @@ class MlaWeights:
     | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
 
     Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
-    `epsilon_cq` and `epsilon_ckv` belong to the two norms. `quantization` is the error report of weights that
-    `quantize` made, None for others. Fields cannot be assigned; `dataclasses.replace` makes weights with other fields.
+    `epsilon_cq` and `epsilon_ckv` belong to the two norms. `head_shard` says which heads of a layer these are, None for
+    all. `quantization` is the error report of weights that `quantize` made, None for others; a shard has that of the
+    whole. Fields cannot be assigned; `dataclasses.replace` makes weights with other fields.
 
     Raises:
         TypeError: A field, named in the message, is of another type or dtype.
@@ -84,6 +86,7 @@ class MlaWeights:
     smooth_scales_cq: Array | None = None
     epsilon_cq: float = 1e-5
     epsilon_ckv: float = 1e-5
+    head_shard: HeadShard | None = None
     quantization: QuantizationReport | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +128,10 @@ class MlaWeights:
             raise ValueError(f"w_uk: expected a kv_lora_rank of 4 quantisation groups, got {latent}")
         if self.smooth_scales_cq is not None and b is None:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+        if self.head_shard is not None:
+            expect_type("head_shard", self.head_shard, HeadShard)
+            if len(self.head_shard.heads) != heads:
+                raise ValueError(f"head_shard: expected {heads} heads, as w_uk has, got {self.head_shard}")
 
     def __repr__(self) -> str:
         smooth = "smooth" if self.smooth_scales_cq is not None else ""
@@ -250,6 +257,45 @@ class MlaWeights:
         object.__setattr__(result, "quantization", QuantizationReport(errors))
         return result
 
+    def shard(self, rank: int, size: int) -> Self:
+        """The weights of one of `size` ranks that share the layer by heads: see `HeadShard`.
+
+        Of w_uq_qr, its scales and w_uk those of the rank's heads, copied; the others are the same arrays.
+
+        Args:
+            rank: The rank, from 0.
+            size: The number of ranks, up to the number of heads, which it need not divide.
+
+        Returns:
+            The rank's weights, whose `head_shard` says which heads they are.
+
+        Raises:
+            TypeError: `rank` or `size` is no int.
+            ValueError: There is no such rank, there are more ranks than heads, or the weights are a shard already.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+            >>> weights.shard(1, 3).w_uk.shape, str(weights.shard(1, 3).head_shard)
+            ((1, 32, 64), 'heads 2 to 2 of 4, rank 1 of 3')
+        """
+        if self.head_shard is not None:
+            raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")
+        dims = self.dims
+        shard = HeadShard(rank, size, dims.num_attention_heads)
+        heads = slice(shard.heads.start, shard.heads.stop)
+        columns = slice(heads.start * dims.q_head_dim, heads.stop * dims.q_head_dim)
+        scale = self.dequant_scale_w_uq_qr
+        result = replace(
+            self,
+            w_uq_qr=np.ascontiguousarray(self.w_uq_qr[:, columns]),
+            w_uk=self.w_uk[heads].copy(),
+            dequant_scale_w_uq_qr=None if scale is None else scale[columns].copy(),
+            head_shard=shard,
+        )
+        object.__setattr__(result, "quantization", self.quantization)
+        return result
+
     def pack(self, n_threads: int | None = None) -> PackedWeights:
         """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
@@ -300,4 +346,5 @@ class MlaWeights:
             smooth_scales_cq=widened(w.smooth_scales_cq),
             epsilon_cq=np.float32(w.epsilon_cq),
             epsilon_ckv=np.float32(w.epsilon_ckv),
+            head_shard=w.head_shard,
         )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tiling.arith import ceil_div
 from tiling.check import MAX_TOKENS, check_flag, check_int
-from tiling.gemm import ITEM_BYTES, GemmPlan
+from tiling.gemm import ITEM_BYTES, GemmPlan, row_distance
 from tiling.roofline import Work
 
 __all__ = ["DownPlan", "HeadsPlan", "RowPlan"]
@@ -141,6 +141,11 @@ class HeadsPlan:
                 raise ValueError(f"wuk.{name}: expected that of qb, {qb}, got {wuk}")
         if self.wuk.mc > self.qb.mc:
             raise ValueError(f"wuk.mc: expected at most qb.mc = {self.qb.mc}, got {self.wuk.mc}")
+
+    @property
+    def ldq(self) -> int:
+        """Elements from one row to the next of a head's query, whose nope part is the A of the product with w_uk."""
+        return row_distance(self.qb.np_, self.wuk.micro.a_bytes)
 
     @property
     def n_tasks(self) -> int:

@@ -73,7 +73,7 @@ class TilePlan:
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": qb.mc * qb.np_ * wuk.micro.a_bytes,
+            "q_head": qb.mc * self.heads.ldq * wuk.micro.a_bytes,
             "y": (row + 16) * 4,
         }
         return {name: round_up(size, LINE_BYTES) for name, size in sizes.items()}
