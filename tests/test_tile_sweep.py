@@ -432,18 +432,20 @@ def test_csv_and_json(tmp_path):
 
 
 def test_results_are_read_back_and_shown_in_a_notebook(tmp_path):
-    write_json(tmp_path / "sweep.json", {"machine": {"isa": "x"}}, {"seed": 1}, ROWS)
+    found = Found(ROWS, findings(ROWS, [CONTROL], 1, False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
+    write_json(tmp_path / "sweep.json", {"machine": {"isa": "x"}}, {"seed": 1}, found)
     for place in (tmp_path, tmp_path / "sweep.json"):
         results = read_sweep(place)
         assert results.rows == tuple(ROWS)
-        assert (results.facts, results.spec) == ({"machine": {"isa": "x"}}, {"seed": 1})
+        assert results.facts == {"machine": {"isa": "x"}, "findings": found.as_dicts()}
+        assert results.spec == {"seed": 1}
     assert results.best() == best_rows(ROWS)
     assert repr(results).startswith(f"<SweepResults: {len(ROWS)} rows, ")
     assert len(repr(results)) < 200
     page = results._repr_html_()
     header, *lines = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in page.split("<tr>")[1:]]
     names = list(dict.fromkeys(name for row in best_rows(ROWS) for name in row.settings))
-    assert header == ["T", "quant", *names, "ms", "planner's ms", "ratio", "final ratio", "status"]
+    assert header == ["T", "quant", *names, "ms", "planner's ms", "ratio", "final, 95 %", "status"]
     assert [line[0] for line in lines] == [str(row.t) for row in best_rows(ROWS)]
     assert [float(line[header.index("ratio")]) for line in lines] == [row.ratio for row in best_rows(ROWS)]
 

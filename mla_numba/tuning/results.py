@@ -28,7 +28,7 @@ class SweepResults:
     """Results of `mla-numba sweep`. `read_sweep` has an example.
 
     Args:
-        facts: Machine, versions and rates.
+        facts: Machine, versions and rates, and the findings for each T.
         spec: What was studied.
         rows: What came of each candidate.
     """
@@ -55,13 +55,14 @@ class SweepResults:
             if len(group) < _MOST_SHOWN:
                 shown.append(row)
         names = list(dict.fromkeys(name for row in shown for name in row.settings))
-        header = ["T", "quant", *names, "ms", "planner's ms", "ratio", "final ratio", "status"]
+        header = ["T", "quant", *names, "ms", "planner's ms", "ratio", "final, 95 %", "status"]
         cells = [
             [
                 str(row.t),
                 row.quant,
                 *(_text(row.settings.get(name)) for name in names),
-                *(_number(value) for value in (row.median_ms, row.baseline_ms, row.ratio, row.final_ratio)),
+                *(_number(value) for value in (row.median_ms, row.baseline_ms, row.ratio)),
+                "" if row.final is None else str(row.final),
                 row.status,
             ]
             for row in shown
