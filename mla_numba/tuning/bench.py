@@ -9,9 +9,11 @@ from statistics import median
 from typing import Any
 
 from tiling import Rates, Work, least_seconds
+from tiling.html import table, to_html
 from tiling.roofline import HasWork
 
 from ..base.checks import check_int, check_number
+from ..base.short_repr import short_repr
 from ..kernels import max_threads
 from .conditions import Conditions
 from .copies import are_cold
@@ -31,7 +33,7 @@ _MAX_SECONDS = 86400.0
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Milliseconds of calls that took turns, and the machine's state around them.
+    """Milliseconds of calls that took turns, and the machine's state around them. `do_bench` has an example.
 
     - `ms`: of each implementation one a round; entries of one round were measured within moments of each other.
     - `conditions`: what others took of the machine; where `conditions.is_busy`, none of the figures counts.
@@ -57,19 +59,58 @@ class Bench:
         return None if self.work is None else least_seconds(self.work, self.rates) * 1e3
 
     def median(self, name: str) -> Interval:
-        """The median milliseconds of an implementation, with its interval."""
+        """The median milliseconds of an implementation, with its interval.
+
+        Args:
+            name: One of `ms`.
+
+        Returns:
+            The median of its calls.
+        """
         return median_interval(self.ms[name])
 
     def ratio(self, name: str, by: str) -> Interval:
-        """How many times as long as `by` an implementation takes: the median over rounds, with its interval."""
+        """How many times as long as another one an implementation takes.
+
+        Args:
+            name: One of `ms`.
+            by: The other one.
+
+        Returns:
+            The median over rounds, with its interval.
+        """
         return median_interval([a / b for a, b in zip(self.ms[name], self.ms[by], strict=True)])
 
     def share(self, name: str) -> Share | None:
-        """The least possible time over the median one, or why that is none; None where the work was not said."""
+        """The least possible time over the median one, or why that is none.
+
+        Args:
+            name: One of `ms`.
+
+        Returns:
+            The share; None where the work was not said.
+        """
         least = self.least_ms
         if least is None or self.work is None:
             return None
         return share_of(least, median(self.ms[name]), are_cold(self.n_copies[name], self.work.total_bytes))
+
+    def __repr__(self) -> str:
+        n_rounds = max(map(len, self.ms.values()))
+        busy = "busy machine" if self.conditions.is_busy else ""
+        return short_repr(self, busy, *(f"{name} {self.median(name)} ms" for name in self.ms), f"{n_rounds} rounds")
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row for each implementation."""
+        first = next(iter(self.ms))
+        rows = []
+        for name in self.ms:
+            share = self.share(name)
+            limit = "" if share is None else share.reason if share.value is None else f"{share.value:.0%}"
+            by_first = "" if name == first else str(self.ratio(name, first))
+            rows.append((name, str(self.median(name)), by_first, limit))
+        caption = str(self.conditions) if self.conditions.is_busy else ""
+        return to_html(table(caption, ("", "ms, 95 %", f"times {first}", "of the limit"), rows))
 
     def __str__(self) -> str:
         """A busy machine first; then a line for each implementation, its time by that of the first one behind it."""
@@ -122,15 +163,30 @@ def do_bench(
 ) -> Bench:
     """Times calls without arguments, in turns, and looks at the machine before and behind.
 
-    - `fn`: a call; several calls of one implementation, such as one for each copy of its weights, which are taken in
-      turns so that weights come from memory (`copies_to_be_cold` says how many that needs); or such calls by name.
-    - `n_rounds`: how often each implementation is called; by default until `seconds` have been spent in calls, yet 15
-      times at least and 1000 times at most. Each call is made once before, uncounted.
-    - `work`: what a call moves and computes, such as `prolog.plan(t)`; with it there is a share of the limit.
-    - `n_threads`: threads that the calls use, by default all of Numba's; `probes`: made once for that many threads, to
-      be used again and again. Each rate is measured for `probe_seconds`.
+    Args:
+        fn: A call; several calls of one implementation, such as one for each copy of its weights, which are taken in
+            turns so that weights come from memory (`copies_to_be_cold` says how many that needs); or such calls by
+            name.
+        n_rounds: How often each implementation is called; by default until `seconds` have been spent in calls, yet 15
+            times at least and 1000 times at most. Each call is made once before, uncounted.
+        seconds: Of calls, where `n_rounds` is None.
+        work: What a call moves and computes, such as `prolog.plan(t)`; with it there is a share of the limit.
+        n_threads: Threads that the calls use, by default all of Numba's.
+        probes: Made once for that many threads, to be used again and again.
+        probe_seconds: For which each rate of the machine is measured.
 
-    Raises `ValueError` for no call, and for numbers that are out of range; `TypeError` for what cannot be called.
+    Returns:
+        Times of every call; `print` says medians with their intervals.
+
+    Raises:
+        TypeError: What is given cannot be called, or a number is of another type.
+        ValueError: There is no call, or a number is out of range.
+
+    Examples:
+        >>> from mla_numba.testing import do_bench
+        >>> found = do_bench({"sum": lambda: sum(range(99)), "len": lambda: len("")}, n_rounds=9, probe_seconds=0)
+        >>> list(found.ms), len(found.ms["sum"]), found.median("sum").n
+        (['sum', 'len'], 9, 9)
     """
     contenders = _contenders(fn)
     if n_rounds is not None:

@@ -109,6 +109,8 @@ def watch_idle(seconds: float = _PAUSE_S) -> Load:
 class Conditions:
     """What the machine was like before, during and after a measurement with `n_threads` threads.
 
+    `do_bench` has an example of what has conditions.
+
     `before`, `during`, `after`: cores that others took, of `n_cpus`; None where that is not known. `spread`: by how
     much the slowest quarter of repeated probes was behind the fastest. `slower`: rates at which many threads together
     were slower than few.

@@ -11,7 +11,10 @@ SLOW_PROBES = "the machine was slower while its rates were measured"
 
 
 class Share(NamedTuple):
-    """The least possible time over a measured one, from 0 to 1; None with the reason where it would be more."""
+    """The least possible time over a measured one, `value`, from 0 to 1; None with the `reason` where it would be more.
+
+    `do_bench` has an example of what has shares.
+    """
 
     value: float | None
     reason: str = ""

@@ -64,10 +64,23 @@ class Probed(NamedTuple):
 
 
 class Probes:
-    """Buffers for measuring up to `n_threads` threads, kept so that `rates` may be asked again and again.
+    """Buffers for measuring what threads reach, kept so that `rates` may be asked again and again.
 
-    `buffer_bytes`: how much memory the read probe takes; by default four last-level caches a thread, for a cache may be
-    shared by a few cores only, yet at least 256 MiB and at most 1 GiB. `steps`: length of a task of the other two.
+    Args:
+        n_threads: The most threads that are to be measured; by default all of Numba's.
+        buffer_bytes: How much memory the read probe takes; by default four last-level caches a thread, for a cache may
+            be shared by a few cores only, yet at least 256 MiB and at most 1 GiB.
+        steps: Length of a task of the other two probes.
+
+    Raises:
+        TypeError: A number is no int.
+        ValueError: It is out of range.
+
+    Examples:
+        >>> from mla_numba.testing import Probes
+        >>> rates = Probes(n_threads=1, buffer_bytes=2**20, steps=64).rates(seconds=0)
+        >>> rates.bandwidth_bytes_s > 0, rates.flops_s > 0, rates.ops_s > 0
+        (True, True, True)
     """
 
     def __init__(
@@ -101,11 +114,35 @@ class Probes:
             self._dot_operands = rng.integers(0, 256, 8 * ISA.lanes, np.uint8).view(np.int32)
 
     def rates(self, n_threads: int | None = None, seconds: float = 0.3) -> Rates:
-        """What `n_threads` threads reach, all of them by default; each rate is measured for `seconds`, 3600 at most."""
+        """What threads reach together.
+
+        Args:
+            n_threads: How many; by default all of these probes.
+            seconds: For which each rate is measured, 3600 at most.
+
+        Returns:
+            Bytes and operations a second.
+
+        Raises:
+            TypeError: A number is of another type.
+            ValueError: There are more threads than these probes have, or the seconds are out of range.
+        """
         return self.measure(n_threads, seconds).rates
 
     def measure(self, n_threads: int | None = None, seconds: float = 0.3) -> Probed:
-        """The same, and how far the runs were apart."""
+        """What threads reach together, and how far the runs were apart.
+
+        Args:
+            n_threads: As for `rates`.
+            seconds: As for `rates`.
+
+        Returns:
+            The rates, and by how much the slowest quarter of the runs was behind the fastest.
+
+        Raises:
+            TypeError: As `rates`.
+            ValueError: As `rates`.
+        """
         n = self.n_threads if n_threads is None else check_int("n_threads", n_threads, 1)
         if n > self.n_threads:
             raise ValueError(f"n_threads: expected at most the {self.n_threads} of these probes, got {n}")
