@@ -41,7 +41,7 @@ tiling.plan_prolog(dims, 8, micro={"bf16": tiling.MicroTile(4, 64, 1, 2), "int8"
 for name in tiling.PRESETS:
     mla.preset(name, "950")
 """
-WRONG = {  # a line, and the name in it that is none
+WRONG = {  # a line, and what the message about it says: mostly the name in it that is none
     'mla.MlaProlog(weights, "decod")': "decod",
     'mla.MlaProlog(weights, phase="decod")': "decod",
     'mla.MlaProlog(weights, numerics="npu")': "npu",
@@ -59,6 +59,8 @@ WRONG = {  # a line, and the name in it that is none
     'from_records(np.zeros((1, 656), np.uint8), order="vllm")': "vllm",
     'tiling.Machine("CPU", "x86_64", "sse", 1, 1, 1, 1, 1)': "sse",
     'tiling.Costs.of_isa("sse")': "sse",
+    "mla.mla_prolog_quant_d(1)": "Too few arguments",
+    'mla.mla_prolog_quant_p(cache_mod="TND")': "cache_mod",
     'mla.Checkpoint("folder").load_layer(0, "int8")': "int8",
     'DumpSettings(cache_mode="PA")': "PA",
     'dump_settings("folder", numerics="npu")': "npu",
