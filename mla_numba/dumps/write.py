@@ -44,8 +44,6 @@ def write_dump(
 
     It also writes `dims.json` with the settings, and `golden.json`, by which `read_dump` recognises these outputs.
 
-    `file_format`: "npy", "bin", or "pt" for a tensor of torch a file; `style`: see `mla_numba.dump_names.name_in`. With
-    `settings.nz` w_dq, w_uq_qr and w_dkv_kr are written as FRACTAL_NZ. `finished(argument)` is called after each file.
     `choices` of the call:
 
     - `smooth` (default False): with SmoothQuant scales on the normalised query.
@@ -53,9 +51,38 @@ def write_dump(
     - `n_blocks`: blocks of the cache; by default one more than the tokens need.
     - `scale_dtype` ("float32"): elements of k_scale_cache, "float32" or "float16".
 
-    The folder may exist, the files may not. Raises `TypeError` or `ValueError` naming the argument that does not fit,
-    `FileExistsError` naming the first file that exists, `OSError` if one cannot be written; no file of the dump is left
-    then. `ImportError` for "pt" without torch.
+    Args:
+        folder: It may exist, the files may not.
+        t: Tokens of the call.
+        quant: "none", "a", "b" or "ab".
+        settings: Dimensions, cache and numerics; with `nz` w_dq, w_uq_qr and w_dkv_kr are written as FRACTAL_NZ.
+        file_format: "npy", "bin", or "pt" for a tensor of torch a file.
+        style: "reference", "pypto" or "numbers", see `mla_numba.dump_names.name_in`.
+        finished: Called with the argument's name after each file.
+        **choices: Of the call, see above.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        FileExistsError: A file, which the message names, exists; nothing is written.
+        ImportError: The format is "pt", and torch is not installed.
+        OSError: A file cannot be written; no file of the dump is left then.
+        TypeError: An argument is of another type.
+        ValueError: It has another value.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.dumps import DumpSettings, check_dump, dump_settings, read_dump, write_dump
+        >>> settings = DumpSettings(dims=mla.MlaDims(256, 4, 96, 64, 32, 32), block_size=16)
+        >>> paths = write_dump("golden", 4, "b", settings=settings)
+        >>> dump_settings("golden").block_size
+        16
+        >>> dump = read_dump("golden")
+        >>> dump.outputs[0]
+        <DumpedOutput: q_norm_out, (4, 96) int8, of q_norm_golden.npy>
+        >>> all(agreement.exact for agreement in check_dump(dump))
+        True
     """
     folder = Path(folder)
     settings = settings or DumpSettings()

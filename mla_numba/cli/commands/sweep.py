@@ -83,8 +83,10 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     """Time many plans against the planner's own, check every bit of each, and draw the results.
 
     Candidates come in random order and are timed in pairs with the planner's own plan; clearly slower ones are
-    dropped early. After Ctrl-C the same command continues. Exit status: 0, or 1 if a bit of any candidate is wrong or
-    every candidate is refused.
+    dropped early. The best of each T meet it in longer contests, and the last lines say whether one is faster by more
+    than noise. After Ctrl-C the same command continues. It also times again what it timed while others took too much
+    of the machine. Exit status: 0, or 1 if a bit of any candidate is wrong or every candidate is refused, 130 after
+    Ctrl-C.
     """
     from ..study.command import sweep as work
 

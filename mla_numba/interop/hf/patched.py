@@ -144,13 +144,13 @@ class Patched:
         for part in logging.tqdm(parts, desc="Packing weights", unit="layer", disable=None):
             (weights, w_uv), report = part.load(checkpoint, self.quant)
             prolog = MlaProlog(weights, n_threads=self._settings.n_threads, numerics=self._settings.numerics)
-            made.append((TorchProlog(prolog), to_torch(w_uv)))
+            made.append((prolog, TorchProlog(prolog), to_torch(w_uv)))
             reports.append(report)
-        for part, forward, (torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
+        for part, forward, (_, torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
             if not self._settings.keep_projections:
                 part.free()
             forward.take(torch_prolog, values, PackedFrom(part.name, part.attention, REPLACED))
-        self.prologs = [torch_prolog.prolog for torch_prolog, _ in made]
+        self.prologs = [prolog for prolog, _, _ in made]
         self.quantization = reports
 
     def refresh(self, checkpoint: Checkpoint | str | os.PathLike[str] | None = None) -> None:
