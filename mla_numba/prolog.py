@@ -21,6 +21,7 @@ from .base.short_repr import dims_text, fields_text, short_repr, size_text
 from .cache import PagedCache
 from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
+from .call.ranges import profiler_range
 from .call.trace import Trace
 from .call.workspace import Memory
 from .kernels import max_threads
@@ -263,13 +264,17 @@ class MlaProlog:
         plan = self._plans.plan(tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
-            for offset, factor in plan.tiles:
-                cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
-                tile = TokenTile(offset, factor, HEADS, trace is not None)
-                begin = time.perf_counter_ns()
-                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
-                if trace is not None:
-                    trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans)
+            with profiler_range("call of tokens", plan.t):
+                for offset, factor in plan.tiles:
+                    tile_plan = plan.tile_plan(factor)
+                    cuts, buffers, taken = memory.prepare(tile_plan)
+                    tile = TokenTile(offset, factor, HEADS, trace is not None)
+                    with profiler_range("tile at, tokens", offset, factor):
+                        begin = time.perf_counter_ns()
+                        prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
+                        end = time.perf_counter_ns()
+                    if trace is not None:
+                        trace.add(begin, end, offset, factor, buffers.spans, tile_plan)
         finally:
             self._memory.append(memory)
         return call.out
