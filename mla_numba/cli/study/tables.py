@@ -22,6 +22,9 @@ from .found import Found
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
 
 
+_BUSY = " busy"  # beside a figure that others disturbed
+
+
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A line for each row; the settings are columns of their own, lists and mappings as JSON."""
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
@@ -58,7 +61,8 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
         box=box.SIMPLE,
         title=title,
         caption="ms: median; ratio: time by that of the planner's own plan, median of pairs, below 1 is faster;\n"
-        "final: the same, timed longer, with its interval; limit: least possible time by the median",
+        "final: the same, timed longer, with its interval; busy: others took too much of the machine for it to count;\n"
+        "limit: least possible time by the median",
         caption_justify="right",
     )
     shown: dict[tuple[int, str], int] = {}
@@ -76,8 +80,8 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             row.quant,
             f"{row.median_ms:.3f}",
             f"{row.baseline_ms:.3f}",
-            f"{row.ratio:.3f}",
-            "" if row.final is None else str(row.final),
+            f"{row.ratio:.3f}" + _BUSY * row.busy,
+            "" if row.final is None else str(row.final) + _BUSY * row.final_busy,
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
             share_text(row.share),
