@@ -22,7 +22,7 @@ from .found import Found
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
 
 
-_BUSY = " busy"  # beside a figure that others disturbed
+_BUSY = "*"  # behind a figure that others disturbed
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -56,12 +56,12 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
     """A table of the best rows, at most `most` of each T; times by the baseline's are those of pairs."""
     names = ("T", "quant", "ms", "own ms", "ratio", "final, 95 %", "GB/s", "Gop/s", "limit")
     table = Table(
-        Column("settings", overflow="fold"),
+        Column("settings", overflow="fold", min_width=24),
         *(Column(name, justify="right", no_wrap=True) for name in names),
         box=box.SIMPLE,
         title=title,
         caption="ms: median; ratio: time by that of the planner's own plan, median of pairs, below 1 is faster;\n"
-        "final: the same, timed longer, with its interval; busy: others took too much of the machine for it to count;\n"
+        "final: the same, timed longer, with its interval; *: others took too much of the machine for it to count;\n"
         "limit: least possible time by the median",
         caption_justify="right",
     )
@@ -84,7 +84,7 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             "" if row.final is None else str(row.final) + _BUSY * row.final_busy,
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
-            share_text(row.share),
+            share_text(row.share) + _BUSY * row.busy,
         )
         reasons.append(row.share_reason)
     if any(reasons):
