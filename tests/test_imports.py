@@ -17,16 +17,17 @@ ROOMS = {
     ),
     "mla_numba": (
         "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
-        "pypto", "tuning", "interop", "cli",
+        "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
         "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {
-    f"mla_numba.{name}" for name in ("dump_names", "inputs", "ops", "reference", "testing", "tolerance", "verify")
+    f"mla_numba.{name}"
+    for name in ("dump_names", "inputs", "modes", "ops", "reference", "testing", "tolerance", "verify")
 }
-OPTIONAL = {"torch", "transformers", "safetensors", "matplotlib", "optuna", "scipy"}
+OPTIONAL = {"mpi4py", "torch", "transformers", "safetensors", "matplotlib", "optuna", "scipy"}
 ONLY_IN = {
     "click": "mla_numba.cli",
     "rich": "mla_numba.cli",

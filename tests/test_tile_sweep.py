@@ -13,7 +13,6 @@ from mla_numba import CpuTiling, MlaDims, MlaTileConfig
 from mla_numba.cli.shown import beyond_limit, share_text
 from mla_numba.cli.study.closing import closing, counted
 from mla_numba.cli.study.found import Found
-from mla_numba.cli.study.plots import draw_all, heat_axes
 from mla_numba.cli.study.t4 import write_t4
 from mla_numba.cli.study.tables import (
     best_rows,
@@ -120,8 +119,22 @@ def test_fields_of_two_kinds_or_of_none_are_refused():
         ValueError, match=r"down_mc: expected one of tile_b, .*, got a field of CpuTiling beside those of"
     ):
         Grid({"down_mc": [1], "m_tile": [2]}, Grid.base_of(["down_mc", "m_tile"]))
-    with pytest.raises(ValueError, match=r"mc: expected one of .*, got no field"):
-        Grid({"mc": [1]}, CpuTiling())
+    every = r"a field of CpuTiling \(unroll_list, .*\) or of MlaTileConfig \(tile_b, .*\)"
+    for base in (CpuTiling(), MlaTileConfig()):
+        with pytest.raises(ValueError, match=f"nothing: expected {every}, got none"):
+            Grid({"nothing": [1]}, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("down_kk", "down_kc"), ("m_tiles", "m_tile"), ("cube_qb_tile.kl1", "cube_qb_tile.k_l1")]
+)
+def test_a_wrong_field_gets_the_near_ones_of_both_kinds(name, near):
+    for base in (CpuTiling(), MlaTileConfig()):
+        with pytest.raises(ValueError, match=f"{name}: expected a field of .*, got none; near it: {near}(,|$)"):
+            Grid({name: [1]}, base)
+
+
+def test_bounds_of_a_grid():
     with pytest.raises(ValueError, match="values: expected at most 100000 combinations, got 1000000"):
         Grid(dict.fromkeys(("down_mc", "down_kc", "qb_mc"), range(100)), CpuTiling())
 
@@ -441,47 +454,6 @@ def test_a_share_above_the_limit_is_marked_and_explained():
     assert "down_mc [/x]" in shown([replace(rows[0], settings={"down_mc": "[/x]"})])
     assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES, 99))
     assert beyond_limit([None, 1.0]) == "" != beyond_limit([None, 1.01])
-
-
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
-
-
-def test_pictures_have_labels_and_a_thousand_pixels(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-    from matplotlib.image import imread
-
-    shown = []
-    save = Figure.savefig
-
-    def savefig(self, file, **settings):
-        save(self, file, **settings)
-        shown.append(texts(self))
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    rates = {"read_gb_s": 10.0, "fma_gflop_s": 10.0, "dot_gop_s": 10.0}
-    rows = with_limits({r.number: r for r in ROWS}, RATES, 99)
-    paths = draw_all(tmp_path, rows, rates, "made up, 2 threads")
-    assert [path.name for path in paths] == ["heat_map.png", "unroll_lists.png", "roofline.png"]
-    assert all(imread(path).shape[1] == 1000 for path in paths)
-    heat, lists, roof = shown
-    for wanted in ("down_kc, elements of k", "down_walk, panels", "T = 8 tokens", "T = 32 tokens", "0.90", "1.50"):
-        assert wanted in heat
-    assert "time / time of the planner's own plan" in heat
-    for wanted in ("T, tokens a call", "time of a call, ms", "4, 2", "the planner's own tiles"):
-        assert wanted in lists
-    for wanted in ("operations by byte of weights, inputs and outputs, op/byte", "operations by time, Gop/s"):
-        assert wanted in roof
-    assert any(text.startswith("T = 8: best ") and "(!) of the limit" in text for text in roof)
-    assert any(text.startswith("(!) more than 100 %") for text in roof)
-    assert all("made up, 2 threads" in "\n".join(of_picture) for of_picture in (heat, lists, roof))
-
-
-def test_heat_axes_are_the_two_longest():
-    assert heat_axes(ROWS) == ("down_kc", "down_walk")
-    assert heat_axes([row(0, down_kc=1), row(1, down_kc=2)]) is None
-    assert heat_axes([]) is None
 
 
 def test_the_line_to_paste_makes_the_same_config():

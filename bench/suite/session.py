@@ -55,11 +55,13 @@ class Suite:
     """The settings of a session, and how it measures.
 
     `tiny`: sizes at which the benches are tests of themselves, and rates that mean nothing. `max_seconds`: of each.
+    `before_timing` is called when a bench is prepared and checked.
     """
 
-    def __init__(self, *, tiny: bool, max_seconds: float) -> None:
+    def __init__(self, *, tiny: bool, max_seconds: float, before_timing: Callable[[], None] = lambda: None) -> None:
         self.tiny = tiny
         self.max_seconds = max_seconds
+        self._before_timing = before_timing
         self.dims = TINY_SIZE if tiny else FULL_SIZE
         self.n_threads = max_threads()
 
@@ -133,6 +135,7 @@ class Suite:
         }
         if implementation.startswith(OURS):
             benchmark.extra_info["threading_layer"] = threading_layer()
+        self._before_timing()
 
 
 def dims_text(tiny: bool) -> str:

@@ -93,7 +93,11 @@ class TileTrace:
 
 @dataclass(slots=True)
 class Trace:
-    """A call, tile by tile."""
+    """A call, tile by tile: what `MlaProlog.profile` returns. `MlaProlog.profile` has an example.
+
+    Args:
+        tiles: The tiles of tokens in their order.
+    """
 
     tiles: list[TileTrace] = field(default_factory=list)
 
@@ -116,7 +120,16 @@ class Trace:
         return to_html(table(repr(self)[1:-1], header, rows))
 
     def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array, plan: TilePlan | None = None) -> None:
-        """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`."""
+        """Adds a tile.
+
+        Args:
+            begin_ns: When it began, in nanoseconds of `time.perf_counter_ns`.
+            end_ns: When it ended.
+            t0: Its first token.
+            t: Its tokens.
+            spans: Begin, end and number of tasks (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`.
+            plan: Its plan, for what its products compute.
+        """
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))
@@ -135,7 +148,14 @@ class Trace:
         return {name: sum(tile.seconds[name] for tile in self.tiles) for name in SWEEPS}
 
     def busy_s(self, phase: str) -> list[float]:
-        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another."""
+        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another.
+
+        Args:
+            phase: One of `PHASES`: "pack", "down", "query", "key" or "heads".
+
+        Returns:
+            Seconds by worker.
+        """
         spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
         seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
         for span in spans:
@@ -146,8 +166,15 @@ class Trace:
         """Writes the trace, and those of later calls, as a file of Chrome's trace format, which Perfetto shows too.
 
         Each worker has a row with an event a span with tasks. Two rows above have the calls and the tiles of tokens.
-        Times are microseconds since the first call began. A FIFO or a terminal can be written to. Raises `OSError` if
-        the file cannot be written, `ValueError` for another kind of file.
+        Times are microseconds since the first call began.
+
+        Args:
+            path: The file; a FIFO or a terminal can be written to.
+            later: Traces of later calls, such as those of a loop.
+
+        Raises:
+            OSError: The file cannot be written.
+            ValueError: It is another kind of file.
         """
         calls = [self, *later]
         tiles = [tile for call in calls for tile in call.tiles]

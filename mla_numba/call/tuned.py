@@ -30,8 +30,10 @@ from ..base.output_file import output_file
 __all__ = [
     "FOLDER_VARIABLE",
     "Entry",
+    "Stored",
     "Tuned",
     "bucket_of",
+    "count_stored",
     "forget",
     "forget_search",
     "load_rates",
@@ -206,6 +208,22 @@ def forget_search(path: Path) -> None:
     """Removes a journal and its lock. Raises `OSError` where that fails."""
     for each in (path, path.with_name(f"{path.name}.lock")):
         each.unlink(missing_ok=True)
+
+
+class Stored(NamedTuple):
+    """Entries in the folder: tilings and rates of one machine and version, and all that are of others."""
+
+    n_tilings: int
+    n_rates: int
+    n_others: int
+
+
+def count_stored(machine: Machine, version: str) -> Stored:
+    """How many entries this `version` of the kernels finds for `machine`. Raises `OSError` where there is no folder."""
+    keys = [entry.key for entry in stored()]
+    ours = (asdict(machine), version)
+    kinds = [key["kind"] if (key.get("machine"), key.get("version")) == ours else "" for key in keys]
+    return Stored(kinds.count("tuned"), kinds.count("rates"), kinds.count(""))
 
 
 def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:

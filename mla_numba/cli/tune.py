@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .._version import __version__
+from ..base.extras import how_to_install
 from ..call.planning import this_machine
 from ..call.tuned import (
     FOLDER_VARIABLE,
@@ -40,7 +41,7 @@ from .tuned.kept import forget_kept, list_kept
 __all__ = ["tune"]
 
 _FOLDER = "expected a folder to keep results in"
-_NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
+_NO_OPTUNA = f"the search needs Optuna: {how_to_install('tune', 'optuna')}"
 _PROBE_S = 0.1  # of each rate, before and behind each search
 
 

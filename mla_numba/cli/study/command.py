@@ -10,14 +10,14 @@ from typing import Any
 import click
 
 from ..._version import __version__
+from ...base.extras import how_to_install
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
-from ...tuning.rates import rates_as_dict
-from ...tuning.study import Effort, Job, Row
+from ...tuning.study import Effort, Job
 from ..faults import own_plan_is_exact
 from ..interrupts import held_back, saying_what_is_kept
 from ..shown import TABLE_WIDTH, print_wide
-from .choice import Choice
+from .choice import Choice, own_plan
 from .closing import closing, counted
 from .found import Found
 from .options import StudyOptions, check_files
@@ -49,7 +49,7 @@ def sweep(ctx: click.Context, **given: Any) -> None:
             found = Found.of(journal, jobs, options)
             with held_back():
                 _write(options, journal, spec, found)
-            _show(options, journal, found, len(jobs), n_left_out)
+            _show(options, journal, spec, found, (len(jobs), n_left_out))
     except BrokenPipeError:  # whoever reads the report has gone: click ends the command
         raise
     except OSError as error:
@@ -88,28 +88,36 @@ def _files(out: Path) -> tuple[Path, Path, Path]:
 def _write(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found) -> None:
     csv, json, t4 = _files(options.out)
     write_csv(csv, found.rows)
-    write_json(json, journal.facts, spec, found)
+    write_json(json, _facts(options, journal, found), spec, found)
     write_t4(t4, journal.facts, found.rows)
 
 
-def _show(options: StudyOptions, journal: Journal, found: Found, n_jobs: int, n_left_out: int) -> None:
+def _facts(options: StudyOptions, journal: Journal, found: Found) -> dict[str, Any]:
+    """What the journal knows of the machine, and the planner's own plan of each T and quant mode."""
+    groups = dict.fromkeys((row.t, row.quant) for row in found.rows)
+    own = [{"t": t, "quant": quant, "plan": str(own_plan(options, t, quant))} for t, quant in groups]
+    return {**journal.facts, "own_plans": own}
+
+
+def _show(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found, counts: tuple[int, int]) -> None:
     """Shows what speaks against the figures, the best, what was found and where all of it is; draws the pictures."""
     if found.conditions is not None and found.conditions.is_busy:
         click.echo(found.conditions)
     print_wide(show_rows(found.rows, None if options.presets else _MOST_SHOWN), TABLE_WIDTH)
-    click.echo(counted(found.rows, n_jobs, n_left_out))
+    click.echo(counted(found.rows, *counts))
     click.echo(", ".join(map(str, _files(options.out))))
-    _draw(options, journal, found.rows)
+    _draw(options, journal, spec, found)
     for finding in found.findings:
         click.echo(closing(finding, found.line_of(finding.best)))
 
 
-def _draw(options: StudyOptions, journal: Journal, rows: list[Row]) -> None:
+def _draw(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found) -> None:
+    """Draws the pictures, if they are wanted and matplotlib is there."""
     if options.no_plot:
         return
-    modes = ", ".join(dict.fromkeys(row.quant for row in rows))
-    title = f"{this_machine().name}, {options.threads} threads, quant {modes}"
+    record = {**_facts(options, journal, found), "sweep": spec, "findings": found.as_dicts()}
     try:
-        click.echo(", ".join(map(str, draw_all(options.out, rows, rates_as_dict(journal.rates), title))))
+        click.echo(", ".join(map(str, draw_all(options.out, record, found.rows))))
     except ImportError:
-        click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
+        how = how_to_install("plot", "matplotlib")
+        click.echo(f"no pictures: they need matplotlib ({how}); then give this command again")
