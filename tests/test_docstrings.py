@@ -11,7 +11,8 @@ from mla_numba.call import tuned
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
-    "mla_numba.ops", "mla_numba.reference", "mla_numba.rope_table", "mla_numba.tolerance", "mla_numba.verify",
+    "mla_numba.ops", "mla_numba.reference", "mla_numba.rope_table", "mla_numba.testing", "mla_numba.tolerance",
+    "mla_numba.verify",
 )  # fmt: skip
 OURS = ("mla_numba", "tiling")
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Examples):$", flags=re.M)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.call.planning import MICRO_TILES, this_machine
-from mla_numba.call.ranges import profiler_range
+from mla_numba.call.ranges import parts_of_a_tile, profiler_range
 from mla_numba.call.trace import (
     PHASES,
     SWEEPS,
@@ -220,30 +220,33 @@ def test_run_traces_every_call(tmp_path):
     assert set(down[0]["args"]["operations of all"]) == {"Matmul_qa", "Matmul_kva"}
 
 
-def test_torch_s_profiler_has_a_range_for_a_call_and_each_tile():
+def test_torch_s_profiler_has_ranges_for_a_call_and_its_sweeps():
     torch = pytest.importorskip("torch")
     prolog, arguments = make_call(1)
-    prolog(*arguments)
+    plain = [array.tobytes() for array in (*prolog(*arguments), *arguments[4].arrays().values())]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        prolog(*arguments)
+        _, trace = prolog.profile(*arguments)
     ranges = [event.name for event in profile.events() if event.name.startswith("mla_numba: ")]
-    assert sorted(ranges) == [
-        f"mla_numba: call of tokens {T}", "mla_numba: tile at, tokens 0, 40", "mla_numba: tile at, tokens 40, 30"
-    ]  # fmt: skip
+    assert ranges == [
+        f"mla_numba: prolog of {T} tokens",
+        *["mla_numba: down sweep", "mla_numba: rows and heads sweeps"] * 2,
+    ]
+    assert plain == [array.tobytes() for array in (*arguments[5], *arguments[4].arrays().values())]
+    assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
 
 
 def test_without_torch_nothing_is_imported_for_ranges(monkeypatch):
-    from contextlib import nullcontext
-
     monkeypatch.delitem(sys.modules, "torch.autograd.profiler", raising=False)
-    assert isinstance(profiler_range("call of tokens", 3), nullcontext)
+    nothing = profiler_range("tile")
+    assert len(parts_of_a_tile()) == 1
     seen = []
     profiler = SimpleNamespace(_is_profiler_enabled=False, record_function=seen.append)
     monkeypatch.setitem(sys.modules, "torch.autograd.profiler", profiler)
-    assert isinstance(profiler_range("call of tokens", 3), nullcontext)
+    assert profiler_range("tile") is nothing
     profiler._is_profiler_enabled = True
-    profiler_range("call of tokens", 3)
-    assert seen == ["mla_numba: call of tokens 3"]
+    profiler_range("tile")
+    assert seen == ["mla_numba: tile"]
+    assert len(parts_of_a_tile()) == 2
 
 
 def test_chrome_trace_of_no_tokens(tmp_path):

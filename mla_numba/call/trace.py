@@ -170,7 +170,7 @@ class Trace:
 
         Args:
             path: The file; a FIFO or a terminal can be written to.
-            later: Traces of later calls, such as those of a loop.
+            *later: Traces of later calls, such as those of a loop.
 
         Raises:
             OSError: The file cannot be written.
