@@ -15,11 +15,11 @@ CONFIDENCE = 0.95
 class Interval(NamedTuple):
     """The median of some values, and how far it is known; `median_interval` has an example.
 
-    | field         | what it is                                                                                        |
-    |---------------|---------------------------------------------------------------------------------------------------|
-    | `median`      | the median                                                                                        |
-    | `low`, `high` | an interval that holds the true median with 95 % at least; None for fewer than six values         |
-    | `n`           | how many values there are                                                                         |
+    | field         | what it is                                                                               |
+    |---------------|------------------------------------------------------------------------------------------|
+    | `median`      | the median                                                                               |
+    | `low`, `high` | an interval that holds the true median with 95 % at least; None for fewer than six values |
+    | `n`           | how many values there are                                                                |
     """
 
     median: float
