@@ -90,6 +90,5 @@ def _message(study: Study, rows: list[Row], values: Mapping[int, str], what: str
     slowest = max((row for row in rows if not study.is_own(row)), key=lambda row: shown(row).median, default=None)
     if slowest is None or shown(slowest).median < 1.05 or not said.startswith("No "):
         return said
-    return (
-        f"{said}; {values[slowest.number]} takes {shown(slowest).median:.2f} times as long at {tokens_text(slowest.t)}"
-    )
+    whole = values[slowest.number].replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{said}; {whole} takes {shown(slowest).median:.2f} times as long at {tokens_text(slowest.t)}"
