@@ -25,18 +25,17 @@ from .base.checks import (
     expect_type,
 )
 from .base.dims import MlaDims
+from .base.modes import CACHE_MODES, CONTIGUOUS_MODES, PAGED_MODES, CacheMode
+from .base.short_repr import arrays_text, short_repr
 from .layouts import C0_BYTES
 
-__all__ = ["KeyRows", "PagedCache"]
+__all__ = ["CACHE_MODES", "CONTIGUOUS_MODES", "PAGED_MODES", "KeyRows", "PagedCache"]
 
-PAGED_MODES = ("PA_BSND", "PA_NZ")  # a slot for each token, given by cache_index
-CONTIGUOUS_MODES = ("BSND", "TND")  # token t writes row t
-CACHE_MODES = PAGED_MODES + CONTIGUOUS_MODES
 N_SCALES = 4
 
 
 class KeyRows(NamedTuple):
-    """Rows read from a cache, as numbers.
+    """Rows read from a cache, as numbers. `PagedCache.gather` has an example.
 
     | field | shape  | dtype                                                    |
     |-------|--------|----------------------------------------------------------|
@@ -46,6 +45,9 @@ class KeyRows(NamedTuple):
 
     kv: Array
     kr: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +60,7 @@ class CacheView:
     layout: Array
 
     @classmethod
-    def of(cls, array: Array, cache_mode: str) -> Self:
+    def of(cls, array: Array, cache_mode: CacheMode) -> Self:
         array = _as_blocks(array)
         blocks, block_size, _, d = array.shape
         flat = array.view(np.uint16) if array.dtype in (BF16, FP16) else array
@@ -104,8 +106,17 @@ class PagedCache:
     | TND        | row s, arrays (rows, 1, d)                                            | slot t, no index    |
 
     c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
-    block the arrays are contiguous. BSND and TND may have no rows at all. Raises `TypeError` or `ValueError` naming the
-    array that does not fit.
+    block the arrays are contiguous. BSND and TND may have no rows at all. The other two fields are for calls.
+
+    Args:
+        kv: The latents, see the table.
+        kr: The rotated keys.
+        k_scale: The scales of an int8 `kv`.
+        cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND".
+
+    Raises:
+        TypeError: An array, named in the message, is of another type or dtype.
+        ValueError: It has another shape or layout, `k_scale` is missing, or the mode is none of the four.
 
     Examples:
         >>> import numpy as np
@@ -125,7 +136,7 @@ class PagedCache:
     kv: Array
     kr: Array
     k_scale: Array | None = None
-    cache_mode: str = "PA_BSND"
+    cache_mode: CacheMode = "PA_BSND"
     views: Mapping[str, CacheView] = field(init=False, repr=False)
     sizes: CacheSizes = field(init=False, repr=False)
 
@@ -149,12 +160,18 @@ class PagedCache:
                     raise ValueError(
                         f"{name}: expected rows of a multiple of {c0} elements in PA_NZ, got {array.shape[3]}"
                     )
-        modes = {"k_scale_cache": "PA_BSND"}
-        views = {name: CacheView.of(a, modes.get(name, mode)) for name, a in self.arrays().items()}
+        views = {
+            name: CacheView.of(array, "PA_BSND" if name == "k_scale_cache" else mode)
+            for name, array in self.arrays().items()
+        }
         object.__setattr__(self, "views", MappingProxyType(views))
         # Kept beside the views: an array's own shape and dtype may be assigned later.
         widths = self.kv.shape[-1], self.kr.shape[-1]
         object.__setattr__(self, "sizes", CacheSizes(self.capacity, *widths, self.quantized))
+
+    def __repr__(self) -> str:
+        arrays = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}
+        return short_repr(self, self.cache_mode, f"{self.capacity} slots", arrays_text(arrays))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickle: of the arrays alone, since views belong to their memory."""
@@ -166,10 +183,31 @@ class PagedCache:
         dims: MlaDims,
         n_blocks: int,
         block_size: int = 128,
-        cache_mode: str = "PA_BSND",
+        cache_mode: CacheMode = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
-        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
+        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows.
+
+        Args:
+            dims: Dimensions of the prolog that writes it.
+            n_blocks: Blocks.
+            block_size: Slots a block.
+            cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND".
+            quantized: Whether kv holds int8 codes with scales, for the modes "b" and "ab", or bf16.
+
+        Returns:
+            A cache with float32 scales.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: A count is below 1, the mode is none of the four, or its rows do not fit PA_NZ's runs.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> cache = mla.PagedCache.allocate(mla.MlaDims.deepseek_v32(), n_blocks=2, quantized=False)
+            >>> cache
+            <PagedCache: PA_BSND, 256 slots, kv (2, 128, 1, 512) bf16, kr (2, 128, 1, 64) bf16, 294.9 kB>
+        """
         expect_type("dims", dims, MlaDims)
         check_choice("cache_mode", cache_mode, CACHE_MODES)
         check_flag("quantized", quantized)
@@ -206,24 +244,42 @@ class PagedCache:
         return bool(self.kv.dtype == INT8)
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays by the reference operator's names."""
+        """The arrays by the reference operator's names.
+
+        Returns:
+            `kv_cache`, `kr_cache` and, where there is one, `k_scale_cache`: the cache's own arrays, not copies.
+        """
         named = {"kv_cache": self.kv, "kr_cache": self.kr, "k_scale_cache": self.k_scale}
         return {name: array for name, array in named.items() if array is not None}
 
     def copy(self) -> Self:
-        """A cache with arrays of its own."""
+        """A cache of the same rows with arrays of its own, contiguous ones."""
         k_scale = None if self.k_scale is None else self.k_scale.copy()
         return type(self)(self.kv.copy(), self.kr.copy(), k_scale, self.cache_mode)
 
     def gather(self, slots: Array) -> KeyRows:
         """Copies the rows of `slots` out of the cache, dequantised.
 
-        slots (n,): int64 or int32, each in [0, capacity), in any order, repeated or not. Codes are widened to float32
-        and multiplied by their group's scale, with one rounding; bf16 values are copied. A slot that no call wrote
-        has whatever the arrays held before.
+        Codes are widened to float32 and multiplied by their group's scale, with one rounding; bf16 values are copied. A
+        slot that no call wrote has whatever the arrays held before.
 
-        Raises `TypeError` or `ValueError` naming the value that does not fit. So does -1, for which a call writes no
-        row: zeros in its place could be taken for a key.
+        Args:
+            slots: Slots (n,) int64 or int32, each in [0, capacity), in any order, repeated or not.
+
+        Returns:
+            Their rows: kv (n, C) float32 or bf16, kr (n, R) bf16.
+
+        Raises:
+            TypeError: `slots` is of another type or dtype.
+            ValueError: It has another shape, or a slot is outside the cache. So is -1, for which a call writes no row:
+                zeros in its place could be taken for a key.
+
+        Examples:
+            >>> import numpy as np
+            >>> import mla_numba as mla
+            >>> cache = mla.PagedCache.allocate(mla.MlaDims(256, 4, 96, 64, 32, 32), n_blocks=2, block_size=16)
+            >>> cache.gather(np.array([17, 0, 17]))
+            <KeyRows: kv (3, 64) float32, kr (3, 32) bf16, 960 bytes>
         """
         slots = check_indices("slots", slots, None)
         wrong = np.flatnonzero((slots < 0) | (slots >= self.capacity))
@@ -246,7 +302,7 @@ def _as_blocks(array: Array) -> Array:
     return array[None] if array.ndim == 3 else array
 
 
-def _rows(array: Array, slots: Array, cache_mode: str) -> Array:
+def _rows(array: Array, slots: Array, cache_mode: CacheMode) -> Array:
     """Rows (n, d) of an array; only they are copied."""
     array = _as_blocks(array)
     blocks, block_size, _, d = array.shape
@@ -261,7 +317,7 @@ def _rows(array: Array, slots: Array, cache_mode: str) -> Array:
     return rows
 
 
-def _check_blocks(name: str, array: object, cache_mode: str, like: Array | None, *dtypes: np.dtype[Any]) -> None:
+def _check_blocks(name: str, array: object, cache_mode: CacheMode, like: Array | None, *dtypes: np.dtype[Any]) -> None:
     """An array of `cache_mode`'s shape, contiguous within a block, with `like`'s slots and of one of `dtypes`."""
     array = expect_array(name, array, dtypes)
     shape = {"BSND": "(B, S, 1, d)", "TND": "(rows, 1, d)"}.get(cache_mode, "(blocks, block_size, 1, d)")

@@ -17,6 +17,7 @@ from helpers.quiet import QUIET as QUIET_MACHINE
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba._version import __version__
+from mla_numba.base.extras import how_to_install
 from mla_numba.call import tuned as store
 from mla_numba.call.planning import this_machine
 from mla_numba.cli import tune as cli_tune
@@ -170,7 +171,11 @@ def test_a_sweep_of_refused_candidates_says_why_and_times_nothing(tmp_path):
     [
         (["--set", "down_mc"], "expected FIELD=VALUES, got 'down_mc'"),
         (["--set", "down_mc=5:1"], "down_mc: values: expected a range that ends, got '5:1'"),
-        (["--set", "mc=5"], "mc: expected one of"),
+        (["--set", "nothing=5"], "nothing: expected a field of CpuTiling (unroll_list, n_threads, "),
+        (
+            ["--set", "down_kk=5"],
+            "down_kk: expected a field of CpuTiling or of MlaTileConfig, got none; near it: down_kc",
+        ),
         (["--set", "down_mc=1", "--where", "down_kc > 1"], "restriction: expected names of"),
         (["--set", "down_mc=1", "--where", "down_mc > 1"], "--where: expected to leave a candidate, got none of 3"),
         (["--presets", "--set", "down_mc=1"], "--presets: expected without --set and --base, got both"),
@@ -232,7 +237,7 @@ def busy_machine(monkeypatch):
 def test_tune_without_optuna_says_so_at_once(monkeypatch):
     monkeypatch.setattr(cli_tune, "find_spec", lambda name: None)
     result = invoke("tune", "--small", "--dry-run")
-    assert (result.exit_code, "pip install 'mla_numba[tune]'" in result.output) == (1, True)
+    assert (result.exit_code, how_to_install("tune", "optuna") in result.output) == (1, True)
 
 
 @needs_optuna

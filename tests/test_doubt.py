@@ -8,14 +8,16 @@ from statistics import median
 
 import pytest
 
+from mla_numba.testing import Bench, do_bench
 from mla_numba.tuning import conditions
 from mla_numba.tuning.conditions import Conditions, Load, Meter, n_cpus, watch_idle
+from mla_numba.tuning.copies import are_cold, copies_to_be_cold
 from mla_numba.tuning.interval import median_interval
-from mla_numba.tuning.limit import FROM_CACHES, SLOW_PROBES, are_cold, share_of
+from mla_numba.tuning.limit import FROM_CACHES, SLOW_PROBES, share_of
 from mla_numba.tuning.rates import Probed, Probes, slower_together
 from mla_numba.tuning.turns import quiet, rounds
 from mla_numba.tuning.watch import Watch, best_rates, mean_rates
-from tiling import Rates
+from tiling import Rates, Work
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6, 7, 15, 30, 200, 1000])
@@ -28,7 +30,7 @@ def test_the_interval_of_a_median_is_scipy_s(n):
     assert (found.median, found.n) == (median(values), n)
     if n < 6:
         assert (found.low, found.high, found.is_known) == (None, None, False)
-        assert str(found) == f"{found.median:.3f} (no interval: {n} pairs)"
+        assert str(found) == f"{found.median:.3f} (no interval: {n} values)"
         return
     assert (found.low, found.high) == (wanted.low, wanted.high)
     assert found.low < found.median < found.high
@@ -58,6 +60,8 @@ def test_a_share_above_one_is_none_with_a_reason():
     assert share_of(2.1, 2.0, cold=True) == (None, SLOW_PROBES)
     assert share_of(2.1, 2.0, cold=False) == (None, FROM_CACHES)
     assert (are_cold(2, 1), are_cold(1, 2**50), are_cold(2, 2**50)) == (False, False, True)
+    assert copies_to_be_cold(2**40) == 2 < copies_to_be_cold(2**20)
+    assert are_cold(copies_to_be_cold(2**20), 2**20) or copies_to_be_cold(2**20) == 2**10
 
 
 def test_turns_move_on_by_one_and_take_the_next_copy():
@@ -233,3 +237,72 @@ def test_a_watch_looks_before_and_behind(clock, monkeypatch):
     seen = watch.end()
     assert seen.conditions == Conditions(2, 2, 0.0, 1.0, 0.0, 0.9, ())
     assert (seen.before, seen.after) == (RATES[2], RATES[2])
+
+
+def bench_of(ms, work=None, copies=1, **found):
+    n_copies = dict.fromkeys(ms, copies)
+    return Bench(ms, Conditions(1, 2, **found), RATES[1], RATES[1], work, n_copies)
+
+
+def test_a_bench_by_hand():
+    found = bench_of({"a": (1.0,) * 9, "b": (2.0,) * 4 + (1.5,) * 5}, Work(5_000_000))
+    assert found.least_ms == pytest.approx(0.5)
+    assert found.median("b") == (1.5, 1.5, 2.0, 9)
+    assert found.ratio("b", "a") == (1.5, 1.5, 2.0, 9)
+    assert (found.share("a"), found.share("b").value) == ((0.5, ""), pytest.approx(1 / 3))
+    assert str(found) == (
+        "a: 1.000 (1.000 to 1.000) ms, 50% of the limit\n"
+        "b: 1.500 (1.500 to 2.000) ms, 1.500 (1.500 to 2.000) times a, 33% of the limit"
+    )
+    first, second = found.as_dict()["implementations"]
+    assert (first["name"], first["share"], first["ratio"]["median"]) == ("a", 0.5, 1.0)
+    assert (second["median_ms"], second["min_ms"]) == ({"median": 1.5, "low": 1.5, "high": 2.0, "n": 9}, 1.5)
+
+
+def test_a_bench_flatters_nobody():
+    found = bench_of({"a": (0.1,) * 9}, Work(5_000_000), spread=2.0)
+    busy, line = str(found).splitlines()
+    assert busy.startswith("busy machine, do not trust these figures: the slowest quarter of repeated probes took 3.00")
+    assert line == f"a: 0.100 (0.100 to 0.100) ms, no share of the limit: {FROM_CACHES}"
+    assert bench_of({"a": (0.1,) * 9}, Work(2**31), 99).share("a") == (None, SLOW_PROBES)
+    assert bench_of({"a": (0.1,) * 9}).share("a") is None
+    assert str(bench_of({"a": (0.1,) * 9})) == "a: 0.100 (0.100 to 0.100) ms"
+
+
+TINY = Probes(1, buffer_bytes=1, steps=1)
+
+
+def test_do_bench_times_calls_in_turns():
+    made = []
+    calls = {"a": [lambda: made.append("a0"), lambda: made.append("a1")], "b": lambda: made.append("b")}
+    found = do_bench(calls, n_rounds=3, probes=TINY, probe_seconds=0)
+    assert made == ["a0", "a1", "b", *("a0", "b"), *("b", "a1"), *("a0", "b")]
+    assert [len(ms) for ms in found.ms.values()] == [3, 3]
+    assert (found.conditions.n_threads, found.work, found.least_ms) == (1, None, None)
+    assert found.n_copies == {"a": 2, "b": 1}
+
+
+def test_do_bench_of_one_call_goes_on_for_some_seconds():
+    found = do_bench(lambda: time.sleep(0.001), seconds=0.03, probes=TINY, probe_seconds=0, work=Work(10**6))
+    assert 15 <= len(found.ms["fn"]) < 31
+    assert found.median("fn").low >= 1.0
+    share, reason = found.share("fn")
+    assert (share is None) == bool(reason) == (found.least_ms > found.median("fn").median)
+    assert len(do_bench([time.perf_counter] * 2, seconds=0, probes=TINY, probe_seconds=0).ms["fn"]) == 15
+
+
+@pytest.mark.parametrize(
+    ("fn", "settings", "error", "said"),
+    [
+        ([], {}, ValueError, "fn: expected at least one call of each implementation, got none"),
+        ({}, {}, ValueError, "fn: expected at least one call of each implementation, got none"),
+        ({"a": []}, {}, ValueError, "fn: expected at least one call of each implementation, got none"),
+        ([1], {}, TypeError, "fn: expected what can be called without arguments, got int"),
+        (print, {"n_rounds": 0}, ValueError, "n_rounds: expected at least 1, got 0"),
+        (print, {"seconds": float("nan")}, ValueError, "seconds: expected a number"),
+        (print, {"n_threads": 2, "probes": TINY}, ValueError, "n_threads: expected the 1 of the probes, got 2"),
+    ],
+)
+def test_do_bench_refuses_what_it_cannot_time(fn, settings, error, said):
+    with pytest.raises(error, match=said):
+        do_bench(fn, **settings)

@@ -120,8 +120,22 @@ def test_fields_of_two_kinds_or_of_none_are_refused():
         ValueError, match=r"down_mc: expected one of tile_b, .*, got a field of CpuTiling beside those of"
     ):
         Grid({"down_mc": [1], "m_tile": [2]}, Grid.base_of(["down_mc", "m_tile"]))
-    with pytest.raises(ValueError, match=r"mc: expected one of .*, got no field"):
-        Grid({"mc": [1]}, CpuTiling())
+    every = r"a field of CpuTiling \(unroll_list, .*\) or of MlaTileConfig \(tile_b, .*\)"
+    for base in (CpuTiling(), MlaTileConfig()):
+        with pytest.raises(ValueError, match=f"nothing: expected {every}, got none"):
+            Grid({"nothing": [1]}, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("down_kk", "down_kc"), ("m_tiles", "m_tile"), ("cube_qb_tile.kl1", "cube_qb_tile.k_l1")]
+)
+def test_a_wrong_field_gets_the_near_ones_of_both_kinds(name, near):
+    for base in (CpuTiling(), MlaTileConfig()):
+        with pytest.raises(ValueError, match=f"{name}: expected a field of .*, got none; near it: {near}(,|$)"):
+            Grid({name: [1]}, base)
+
+
+def test_bounds_of_a_grid():
     with pytest.raises(ValueError, match="values: expected at most 100000 combinations, got 1000000"):
         Grid(dict.fromkeys(("down_mc", "down_kc", "qb_mc"), range(100)), CpuTiling())
 
@@ -323,6 +337,8 @@ LINES = [HEADER, asdict(row(0)), asdict(row(1, ratio=None, status="refused"))]
     [
         ({"ratio": None}, "expected min_ms, .* where a plan was timed, and there only"),
         ({"status": "refused"}, "expected min_ms, .* where a plan was timed, and there only"),
+        ({"quant": "c"}, "quant: expected one of none, a, b, ab, got 'c'"),
+        ({"quant": 1}, "quant: expected str, got 1"),
         ({"status": "made"}, "status: expected one of done, stopped, wrong, same, refused, got 'made'"),
         ({"status": 1}, "status: expected str, got 1"),
         ({"median_ms": 0}, "median_ms: expected a number > 0, got 0"),

@@ -5,7 +5,7 @@ import pytest
 from helpers.machines import ZEN5, fake_linux, write
 
 from tiling import Machine
-from tiling.machine import detect_linux, detect_macos, fallback_machine, isa_of
+from tiling.machine import ISA_NAMES, detect_linux, detect_macos, fallback_machine, isa_of
 
 KIB = 1024
 
@@ -68,14 +68,37 @@ def test_linux_without_any_file(tmp_path):
         (ZEN5, "avx512vnni"),
         (ZEN5 + " avx512_bf16", "avx512bf16"),
         (ZEN5.replace("avx512vl", ""), "avx2"),
-        ("avx2 fma avx512f avx512bw avx512vl", "avx2"),
+        ("avx2 fma avx512f avx512bw avx512vl", "avx512"),
+        ("avx2 fma avx512f avx512bw", "avx2"),
+        ("avx2 fma avx_vnni", "avxvnni"),
+        ("avx2 fma avx512f avx512bw avx512vl avx_vnni", "avx512"),
+        ("avx2 avx_vnni", "portable"),
         ("avx2", "portable"),
-        ("asimd", "portable"),
+        ("fp asimd evtstrm aes", "neon"),
+        ("fp asimd asimddp", "neondot"),
+        ("fp asimd asimddp i8mm", "neondot"),
+        ("fp asimd asimddp sve i8mm bf16", "neoni8mm"),
+        ("fp", "portable"),
         ("", "portable"),
     ],
 )
 def test_isa(flags, isa):
     assert isa_of(flags.split()) == isa
+
+
+@pytest.mark.parametrize(
+    ("implementer", "part", "features", "name", "isa"),
+    [
+        ("0x41", "0xd0c", "fp asimd asimddp", "Neoverse-N1", "neondot"),
+        ("0x41", "0xfff", "fp asimd", "Arm 0xfff", "neon"),
+        ("0x61", "0x032", "fp asimd asimddp i8mm bf16", f"{platform.machine()} 0x61 0x032", "neoni8mm"),
+    ],
+)
+def test_linux_on_aarch64(tmp_path, implementer, part, features, name, isa):
+    lines = {"processor": 0, "Features": features, "CPU implementer": implementer, "CPU part": part}
+    write(tmp_path, {"proc/cpuinfo": "\n".join(f"{key}\t: {value}" for key, value in lines.items())})
+    machine = detect_linux(tmp_path, {0})
+    assert (machine.name, machine.isa) == (name, isa)
 
 
 def test_macos():
@@ -89,6 +112,10 @@ def test_macos():
     }
     m = detect_macos(lambda key: arm.get(key, ""))
     assert m == Machine("Apple M9", platform.machine(), "portable", 128 * KIB, 4096 * KIB, 0, 10, 8)
+    keys = ("neon", "arm.FEAT_DotProd", "arm.FEAT_I8MM", "arm.FEAT_BF16")
+    for n, isa in enumerate(("portable", "neon", "neondot", "neondot", "neoni8mm")):
+        here = arm | {f"hw.optional.{key}": str(int(i < n)) for i, key in enumerate(keys)}
+        assert detect_macos(lambda key, here=here: here.get(key, "")).isa == isa
     intel = {"machdep.cpu.features": "SSE4.2 FMA", "machdep.cpu.leaf7_features": "AVX2", "hw.physicalcpu": "4"}
     m = detect_macos(lambda key: intel.get(key, ""))
     assert (m.isa, m.l1d_bytes, m.l2_bytes, m.n_usable_cores) == ("avx2", 32 * KIB, 512 * KIB, 4)
@@ -114,7 +141,7 @@ def test_json_and_str():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"isa": "sse"}, "isa: expected one of avx512bf16, avx512vnni, avx2, portable, got 'sse'"),
+        ({"isa": "sse"}, f"isa: expected one of {', '.join(ISA_NAMES)}, got 'sse'"),
         ({"l2_bytes": 0}, "l2_bytes: expected at least 1, got 0"),
         ({"n_usable_cores": 9}, "n_physical_cores: expected at least 9, got 8"),
     ],

@@ -24,13 +24,16 @@ from tiling.check import MAX_COUNT
 
 from ..base.checks import check_int, check_number
 from ..base.json_file import read_object
+from ..base.modes import QuantMode
 from ..base.output_file import output_file
 
 __all__ = [
     "FOLDER_VARIABLE",
     "Entry",
+    "Stored",
     "Tuned",
     "bucket_of",
+    "count_stored",
     "forget",
     "forget_search",
     "load_rates",
@@ -125,7 +128,9 @@ def bucket_of(t: int) -> int:
     return 1 << (check_int("t", t, 1, MAX_COUNT) - 1).bit_length()
 
 
-def load_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Tuned | None:
+def load_tuned(
+    machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int
+) -> Tuned | None:
     """What was found for `t`'s bucket by this `version` of the kernels, None if nothing was."""
     entry = _load(_tuned_key(machine, version, dims, quant, n_threads, t))
     return None if entry is None else _tuned_in(entry)
@@ -138,7 +143,7 @@ def _tuned_in(entry: dict[str, Any]) -> Tuned | None:
         return None
 
 
-def save_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, tuned: Tuned) -> Path:
+def save_tuned(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, tuned: Tuned) -> Path:
     """Keep `tuned` for the bucket of its `t`; the file it is in. Raises `OSError` where that fails."""
     return _save(_tuned_key(machine, version, dims, quant, n_threads, tuned.t), asdict(tuned))
 
@@ -205,7 +210,23 @@ def forget_search(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
-def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Key:
+class Stored(NamedTuple):
+    """Entries in the folder: tilings and rates of one machine and version, and all that are of others."""
+
+    n_tilings: int
+    n_rates: int
+    n_others: int
+
+
+def count_stored(machine: Machine, version: str) -> Stored:
+    """How many entries this `version` of the kernels finds for `machine`. Raises `OSError` where there is no folder."""
+    keys = [entry.key for entry in stored()]
+    ours = (asdict(machine), version)
+    kinds = [key["kind"] if (key.get("machine"), key.get("version")) == ours else "" for key in keys]
+    return Stored(kinds.count("tuned"), kinds.count("rates"), kinds.count(""))
+
+
+def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:
     key = {"kind": "tuned", "machine": asdict(machine), "version": version, "dims": asdict(dims)}
     return key | {"quant": quant, "n_threads": n_threads, "bucket": bucket_of(t)}
 

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .._version import __version__
+from ..base.extras import how_to_install
 from ..call.planning import this_machine
 from ..call.tuned import (
     FOLDER_VARIABLE,
@@ -31,16 +32,8 @@ from ..tuning.search import search
 from ..tuning.trials import SearchJournal
 from ..tuning.watch import Watch, Watched, best_rates
 from .faults import own_plan_is_exact
-from .interrupts import held_back, one_line_if_interrupted
-from .options import (
-    LayerOptions,
-    finite,
-    json_option,
-    layer_options,
-    seed_option,
-    token_list,
-    weight_sets_option,
-)
+from .interrupts import held_back, saying_what_is_kept
+from .options import LayerOptions
 from .progress import progress_bar
 from .tuned.found import Found, outcome_as_dict, show
 from .tuned.kept import forget_kept, list_kept
@@ -48,7 +41,7 @@ from .tuned.kept import forget_kept, list_kept
 __all__ = ["tune"]
 
 _FOLDER = "expected a folder to keep results in"
-_NO_OPTUNA = "the search needs Optuna: pip install 'mla_numba[tune]'"
+_NO_OPTUNA = f"the search needs Optuna: {how_to_install('tune', 'optuna')}"
 _PROBE_S = 0.1  # of each rate, before and behind each search
 
 
@@ -89,41 +82,8 @@ class TuneOptions(LayerOptions):
                 raise click.ClickException(f"{_FOLDER}, got {error}") from None
 
 
-@click.command()
-@click.option(
-    "--tokens", type=token_list, default="1,8,32,128", show_default=True, help="Tokens of a call, with commas."
-)
-@click.option(
-    "--budget",
-    type=click.FloatRange(0, 7 * 86400, min_open=True),
-    default=120,
-    show_default=True,
-    callback=finite,
-    help="Seconds of search in all, divided among the numbers of tokens.",
-)
-@layer_options
-@weight_sets_option
-@seed_option
-@click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
-@click.option("--restart", is_flag=True, help="Search anew where the same command was interrupted.")
-@click.option("--list", "list_only", is_flag=True, help="Show what is kept, and search nothing.")
-@click.option(
-    "--forget",
-    is_flag=True,
-    help="Remove what is kept, and search nothing. With --tokens, --quant, --threads, --dims or --small only what is "
-    "kept for these.",
-)
-@json_option
-@click.pass_context
-def tune(ctx: click.Context, /, **given: Any) -> None:
-    """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
-
-    A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
-    dimensions, mode and threads. If nothing is faster by more than noise, that is kept too, and the command says so.
-    What was measured while others took too much of the machine is not kept. After Ctrl-C the same command goes on. Exit
-    status: 0, or 1 if a bit of any candidate is wrong, if for some T every candidate is wrong or refused, or if the
-    machine was busy; 130 after Ctrl-C.
-    """
+def tune(ctx: click.Context, **given: Any) -> None:
+    """Searches, keeps what was found and shows it; or lists or forgets what is kept."""
     options = TuneOptions(**given)
     if options.list_only or options.forget:
         if options.list_only and options.forget:
@@ -132,7 +92,7 @@ def tune(ctx: click.Context, /, **given: Any) -> None:
         return
     options.check()
     run = _Run(options)
-    with one_line_if_interrupted(run.left):
+    with saying_what_is_kept(run.left):
         run.all()
     if options.as_json:
         facts = {"machine": asdict(this_machine()), "threads": options.threads, "rates": run.rates}

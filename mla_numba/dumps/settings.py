@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
+
+from tiling.short_repr import changed_repr
 
 from ..base.checks import (
     check_choice,
@@ -16,32 +18,41 @@ from ..base.checks import (
 from ..base.dims import MlaDims
 from ..base.json_file import read_object
 from ..base.model_config import MAX_DIM
-from ..base.modes import NUMERICS
-from ..cache import CACHE_MODES
+from ..base.modes import CACHE_MODES, NUMERICS, CacheMode, Numerics
 
-__all__ = ["SETTINGS_FILE", "DumpSettings", "dump_settings"]
+__all__ = ["SETTINGS_FILE", "DumpChanges", "DumpSettings", "dump_settings"]
 
 SETTINGS_FILE = "dims.json"
 
 
 @dataclass(frozen=True, slots=True)
 class DumpSettings:
-    """What the files of a folder don't say.
+    """What the files of a folder don't say. `write_dump` has an example.
 
-    `dims` None: those of the arrays where the files are `.npy` in ND, else DeepSeek-V3.2's. `nz`: w_dq, w_uq_qr and
-    w_dkv_kr of `.bin` files are FRACTAL_NZ whatever they are called. `block_size`: slots of a cache block (S in BSND),
-    which only a `.bin` needs. `cache_mode`, `numerics` and epsilons as in `PagedCache`, `MlaProlog` and `MlaWeights`.
+    Args:
+        dims: None: those of the arrays where the files are `.npy` in ND, else DeepSeek-V3.2's.
+        block_size: Slots of a cache block (S in BSND), which only a `.bin` needs.
+        cache_mode: As of `PagedCache`.
+        nz: The w_dq, w_uq_qr and w_dkv_kr of `.bin` files are FRACTAL_NZ whatever they are called.
+        numerics: As of `MlaProlog`.
+        epsilon_cq: As of `MlaWeights`.
+        epsilon_ckv: As of `MlaWeights`.
 
-    Raises `TypeError` or `ValueError` naming the field that does not fit.
+    Raises:
+        TypeError: A field is of another type.
+        ValueError: It has another value.
     """
 
     dims: MlaDims | None = None
     block_size: int = 128
-    cache_mode: str = "PA_BSND"
+    cache_mode: CacheMode = "PA_BSND"
     nz: bool = False
-    numerics: str = "pypto"
+    numerics: Numerics = "pypto"
     epsilon_cq: float = 1e-5
     epsilon_ckv: float = 1e-5
+
+    def __repr__(self) -> str:
+        return changed_repr(self)
 
     def __post_init__(self) -> None:
         if self.dims is not None and not isinstance(self.dims, MlaDims):
@@ -54,11 +65,34 @@ class DumpSettings:
         check_epsilon("epsilon_ckv", self.epsilon_ckv)
 
 
-def dump_settings(folder: str | os.PathLike[str], **changes: Any) -> DumpSettings:
-    """The settings that a folder's `dims.json` names, or dimensions by its `config.json`; `changes` come before both.
+class DumpChanges(TypedDict, total=False):
+    """The fields of `DumpSettings`, by name."""
 
-    `dims.json` holds the fields of `MlaDims`, and may hold those of `DumpSettings`. Raises `ValueError` or `TypeError`
-    naming file and field.
+    dims: MlaDims | None
+    block_size: int
+    cache_mode: CacheMode
+    nz: bool
+    numerics: Numerics
+    epsilon_cq: float
+    epsilon_ckv: float
+
+
+def dump_settings(folder: str | os.PathLike[str], **changes: Unpack[DumpChanges]) -> DumpSettings:
+    """The settings that a folder's `dims.json` names, or dimensions by its `config.json`.
+
+    `dims.json` holds the fields of `MlaDims`, and may hold those of `DumpSettings`. `write_dump` has an example.
+
+    Args:
+        folder: The folder.
+        **changes: Fields of `DumpSettings`, which come before what the files say.
+
+    Returns:
+        The settings.
+
+    Raises:
+        OSError: A file cannot be read.
+        TypeError: A field, named in the message beside its file, is of another type.
+        ValueError: It has another value.
     """
     folder = Path(folder)
     known = {field.name for field in fields(DumpSettings)} - {"dims"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from llvmlite import ir
 
 __all__ = [
     "AHEAD_L2_BYTES", "AHEAD_ONCE_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "IN_L1", "IN_L2", "ONCE", "POINTER",
-    "BFloat", "Vectors", "counted_loop", "declare", "internal_function", "load", "prefetch",
+    "BFloat", "Vectors", "counted_loop", "declare", "internal_function", "load", "no_load_passes", "prefetch",
 ]  # fmt: skip
 
 # Where a prefetched line comes to, as LLVM numbers it. One that is wanted ONCE comes into L1, and on AMD no other cache
@@ -44,12 +44,19 @@ def declare(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[i
     return existing or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> ir.Function:
-    """A function that other modules may have too, compiled once in this one and never inlined."""
+def internal_function(
+    module: ir.Module, fnty: ir.FunctionType, name: str, attributes: Mapping[str, str] | None = None
+) -> ir.Function:
+    """A function that other modules may have too, compiled once in this one and never inlined.
+
+    `attributes` are those of LLVM's that have a name and a value.
+    """
     function = ir.Function(module, fnty, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
+    for key, value in (attributes or {}).items():
+        set.add(function.attributes, f'"{key}"="{value}"')  # its own add knows none that have a value
     return function
 
 
@@ -65,6 +72,11 @@ def load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, ali
     """A `kind` from base + offset_bytes."""
     address = builder.gep(base, [ir.Constant(I64, offset_bytes)])
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=align)
+
+
+def no_load_passes(builder: ir.IRBuilder) -> None:
+    """LLVM moves no load from behind this place to before it; there is no instruction for that."""
+    builder.asm(ir.FunctionType(ir.VoidType(), []), "", "~{memory}", [], side_effect=True)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         """Such as "0.957 (0.951 to 0.963)"."""
         if self.low is None or self.high is None:
-            return f"{self.median:.3f} (no interval: {self.n} pairs)"
+            return f"{self.median:.3f} (no interval: {self.n} values)"
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 

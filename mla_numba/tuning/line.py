@@ -7,12 +7,13 @@ from typing import Any
 
 from tiling import CpuTiling, CubeTile, MlaTileConfig, preset
 
+from ..base.modes import NpuArch
 from .space import Candidate
 
 __all__ = ["line_of"]
 
 
-def line_of(candidate: Candidate, base: str | None = None, npuarch: str = "DAV_3510") -> str:
+def line_of(candidate: Candidate, base: str | None = None, npuarch: NpuArch = "DAV_3510") -> str:
     """An expression that makes the candidate's config, of names of `mla_numba`; empty for one that was refused.
 
     `base`: the preset that gave the fields which the candidate does not set; `npuarch` its NPU generation.

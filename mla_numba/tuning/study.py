@@ -9,14 +9,15 @@ from typing import Any
 
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
+from ..base.modes import CallPhase, NpuArch, QuantMode
 from .contest import Arena, Contender, Pairs
+from .copies import are_cold
 from .interval import Interval
-from .limit import are_cold, share_of
+from .limit import share_of
 from .space import Candidate, holds
 from .turns import quiet
 
 __all__ = [
-    "MAX_PAIRS",
     "Effort",
     "Job",
     "Row",
@@ -28,8 +29,6 @@ __all__ = [
     "with_final",
     "with_limits",
 ]
-
-MAX_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Job:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     candidate: Candidate
     options: PassOptions | None = None
     refused: str = ""
@@ -73,7 +72,7 @@ class Row:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     settings: dict[str, Any]
     status: str
     reason: str = ""
@@ -119,12 +118,12 @@ class Row:
 
 
 def list_jobs(
-    candidates: Sequence[tuple[Candidate, str]],
+    candidates: Sequence[tuple[Candidate, QuantMode]],
     tokens: Sequence[int],
     restrictions: Sequence[str],
     plan: Callable[[Job], PrologPlan],
-    phase: str,
-    npuarch: str,
+    phase: CallPhase,
+    npuarch: NpuArch,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Job], int]:
     """A job for each candidate (with its quant mode) and T, and how many the restrictions left out.
@@ -224,7 +223,7 @@ def with_final(row: Row, timed: Pairs) -> Row:
 def with_limits(rows: Mapping[int, Row], rates: Rates, n_weight_sets: int) -> list[Row]:
     """The rows by number, with the least time that the rates allow; one that is the same as another has its times.
 
-    `n_weight_sets` took turns; see `limit.are_cold`.
+    `n_weight_sets` took turns; see `copies.are_cold`.
     """
     limited = []
     cold = are_cold(n_weight_sets, min((row.n_bytes for row in rows.values() if row.n_bytes), default=0))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from tiling.arith import round_up
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
 from tiling.gemm import LINE_BYTES, GemmPlan
+from tiling.html import table, to_html
+from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
 from tiling.roofline import Work
 
@@ -13,7 +15,15 @@ __all__ = ["TilePlan"]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads."""
+    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads. ``plan_prolog`` has an example.
+
+    Args:
+        t: Tokens.
+        n_workers: Threads.
+        down: Sweep 1.
+        rows: Sweep 2.
+        heads: Sweep 3.
+    """
 
     t: int
     n_workers: int
@@ -63,7 +73,7 @@ class TilePlan:
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": qb.mc * qb.np_ * wuk.micro.a_bytes,
+            "q_head": qb.mc * self.heads.ldq * wuk.micro.a_bytes,
             "y": (row + 16) * 4,
         }
         return {name: round_up(size, LINE_BYTES) for name, size in sizes.items()}
@@ -109,6 +119,14 @@ class TilePlan:
         Buffers between sweeps are included. They stay in cache and are not in the tile's own bytes.
         """
         return {"down": self.down.work, "rows": self.rows.work, "heads": self.heads.work}
+
+    def __repr__(self) -> str:
+        """The line of ``str`` in brackets."""
+        return f"<TilePlan: {self}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row for each product."""
+        return to_html(table(str(self), GEMM_COLUMNS, [gemm_cells(gemm) for gemm in self.gemms]))
 
     def __str__(self) -> str:
         """One line."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tiling.check import MAX_TOKENS, check_choice, check_int
-from tiling.modes import CALL_PHASES
+from tiling.modes import CALL_PHASES, NPU_ARCHS, PRESETS, CallPhase, NpuArch, PresetName
 from tiling.pypto.config import (
     CubeTile,
     MlaTileConfig,
@@ -13,26 +13,32 @@ from tiling.pypto.config import (
 
 __all__ = ["NPU_ARCHS", "PRESETS", "ROPE_TILES", "options_list", "pass_options", "preset"]
 
-PRESETS = (
-    "default",
-    "prefill_b128_s1",
-    "decode_b4_s2",
-    "decode_b64_s2",
-    "decode_b4_s2_bf16",
-    "decode_b64_s2_bf16",
-)
-
 ROPE_TILES = RopeTileShapeConfig([32, 64], [32, 32, 128], [16, 128, 128, 128])
 
-_GENERATION = {"DAV_3510": "DAV_3510", "950": "DAV_3510", "DAV_2201": "DAV_2201", "910": "DAV_2201"}
-NPU_ARCHS = tuple(_GENERATION)
+_GENERATION: dict[NpuArch, NpuArch] = {
+    "DAV_3510": "DAV_3510", "950": "DAV_3510", "DAV_2201": "DAV_2201", "910": "DAV_2201",
+}  # fmt: skip
 
 
-def preset(name: str, npuarch: str = "DAV_3510") -> MlaTileConfig:
-    """A fresh config with the settings of preset ``name``, one of ``PRESETS``.
+def preset(name: PresetName, npuarch: NpuArch = "DAV_3510") -> MlaTileConfig:
+    """A fresh config with the settings of a preset.
 
-    The names say phase, batch and tokens per sequence; ``_bf16`` is the unquantised mode. ``npuarch`` is "DAV_3510"
-    (or "950") or "DAV_2201" (or "910"); only the two presets for 128 tokens differ between them.
+    Args:
+        name: One of ``PRESETS``. They say phase, batch and tokens per sequence; ``_bf16`` is the unquantised mode.
+        npuarch: "DAV_3510" (or "950"), or "DAV_2201" (or "910"); only the two presets for 128 tokens differ between
+            them.
+
+    Returns:
+        A config of its own.
+
+    Raises:
+        TypeError: A name is no string.
+        ValueError: There is no such preset or generation.
+
+    Examples:
+        >>> from tiling import preset
+        >>> preset("decode_b64_s2").unroll_list
+        [128, 64, 32, 16, 8, 4, 2, 1]
     """
     check_choice("preset", name, PRESETS)
     is_950 = _npu_arch(npuarch) == "DAV_3510"
@@ -97,18 +103,51 @@ def _decode_128(k_l0: int, is_950: bool) -> MlaTileConfig:
     return config.replace(tile_bs=128, cube_qb_tile=qb, cube_wuk_tile=smaller if is_950 else larger)
 
 
-def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
+def options_list(npuarch: NpuArch = "DAV_3510") -> dict[str, dict[str, int]]:
     """Runtime options of the decode entry point, as the reference operator chooses them for the NPU it runs on.
 
     Without an NPU to ask, the generation is an argument; it defaults to the newer one, as in ``preset``.
+
+    Args:
+        npuarch: As for ``preset``.
+
+    Returns:
+        Options of the runtime by name.
+
+    Raises:
+        TypeError: The name is no string.
+        ValueError: There is no such generation.
+
+    Examples:
+        >>> from tiling import options_list
+        >>> options_list("910")
+        {'runtime_options': {'device_sched_mode': 2, 'stitch_function_max_num': 128}}
     """
     if _npu_arch(npuarch) == "DAV_3510":
         return {"runtime_options": {"device_sched_mode": 3}}
     return {"runtime_options": {"device_sched_mode": 2, "stitch_function_max_num": 128}}
 
 
-def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
-    """Scheduling settings the reference entry point of ``phase`` ("prefill" or "decode") chooses for ``t`` tokens."""
+def pass_options(phase: CallPhase, t: int, npuarch: NpuArch = "DAV_3510") -> PassOptions:
+    """Scheduling settings that a reference entry point chooses.
+
+    Args:
+        phase: "prefill" or "decode".
+        t: Tokens of the call.
+        npuarch: As for ``preset``.
+
+    Returns:
+        The settings.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: It has another value.
+
+    Examples:
+        >>> from tiling import pass_options
+        >>> pass_options("prefill", 128)
+        PassOptions(cube_l1_reuse_setting={-1: 4}, stitch_function_max_num=128)
+    """
     check_choice("phase", phase, CALL_PHASES)
     check_int("t", t, 0, MAX_TOKENS)
     arch = _npu_arch(npuarch)
@@ -138,5 +177,5 @@ def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
     )
 
 
-def _npu_arch(npuarch: str) -> str:
+def _npu_arch(npuarch: NpuArch) -> NpuArch:
     return _GENERATION[check_choice("npuarch", npuarch, NPU_ARCHS)]

@@ -16,19 +16,18 @@ from typing import Any
 
 import click
 
+from ...base.extras import how_to_install
 from ...base.output_file import is_stream, write_text
 from ...base.output_path import fault_of_file
-from ..options import finite, text_to_write, threads_option, token_list
 from .html_report import make_page
+from .parts import PAGE, PARTS
 from .results import Results
 from .run import Outcome, run_suite
 from .summary import summary
 
 __all__ = ["bench"]
 
-PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
 _ROOT = Path(__file__).parents[3]
-_PAGE = Path("mla-numba-bench.html")
 _NOTHING_RAN = 5  # pytest's exit status
 _INTERRUPTED = 130
 _FOR_PAGE = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}
@@ -61,14 +60,15 @@ class BenchOptions:
         return self._beside(".log")
 
     def _beside(self, ending: str) -> Path:
-        page = _PAGE if is_stream(self.output) else self.output
+        page = PAGE if is_stream(self.output) else self.output
         return page.with_name(page.name.removesuffix(page.suffix) + ending)
 
     def check(self) -> None:
         """Refuses to begin where the page cannot be made, or a file would take the place of another."""
         for module, name in _FOR_PAGE.items():
             if find_spec(module) is None:
-                raise click.ClickException(f"{name}: expected for the page, got none; pip install 'mla_numba[plot]'")
+                how = how_to_install("plot", name)
+                raise click.ClickException(f"{name}: expected for the page, got none; {how}")
         files = {"--output": self.output}
         files |= {"--json": self.json, "the log": self.log} if self.saved is None else {"--from": self.saved}
         for name, path in files.items():
@@ -87,42 +87,8 @@ class BenchOptions:
         return [*options, f"--benchmark-max-time={self.seconds}"]
 
 
-@click.command()
-@click.option("--tokens", type=token_list, help="Tokens of a call, with commas.  [default: 1,8,32,128,512]")
-@click.option("--weights", type=click.Choice(["cold", "warm"]), help="Only with weights cold, or only warm.")
-@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be repeated.")
-@click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
-@click.option("--slow", is_flag=True, help="Also time the first call on an empty kernel cache: half a minute.")
-@click.option("--tiny", is_flag=True, help="Small dimensions, to try the command itself.")
-@click.option("--seconds", type=click.FloatRange(0.01, 3600), default=0.5, show_default=True, callback=finite,
-              help="Time for each bench.")  # fmt: skip
-@threads_option
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=_PAGE, show_default=True,
-    callback=text_to_write, help="HTML file to write.",
-)  # fmt: skip
-@click.option(
-    "--json",
-    "save",
-    type=click.Path(path_type=Path),
-    callback=text_to_write,
-    help="File for the results, as pytest-benchmark's JSON.  [default: beside the page]",
-)
-@click.option(
-    "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Run nothing; make the page from such JSON.",
-)  # fmt: skip
-@click.pass_context
-def bench(ctx: click.Context, /, **given: Any) -> None:
-    """Time the prolog, its sweeps and products against other libraries, and write an HTML page.
-
-    Runs pytest-benchmark on the folder bench of a checkout, which is not part of an installation. Every result is
-    checked before it is timed. Needs the extras bench and plot. Libraries that are not installed are left out, and so
-    are those that fail or are wrong on this CPU; the page says which and why. Beside the page are the results as JSON
-    and what pytest wrote, as a log. After Ctrl-C all three hold what was done.
-
-    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed, 130 after Ctrl-C.
-    """
+def bench(ctx: click.Context, **given: Any) -> None:
+    """Runs the suite, or reads results of one, and writes the page."""
     options = BenchOptions(**given)
     options.check()
     if options.saved is not None:
@@ -182,7 +148,8 @@ def find_suite() -> Path:
             f"{Path.cwd()}; run the command there, or with --from on results that were kept"
         )
     if find_spec("pytest_benchmark") is None:
-        raise click.ClickException("pytest-benchmark: expected to run the suite, got none; pip install -e '.[bench]'")
+        how = how_to_install("bench", "pytest-benchmark")
+        raise click.ClickException(f"pytest-benchmark: expected to run the suite, got none; {how}")
     return root / "bench" / "suite"
 
 

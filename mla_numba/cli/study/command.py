@@ -9,21 +9,18 @@ from typing import Any
 
 import click
 
-from tiling import PRESETS
-from tiling.pypto.presets import NPU_ARCHS
-
 from ..._version import __version__
+from ...base.extras import how_to_install
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
-from ...tuning.study import MAX_PAIRS, Effort, Job
+from ...tuning.study import Effort, Job
 from ..faults import own_plan_is_exact
-from ..interrupts import held_back, one_line_if_interrupted
-from ..options import folder_to_write, layer_options, seed_option, token_list, weight_sets_option
+from ..interrupts import held_back, saying_what_is_kept
 from ..shown import TABLE_WIDTH, print_wide
 from .choice import Choice, own_plan
 from .closing import closing, counted
 from .found import Found
-from .options import StudyOptions, check_files, parse_axes
+from .options import StudyOptions, check_files
 from .plots import PICTURES, draw_all
 from .t4 import write_t4
 from .tables import show_rows, write_csv, write_json
@@ -35,73 +32,11 @@ _FILES = ("journal.jsonl", "sweep.csv", "sweep.json", "sweep.t4.json")
 _MOST_SHOWN = 5  # of each T
 
 
-@click.command()
-@click.option("--tokens", type=token_list, default="8,32,128", show_default=True, help="Tokens of a call, with commas.")
-@click.option(
-    "--set",
-    "axes",
-    multiple=True,
-    callback=parse_axes,
-    metavar="FIELD=VALUES",
-    help="Vary a field of CpuTiling or of MlaTileConfig (cube tiles by entry, cube_qb_tile.k_l1): integers, ranges "
-    "FIRST:LAST:STEP or FIRST:LAST:*FACTOR, lists, with commas. Repeat it for more fields: all combinations are tried."
-    "  [default: down_kc with down_walk, then unroll_list]",
-)
-@click.option(
-    "--where",
-    multiple=True,
-    metavar="EXPRESSION",
-    help="Try only candidates for which this holds, such as 'down_mc % 12 == 0'; it may also name t, mr and nr.",
-)
-@click.option("--base", type=click.Choice(PRESETS), help="Preset that gives the other fields.")
-@click.option("--presets", is_flag=True, help="Sweep the reference operator's six presets instead.")
-@click.option(
-    "--npuarch",
-    type=click.Choice(NPU_ARCHS),
-    default=NPU_ARCHS[0],
-    show_default=True,
-    help="NPU generation of presets.",
-)
-@click.option(
-    "--phase",
-    type=click.Choice(["decode", "prefill"]),
-    default="decode",
-    show_default=True,
-    help="Phase: with fields of MlaTileConfig it decides the scheduling settings.",
-)
-@layer_options
-@click.option(
-    "--pairs",
-    type=click.IntRange(3, MAX_PAIRS),
-    default=7,
-    show_default=True,
-    help="Fewest pairs of calls for a candidate.",
-)
-@weight_sets_option
-@seed_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default="sweep",
-    show_default=True,
-    callback=folder_to_write,
-    help="Folder for journal, CSV, JSON and pictures.",
-)
-@click.option("--restart", is_flag=True, help="Start again if the folder holds a sweep.")
-@click.option("--no-plot", is_flag=True, help="Draw no pictures.")
-@click.pass_context
-def sweep(ctx: click.Context, /, **given: Any) -> None:
-    """Time many plans against the planner's own, check every bit of each, and draw the results.
-
-    Candidates come in random order and are timed in pairs with the planner's own plan; clearly slower ones are
-    dropped early. The best of each T meet it in longer contests, and the last lines say whether one is faster by more
-    than noise. After Ctrl-C the same command continues. It also times again what it timed while others took too much
-    of the machine. Exit status: 0, or 1 if a bit of any candidate is wrong or every candidate is refused, 130 after
-    Ctrl-C.
-    """
+def sweep(ctx: click.Context, **given: Any) -> None:
+    """Times the candidates, writes and shows what came of it, and sets the exit status."""
     options = StudyOptions(**given)
     options.check_together()
-    with one_line_if_interrupted(lambda: "nothing was timed"):
+    with saying_what_is_kept(lambda: "nothing was timed"):
         choice = Choice.of(options)
         check_files(options.out, [*_FILES, *(() if options.no_plot else PICTURES)])
         jobs, n_left_out = choice.jobs(options)
@@ -109,7 +44,7 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
         journal = open_journal(options.out, spec, options.restart, options.threads)
     effort = Effort(pairs=options.pairs, most=max(Effort.most, options.pairs))
     try:
-        with own_plan_is_exact(), one_line_if_interrupted(lambda: _kept(options, journal, spec, jobs)):
+        with own_plan_is_exact(), saying_what_is_kept(lambda: _kept(options, journal, spec, jobs)):
             run_jobs(jobs, journal, effort, options, lambda said: click.echo(said, err=True))
             found = Found.of(journal, jobs, options)
             with held_back():
@@ -184,4 +119,5 @@ def _draw(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: 
     try:
         click.echo(", ".join(map(str, draw_all(options.out, record, found.rows))))
     except ImportError:
-        click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
+        how = how_to_install("plot", "matplotlib")
+        click.echo(f"no pictures: they need matplotlib ({how}); then give this command again")

@@ -13,6 +13,7 @@ import click
 
 from tiling import Rates
 
+from ...base.modes import QuantMode
 from ...call.planning import this_machine
 from ...tuning.conditions import Load
 from ...tuning.contest import Arena
@@ -64,7 +65,7 @@ class _Arenas:
         self._jobs, self._options = jobs, options
         self._made: dict[str, Arena] = {}
 
-    def of(self, quant: str) -> Arena:
+    def of(self, quant: QuantMode) -> Arena:
         if quant not in self._made:
             tokens = list(dict.fromkeys(job.t for job in self._jobs if job.quant == quant))
             options = self._options
@@ -101,11 +102,12 @@ class _Study:
             if rows[number].final_ratio is None or self.is_busy(rows[number].final_others)
         ]
 
-    def controls_left(self) -> list[tuple[int, str]]:
+    def controls_left(self) -> list[tuple[int, QuantMode]]:
         """T and quant modes with timed rows whose baseline was not timed against itself, or at a busy time."""
         done = {(c.t, c.quant) for c in self.controls if not self.is_busy(c.others)}
-        timed = {(row.t, row.quant) for row in self.journal.rows.values() if row.ratio is not None}
-        return sorted(timed - done)
+        timed = [number for number, row in self.journal.rows.items() if row.ratio is not None]
+        groups = {(job.t, job.quant) for job in map(self._by_number.__getitem__, timed)}
+        return sorted(groups - done)
 
     @property
     def controls(self) -> list[Control]:
@@ -130,7 +132,7 @@ class _Study:
             self.journal.add(row)
         return row
 
-    def run_control(self, t: int, quant: str, watch: Watch) -> Control:
+    def run_control(self, t: int, quant: QuantMode, watch: Watch) -> Control:
         arena = self._arenas.of(quant)
         timed, _ = time_pairs(arena, arena.contender(t), replace(self._longer, hopeless=math.inf))
         control = Control(t, quant, timed.interval, watch.lately().cores)

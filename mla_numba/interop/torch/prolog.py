@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
-from ...prolog import MlaProlog
+from ...base.modes import DownWay
+from ...base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
+from ...distributed import ShardedProlog
+from ...prolog import MlaProlog, PrologChoices
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
 from .cache import TorchCache, TorchKeyRows
@@ -30,11 +33,17 @@ class TorchOutput(NamedTuple):
     q_norm: Tensor
     q_norm_scale: Tensor | None
 
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
+
 
 class TorchProlog(torch.nn.Module):
     """The MLA prolog of one layer as a module.
 
     - `source`: an `MlaProlog`, or the weights of one.
+    - `group`: a process group of torch.distributed whose ranks share the layer by heads, as in
+      `mla_numba.distributed.ShardedProlog`; the source is then weights, and every rank makes a module and calls it.
+    - `down`: as of `ShardedProlog`, with a group.
     - `settings`: those of `MlaProlog`, none beside one.
 
     The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
@@ -42,16 +51,31 @@ class TorchProlog(torch.nn.Module):
     module at the same time.
     """
 
-    prolog: MlaProlog
+    prolog: MlaProlog | ShardedProlog
 
-    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Any) -> None:
+    def __init__(
+        self,
+        source: MlaProlog | MlaWeights | PackedWeights,
+        *,
+        group: Any = None,
+        down: DownWay = "auto",
+        **settings: Unpack[PrologChoices],
+    ) -> None:
         super().__init__()
+        if group is None and down != "auto":
+            raise ValueError(f"down: expected 'auto' without a group, got {down!r}")
         if isinstance(source, MlaProlog):
+            if group is not None:
+                raise TypeError("source: expected MlaWeights or PackedWeights with a group, got MlaProlog")
             if settings:
                 raise TypeError(f"{next(iter(settings))}: expected no settings beside an MlaProlog, which has its own")
         elif not isinstance(source, (MlaWeights, PackedWeights)):
             raise TypeError(f"source: expected MlaProlog, MlaWeights or PackedWeights, got {type(source).__name__}")
-        self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
+        if group is not None:
+            assert not isinstance(source, MlaProlog)
+            self.prolog = ShardedProlog(source, group, down=down, **settings)
+        else:
+            self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
         self._take_handle()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -106,7 +130,8 @@ class TorchProlog(torch.nn.Module):
     def extra_repr(self) -> str:
         """What `print` says within the brackets."""
         prolog = self.prolog
-        return f"{prolog.dims}, quant={prolog.weights.quant!r}, n_threads={prolog.n_threads}"
+        settings = {"quant": prolog.weights.quant, "phase": prolog.phase, "n_threads": prolog.n_threads}
+        return f"{dims_text(prolog.dims)}, {fields_text(settings)}, {size_text(prolog.weights.nbytes)}"
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -1,51 +1,101 @@
-"""AVX2 with FMA: int8 products two k at once by vpmaddwd, bf16 ones by multiply-adds."""
+"""AVX2 with FMA: int8 products by vpmaddwd, bf16 ones by multiply-adds; a step of either takes one line of weights."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from ..isa import Isa, MicroKernel
+from ..isa import BlockOrder, Isa, MicroKernel
 from ..llvm_ir import I8, I32, Vectors, declare, load
-from .multiply_adds import bf16_multiply_adds
+from .multiply_adds import float_value, multiply_add
 
 __all__ = ["AVX2"]
 
+_WORDS_A_SIDE = 4  # vpunpck takes words from each half of a vector by itself
 
-def _load(builder: ir.IRBuilder, vectors: Vectors, b: Any, v: int) -> Any:
+
+class Step(NamedTuple):
+    """Vector v of a step of B at address b, loaded where it is multiplied: both passes at once would not fit."""
+
+    b: Any
+    v: int
+
+
+def _of_step(_builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Step:
+    return Step(b, v)
+
+
+def _bf16_place(nr: int, _kr: int, r: int, j: int) -> int:
+    """A row of NR columns for each k. Quarters 1 and 2 of it have changed places, since vpunpck works within halves."""
+    quarter, at = divmod(j, _WORDS_A_SIDE)
+    return r * nr + _WORDS_A_SIDE * (0, 2, 1, 3)[quarter] + at
+
+
+def _bf16_column(builder: ir.IRBuilder, vectors: Vectors, step: Step, k: int) -> Any:
+    """The words of k as float32: words of zero come before them, by vpunpcklwd or vpunpckhwd."""
+    n = 2 * vectors.lanes
+    low = [*range(_WORDS_A_SIDE), *range(2 * _WORDS_A_SIDE, 3 * _WORDS_A_SIDE)]
+    words = [word + step.v * _WORDS_A_SIDE for word in low]
+    order = [ir.Constant(I32, at) for word in words for at in (word, n + word)]
+    row = load(builder, step.b, k * n * 2, vectors.halves, 2)
+    zero = ir.Constant(vectors.halves, None)
+    widened = builder.shuffle_vector(zero, row, ir.Constant(ir.VectorType(I32, n), order))
+    return builder.bitcast(widened, vectors.floats)
+
+
+def _int8_place(nr: int, _kr: int, r: int, j: int) -> int:
+    """A row of NR pairs of k, and another behind it."""
+    pair, k = divmod(r, 2)
+    return pair * nr * 2 + j * 2 + k
+
+
+def _int8_column(builder: ir.IRBuilder, vectors: Vectors, step: Step, pair: int) -> Any:
+    """Pairs of codes, widened to int16."""
     codes = ir.VectorType(I8, 2 * vectors.lanes)
-    return builder.sext(load(builder, b, v * vectors.lanes * 2, codes, 1), vectors.halves)
+    at = (pair * vectors.n + step.v) * vectors.lanes * 2
+    return builder.sext(load(builder, step.b, at, codes, 1), vectors.halves)
 
 
-def _value(builder: ir.IRBuilder, vectors: Vectors, a: Any, _pass: int) -> Any:
-    return vectors.splat(builder, load(builder, a, 0, I32, 2))
+def _pair_of_codes(builder: ir.IRBuilder, vectors: Vectors, a: Any, pair: int) -> Any:
+    return vectors.splat(builder, load(builder, a, pair * 4, I32, 2))
 
 
-def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+def _multiply_pairs(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
     """vpmaddwd adds two int16 products in each int32 lane; vpmaddubsw would saturate."""
     halves = vectors.halves
-    madd = declare(builder, "llvm.x86.avx2.pmadd.wd", vectors.words, [halves, halves])
+    name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[vectors.lanes]
+    madd = declare(builder, name, vectors.words, [halves, halves])
     return builder.add(acc, builder.call(madd, [builder.bitcast(value, halves), builder.bitcast(column, halves)]))
 
 
-_CPUS = frozenset({
-    "haswell", "broadwell", "skylake", "skylake-avx512", "alderlake", "raptorlake", "znver1", "znver2", "znver3",
-    "x86-64-v3", "x86-64-v4",
-})  # fmt: skip
+_BF16 = MicroKernel(
+    "ukernel_bf16",
+    is_int8=False,
+    load=_of_step,
+    value=float_value,
+    multiply=multiply_add,
+    column=_bf16_column,
+    passes=2,
+)
+_INT8 = MicroKernel(
+    "ukernel_int8", is_int8=True, load=_of_step, value=_pair_of_codes, multiply=_multiply_pairs, column=_int8_column,
+    passes=2,
+)  # fmt: skip
 
-# 12 accumulators, 2 of B and a broadcast fill 15 of 16 registers; vpmaddwd takes pairs of int16.
+# 12 accumulators, 2 of B, a broadcast, and a zero or a product fill the 16 registers.
 AVX2 = Isa(
     "avx2",
     lanes=8,
     mr=6,
     nr=16,
     kr_bf16=2,
-    kr_int8=2,
+    kr_int8=4,
     a_offset=0,
     a_int8_bytes=2,
     features=frozenset({"avx2", "fma"}),
-    cpus=_CPUS,
-    int8=MicroKernel("ukernel_int8", is_int8=True, load=_load, value=_value, multiply=_multiply),
-    bf16=bf16_multiply_adds(a_in_pairs=False),
+    bf16_order=BlockOrder("[KR][NR] for vpunpck", _bf16_place),
+    int8_order=BlockOrder("[KR / 2][NR][2]", _int8_place),
+    int8=_INT8,
+    bf16=_BF16,
 )

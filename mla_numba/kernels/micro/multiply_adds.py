@@ -10,7 +10,7 @@ from llvmlite import ir
 from ..isa import MicroKernel
 from ..llvm_ir import F32, I32, Vectors, declare, load
 
-__all__ = ["bf16_multiply_adds"]
+__all__ = ["bf16_multiply_adds", "float_value", "multiply_add"]
 
 
 def _half(builder: ir.IRBuilder, vectors: Vectors, pairs: Any, k: int) -> Any:
@@ -23,7 +23,8 @@ def _load(builder: ir.IRBuilder, vectors: Vectors, b: Any, v: int) -> Any:
     return load(builder, b, v * vectors.lanes * 4, vectors.words, 4)
 
 
-def _float_value(builder: ir.IRBuilder, vectors: Vectors, a: Any, k: int) -> Any:
+def float_value(builder: ir.IRBuilder, vectors: Vectors, a: Any, k: int) -> Any:
+    """The float32 k elements on, in all lanes."""
     return vectors.splat(builder, load(builder, a, k * 4, F32, 4))
 
 
@@ -31,14 +32,15 @@ def _paired_value(builder: ir.IRBuilder, vectors: Vectors, a: Any, k: int) -> An
     return _half(builder, vectors, vectors.splat(builder, load(builder, a, 0, I32, 4)), k)
 
 
-def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+def multiply_add(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+    """value * column + acc, rounded once."""
     fma = declare(builder, f"llvm.fma.v{vectors.lanes}f32", vectors.floats, [vectors.floats] * 3)
     return builder.call(fma, [value, column, acc])
 
 
 def bf16_multiply_adds(a_in_pairs: bool) -> MicroKernel:
     """The microkernel, for rows of A that are float32, or bf16 in pairs like the weight."""
-    value: Callable[[ir.IRBuilder, Vectors, Any, int], Any] = _paired_value if a_in_pairs else _float_value
+    value: Callable[[ir.IRBuilder, Vectors, Any, int], Any] = _paired_value if a_in_pairs else float_value
     return MicroKernel(
-        "ukernel_bf16_steps", is_int8=False, load=_load, value=value, multiply=_multiply, column=_half, passes=2
+        "ukernel_bf16_steps", is_int8=False, load=_load, value=value, multiply=multiply_add, column=_half, passes=2
     )
