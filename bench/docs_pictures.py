@@ -20,6 +20,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from mla_numba.call.trace import PHASES
+from mla_numba.cli.bench.findings import finding
 from mla_numba.cli.bench.html_report import make_head
 from mla_numba.cli.bench.results import Results
 from mla_numba.cli.chart_style import FASTER, OTHERS, SETTINGS, head, svg_text, tokens_text
@@ -29,7 +30,7 @@ from mla_numba.tuning.study import Row
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "docs" / "runs"
 PICTURES = Path("docs/pictures")
-REPORT_SIZE = 1000, 660
+REPORT_WIDTH = 1000
 
 # What the pictures of a phase say, and its colour.
 PHASE_NAMES = {"pack": "x in order", "down": "down", "query": "rows of the query", "key": "rows of the key",
@@ -81,8 +82,11 @@ def of_trace(record: Mapping[str, Any]) -> dict[str, str]:
 
 def of_bench(record: Mapping[str, Any]) -> dict[str, str]:
     """What stands first on the page of the benches, as it stands there."""
-    style, body = make_head(Results.of(record, "docs/runs/bench.json"))
-    width, height = REPORT_SIZE
+    results = Results.of(record, "docs/runs/bench.json")
+    style, body = make_head(results)
+    found = finding(results)
+    assert found is not None
+    width, height = REPORT_WIDTH, 330 + 34 * (len(found.peers) + len(found.seconds))
     return {
         "report.svg": f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" role="img"><style>{style}</style><foreignObject width="{width}" height="{height}">'
