@@ -175,6 +175,15 @@ def test_points_of_the_roofline_are_below_the_roof_or_marked():
     assert "no share of the limit can be told" in said
 
 
+def test_many_values_leave_room_for_their_labels():
+    rows = [
+        row(i, down_kc=64 * kc, down_walk=w) for i, (kc, w) in enumerate((k, w) for k in range(1, 41) for w in (1, 2))
+    ]
+    panel = figure_of(rows, "heat_map.png").axes[0]
+    assert [label.get_text() for label in panel.get_xticklabels()] == [str(64 * (1 + 4 * i)) for i in range(10)]
+    assert not {"1.00"} & set(texts(panel))
+
+
 def test_only_a_longer_contest_that_was_won_counts_as_faster():
     study = Study.of(RECORD, GRID)
     assert study.clearly_faster(GRID[0])
@@ -188,6 +197,12 @@ def test_only_a_longer_contest_that_was_won_counts_as_faster():
     busy = Study.of(RECORD | {"findings": [{"t": 8, "quant": "b", "verdict": "busy"}]}, GRID)
     assert [busy.clearly_faster(row) for row in (GRID[0], GRID[4])] == [False, True]
     assert busy.verdict("blocks", GRID[:4]) == "Others took too much of the machine: these ratios say nothing"
+    assert [study.differs(row) for row in GRID] == [True, False, False, True, True]
+    assert not any(busy.differs(row) for row in GRID[:4])
+    many = [replace(GRID[4], t=t) for t in (1, 2, 8, 32)]
+    controls = [RECORD["controls"][0] | {"t": t} for t in (1, 2, 8, 32)]
+    said = Study.of(RECORD | {"controls": controls, "own_plans": []}, many).verdict("blocks", many)
+    assert said == "Other blocks take 30% to 30% less at 4 numbers of tokens"
     assert study.winner(GRID) is GRID[4]
     assert study.winner([GRID[1], GRID[3]]) is None
     assert shown(GRID[0]).median == 0.988
