@@ -2,7 +2,8 @@
 
 `python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4`
 
-`--record FILE` keeps the run, without the times of single rounds, for `ratio_chart.py`.
+`--isa avx2` compares them as on a CPU that has no more. `--record FILE` keeps the run, without the times of single
+rounds, for `ratio_chart.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from shared.held_to import HELD_TO, variables
 from shared.options import DIMS, ManyValues
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ TUNABLES = {
 }
 
 
-def ensure_environment(n_threads: int) -> None:
+def ensure_environment(n_threads: int, isa: str | None) -> None:
     """Start this command anew where the environment is not the one that libraries have to find when they load."""
     wanted = {
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -37,7 +39,7 @@ def ensure_environment(n_threads: int) -> None:
         "MKL_NUM_THREADS": str(n_threads),
         "NUMBA_NUM_THREADS": str(n_threads),
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items()),
-    }
+    } | (variables(isa) if isa else {})
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
 
@@ -52,6 +54,7 @@ def ensure_environment(n_threads: int) -> None:
 @click.option("--weight-sets", type=click.IntRange(1), default=1, show_default=True, help="Layers to take in turns.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
 @click.option("--dims", type=click.IntRange(1), nargs=6, help=f"{DIMS}; by default DeepSeek-V3.2's.")
+@click.option("--isa", type=click.Choice(list(HELD_TO)), help="Hold all to an instruction set that is not the best.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the times of all rounds.")
 @click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep the run in this JSON file.")
 @click.option("--cpu", help="Name of the CPU, where the one in /proc/cpuinfo says too little.")
@@ -63,12 +66,13 @@ def main(
     weight_sets: int,
     seed: int,
     dims: tuple[int, ...] | None,
+    isa: str | None,
     as_json: bool,
     record: Path | None,
     cpu: str | None,
 ) -> None:
     """Check every implementation against the reference, then time all of them in turns, in one process."""
-    ensure_environment(threads)
+    ensure_environment(threads, isa)
     import torch  # not before: OpenMP and malloc read the environment when they load
     from shared.contenders import DisagreementError
     from shared.round_robin import compare, describe_machine

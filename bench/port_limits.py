@@ -125,7 +125,9 @@ def main(
     if measure and not as_markdown:
         raise click.UsageError("--measure: expected with --markdown")
     if llvm_mca is None:
-        raise click.UsageError("--llvm-mca: expected llvm-mca on the path, got none (Debian has it in the package llvm)")
+        raise click.UsageError(
+            "--llvm-mca: expected llvm-mca on the path, got none (Debian has it in the package llvm)"
+        )
     chosen = [
         (isa, target)
         for isa, targets in TARGETS.items()

@@ -162,6 +162,11 @@ class MlaProlog:
         """The machine that the plans are made for: this one."""
         return self._plans.machine
 
+    @property
+    def isa(self) -> str:
+        """The instruction set of its kernels, as `MLA_NUMBA_ISA` names it; one for the whole process."""
+        return self.machine.isa
+
     def allocate_output(self, t: int) -> PrologOutput:
         """Uninitialised outputs for `t` tokens, to be passed as `out`."""
         d = self.dims

@@ -28,6 +28,7 @@ import mla_numba as mla
 from mla_numba.oracle.bits import reference_run
 
 from .contenders import OURS, Contender, check_ours, check_peer, make_inputs, ours, torch_peer
+from .held_to import limits_set
 from .left_out import LeftOutError, or_left_out
 
 __all__ = ["Comparison", "Timed", "compare", "describe_machine"]
@@ -160,6 +161,7 @@ def describe_machine(prolog: mla.MlaProlog) -> dict[str, str]:
         "cpu": _cpu_name(),
         "isa": prolog.machine.isa,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "torch_limits": limits_set(dict(os.environ)) or "none",
         "threads": f"{OURS} {prolog.n_threads}, torch {torch.get_num_threads()}",
         "threading": f"{OURS}: Numba's {layer}; torch: {_torch_threading()}",
         "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),

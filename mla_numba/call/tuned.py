@@ -14,7 +14,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from platformdirs import user_cache_dir
 
@@ -28,8 +28,10 @@ from ..base.output_file import output_file
 
 __all__ = [
     "FOLDER_VARIABLE",
+    "Stored",
     "Tuned",
     "bucket_of",
+    "count_stored",
     "load_rates",
     "load_tuned",
     "make_store_folder",
@@ -148,6 +150,27 @@ def load_rates(machine: Machine, version: str, n_threads: int) -> Rates | None:
 def save_rates(machine: Machine, version: str, n_threads: int, rates: Rates) -> Path:
     """Keep what `n_threads` threads reach; the file it is in. Raises `OSError` where nothing can be written."""
     return _save(_rates_key(machine, version, n_threads), asdict(rates))
+
+
+class Stored(NamedTuple):
+    """Entries in the folder: tilings and rates of one machine and version, and all that are of others."""
+
+    n_tilings: int
+    n_rates: int
+    n_others: int
+
+
+def count_stored(machine: Machine, version: str) -> Stored:
+    """How many entries this `version` of the kernels finds for `machine`. Raises `OSError` where there is no folder."""
+    kinds = []
+    for path in store_folder().glob("*.json"):
+        try:
+            key = read_object(path, _MAX_BYTES)["key"]
+            ours = (key["machine"], key["version"]) == (asdict(machine), version) and _path(key) == path
+        except (OSError, KeyError, TypeError, ValueError):
+            continue
+        kinds.append(key["kind"] if ours else "")
+    return Stored(kinds.count("tuned"), kinds.count("rates"), kinds.count(""))
 
 
 def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:

@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line after Ctrl-C, and when memory runs out."""
+    """A group whose commands end with one line after Ctrl-C, when memory runs out, and for a wrong `MLA_NUMBA_ISA`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
@@ -32,6 +32,10 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}" if str(error) else "not enough memory") from None
+        except ValueError as error:  # the kernels' complaint when they are imported, in whatever command
+            if not str(error).startswith("MLA_NUMBA_ISA: "):
+                raise
+            raise click.ClickException(str(error)) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
