@@ -29,11 +29,17 @@ RUNS = {
     "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
     "python generic": ("portable", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
     "python cascadelake": ("avx512vnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "cascadelake"}),
+    "python alderlake": ("avxvnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "alderlake"}),
 }
 BY_CPU_NAME = {name for name, (*_, environment) in RUNS.items() if "NUMBA_CPU_NAME" in environment}
 # By their own names those that no CPU's name stands for above, and one that is held back from what this CPU has.
 _ALREADY = {"avx512vnni", "portable"} if platform.machine() == "x86_64" else set()
-RUNS |= {f"named {isa}": (isa, "one mode", {"MLA_NUMBA_ISA": isa}) for isa in ISAS if isa not in {ISA.name, *_ALREADY}}
+_SCOPES = {"avx512": "two modes", "avxvnni": "two modes"}
+RUNS |= {
+    f"named {isa}": (isa, _SCOPES.get(isa, "one mode"), {"MLA_NUMBA_ISA": isa})
+    for isa in ISAS
+    if isa not in {ISA.name, *_ALREADY}
+}
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
 BF16 = AVX512 | {"avx512bf16"}
@@ -72,7 +78,7 @@ def test_other_instruction_sets_are_exact(runs, name):
         (None, None, AVX512, "avx512vnni"),
         ("host", None, AVX512, "avx512vnni"),
         (None, None, BF16, "avx512bf16"),
-        (None, None, BF16 - {"avx512vnni"}, "avx2"),
+        (None, None, BF16 - {"avx512vnni"}, "avx512"),
         ("znver5", None, BF16, "avx512bf16"),
         ("sapphirerapids", None, AVX512, "avx512vnni"),
         ("cascadelake", None, BF16, "avx512vnni"),
@@ -83,13 +89,20 @@ def test_other_instruction_sets_are_exact(runs, name):
         (None, None, AVX2, "avx2"),
         (None, None, frozenset({"sse2"}), "portable"),
         (None, None, frozenset(), "portable"),
-        (None, None, AVX512 - {"avx512vnni"}, "avx2"),
+        (None, None, AVX512 - {"avx512vnni"}, "avx512"),
+        (None, None, AVX2 | {"avxvnni"}, "avxvnni"),
+        (None, None, AVX512 - {"avx512vnni"} | {"avxvnni"}, "avx512"),
+        (None, None, AVX512 - {"avx512vl"} | {"avxvnni"}, "avxvnni"),
         (None, None, AVX512 - {"avx512vl"}, "avx2"),
         (None, None, AVX2 - {"fma"}, "portable"),
         ("generic", None, AVX512, "portable"),
         ("haswell", None, AVX512, "avx2"),
         ("x86-64-v3", None, AVX512, "avx2"),
-        ("skylake-avx512", None, AVX512, "avx2"),  # it has AVX-512 without VNNI
+        ("skylake-avx512", None, AVX512, "avx512"),
+        ("x86-64-v4", None, BF16, "avx512"),
+        ("alderlake", None, BF16, "avx2"),
+        ("alderlake", None, BF16 | {"avxvnni"}, "avxvnni"),
+        ("sierraforest", None, AVX2 | {"avxvnni"}, "avxvnni"),
         ("cascadelake", None, AVX512, "avx512vnni"),
         ("znver4", None, AVX512, "avx512vnni"),
         ("x86-64", None, AVX512, "portable"),
@@ -106,7 +119,7 @@ def test_other_instruction_sets_are_exact(runs, name):
         ("haswell", HASWELL_FEATURES, AVX512, "avx2"),
         ("haswell", "-fma", AVX512, "portable"),
         ("haswell", "+avx512f,+avx512bw,+avx512vl,+avx512vnni", AVX512, "avx512vnni"),
-        ("cascadelake", "-avx512vnni", AVX512, "avx2"),
+        ("cascadelake", "-avx512vnni", AVX512, "avx512"),
         ("generic", "+avx2,+fma", AVX512, "avx2"),
         (None, "+avx2,+fma,-fma", AVX512, "portable"),
         # what a feature implies goes and comes with it
@@ -265,6 +278,8 @@ def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
     [
         ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
         ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
+        ("avx512", "x86_64-unknown-linux-gnu", "skylake-avx512", ("vfmadd", "vpmaddwd")),
+        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", ("vfmadd", "{vex}\tvpdpbusd")),
         ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
         ("neoni8mm", "aarch64-unknown-linux-gnu", "neoverse-v2", ("bfmlalb", "bfmlalt", "smmla")),
         ("neondot", "arm64-apple-darwin", "apple-m1", ("fmla", "sdot")),

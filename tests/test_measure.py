@@ -69,6 +69,8 @@ def test_rates_without_compiling():
 MULTIPLY = {
     "avx512bf16": (("vdpbf16ps", 2), ("vpdpbusd", 4)),
     "avx512vnni": (("vfmadd", 1), ("vpdpbusd", 4)),
+    "avx512": (("vfmadd", 1), ("vpmaddwd|vpdpwssd", 2)),
+    "avxvnni": (("vfmadd", 1), ("vpdpbusd", 4)),
     "avx2": (("vfmadd", 1), ("vpmaddwd|vpdpwssd", 2)),
     "neoni8mm": (("bfmlal[bt]", 1), ("smmla", 8)),
     "neondot": (("fmla", 1), ("sdot", 4)),

@@ -15,7 +15,7 @@ from tiling.json import JsonText
 __all__ = ["ISA_NAMES", "Machine"]
 
 # Those that there are kernels for, the most capable first
-ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
+ISA_NAMES = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
 
 _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
@@ -23,7 +23,7 @@ _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
 CPU_FLAGS = {
     "avx512bf16": _AVX512 | {"avx512_vnni", "avx512_bf16"},
     "avx512vnni": _AVX512 | {"avx512_vnni"},
-    "avx512": _AVX512 | {"avx512dq"},
+    "avx512": _AVX512,
     "avxvnni": _AVX2 | {"avx_vnni"},
     "avx2": _AVX2,
     "neoni8mm": frozenset({"asimd", "asimddp", "i8mm", "bf16"}),
