@@ -72,6 +72,17 @@ class Machine(JsonText):
     it is not known. ``n_usable_cores`` counts the physical cores this process may run on: hyperthreads of one core
     count once, and CPU affinity and a cgroup's quota are respected. Caches have at most 2^40 bytes, and there are at
     most 2^16 cores.
+
+    - ``name, arch``: of the CPU; ``isa``: the instruction set of the kernels, one of ``machine.ISA_NAMES``.
+    - ``n_physical_cores``: cores of the machine.
+
+    Examples:
+        >>> from tiling import Machine
+        >>> small = Machine("a CPU", "x86_64", "avx2", 32 << 10, 512 << 10, 8 << 20, 4, n_usable_cores=2)
+        >>> print(small)
+        a CPU (x86_64, avx2): L1d 32 KiB, L2 512 KiB, L3 8192 KiB, 2 of 4 cores
+        >>> Machine.from_json(small.to_json()) == small
+        True
     """
 
     name: str
