@@ -21,15 +21,13 @@ from typing import NamedTuple
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from shared.inner_loops import InnerLoop, loops_of
 from shared.llvm_mca import Prediction, find_llvm_mca, predict
 
-from mla_numba.cli.shown import share_text
-from mla_numba.kernels import ISA, ISAS
+from mla_numba.cli.shown import print_wide, share_text
+from mla_numba.kernels import CHOICE, ISA, ISA_VARIABLE, ISAS
 from mla_numba.kernels.micro.assembly import Target
-from mla_numba.kernels.micro.table import CHOICE, ISA_VARIABLE
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 # CPUs that have an instruction set, and whose ports llvm-mca has a table of.
@@ -125,9 +123,7 @@ def main(
     if measure and not as_markdown:
         raise click.UsageError("--measure: expected with --markdown")
     if llvm_mca is None:
-        raise click.UsageError(
-            "--llvm-mca: expected llvm-mca on the path, got none (Debian has it in the package llvm)"
-        )
+        raise click.UsageError("--llvm-mca: expected one on the path, got none (Debian has it in the package llvm)")
     chosen = [
         (isa, target)
         for isa, targets in TARGETS.items()
@@ -136,7 +132,6 @@ def main(
     ]
     if not chosen:
         raise click.UsageError("--isa, --cpu: expected a CPU that has the instruction set, got none")
-    console = Console(soft_wrap=True)
     rows = []
     for isa, target in chosen:
         try:
@@ -144,11 +139,11 @@ def main(
         except RuntimeError as error:
             raise click.ClickException(f"{isa} on {target.cpu}: {error}") from None
     for row in rows if loops else []:
-        console.print(f"{row.isa}, {row.product}, {row.cpu}:", *row.loop.instructions, "", sep="\n", markup=False)
+        click.echo("\n".join([f"{row.isa}, {row.product}, {row.cpu}:", *row.loop.instructions, ""]))
     if as_markdown:
         click.echo(markdown(rows, measured_shares() if measure else {}))
     else:
-        console.print(table_of(rows))
+        print_wide(table_of(rows), 110)
 
 
 if __name__ == "__main__":

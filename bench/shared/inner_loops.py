@@ -19,11 +19,11 @@ MULTIPLIES = re.compile(
 )
 _JUMPS = re.compile(r"(?:j[a-z]+|b|b\.[a-z]+|cbn?z|tbn?z)(?=\s)")
 _INTO_L1 = re.compile(r"prefetcht0|pldl1keep")
-_STACK = re.compile(r"\((?:.*,)?%[re][sb]p\b|\[(?:sp|x29)\b")
+_STACK = re.compile(r"\((?:.*,)?%rsp\b|\[(?:sp|x29)\b")
 
 
 class InnerLoop(NamedTuple):
-    """The instructions of one turn, in the order in which they run; those that jump are left out."""
+    """The instructions of one turn, from the block on that multiplies most; those that jump are left out."""
 
     instructions: tuple[str, ...]
 
