@@ -6,7 +6,7 @@ takes. The limit is what the multiplications alone would take, spread evenly ove
 prints the loops, `--markdown` a table for the documentation; with `--measure` that has a column of what
 `bench/microkernels.py` measures on this machine.
 
-Predicted is one core whose operands are all in L1. llvm-mca's tables are not right everywhere, see docs/instruction_sets.md.
+Predicted is one core whose operands are all in L1. docs/instruction_sets.md says where llvm-mca's tables are wrong.
 """
 
 from __future__ import annotations
