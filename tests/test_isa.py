@@ -10,7 +10,7 @@ from helpers import SCRIPTS, run_python
 from llvmlite import binding as llvm
 
 from mla_numba.kernels import CHOICE, ISA, ISAS
-from mla_numba.kernels.micro import table
+from mla_numba.kernels.micro import cpu_features, table
 from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.cpu_features import host_features, named_features
 from mla_numba.kernels.micro.table import Choice, choose_isa, target_features
@@ -207,6 +207,22 @@ def test_vector_code_keeps_to_its_instruction_set():
     assembly = run_python("-c", probe, MLA_NUMBA_ISA="avx2")
     assert re.search(r"vfmadd.*ymm", assembly)
     assert re.findall(r"zmm|[xy]mm(?:1[6-9]|[23]\d)|\bk[0-7]\b", assembly) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({16: 1 << 1}, {"neon"}),
+        ({16: 1 << 1 | 1 << 20}, {"neon", "dotprod"}),
+        ({16: 1 << 1 | 1 << 20, 26: 1 << 13 | 1 << 14 | 1 << 30}, {"neon", "dotprod", "i8mm", "bf16"}),
+    ],
+)
+def test_linux_says_what_an_aarch64_cpu_has(monkeypatch, words, expected):
+    """Whatever LLVM takes the CPU for: in an emulator it may know nothing but its kind."""
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu_features.sys, "platform", "linux")
+    monkeypatch.setattr(cpu_features, "_auxiliary", lambda word: words.get(word, 0))
+    assert host_features() & {"neon", "dotprod", "i8mm", "bf16"} == expected
 
 
 ARM = ("neon", "dotprod", "i8mm")

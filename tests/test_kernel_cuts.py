@@ -72,11 +72,11 @@ def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
 
 @pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
 def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
-    n_heads, t0, ldq = 2, 3, round_up(rope + nope, NR)
+    n_heads, t0, width = 2, 3, round_up(rope + nope, NR)
     for t, mc, walk, (mc_uk, walk_uk) in product(T, (1, MR, 3 * MR), (1, 9), ((1, 1), (MR, 2), (99, 9))):
         query_nope = np.zeros((t0 + t, n_heads, latent), np.uint16)
         query_rope = np.zeros((t0 + t, n_heads, rope), np.uint16)
-        q_head = np.zeros((1, mc * ldq), A_BF16_DTYPE)
+        q_head = np.zeros((1, mc, width + 1), A_BF16_DTYPE)
         table = np.zeros((t0 + t, rope), np.uint16)
         stores = Stores(query_nope, q_head)
         monkeypatch.setattr(heads, "multiply_block", stores.block)
@@ -88,9 +88,9 @@ def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
         for task in range(n_heads * n_blocks):
             heads.head_task(task, n_heads * n_blocks, 0, work)
             _, rows = block_of(t, n_blocks, task % n_blocks)
-            of_q = stores.counts[1]
-            assert (of_q[: rows * ldq] == 1).all()
-            assert not of_q[rows * ldq :].any()
+            of_q = stores.counts[1].reshape(mc, width + 1)
+            assert (of_q[:rows, :width] == 1).all()
+            assert of_q.sum() == rows * width
             of_q[...] = 0
         assert (stores.counts[0].reshape(query_nope.shape)[t0:] == 1).all()
         assert not stores.counts[0].reshape(query_nope.shape)[:t0].any()
@@ -197,7 +197,7 @@ def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
         nope, rope = dims.qk_nope_head_dim, dims.qk_rope_head_dim
         query_nope, query_rope = np.zeros((t, 3, wuk.n), np.uint16), np.zeros((t, 3, rope), np.uint16)
         table, scratch = np.zeros((t, rope), np.uint16), np.zeros((2, 1, 0), np.float32)
-        q_head, y = np.zeros((1, qb.mc * qb.np_), A_BF16_DTYPE), np.zeros((1, rope), np.float32)
+        q_head, y = np.zeros((1, qb.mc, tile.heads.ldq), A_BF16_DTYPE), np.zeros((1, rope), np.float32)
         work = heads.Heads(
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *scratch, q_head, y, cuts.heads,
             nope, 0, t,

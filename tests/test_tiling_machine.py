@@ -86,6 +86,21 @@ def test_isa(flags, isa):
     assert isa_of(flags.split()) == isa
 
 
+@pytest.mark.parametrize(
+    ("implementer", "part", "features", "name", "isa"),
+    [
+        ("0x41", "0xd0c", "fp asimd asimddp", "Neoverse-N1", "neondot"),
+        ("0x41", "0xfff", "fp asimd", "Arm 0xfff", "neon"),
+        ("0x61", "0x032", "fp asimd asimddp i8mm bf16", f"{platform.machine()} 0x61 0x032", "neoni8mm"),
+    ],
+)
+def test_linux_on_aarch64(tmp_path, implementer, part, features, name, isa):
+    lines = {"processor": 0, "Features": features, "CPU implementer": implementer, "CPU part": part}
+    write(tmp_path, {"proc/cpuinfo": "\n".join(f"{key}\t: {value}" for key, value in lines.items())})
+    machine = detect_linux(tmp_path, {0})
+    assert (machine.name, machine.isa) == (name, isa)
+
+
 def test_macos():
     arm = {
         "machdep.cpu.brand_string": "Apple M9",

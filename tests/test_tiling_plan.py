@@ -19,6 +19,7 @@ from tiling import (
     least_seconds,
     plan_prolog,
 )
+from tiling.gemm import row_distance
 
 BF16 = MicroTile(mr=12, nr=32, kr=2, a_bytes=4)
 INT8 = MicroTile(mr=8, nr=48, kr=4, a_bytes=1)
@@ -103,23 +104,50 @@ def small_plan(**kwargs):
 def test_workspace_by_hand():
     tile = small_plan(quant="ab").tile_plan(5)
     assert tile.shared_workspace == {
-        "x_rows": 640,  # 5 rows of 64 codes, and a cache line between them
+        "x_rows": 320,  # 5 rows of 64 codes, a cache line each
         "x_scale": 64,  # 5 * 4, up to a cache line
         "q_a": 448,  # 5 * 40 * 2 = 400
         "kv_a": 320,  # 5 * 32 * 2
-        "q_rows": 640,  # 5 rows of 40 codes, up to a cache line, and one more
+        "q_rows": 320,  # 5 rows of 40 codes, up to a cache line
     }
     assert tile.worker_workspace == {
         "c": 960,  # 5 rows of one panel of 48 columns, the widest of the four
-        "q_head": 960,  # 5 * 48 * 4
+        "q_head": 960,  # 5 * 48 * 4, three cache lines a row
         "y": 320,  # 64 hidden states and 16 lanes, 4 bytes each
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
     assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "y": 640}
-    assert two.workspace_bytes == 2112 + 4480
+    assert two.workspace_bytes == 1472 + 4480
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
+
+
+@pytest.mark.parametrize("item_bytes", [1, 2, 4])
+def test_rows_are_an_odd_number_of_lines_apart(item_bytes):
+    for n in range(1, 1100):
+        apart = row_distance(n, item_bytes) * item_bytes
+        assert n * item_bytes <= apart <= (n * item_bytes + 191) // 64 * 64
+        assert apart % 128 == 64
+    assert row_distance(7168, 4) * 4 == 449 * 64
+    assert row_distance(1008, 4) * 4 == 63 * 64  # one line more would be 4 KiB
+
+
+@pytest.mark.parametrize("a_bytes", [2, 4])
+def test_rows_that_microkernels_read_fall_on_different_sets_of_l1(a_bytes):
+    """Up to 64 rows: those of a register tile do not push each other out."""
+    micro = {"bf16": MicroTile(6, 16, 2, a_bytes), "int8": MicroTile(6, 16, 4, 2)}
+    for hidden, rank, nope, rope in (
+        (7168, 1536, 128, 64),
+        (2048, 1024, 64, 64),
+        (4096, 960, 192, 64),
+        (992, 32, 8, 8),
+    ):
+        dims = PlanDims(hidden, 4, rank, 64, nope, rope)
+        tile = plan_prolog(dims, 64, None, MACHINE, micro=micro).tile_plan(64)
+        qa, qb, _, wuk = tile.gemms
+        for apart in (qa.lda * qa.micro.a_bytes, qb.lda * qb.micro.a_bytes, tile.heads.ldq * wuk.micro.a_bytes):
+            assert len({row * apart // 64 % 64 for row in range(64)}) == 64
 
 
 def test_bytes_and_operations_by_hand():

@@ -13,7 +13,7 @@ from tiling.check import (
 from tiling.modes import DTYPES, Dtype
 from tiling.roofline import Work
 
-__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile"]
+__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile", "row_distance"]
 
 
 LINE_BYTES = 64  # of a cache line
@@ -23,12 +23,22 @@ ITEM_BYTES = {"bf16": 2, "int8": 1}
 _COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
 
 
+def row_distance(n: int, item_bytes: int) -> int:
+    """Elements from one row of ``n`` to the next where a microkernel reads the rows: whole cache lines, an odd number.
+
+    A register tile reads its rows side by side. An even number of lines, a power of two most of all, puts them on few
+    sets of L1, where they push each other out or are taken for one another; an odd one puts them all on other sets.
+    """
+    return (ceil_div(n * item_bytes, LINE_BYTES) | 1) * LINE_BYTES // item_bytes
+
+
 @dataclass(frozen=True)
 class MicroTile:
     """Register tile of a microkernel, dictated by the instruction set.
 
     ``mr`` rows by ``nr`` columns of the output stay in registers; ``kr`` elements of k are taken by one instruction.
     ``a_bytes`` is the size of one packed element of A: 4 where bf16 is widened to fp32, 1 or 2 for int8 codes.
+    ``plan_prolog`` has an example.
     """
 
     mr: int
@@ -56,7 +66,10 @@ class GemmPlan:
       part; ``nc``: columns of one tile, a multiple of nr.
     - ``l1_reuse``: tiles that share one block of A in cache.
 
+    - ``m, k, n``: sizes of the product; ``micro``: its register tile.
+
     A task is one row block by one walk: ``walk`` panels of nr columns, one after the other over the same A block.
+    ``plan_prolog`` has an example.
     """
 
     stage: str
@@ -105,8 +118,8 @@ class GemmPlan:
 
     @property
     def lda(self) -> int:
-        """Elements from one row of A to the next: whole cache lines, and one more so that rows fall on other sets."""
-        return (round_up(self.kp * self.micro.a_bytes, LINE_BYTES) + LINE_BYTES) // self.micro.a_bytes
+        """Elements from one row of A to the next."""
+        return row_distance(self.kp, self.micro.a_bytes)
 
     @property
     def n_panels(self) -> int:

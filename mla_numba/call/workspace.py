@@ -86,7 +86,7 @@ def lay_out(plan: TilePlan, memory: Array) -> Buffers:
         c_down=by_worker("c", sums[qa.dtype]),
         c_up=by_worker("c", sums[qb.dtype]),
         c_uk=by_worker("c"),
-        q_head=by_worker("q_head", A_BF16_DTYPE),
+        q_head=by_worker("q_head", A_BF16_DTYPE).reshape(n, qb.mc, plan.heads.ldq),
         y=by_worker("y"),
         counters=np.zeros(tasks.n_counters(n, len(PHASES)), np.int64),
         spans=np.zeros((n, len(PHASES), 3), np.int64),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
+from ..base.extras import how_to_install
+
 __all__ = ["EXTRAS", "Extra", "extras"]
 
 EXTRAS = {
@@ -13,6 +15,7 @@ EXTRAS = {
     "safetensors": "hf",
     "matplotlib": "plot",
     "optuna": "tune",
+    "mpi4py": "mpi",
     "pytest-benchmark": "bench",
     "onnxruntime": "bench",
 }  # each with the extra that installs it
@@ -31,7 +34,7 @@ class Extra(NamedTuple):
 
 def extras() -> list[Extra]:
     """Looks for all of them, without importing any."""
-    return [Extra(name, _version(name), f"pip install 'mla_numba[{extra}]'") for name, extra in EXTRAS.items()]
+    return [Extra(name, _version(name), how_to_install(extra, name)) for name, extra in EXTRAS.items()]
 
 
 def _version(name: str) -> str | None:

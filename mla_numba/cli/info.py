@@ -20,7 +20,7 @@ from ..base.dims import MlaDims
 from ..call.planning import MICRO_TILES, this_machine
 from ..call.tuned import FOLDER_VARIABLE, Stored, count_stored, store_folder
 from ..kernels import CHOICE, ISA, ISA_VARIABLE, ISAS, cache_folder, max_threads, threading_layer
-from ..tuning.rates import least_ms, measure_all, rates_as_dict
+from ..tuning.rates import least_ms, measure_all, rates_as_dict, slower_together
 from .extras import Extra, extras
 from .progress import Steps
 from .rates_table import show_rates
@@ -43,6 +43,8 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
     for name, text in facts.lines().items():
         click.echo(f"{name:<16} {text}")
     if measured:
+        for line in slower_together(measured.rates):
+            click.echo(f"busy machine, do not trust these rates: {line}")
         Console().print(show_rates(measured.rates, measured.least_ms))
 
 
@@ -145,4 +147,5 @@ class Measured:
         return {
             "rates": [{"threads": n} | rates_as_dict(of_n) for n, of_n in self.rates.items()],
             "least_ms": self.least_ms,
+            "slower": slower_together(self.rates),
         }

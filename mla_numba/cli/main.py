@@ -21,6 +21,8 @@ from .interrupts import interruptible
 
 __all__ = ["main"]
 
+_WIDTH = 120  # of help on a terminal that is so wide
+
 
 class Commands(click.Group):
     """A group whose commands end with one line after Ctrl-C, when memory runs out, and for a wrong `MLA_NUMBA_ISA`."""
@@ -37,8 +39,17 @@ class Commands(click.Group):
                 raise
             raise click.ClickException(str(error)) from None
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes each command's first sentence whole."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=10**6)) for name, command in found if command])
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
+
+
+@click.group(cls=Commands, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="mla-numba")
 def main() -> None:
     """The quantised MLA prolog of DeepSeek-V3.2 on this CPU: time it, check it, look at its plan."""

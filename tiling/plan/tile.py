@@ -15,7 +15,15 @@ __all__ = ["TilePlan"]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads."""
+    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads. ``plan_prolog`` has an example.
+
+    Args:
+        t: Tokens.
+        n_workers: Threads.
+        down: Sweep 1.
+        rows: Sweep 2.
+        heads: Sweep 3.
+    """
 
     t: int
     n_workers: int
@@ -65,7 +73,7 @@ class TilePlan:
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": qb.mc * qb.np_ * wuk.micro.a_bytes,
+            "q_head": qb.mc * self.heads.ldq * wuk.micro.a_bytes,
             "y": (row + 16) * 4,
         }
         return {name: round_up(size, LINE_BYTES) for name, size in sizes.items()}

@@ -82,7 +82,7 @@ class Buffers(NamedTuple):
     """Working memory.
 
     x and q are activations; q_a (t, Rq), kv_a (t, C + R). A row a worker: c_down, c_up and c_uk, views of the same
-    accumulators, q_head (mc * ldq) and y float32. counters: see `tasks`. spans (n_workers, phases, 3) int64: when a
+    accumulators, q_head (mc, ldq) and y float32. counters: see `tasks`. spans (n_workers, phases, 3) int64: when a
     worker came to a phase and when it had done its last task there, in ns, and how many it did; of a `traced` tile.
     """
 
@@ -133,9 +133,13 @@ class Cuts(NamedTuple):
 
 
 class TokenTile(NamedTuple):
-    """Tokens t0..t0+t, up to phase `last`: DOWN, QUERY or HEADS; whether spans are written."""
+    """Tokens t0..t0+t, from phase `first`, PACK or QUERY, up to `last`, DOWN, QUERY or HEADS.
+
+    Spans are written where it is `traced`. A tile that begins with QUERY finds q_a and kv_a in the buffers.
+    """
 
     t0: Index
     t: Index
+    first: Index
     last: Index
     traced: bool

@@ -14,7 +14,7 @@ rows that the product with w_uk reads as they are: the (T, heads * (D + R)) quer
 | cos, sin    | (T, R)                       | uint16          | bf16 bits; token t0 + row                             |
 | query_nope, query_rope | (T, N, C), (T, N, R) | uint16       | rows t0..t0+t are written                             |
 | c_up, c_uk  | (n_workers, walk * mc * NR)  | see `gemm`      | scratch                                               |
-| q_head      | (n_workers, mc * ldq)        | A_BF16_DTYPE    | scratch: the head's q                                 |
+| q_head      | (n_workers, mc, ldq)         | A_BF16_DTYPE    | scratch: the head's q, in whole panels                |
 | y           | (n_workers, >= R)            | float32         | scratch                                               |
 """
 
@@ -91,7 +91,7 @@ def _min_nope_magnitude(q: HeadRows, first: Index, rows: Index, rope: Index, nop
 def _up_head(work: Heads, q: HeadRows, row0: Index, c: C) -> None:
     """q of one head: QuantMatmul_qb, Dequant_qb."""
     a, up, cut = work.a, work.up, work.cut
-    n_panels, lda = q.step // NR, a.rows.shape[1]
+    n_panels, lda = ceil_div(work.query_rope.shape[2] + work.nope_dim, NR), a.rows.shape[1]
     no_subnormals = sums_stay_normal(min_of(window(a.min_magnitude, row0, q.n)), up.min_magnitude)
     rows, depth = A(a.rows, row0 * lda, lda), Depth(np.int64(0), up.kp, cut.kc)
     # Loop 4: the head's columns, a walk of panels at a time
@@ -133,8 +133,10 @@ def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
     """A head of a block of tokens. Heads are outside, blocks inside, so that a head's weights are read once."""
     n_blocks = ceil_div(work.t, work.cut.mc)
     row0, rows = block_of(work.t, n_blocks, task % n_blocks)
-    ldq = ceil_div(work.query_rope.shape[2] + work.nope_dim, NR) * NR
-    q = HeadRows(row_of(work.q_head, worker), ldq, rows, task // n_blocks, work.t0 + row0)
+    _, mc, ldq = work.q_head.shape
+    q = HeadRows(
+        window(work.q_head, worker * mc * ldq, mc * ldq), np.int64(ldq), rows, task // n_blocks, work.t0 + row0
+    )
     _up_head(work, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
     _rope_head(work, q, row_of(work.y, worker))
     _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
