@@ -1,37 +1,12 @@
 """Bit-exact CPU kernels for the quantised MLA prolog of DeepSeek-V3.2."""
 
-from .base import own_tiling as _own_tiling  # noqa: F401  # isort: skip (before anything of tiling)
-from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
+from typing import TYPE_CHECKING
 
-from . import former_paths, layouts
+from .base import own_tiling as _own_tiling  # noqa: F401  # isort: skip (before anything of tiling)
+from tiling.lazy_names import lazy_names
+
+from . import former_paths
 from ._version import __version__
-from .base.dims import MlaDims
-from .cache import KeyRows, PagedCache
-from .call.trace import Trace
-from .prolog import BoundCall, MlaProlog, PrologOutput
-from .pypto.entry_points import (
-    mla_prolog_quant_compute,
-    mla_prolog_quant_d,
-    mla_prolog_quant_p,
-)
-from .pypto.operations import (
-    MlaQuantInputs,
-    dequant,
-    dequant_asymmetric,
-    k_nope_quant,
-    quant,
-    rms_norm,
-    rope_3d_v2,
-    rope_v2,
-    rotate_half,
-    scalar_div,
-)
-from .pypto.pre_compute import pre_compute_2d
-from .rope_table import RopeTable
-from .weights.checkpoint import Checkpoint, CheckpointLayer
-from .weights.packed import PackedWeights
-from .weights.plain import MlaWeights
-from .weights.quantize import QuantizationReport, WeightError
 
 __all__ = [
     "BoundCall",
@@ -72,5 +47,75 @@ __all__ = [
     "rotate_half",
     "scalar_div",
 ]
+
+if TYPE_CHECKING:
+    from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
+
+    from . import layouts
+    from .base.dims import MlaDims
+    from .cache import KeyRows, PagedCache
+    from .call.trace import Trace
+    from .prolog import BoundCall, MlaProlog, PrologOutput
+    from .pypto.entry_points import (
+        mla_prolog_quant_compute,
+        mla_prolog_quant_d,
+        mla_prolog_quant_p,
+    )
+    from .pypto.operations import (
+        MlaQuantInputs,
+        dequant,
+        dequant_asymmetric,
+        k_nope_quant,
+        quant,
+        rms_norm,
+        rope_3d_v2,
+        rope_v2,
+        rotate_half,
+        scalar_div,
+    )
+    from .pypto.pre_compute import pre_compute_2d
+    from .rope_table import RopeTable
+    from .weights.checkpoint import Checkpoint, CheckpointLayer
+    from .weights.packed import PackedWeights
+    from .weights.plain import MlaWeights
+    from .weights.quantize import QuantizationReport, WeightError
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "tiling": (
+                "CpuTiling",
+                "MlaTileConfig",
+                "PassOptions",
+                "RopeTileShapeConfig",
+                "options_list",
+                "pass_options",
+                "preset",
+            ),
+            ".base.dims": ("MlaDims",),
+            ".cache": ("KeyRows", "PagedCache"),
+            ".call.trace": ("Trace",),
+            ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
+            ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
+            ".pypto.operations": (
+                "MlaQuantInputs",
+                "dequant",
+                "dequant_asymmetric",
+                "k_nope_quant",
+                "quant",
+                "rms_norm",
+                "rope_3d_v2",
+                "rope_v2",
+                "rotate_half",
+                "scalar_div",
+            ),
+            ".pypto.pre_compute": ("pre_compute_2d",),
+            ".rope_table": ("RopeTable",),
+            ".weights.checkpoint": ("Checkpoint", "CheckpointLayer"),
+            ".weights.packed": ("PackedWeights",),
+            ".weights.plain": ("MlaWeights",),
+            ".weights.quantize": ("QuantizationReport", "WeightError"),
+        },
+    )
 
 former_paths.install()

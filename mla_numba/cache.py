@@ -25,13 +25,12 @@ from .base.checks import (
     expect_type,
 )
 from .base.dims import MlaDims
+from .base.modes import CACHE_MODES, CONTIGUOUS_MODES, PAGED_MODES, CacheMode
+from .base.short_repr import arrays_text, short_repr
 from .layouts import C0_BYTES
 
-__all__ = ["KeyRows", "PagedCache"]
+__all__ = ["CACHE_MODES", "CONTIGUOUS_MODES", "PAGED_MODES", "KeyRows", "PagedCache"]
 
-PAGED_MODES = ("PA_BSND", "PA_NZ")  # a slot for each token, given by cache_index
-CONTIGUOUS_MODES = ("BSND", "TND")  # token t writes row t
-CACHE_MODES = PAGED_MODES + CONTIGUOUS_MODES
 N_SCALES = 4
 
 
@@ -47,6 +46,9 @@ class KeyRows(NamedTuple):
     kv: Array
     kr: Array
 
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheView:
@@ -58,7 +60,7 @@ class CacheView:
     layout: Array
 
     @classmethod
-    def of(cls, array: Array, cache_mode: str) -> Self:
+    def of(cls, array: Array, cache_mode: CacheMode) -> Self:
         array = _as_blocks(array)
         blocks, block_size, _, d = array.shape
         flat = array.view(np.uint16) if array.dtype in (BF16, FP16) else array
@@ -125,7 +127,7 @@ class PagedCache:
     kv: Array
     kr: Array
     k_scale: Array | None = None
-    cache_mode: str = "PA_BSND"
+    cache_mode: CacheMode = "PA_BSND"
     views: Mapping[str, CacheView] = field(init=False, repr=False)
     sizes: CacheSizes = field(init=False, repr=False)
 
@@ -149,12 +151,18 @@ class PagedCache:
                     raise ValueError(
                         f"{name}: expected rows of a multiple of {c0} elements in PA_NZ, got {array.shape[3]}"
                     )
-        modes = {"k_scale_cache": "PA_BSND"}
-        views = {name: CacheView.of(a, modes.get(name, mode)) for name, a in self.arrays().items()}
+        views = {
+            name: CacheView.of(array, "PA_BSND" if name == "k_scale_cache" else mode)
+            for name, array in self.arrays().items()
+        }
         object.__setattr__(self, "views", MappingProxyType(views))
         # Kept beside the views: an array's own shape and dtype may be assigned later.
         widths = self.kv.shape[-1], self.kr.shape[-1]
         object.__setattr__(self, "sizes", CacheSizes(self.capacity, *widths, self.quantized))
+
+    def __repr__(self) -> str:
+        arrays = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}
+        return short_repr(self, self.cache_mode, f"{self.capacity} slots", arrays_text(arrays))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For copies and pickle: of the arrays alone, since views belong to their memory."""
@@ -166,7 +174,7 @@ class PagedCache:
         dims: MlaDims,
         n_blocks: int,
         block_size: int = 128,
-        cache_mode: str = "PA_BSND",
+        cache_mode: CacheMode = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
         """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
@@ -246,7 +254,7 @@ def _as_blocks(array: Array) -> Array:
     return array[None] if array.ndim == 3 else array
 
 
-def _rows(array: Array, slots: Array, cache_mode: str) -> Array:
+def _rows(array: Array, slots: Array, cache_mode: CacheMode) -> Array:
     """Rows (n, d) of an array; only they are copied."""
     array = _as_blocks(array)
     blocks, block_size, _, d = array.shape
@@ -261,7 +269,7 @@ def _rows(array: Array, slots: Array, cache_mode: str) -> Array:
     return rows
 
 
-def _check_blocks(name: str, array: object, cache_mode: str, like: Array | None, *dtypes: np.dtype[Any]) -> None:
+def _check_blocks(name: str, array: object, cache_mode: CacheMode, like: Array | None, *dtypes: np.dtype[Any]) -> None:
     """An array of `cache_mode`'s shape, contiguous within a block, with `like`'s slots and of one of `dtypes`."""
     array = expect_array(name, array, dtypes)
     shape = {"BSND": "(B, S, 1, d)", "TND": "(rows, 1, d)"}.get(cache_mode, "(blocks, block_size, 1, d)")

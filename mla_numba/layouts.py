@@ -21,6 +21,8 @@ from .base.checks import (
     check_int,
     dtype_text,
 )
+from .base.modes import RecordOrder
+from .base.short_repr import arrays_text, short_repr
 
 __all__ = [
     "C0_BYTES",
@@ -38,7 +40,10 @@ __all__ = [
 C0_BYTES = 32  # the innermost run of an NZ layout
 FRACTAL_ROWS = 16
 RECORD_BYTES = 656  # 512 codes, 4 float32 scales and 64 bf16 rope elements of one token
-RECORD_ORDERS = {"cann": ("codes", "rope", "scales"), "flashmla": ("codes", "scales", "rope")}
+RECORD_ORDERS: dict[RecordOrder, tuple[str, ...]] = {
+    "cann": ("codes", "rope", "scales"),
+    "flashmla": ("codes", "scales", "rope"),
+}
 _RECORD_FIELDS = {"codes": (INT8, 512), "scales": (FP32, 4), "rope": (BF16, 64)}
 _UINT8 = np.dtype(np.uint8)
 
@@ -56,6 +61,9 @@ class RecordFields(NamedTuple):
     codes: Array
     scales: Array
     rope: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 def to_fractal_nz(weight: Array) -> Array:
@@ -113,7 +121,7 @@ def pa_nz_to_pa_bsnd(cache: Array) -> Array:
     return chunks.swapaxes(1, 2).copy(order="C").reshape(cache.shape)
 
 
-def to_records(codes: Array, scales: Array, rope: Array, *, order: str) -> Array:
+def to_records(codes: Array, scales: Array, rope: Array, *, order: RecordOrder) -> Array:
     """Token rows (`RecordFields`, with the same leading axes) as records (..., 656) uint8 in one of two orders.
 
     | order    | fields                | who reads it so                                             |
@@ -137,7 +145,7 @@ def to_records(codes: Array, scales: Array, rope: Array, *, order: str) -> Array
     return records
 
 
-def from_records(records: Array, *, order: str) -> RecordFields:
+def from_records(records: Array, *, order: RecordOrder) -> RecordFields:
     """The fields of records (..., 656), uint8 or int8; `order` as in `to_records`.
 
     Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
@@ -154,7 +162,7 @@ def from_records(records: Array, *, order: str) -> RecordFields:
     return RecordFields(field("codes"), field("scales"), field("rope"))
 
 
-def _spans(order: str) -> dict[str, tuple[int, int]]:
+def _spans(order: RecordOrder) -> dict[str, tuple[int, int]]:
     """First byte of each field and the byte behind its last."""
     spans, at = {}, 0
     for name in RECORD_ORDERS[check_choice("order", order, RECORD_ORDERS)]:

@@ -9,14 +9,15 @@ from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan
 
 from .base import checks as check
 from .base.checks import BF16, FP32, INT8, Array
 from .base.memory import aligned_empty
-from .base.modes import NUMERICS
+from .base.modes import NUMERICS, CallPhase, Numerics
+from .base.short_repr import dims_text, fields_text, short_repr, size_text
 from .cache import PagedCache
 from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
@@ -30,17 +31,23 @@ from .kernels.sweeps.tile import prolog_tile
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
 
-__all__ = ["BoundCall", "MlaProlog", "PrologOutput", "PrologSettings"]
+__all__ = ["BoundCall", "MlaProlog", "PrologChoices", "PrologOutput", "PrologSettings"]
 
 
 class PrologSettings(TypedDict, total=False):
     """The settings of `MlaProlog`, by name."""
 
-    tile_config: MlaTileConfig | CpuTiling | str | None
+    tile_config: MlaTileConfig | CpuTiling | Literal["auto"] | None
     options: PassOptions | None
     n_threads: int | None
     check_finite: bool
-    numerics: str
+    numerics: Numerics
+
+
+class PrologChoices(PrologSettings, total=False):
+    """The settings of `MlaProlog` and its phase, by name."""
+
+    phase: CallPhase
 
 
 class MlaProlog:
@@ -80,13 +87,13 @@ class MlaProlog:
     def __init__(
         self,
         weights: MlaWeights | PackedWeights,
-        phase: str = "decode",
+        phase: CallPhase = "decode",
         *,
-        tile_config: MlaTileConfig | CpuTiling | str | None = None,
+        tile_config: MlaTileConfig | CpuTiling | Literal["auto"] | None = None,
         options: PassOptions | None = None,
         n_threads: int | None = None,
         check_finite: bool = False,
-        numerics: str = "pypto",
+        numerics: Numerics = "pypto",
     ) -> None:
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
@@ -107,11 +114,19 @@ class MlaProlog:
             raise AttributeError(f"{name}: expected to stay as the prolog was made, got an assignment")
         super().__setattr__(name, value)
 
+    def __repr__(self) -> str:
+        names = ("phase", "tile_config", "options", "n_threads", "check_finite", "numerics")
+        usual = {"tile_config": None, "options": None, "check_finite": False, "numerics": "pypto"}
+        settings = {name: getattr(self, name) for name in names}
+        shown = {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
+        quant, memory = f"quant={self.weights.quant!r}", size_text(self.weights.nbytes)
+        return short_repr(self, dims_text(self.dims), quant, fields_text(shown), memory)
+
     @classmethod
     def load(
         cls,
         path: str | os.PathLike[str],
-        phase: str = "decode",
+        phase: CallPhase = "decode",
         *,
         verify: bool = False,
         **settings: Unpack[PrologSettings],
@@ -268,7 +283,7 @@ class MlaProlog:
         return memory if memory.holds(plan) else Memory(plan)
 
 
-def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: str, settings: dict[str, Any]) -> MlaProlog:
+def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: CallPhase, settings: dict[str, Any]) -> MlaProlog:
     settings["n_threads"] = min(settings["n_threads"], max_threads())
     return cls(weights, phase, **settings)
 

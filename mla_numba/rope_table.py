@@ -24,6 +24,7 @@ from .base.rope_settings import (
     read_theta,
     read_yarn,
 )
+from .base.short_repr import arrays_text, short_repr
 
 __all__ = [
     "CosSin",
@@ -47,6 +48,9 @@ class CosSin(NamedTuple):
     cos: Array
     sin: Array
 
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RopeTable:
@@ -68,6 +72,11 @@ class RopeTable:
         if not self.frequencies.size:
             raise ValueError("frequencies: expected at least 1, got 0")
         check_number("attention_factor", self.attention_factor)
+
+    def __repr__(self) -> str:
+        first, last = self.frequencies[0], self.frequencies[-1]
+        radians = f"{len(self.frequencies)} frequencies from {first:.4g} to {last:.4g} radians a position"
+        return short_repr(self, f"R={2 * len(self.frequencies)}", radians, f"attention_factor={self.attention_factor}")
 
     @classmethod
     def from_hf(cls, config: Any) -> Self:

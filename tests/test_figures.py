@@ -79,10 +79,37 @@ def test_links_of_readme_lead_somewhere():
             assert link.startswith("#") or (ROOT / link.split("#")[0]).is_file(), link
 
 
-def test_links_of_readme_are_absolute_on_a_package_index():
+def load_setup_script():
     spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
     setup_script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup_script)
+    return setup_script
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("[a](docs/a.md#b)", "[a](HOST/blob/main/docs/a.md#b)"),
+        ("![a](docs/a.svg)", "![a](HOST/raw/main/docs/a.svg)"),
+        ('<img alt="a" src="docs/a.svg">', '<img alt="a" src="HOST/raw/main/docs/a.svg">'),
+        (
+            '<source media="(x: dark)" srcset="docs/a.svg">',
+            '<source media="(x: dark)" srcset="HOST/raw/main/docs/a.svg">',
+        ),
+        ('<a href="docs/a.md">', '<a href="HOST/blob/main/docs/a.md">'),
+        ("[a]: docs/a.md", "[a]: HOST/blob/main/docs/a.md"),
+        ("[a](#b) [c](https://d.org) ![e](http://f.org/g.svg)", "[a](#b) [c](https://d.org) ![e](http://f.org/g.svg)"),
+        ('<a href="#b"><img src="https://f.org/g.svg"></a>', '<a href="#b"><img src="https://f.org/g.svg"></a>'),
+        ("[a]: https://d.org", "[a]: https://d.org"),
+    ],
+)
+def test_links_become_absolute_in_every_form(text, wanted):
+    setup_script = load_setup_script()
+    assert setup_script.absolute_links(text) == wanted.replace("HOST", setup_script.REPOSITORY)
+
+
+def test_links_of_readme_are_absolute_on_a_package_index():
+    setup_script = load_setup_script()
     found = links(setup_script.absolute_links(README))
     assert len(found) == len(links(README))
     assert [link for link in found if not link.startswith(("https://", "#"))] == []

@@ -246,6 +246,19 @@ def test_going_on_with_a_cache(model):
         assert again.tolist() == first.tolist()
 
 
+def test_a_patched_model_and_its_cache_say_what_they_are(model):
+    patched = patch(model, n_blocks=4, block_size=16)
+    cache = patched.new_cache()
+    generate(model, make_prompt(2, 9), 3, cache=cache)
+    assert repr(patched).startswith(
+        "<Patched: DeepseekV3ForCausalLM, 3 layers, H=128 N=4 Rq=64 C=64 D=32 R=16, quant='none', "
+    )
+    pool = "<BlockPool: 2 sequences, 4 blocks of 16 slots, bf16, 30.7 kB>"
+    assert repr(cache) == f"<LatentCache: 3 layers, 11 tokens, {pool}>"
+    assert repr(cache.layers[1]) == f"<LatentLayer: layer 1, 11 tokens, {pool}>"
+    assert ", growing," in repr(patch(patched.unpatch() or model).new_cache())
+
+
 @pytest.mark.parametrize("kind", ["dense", "v32 sparse"])
 def test_cropped_and_selected_caches(saved, kind):
     """Blocks and, where there is one, the indexer's keys; a median token, as rounding chooses between equal keys."""

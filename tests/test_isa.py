@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import SCRIPTS, run_python
+from llvmlite import binding as llvm
 
 from mla_numba.kernels import ISA, ISAS
 from mla_numba.kernels.micro.assembly import Target
-from mla_numba.kernels.micro.table import choose_isa
+from mla_numba.kernels.micro.cpu_features import host_features, named_features
+from mla_numba.kernels.micro.table import CHOICE, Choice, choose_isa, target_features
 from tiling import machine
 
 SCRIPT = str(SCRIPTS / "isa_script.py")
@@ -53,6 +55,7 @@ def test_other_instruction_sets_are_exact(runs, name):
     runs[name].result()
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
 @pytest.mark.parametrize(
     ("cpu_name", "features", "host", "expected"),
     [
@@ -96,10 +99,83 @@ def test_other_instruction_sets_are_exact(runs, name):
         ("cascadelake", "-avx512vnni", AVX512, "avx2"),
         ("generic", "+avx2,+fma", AVX512, "avx2"),
         (None, "+avx2,+fma,-fma", AVX512, "portable"),
+        # what a feature implies goes and comes with it
+        (None, "+avx2,-avx", AVX512, "portable"),
+        ("znver5", "-avx2", BF16, "portable"),
+        ("haswell", "+avx512bf16,+avx512vnni,+avx512vl", BF16, "avx512bf16"),
     ],
 )
 def test_choice(cpu_name, features, host, expected):
-    assert choose_isa(cpu_name, features, host) is ISAS[expected]
+    assert choose_isa("", {}, target_features(cpu_name, features, host)).isa is ISAS[expected]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the features are those of x86-64")
+def test_no_choice_beyond_numbas_switch_of_avx():
+    assert not {name for name in target_features(None, None, BF16, avx=False) if name.startswith("avx")}
+
+
+def test_a_name_chooses_among_those_that_can_run():
+    """`MLA_NUMBA_ISA`: any that the target has, whatever is best, and no other."""
+    for isa in ISAS.values():
+        choice = choose_isa(isa.name, {}, isa.features)
+        assert (choice.isa, choice.reason) == (isa, f"MLA_NUMBA_ISA={isa.name}")
+        assert isa.name not in choice.others
+        assert all(ISAS[name].features <= isa.features for name in choice.others)
+    within = {"NUMBA_CPU_NAME": "haswell"}
+    assert choose_isa("portable", within, AVX2).isa is ISAS["portable"]
+    with pytest.raises(ValueError, match=f"MLA_NUMBA_ISA: expected one of {', '.join(ISAS)}, got 'avx9'"):
+        choose_isa("avx9", {}, BF16)
+    with pytest.raises(
+        ValueError, match=r"an instruction set that this CPU has \(portable\), got avx2, which needs fma$"
+    ):
+        choose_isa("avx2", {}, frozenset({"avx2"}))
+    with pytest.raises(ValueError, match=r"that NUMBA_CPU_NAME=haswell has \(avx2, portable\), got avx512bf16, which"):
+        choose_isa("avx512bf16", within, AVX2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        (Choice(ISAS["avx2"], "", AVX2, named=False), "the most capable that this CPU has"),
+        (
+            Choice(ISAS["avx2"], "NUMBA_CPU_NAME=haswell", AVX2, named=False),
+            "the most capable that NUMBA_CPU_NAME=haswell has",
+        ),
+        (Choice(ISAS["portable"], "", frozenset(), named=False), "none of the others is in this CPU"),
+    ],
+)
+def test_reasons(choice, reason):
+    assert choice.reason == reason
+
+
+def test_the_choice_of_this_process():
+    assert CHOICE.isa is ISA
+    assert CHOICE.features <= host_features()
+    assert not CHOICE.lacking(ISA)
+
+
+ARM = ("neon", "dotprod", "i8mm")
+
+
+@pytest.mark.parametrize(
+    ("triple", "cpu_name", "features", "wanted", "expected"),
+    [
+        ("x86_64-unknown-linux-gnu", "alderlake", "", ("avx2", "avxvnni", "avx512f"), {"avx2", "avxvnni"}),
+        ("x86_64-unknown-linux-gnu", "skylake-avx512", "", AVX512, AVX512 - {"avx512vnni"}),
+        ("x86_64-unknown-linux-gnu", "generic", "+avx512f", ("avx2", "avx512f", "avx512bw"), {"avx2", "avx512f"}),
+        ("aarch64-unknown-linux-gnu", "generic", "", ARM, {"neon"}),
+        ("aarch64-unknown-linux-gnu", "generic", "+dotprod", ARM, {"neon", "dotprod"}),
+        ("aarch64-unknown-linux-gnu", "neoverse-n1", "", ARM, {"neon", "dotprod"}),
+        ("aarch64-unknown-linux-gnu", "neoverse-v1", "", ARM, {*ARM}),
+        ("aarch64-unknown-linux-gnu", "neoverse-v1", "-i8mm", ARM, {"neon", "dotprod"}),
+        ("arm64-apple-darwin", "apple-m1", "", ARM, {"neon", "dotprod"}),
+        ("arm64-apple-darwin", "apple-m2", "", (), set()),
+    ],
+)
+def test_features_of_a_name(triple, cpu_name, features, wanted, expected):
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    assert named_features(cpu_name, features, wanted, triple) == expected
 
 
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
@@ -124,6 +200,9 @@ def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
         ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
         ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
         ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
+        ("neoni8mm", "aarch64-unknown-linux-gnu", "neoverse-v2", ("bfmlalb", "bfmlalt", "smmla")),
+        ("neondot", "arm64-apple-darwin", "apple-m1", ("fmla", "sdot")),
+        ("neon", "aarch64-unknown-linux-gnu", "cortex-a72", ("fmla", "smull2", "sadalp")),
     ],
 )
 def test_code_for_another_cpu(isa, triple, cpu, instructions):
@@ -139,7 +218,7 @@ def test_plain_loops_have_no_vector_code():
 def test_facts_are_plain():
     assert json.loads(json.dumps(ISAS["avx2"].facts)) == {
         "name": "avx2", "lanes": 8, "mr": 6, "nr": 16, "kr_bf16": 2, "kr_int8": 4, "a_offset": 0, "a_int8_bytes": 2,
-        "bf16_dot": False,
+        "bf16_dot": False, "tune": "",
     }  # fmt: skip
 
 
@@ -149,14 +228,25 @@ def test_the_planner_knows_the_same_instruction_sets():
 
 @pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
 def test_the_planner_needs_the_same_features(isa):
-    names = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}  # in Linux
-    flags = {names.get(feature, feature) for feature in isa.features}
-    weaker = list(ISAS.values())[list(ISAS).index(isa.name) + 1 :]
-    own = isa.features.difference(*(other.features for other in weaker))
+    in_linux = {
+        "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni", "neon": "asimd",
+        "dotprod": "asimddp",
+    }  # fmt: skip
+    flags = machine.CPU_FLAGS[isa.name]
+    assert {in_linux.get(feature, feature) for feature in isa.features} == flags
     assert machine.isa_of(flags) == isa.name
-    assert all(machine.isa_of(flags - {names.get(feature, feature)}) != isa.name for feature in own)
 
 
-@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
-def test_names_of_cpus_choose_the_instruction_set(isa):
-    assert all(choose_isa(name, None, BF16) is isa for name in isa.cpus)
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
+@pytest.mark.parametrize(
+    ("expected", "names"),
+    [
+        ("avx512bf16", ("cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5")),
+        ("avx512vnni", ("cascadelake", "icelake-server", "icelake-client", "rocketlake", "tigerlake")),
+        ("avx2", ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "x86-64-v3")),
+        ("portable", ("generic", "x86-64", "x86-64-v2", "nehalem", "sandybridge", "ivybridge", "btver2")),
+    ],
+)
+def test_names_of_cpus_choose_the_instruction_set(expected, names):
+    for name in names:
+        assert choose_isa("", {}, target_features(name, None, BF16)).isa is ISAS[expected], name

@@ -315,6 +315,8 @@ LINES = [HEADER, asdict(row(0)), asdict(row(1, ratio=None, status="refused"))]
     [
         ({"ratio": None}, "expected min_ms, .* where a plan was timed, and there only"),
         ({"status": "refused"}, "expected min_ms, .* where a plan was timed, and there only"),
+        ({"quant": "c"}, "quant: expected one of none, a, b, ab, got 'c'"),
+        ({"quant": 1}, "quant: expected str, got 1"),
         ({"status": "made"}, "status: expected one of done, stopped, wrong, same, refused, got 'made'"),
         ({"status": 1}, "status: expected str, got 1"),
         ({"median_ms": 0}, "median_ms: expected a number > 0, got 0"),

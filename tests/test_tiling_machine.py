@@ -5,7 +5,7 @@ import pytest
 from helpers.machines import ZEN5, fake_linux, write
 
 from tiling import Machine
-from tiling.machine import detect_linux, detect_macos, fallback_machine, isa_of
+from tiling.machine import ISA_NAMES, detect_linux, detect_macos, fallback_machine, isa_of
 
 KIB = 1024
 
@@ -70,7 +70,11 @@ def test_linux_without_any_file(tmp_path):
         (ZEN5.replace("avx512vl", ""), "avx2"),
         ("avx2 fma avx512f avx512bw avx512vl", "avx2"),
         ("avx2", "portable"),
-        ("asimd", "portable"),
+        ("fp asimd evtstrm aes", "neon"),
+        ("fp asimd asimddp", "neondot"),
+        ("fp asimd asimddp i8mm", "neondot"),
+        ("fp asimd asimddp sve i8mm bf16", "neoni8mm"),
+        ("fp", "portable"),
         ("", "portable"),
     ],
 )
@@ -89,6 +93,10 @@ def test_macos():
     }
     m = detect_macos(lambda key: arm.get(key, ""))
     assert m == Machine("Apple M9", platform.machine(), "portable", 128 * KIB, 4096 * KIB, 0, 10, 8)
+    keys = ("neon", "arm.FEAT_DotProd", "arm.FEAT_I8MM", "arm.FEAT_BF16")
+    for n, isa in enumerate(("portable", "neon", "neondot", "neondot", "neoni8mm")):
+        here = arm | {f"hw.optional.{key}": str(int(i < n)) for i, key in enumerate(keys)}
+        assert detect_macos(lambda key, here=here: here.get(key, "")).isa == isa
     intel = {"machdep.cpu.features": "SSE4.2 FMA", "machdep.cpu.leaf7_features": "AVX2", "hw.physicalcpu": "4"}
     m = detect_macos(lambda key: intel.get(key, ""))
     assert (m.isa, m.l1d_bytes, m.l2_bytes, m.n_usable_cores) == ("avx2", 32 * KIB, 512 * KIB, 4)
@@ -114,7 +122,7 @@ def test_json_and_str():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"isa": "sse"}, "isa: expected one of avx512bf16, avx512vnni, avx2, portable, got 'sse'"),
+        ({"isa": "sse"}, f"isa: expected one of {', '.join(ISA_NAMES)}, got 'sse'"),
         ({"l2_bytes": 0}, "l2_bytes: expected at least 1, got 0"),
         ({"n_usable_cores": 9}, "n_physical_cores: expected at least 9, got 8"),
     ],

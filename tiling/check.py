@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
+from typing import TypeVar
 
 __all__ = [
     "MAX_COUNT",
@@ -22,6 +23,7 @@ MAX_COUNT = 2**31 - 1  # of elements, rows, panels or tasks: sums and products o
 MAX_TOKENS = 1 << 22  # a plan lists its tiles, which may be of one token each
 MAX_THREADS = 1 << 16  # each has buffers of its own
 MAX_ITEMS = 4096  # of a list: each size of a tile has a plan of its own
+Choice = TypeVar("Choice", bound=str)
 _MAX_RATE = 1e30  # and least 1e-30: quotients and products of two stay finite
 
 
@@ -88,12 +90,13 @@ def check_str(name: str, value: object) -> str:
     return value
 
 
-def check_choice(name: str, value: object, choices: Collection[str]) -> str:
-    """Return ``value`` if it is one of ``choices``, else raise an error that lists them."""
+def check_choice(name: str, value: object, choices: Collection[Choice]) -> Choice:
+    """Return the one of ``choices`` that ``value`` is, else raise an error that lists them."""
     text = check_str(name, value)
-    if text not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {text!r}")
-    return text
+    for choice in choices:
+        if choice == text:
+            return choice
+    raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {text!r}")
 
 
 def check_setting(name: str, value: object, lowest_key: int) -> dict[int, int]:

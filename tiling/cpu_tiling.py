@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from tiling.check import MAX_THREADS, check_int, check_ints
 from tiling.json import JsonText
+from tiling.short_repr import changed_repr
 
 __all__ = ["CpuTiling", "listed"]
 
@@ -63,6 +64,10 @@ class CpuTiling(JsonText):
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed."""
         return dataclass_replace(self, **changes)
+
+    def __repr__(self) -> str:
+        """The given fields, as Python makes the same tiling of them."""
+        return changed_repr(self)
 
     def __str__(self) -> str:
         """One line: the given fields."""

@@ -10,11 +10,11 @@ from tiling.check import (
     check_int,
     short_int,
 )
+from tiling.modes import DTYPES, Dtype
 from tiling.roofline import Work
 
 __all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile", "row_distance"]
 
-DTYPES = ("bf16", "int8")
 
 LINE_BYTES = 64  # of a cache line
 _MAX_MICRO = 4096
@@ -69,7 +69,7 @@ class GemmPlan:
     """
 
     stage: str
-    dtype: str
+    dtype: Dtype
     batch: int
     m: int
     k: int

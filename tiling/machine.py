@@ -14,7 +14,32 @@ from tiling.json import JsonText
 
 __all__ = ["ISA_NAMES", "Machine"]
 
-ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "portable")
+# Those that there are kernels for, the most capable first
+ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
+
+_AVX2 = frozenset({"avx2", "fma"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
+# What each instruction set needs of a CPU, by Linux' names of flags.
+CPU_FLAGS = {
+    "avx512bf16": _AVX512 | {"avx512_vnni", "avx512_bf16"},
+    "avx512vnni": _AVX512 | {"avx512_vnni"},
+    "avx512": _AVX512 | {"avx512dq"},
+    "avxvnni": _AVX2 | {"avx_vnni"},
+    "avx2": _AVX2,
+    "neoni8mm": frozenset({"asimd", "asimddp", "i8mm", "bf16"}),
+    "neondot": frozenset({"asimd", "asimddp"}),
+    "neon": frozenset({"asimd"}),
+    "portable": frozenset[str](),
+}
+# Where macOS names the same: on Intel in a list of words, on Apple's own CPUs one key each, which is "1".
+_MACOS_FLAGS = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni"}
+_MACOS_KEYS = {
+    "hw.optional.neon": "asimd",
+    "hw.optional.AdvSIMD": "asimd",
+    "hw.optional.arm.FEAT_DotProd": "asimddp",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+}
 
 # What nearly every core since 2010 has at least; used where the system does not say.
 _FALLBACK_L1D_BYTES = 32 * 1024
@@ -75,11 +100,7 @@ class Machine(JsonText):
 def isa_of(flags: Iterable[str]) -> str:
     """The best instruction set of ``ISA_NAMES`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
     flags = set(flags)
-    if flags >= {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}:
-        return "avx512bf16" if "avx512_bf16" in flags else "avx512vnni"
-    if flags >= {"avx2", "fma"}:
-        return "avx2"
-    return "portable"
+    return next(name for name in ISA_NAMES if flags >= CPU_FLAGS[name])
 
 
 def detect_linux(root: Path, affinity: set[int]) -> Machine:
@@ -95,7 +116,7 @@ def detect_linux(root: Path, affinity: set[int]) -> Machine:
     return Machine(
         name=info.get("model name", platform.machine()),
         arch=platform.machine(),
-        isa=isa_of(info.get("flags", "").split()),
+        isa=isa_of(info.get("flags", info.get("Features", "")).split()),
         l1d_bytes=caches.get((1, "Data"), _FALLBACK_L1D_BYTES),
         l2_bytes=caches.get((2, "Unified"), caches.get((2, "Data"), _FALLBACK_L2_BYTES)),
         l3_bytes=caches.get((3, "Unified"), 0),
@@ -110,14 +131,16 @@ def detect_macos(sysctl: Callable[[str], str]) -> Machine:
     def number(*keys: str) -> int:
         return next((n for n in map(_number, map(sysctl, keys)) if 0 < n <= _MAX_CACHE_BYTES), 0)
 
-    flags = f"{sysctl('machdep.cpu.features')} {sysctl('machdep.cpu.leaf7_features')}".lower()
+    words = f"{sysctl('machdep.cpu.features')} {sysctl('machdep.cpu.leaf7_features')}".lower().split()
+    flags = [_MACOS_FLAGS.get(word, word) for word in words]
+    flags += [flag for key, flag in _MACOS_KEYS.items() if sysctl(key) == "1"]
     n_cores = (
         number("hw.perflevel0.physicalcpu", "hw.physicalcpu") or 1
     )  # performance cores: sweeps wait for the slowest
     return Machine(
         name=sysctl("machdep.cpu.brand_string") or platform.machine(),
         arch=platform.machine(),
-        isa=isa_of(flags.replace("avx512vnni", "avx512_vnni").split()),
+        isa=isa_of(flags),
         l1d_bytes=number("hw.perflevel0.l1dcachesize", "hw.l1dcachesize") or _FALLBACK_L1D_BYTES,
         l2_bytes=number("hw.perflevel0.l2cachesize", "hw.l2cachesize") or _FALLBACK_L2_BYTES,
         l3_bytes=number("hw.l3cachesize"),

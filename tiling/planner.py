@@ -14,9 +14,9 @@ from tiling.check import (
 from tiling.choose.candidates import Choice, Chooser
 from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling, listed
-from tiling.gemm import DTYPES, MicroTile
+from tiling.gemm import MicroTile
 from tiling.machine import Machine
-from tiling.modes import CALL_PHASES
+from tiling.modes import CALL_PHASES, DTYPES, CallPhase, Dtype, Origin, QuantMode
 from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
 from tiling.plan.given import Notes, config_tile, describe_config, describe_options
 from tiling.plan.own import Reasons, own_tile, own_unroll_list
@@ -36,9 +36,9 @@ def plan_prolog(
     config: MlaTileConfig | CpuTiling | None = None,
     machine: Machine | None = None,
     *,
-    micro: Mapping[str, MicroTile],
-    phase: str = "decode",
-    quant: str = "b",
+    micro: Mapping[Dtype, MicroTile],
+    phase: CallPhase = "decode",
+    quant: QuantMode = "b",
     n_threads: int | None = None,
     options: PassOptions | None = None,
     costs: Costs | None = None,
@@ -83,8 +83,8 @@ class _Request:
 
     dims: PlanDims
     t: int
-    phase: str
-    quant: str
+    phase: CallPhase
+    quant: QuantMode
     config: MlaTileConfig | CpuTiling | None
     options: PassOptions | None
     machine: Machine
@@ -98,7 +98,7 @@ class _Request:
         return self.config if isinstance(self.config, MlaTileConfig) else None
 
     @property
-    def origin(self) -> str:
+    def origin(self) -> Origin:
         """Where the blocks come from, see ``PrologPlan``."""
         if self.config is None:
             return "planner"
@@ -181,7 +181,7 @@ class _Request:
 def _check_types(
     config: MlaTileConfig | CpuTiling | None,
     machine: Machine | None,
-    micro: Mapping[str, MicroTile],
+    micro: Mapping[Dtype, MicroTile],
     options: PassOptions | None,
     costs: Costs | None,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 from tiling.arith import round_up
 from tiling.check import check_choice, check_int
 from tiling.gemm import GemmPlan, MicroTile
-from tiling.modes import QUANT_MODES
+from tiling.modes import QUANT_MODES, Dtype, QuantMode
 
 __all__ = ["Dims", "PlanDims", "StageShape", "stage_shapes"]
 
@@ -72,7 +72,7 @@ class StageShape:
 
     stage: str
     ordinal: int
-    dtype: str
+    dtype: Dtype
     batch: int
     k: int
     n: int
@@ -102,7 +102,7 @@ class StageShape:
         return wanted == (plan.stage, plan.dtype, plan.batch, plan.k, plan.n, plan.k_parts)
 
 
-def stage_shapes(dims: Dims, quant: str) -> tuple[StageShape, StageShape, StageShape, StageShape]:
+def stage_shapes(dims: Dims, quant: QuantMode) -> tuple[StageShape, StageShape, StageShape, StageShape]:
     """The products by ordinal: query down, query up (per head), key down, query times w_uk (per head).
 
     ``quant`` is one of ``QUANT_MODES``: "a" makes the down projections int8, "b" the query's up projection. Only the
@@ -110,7 +110,8 @@ def stage_shapes(dims: Dims, quant: str) -> tuple[StageShape, StageShape, StageS
     """
     check_choice("quant", quant, QUANT_MODES)
     d = PlanDims.of(dims)
-    a, b = ("int8" if mode in quant.replace("none", "") else "bf16" for mode in "ab")
+    a: Dtype = "int8" if quant in ("a", "ab") else "bf16"
+    b: Dtype = "int8" if quant in ("b", "ab") else "bf16"
     a_name, b_name = ("QuantMatmul" if dtype == "int8" else "Matmul" for dtype in (a, b))
     k_parts = 1 if a == "int8" else 2
     if d.hidden_size % k_parts != 0:

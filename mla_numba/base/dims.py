@@ -7,8 +7,6 @@ from typing import Any, Self
 
 from tiling import PlanDims
 
-from .model_config import read_model_config
-
 __all__ = ["MAX_WEIGHT_BYTES", "MlaDims"]
 
 MAX_WEIGHT_BYTES = 2**36  # of a layer in bf16, far more than any model has: 0.35 GB in DeepSeek-V3.2
@@ -58,6 +56,8 @@ class MlaDims(PlanDims):
         not apply to it), the largest one where a layer's weights would take more than 64 GiB, and a setting that this
         prolog does not compute (see `read_model_config`).
         """
+        from .model_config import read_model_config  # which needs NumPy
+
         model = read_model_config(config)
         values = {field.name: model.get(field.name) for field in fields(cls)}
         for name, value in values.items():

@@ -15,6 +15,8 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.memory import UINT16, as_bits
+from ..base.modes import QuantMode
+from ..base.short_repr import arrays_text, dims_text, short_repr
 from ..cache import PagedCache
 from ..kernels.sweeps.arguments import Caches, Slots, Tokens
 
@@ -40,6 +42,9 @@ class PrologOutput(NamedTuple):
     q_norm: Array
     q_norm_scale: Array | None
 
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
+
 
 class BoundCall(NamedTuple):
     """A checked call, made by `MlaProlog.bind`: `out` are its outputs, the other fields are for `MlaProlog.run`.
@@ -54,12 +59,16 @@ class BoundCall(NamedTuple):
     cache_index: Array | None
     capacity: int
     dims: MlaDims
-    quant: str
+    quant: QuantMode
+
+    def __repr__(self) -> str:
+        tokens, slots = f"{len(self.tokens.x)} tokens", f"{self.capacity} slots"
+        return short_repr(self, tokens, dims_text(self.dims), f"quant={self.quant!r}", slots)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("call: expected to stay in its process, as views of the arrays it was bound to, got a copy")
 
-    def check_fits(self, dims: MlaDims, quant: str) -> None:
+    def check_fits(self, dims: MlaDims, quant: QuantMode) -> None:
         """Raises `ValueError` unless it was bound by a prolog of these dimensions and this mode."""
         if self.dims is not dims and self.dims != dims:
             raise ValueError(f"call: expected one that a prolog of {dims} bound, got one of {self.dims}")
@@ -84,7 +93,7 @@ class CallInputs(NamedTuple):
     cache: PagedCache
 
 
-def check_inputs(given: CallInputs, dims: MlaDims, quant: str) -> Array:
+def check_inputs(given: CallInputs, dims: MlaDims, quant: QuantMode) -> Array:
     """Raises for an argument that a prolog of these dimensions and this mode does not take; the slots, a copy."""
     x, cos, sin, cache_index, cache = given
     check.check_array("x", x, (BF16,), (None, dims.hidden_size))
@@ -110,7 +119,7 @@ def check_inputs(given: CallInputs, dims: MlaDims, quant: str) -> Array:
     return _slots(cache, cache_index, t)
 
 
-def writable_outputs(out: PrologOutput, t: int, dims: MlaDims, quant: str) -> dict[str, Array]:
+def writable_outputs(out: PrologOutput, t: int, dims: MlaDims, quant: QuantMode) -> dict[str, Array]:
     """The outputs by name. Raises for one that does not fit T tokens, the dimensions and the mode."""
     if not isinstance(out, PrologOutput):
         raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")
@@ -131,7 +140,7 @@ def writable_outputs(out: PrologOutput, t: int, dims: MlaDims, quant: str) -> di
     return arrays
 
 
-def hold(given: CallInputs, slots: Array, out: PrologOutput, dims: MlaDims, quant: str) -> BoundCall:
+def hold(given: CallInputs, slots: Array, out: PrologOutput, dims: MlaDims, quant: QuantMode) -> BoundCall:
     """The checked arguments as views: whatever is done to an array's own shape or dtype later, they stay as checked."""
     views, quantized = given.cache.views, "b" in quant
     kv, kr = views["kv_cache"], views["kr_cache"]

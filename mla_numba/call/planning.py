@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tiling import (
     Costs,
@@ -15,17 +16,18 @@ from tiling import (
     pass_options,
     plan_prolog,
 )
+from tiling.modes import Dtype
 
 from .._version import __version__
 from ..base.checks import check_choice
 from ..base.dims import MlaDims
-from ..base.modes import CALL_PHASES
+from ..base.modes import CALL_PHASES, CallPhase, QuantMode
 from ..kernels import ISA
 from .tuned import load_rates, load_tuned
 
 __all__ = ["MICRO_TILES", "PlanSettings", "Plans", "stored_choice", "this_machine"]
 
-MICRO_TILES = {
+MICRO_TILES: dict[Dtype, MicroTile] = {
     "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
     "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
 }
@@ -38,7 +40,7 @@ def this_machine() -> Machine:
 
 
 def stored_choice(
-    machine: Machine, dims: MlaDims, quant: str, n_threads: int, t: int
+    machine: Machine, dims: MlaDims, quant: QuantMode, n_threads: int, t: int
 ) -> tuple[CpuTiling | None, Costs | None, str]:
     """What "auto" plans `t` tokens with: the tuned tiling, or None for the planner to choose; the model's constants
     with the rates measured on this machine, or None where they were not; and what to say of it.
@@ -58,8 +60,8 @@ class PlanSettings:
     Raises `TypeError` or `ValueError` naming the field that does not fit.
     """
 
-    phase: str
-    tile_config: MlaTileConfig | CpuTiling | str | None
+    phase: CallPhase
+    tile_config: MlaTileConfig | CpuTiling | Literal["auto"] | None
     options: PassOptions | None
 
     def __post_init__(self) -> None:
@@ -82,7 +84,7 @@ class PlanSettings:
 class Plans:
     """The plans of one prolog, each made once."""
 
-    def __init__(self, dims: MlaDims, quant: str, settings: PlanSettings) -> None:
+    def __init__(self, dims: MlaDims, quant: QuantMode, settings: PlanSettings) -> None:
         self.machine = this_machine()
         self._dims = dims
         self._quant = quant

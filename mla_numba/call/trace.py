@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from tiling.html import table, to_html
+
 from ..base.checks import Array
 from ..base.output_file import write_text
+from ..base.short_repr import short_repr
 from ..kernels.sweeps.phase import PHASES
 
 __all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
@@ -49,6 +53,10 @@ class TileTrace:
     end_ns: int
     spans: tuple[Span, ...]
 
+    def __repr__(self) -> str:
+        total = f"{(self.end_ns - self.begin_ns) / 1e6:.3f} ms"
+        return short_repr(self, f"{self.t} tokens from token {self.t0} on", total, _sweeps_text(self.seconds))
+
     def end_of(self, phase: str) -> int:
         """When the last task of a phase was done; who found none there says nothing of it."""
         ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
@@ -70,6 +78,24 @@ class Trace:
     """A call, tile by tile."""
 
     tiles: list[TileTrace] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        tiles = f"{len(self.tiles)} tile{'' if len(self.tiles) == 1 else 's'} of tokens"
+        tokens = f"{sum(tile.t for tile in self.tiles)} tokens"
+        return short_repr(self, tiles, tokens, f"{self.total_s * 1e3:.3f} ms", _sweeps_text(self.seconds))
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: for each phase its tasks, who worked on it and for how long."""
+        rows = []
+        for phase in PHASES:
+            spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
+            busy = [seconds * 1e3 for seconds in self.busy_s(phase)]
+            workers = len({span.worker for span in spans if span.n_tasks})
+            times = (sum(busy), min(busy, default=0.0), max(busy, default=0.0))
+            tasks = sum(span.n_tasks for span in spans)
+            rows.append((phase, _STAGES[phase], str(tasks), str(workers), *(f"{time_ms:.3f}" for time_ms in times)))
+        header = ("phase", "steps", "tasks", "workers", "busy ms", "least of a worker", "most of a worker")
+        return to_html(table(repr(self)[1:-1], header, rows))
 
     def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array) -> None:
         """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`."""
@@ -121,3 +147,7 @@ class Trace:
             if span.n_tasks
         ]
         write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))
+
+
+def _sweeps_text(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {time_s * 1e3:.3f} ms" for name, time_s in seconds.items())

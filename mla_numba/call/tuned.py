@@ -23,6 +23,7 @@ from tiling.check import MAX_COUNT
 
 from ..base.checks import check_int, check_number
 from ..base.json_file import read_object
+from ..base.modes import QuantMode
 from ..base.output_file import output_file
 
 __all__ = [
@@ -117,7 +118,9 @@ def bucket_of(t: int) -> int:
     return 1 << (check_int("t", t, 1, MAX_COUNT) - 1).bit_length()
 
 
-def load_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Tuned | None:
+def load_tuned(
+    machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int
+) -> Tuned | None:
     """What was found for `t`'s bucket by this `version` of the kernels, None if nothing was."""
     entry = _load(_tuned_key(machine, version, dims, quant, n_threads, t))
     if entry is None:
@@ -128,7 +131,7 @@ def load_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_thr
         return None
 
 
-def save_tuned(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, tuned: Tuned) -> Path:
+def save_tuned(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, tuned: Tuned) -> Path:
     """Keep `tuned` for the bucket of its `t`; the file it is in. Raises `OSError` where that fails."""
     return _save(_tuned_key(machine, version, dims, quant, n_threads, tuned.t), asdict(tuned))
 
@@ -147,7 +150,7 @@ def save_rates(machine: Machine, version: str, n_threads: int, rates: Rates) -> 
     return _save(_rates_key(machine, version, n_threads), asdict(rates))
 
 
-def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: str, n_threads: int, t: int) -> Key:
+def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:
     key = {"kind": "tuned", "machine": asdict(machine), "version": version, "dims": asdict(dims)}
     return key | {"quant": quant, "n_threads": n_threads, "bucket": bucket_of(t)}
 

@@ -2,87 +2,44 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..cache import CACHE_MODES
-from ..dumps import FORMATS, DumpSettings, write_dump
-from ..dumps.names import INPUTS, OUTPUTS, SCALES, STYLES
+from ..base.modes import QuantMode
+from ..dumps import DumpSettings, write_dump
+from ..dumps.names import INPUTS, OUTPUTS, SCALES
 from .faults import said_plainly
 from .options import (
-    DIMS_HELP,
-    block_size_type,
     check_smooth,
-    dims_option,
-    epsilon_type,
-    folder_to_write,
-    numerics_option,
-    quant_as_in_run_option,
-    smooth_option,
-    tokens_type,
 )
-from .progress import Steps
+from .progress import Advance, Steps
 
 __all__ = ["dump"]
 
 _N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
 
 
-@click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
-@click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
-@quant_as_in_run_option
-@smooth_option
-@dims_option(f"{DIMS_HELP}  [default: DeepSeek-V3.2's]")
-@click.option(
-    "--format", "file_format", type=click.Choice(FORMATS), default="npy", show_default=True, help="Form of the files."
-)
-@click.option(
-    "--names", "style", type=click.Choice(STYLES), default="reference", show_default=True,
-    help="token_x and q_norm_golden; pypto's x and rms_norm_golden; or input_0 and golden_0.",
-)  # fmt: skip
-@click.option("--nz", is_flag=True, help="Write w_dq, w_uq_qr and w_dkv_kr in FRACTAL_NZ.")
-@click.option(
-    "--cache-mode", type=click.Choice(CACHE_MODES), default="PA_BSND", show_default=True, help="Order of the caches."
-)
-@click.option("--block-size", type=block_size_type, default=128, show_default=True, help="Slots of a cache block.")
-@click.option(
-    "--blocks", "n_blocks", type=click.IntRange(1), help="Cache blocks.  [default: one more than the tokens need]"
-)
-@click.option(
-    "--scales", "scale_dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True,
-    help="Elements of k_scale_cache.",
-)  # fmt: skip
-@numerics_option
-@click.option("--epsilon-cq", type=epsilon_type, default=1e-5, show_default=True, help="Epsilon of the query's norm.")
-@click.option("--epsilon-ckv", type=epsilon_type, default=1e-5, show_default=True, help="Epsilon of the key's norm.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and caches."
-)
-def dump(folder: Path, tokens: int, quant: str, smooth: bool, **given: Any) -> None:
-    """Write the inputs of a call and the oracle's outputs into DIR, as golden data for an operator.
-
-    Existing files are never overwritten. Once DIR has the operator's outputs (q_norm_out, ...), mla-numba check
-    compares those.
-    """
+def dump(folder: Path, tokens: int, quant: QuantMode, smooth: bool, **given: Any) -> None:
+    """Writes the files, and says where."""
     check_smooth(smooth, quant)
     settings = {field.name: given.pop(field.name) for field in fields(DumpSettings)}
-    with (
-        said_plainly(),
-        Steps() as steps,
-        steps.step("computing the reference and writing", _N_FILES) as advance,
-    ):
+    with said_plainly(), Steps() as steps, ExitStack() as stack:
+        advance: Advance | None = None
+
+        def finished(name: str) -> None:
+            nonlocal advance
+            if advance is None:
+                stack.close()
+                advance = stack.enter_context(steps.step("writing files", _N_FILES))
+            advance()
+
+        stack.enter_context(steps.step("computing the reference"))
         paths = write_dump(
-            folder,
-            tokens,
-            quant,
-            settings=DumpSettings(**settings),
-            smooth=smooth,
-            finished=lambda name: advance(),
-            **given,
+            folder, tokens, quant, settings=DumpSettings(**settings), smooth=smooth, finished=finished, **given
         )
     n_bytes = sum(path.stat().st_size for path in paths)
     click.echo(f"{folder}: {len(paths)} files, {n_bytes / 1e6:.2f} MB; mla-numba check {folder}")

@@ -19,7 +19,6 @@ from ..base.dims import MlaDims
 from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import ISA, cache_folder, max_threads
 from ..tuning.rates import least_ms, measure_all, rates_as_dict
-from .options import json_option, threads_option
 from .progress import Steps
 from .rates_table import show_rates
 from .shown import folder_size, megabytes
@@ -30,17 +29,8 @@ __all__ = ["info"]
 _LEAST_TOKENS = (1, 8, 32, 128, 512)
 
 
-@click.command()
-@click.option("--measure", is_flag=True, help="Measure the rates of 1 to --threads threads; some seconds for each.")
-@threads_option
-@json_option
-@click.pass_context
 def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None:
-    """Show versions, this machine, its register tiles and where compiled kernels are kept.
-
-    With --measure also the rates that threads reach together (bytes read from memory, fp32 multiply-adds, int8 dot
-    products) and the least time that they allow a decode call at DeepSeek-V3.2's dimensions, --quant b.
-    """
+    """Prints what is known, and what was measured."""
     if not measure and ctx.get_parameter_source("threads") is not ParameterSource.DEFAULT:
         raise click.UsageError(f"--threads: expected together with --measure, got {threads} alone")
     facts, measured = Facts.found(), Measured.now(threads) if measure else None
@@ -111,7 +101,7 @@ class Measured:
     @classmethod
     def now(cls, n_threads: int) -> Measured:
         """Measures 1 to `n_threads` threads."""
-        with Steps() as steps, steps.step("measuring", n_threads) as advance:
+        with Steps() as steps, steps.step("measuring", n_threads, timed=True) as advance:
             rates = measure_all(n_threads, finished=advance)
         return cls(rates, least_ms(MlaDims.deepseek_v32(), _LEAST_TOKENS, n_threads, rates[n_threads]))
 

@@ -7,27 +7,29 @@ from typing import Any
 import click
 
 from .._version import __version__
-from .bench.command import bench
-from .check import check
-from .dump import dump
-from .info import info
-from .pack import pack
-from .plan import plan
-from .run import run
-from .study.command import sweep
-from .tune import tune
-from .warmup import warmup
+from .commands.bench import bench
+from .commands.check import check
+from .commands.dump import dump
+from .commands.info import info
+from .commands.pack import pack
+from .commands.plan import plan
+from .commands.run import run
+from .commands.sweep import sweep
+from .commands.tune import tune
+from .commands.warmup import warmup
+from .interrupts import interruptible
 
 __all__ = ["main"]
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line when memory runs out."""
+    """A group whose commands end with one line after Ctrl-C, and when memory runs out."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}" if str(error) else "not enough memory") from None
 

@@ -15,9 +15,8 @@ from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
 from ..base.model_config import read_config_file
-from ..base.modes import NUMERICS, QUANT_MODES
+from ..base.modes import CALL_PHASES, NUMERICS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 from ..base.output_path import fault_of_file, fault_of_folder
-from ..kernels import max_threads
 
 __all__ = [
     "DIMS_HELP",
@@ -57,6 +56,7 @@ Command = Callable[..., Any]
 
 def parse_dims(text: str) -> MlaDims:
     """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
+
     numbers = text.split(",")
     try:
         if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
@@ -114,8 +114,12 @@ class _IntList(click.ParamType[tuple[int, ...]]):
         return tuple(dict.fromkeys(self._each.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
-def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int:
+def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     """Checks a number of threads against what Numba has; None is all of them."""
+    if ctx.resilient_parsing:  # of a shell's completion, which asks Numba for nothing
+        return value
+    from ..kernels import max_threads
+
     if value is not None and value > max_threads():
         raise click.BadParameter(f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got {value}")
     return max_threads() if value is None else value
@@ -176,7 +180,7 @@ weight_sets_option = click.option(
 )  # fmt: skip
 
 
-def check_smooth(smooth: bool, quant: str) -> None:
+def check_smooth(smooth: bool, quant: QuantMode) -> None:
     """Refuses `--smooth` where the normalised query is not quantised."""
     if smooth and "b" not in quant:
         raise click.UsageError(f"--smooth: expected with --quant b or ab, got --quant {quant}")
@@ -184,7 +188,7 @@ def check_smooth(smooth: bool, quant: str) -> None:
 
 what_to_plan = _options(
     click.option(
-        "--phase", type=click.Choice(["decode", "prefill"]), default="decode", show_default=True,
+        "--phase", type=click.Choice(CALL_PHASES), default="decode", show_default=True,
         help="Phase: with --preset it decides the scheduling settings.",
     ),
     quant_option,
@@ -201,11 +205,11 @@ what_to_plan = _options(
 class WhatToPlan:
     """The values of `what_to_plan`."""
 
-    phase: str
-    quant: str
-    preset: str | None
+    phase: CallPhase
+    quant: QuantMode
+    preset: PresetName | None
     tuned: bool
-    npuarch: str | None
+    npuarch: NpuArch | None
     dims: MlaDims | None
 
     @property
@@ -244,7 +248,7 @@ layer_options = _options(
 class LayerOptions:
     """The values of `layer_options`, `weight_sets_option` and `seed_option`: the layer on which plans are compared."""
 
-    quant: str
+    quant: QuantMode
     dims: MlaDims | None
     small: bool
     threads: int

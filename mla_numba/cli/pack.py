@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
+from ..base.modes import QuantMode
 from ..prolog import MlaProlog
 from ..weights.checkpoint import Checkpoint
 from .faults import said_plainly
-from .options import file_to_write, json_option, quant_option, threads_option
 from .progress import Steps
 from .shown import megabytes
 
@@ -23,21 +23,8 @@ __all__ = ["pack"]
 _N_TENSORS = 6
 
 
-@click.command()
-@click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
-)  # fmt: skip
-@quant_option
-@threads_option
-@json_option
-def pack(folder: Path, layer: int, out: Path, quant: str, threads: int, as_json: bool) -> None:
-    """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
-
-    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
-    its target. Anything but a regular file is refused. Needs the extra hf.
-    """
+def pack(folder: Path, layer: int, out: Path, quant: QuantMode, threads: int, as_json: bool) -> None:
+    """Packs, and says what came of it."""
     with said_plainly(), Steps() as steps:
         packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
     if as_json:
@@ -69,7 +56,7 @@ class Packed:
         }
 
 
-def pack_layer(checkpoint: Checkpoint, layer: int, quant: str, out: Path, n_threads: int, steps: Steps) -> Packed:
+def pack_layer(checkpoint: Checkpoint, layer: int, quant: QuantMode, out: Path, n_threads: int, steps: Steps) -> Packed:
     """Reads, quantises, packs and writes a layer, reads the file back with its checksums, and times a plain load."""
     with steps.step(f"reading layer {layer}, mode {quant}", _N_TENSORS) as advance:
         weights = checkpoint.load_layer(layer, quant, finished=lambda name: advance()).weights

@@ -12,7 +12,7 @@ from tiling import CpuTiling, MlaTileConfig, plan_prolog
 from ..call.planning import MICRO_TILES, stored_choice, this_machine
 from ..kernels import max_threads
 from .faults import blame
-from .options import WhatToPlan, json_option, tokens_type, what_to_plan
+from .options import WhatToPlan
 
 __all__ = ["plan"]
 
@@ -27,16 +27,8 @@ class PlanOptions(WhatToPlan):
     as_json: bool
 
 
-@click.command()
-@what_to_plan
-@click.option("--tokens", type=tokens_type, required=True, help="Tokens of a call.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: NUMBA_NUM_THREADS]")
-@click.option(
-    "--explain", is_flag=True, help="Add the reason of each choice, the candidates, and what each setting does."
-)
-@json_option
 def plan(**given: Any) -> None:
-    """Show how a call would be computed; nothing is compiled or run."""
+    """Prints the plan."""
     options = PlanOptions(**given)
     if options.explain and options.as_json:
         raise click.UsageError("--explain, --json: expected one of them (JSON has the reasons), got both")

@@ -1,17 +1,20 @@
-"""Progress on stderr while a command works: its steps, or a bar.
+"""Progress on stderr while a command works: its steps with a clock, or a bar with the time left.
 
-Both are drawn anew between calls only, never by a thread of their own, which would disturb timings.
+On a terminal they are drawn anew as time passes. Steps that time something are drawn between calls only, for a thread
+that draws would disturb them. Elsewhere there is a plain line for each step when it has ended.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -19,23 +22,64 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 
-__all__ = ["Steps", "progress_bar"]
+from .ticker import ticking
+
+__all__ = ["Advance", "Steps", "progress_bar", "seconds_text"]
 
 _log = logging.getLogger("mla_numba")
 _REDRAW_S = 0.2
 
 
+def seconds_text(seconds: float) -> str:
+    """Seconds as text, from a minute on with minutes."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02} s"
+
+
+class Advance(Protocol):
+    """Says that one more part of a step is done, or so many."""
+
+    def __call__(self, by: float = 1) -> None:
+        """Takes the number of parts."""
+
+
+class _Clock(ProgressColumn):
+    """The seconds that a step has taken and, where its parts are counted, about how many are left."""
+
+    max_refresh = None
+
+    def render(self, task: Task) -> Text:
+        if task.fields["ended"] or task.elapsed is None:
+            return Text("")
+        left = task.fields["expected"] - task.elapsed
+        return Text(seconds_text(task.elapsed) + (f", about {seconds_text(left)} left" if left > 0 else ""))
+
+
 def _on_stderr(*columns: ProgressColumn) -> Progress:
     return Progress(
-        *columns, console=Console(stderr=True), auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        *columns,
+        console=Console(stderr=True),
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not _is_terminal(),
+        speed_estimate_period=600,
     )
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal that can be drawn on, whatever the environment says of colours."""
+    console = Console(stderr=True)
+    return sys.stderr.isatty() and console.is_terminal and not console.is_dumb_terminal
 
 
 def _now_and_then(progress: Progress) -> Callable[[], None]:
@@ -52,9 +96,9 @@ def _now_and_then(progress: Progress) -> Callable[[], None]:
 
 
 class Steps(logging.Handler):
-    """Steps of a command, a line each on stderr with the seconds it took; `seconds` keeps them by name.
+    """Steps of a command on stderr, with the seconds that each took; `seconds` keeps them by name.
 
-    What the library logs meanwhile ("compiling kernels ...") stands beside the step.
+    What the library warns of meanwhile ("compiling kernels ...") stands beside the step, or on a line of its own.
     """
 
     def __init__(self) -> None:
@@ -65,6 +109,7 @@ class Steps(logging.Handler):
         self._progress = _on_stderr(
             TextColumn("{task.description}"),
             BarColumn(bar_width=10),
+            _Clock(),
             TextColumn("{task.fields[note]}", table_column=Column(overflow="fold")),
         )
 
@@ -84,26 +129,45 @@ class Steps(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows a log record beside the step that runs."""
-        self._note = escape(record.getMessage().partition(" (")[0])
+        said = record.getMessage().partition(" (")[0]
+        if self._progress.disable:
+            click.echo(said, err=True)
+            return
+        self._note = escape(said)
         self._show(note=self._note)
 
     @contextmanager
-    def step(self, name: str, total: int = 1) -> Iterator[Callable[[], None]]:
-        """A step; what it gives is to be called after each of its `total` parts, where there are several."""
-        self._note = ""
-        self._task = task = self._progress.add_task(name, total=total, note="")
-        self._progress.refresh()
-        redraw = _now_and_then(self._progress)
+    def step(self, name: str, total: int = 1, *, timed: bool = False) -> Iterator[Advance]:
+        """A step; what it gives is to be called after each of its `total` parts, or several, where there are several.
 
-        def advance() -> None:
-            self._progress.advance(task)
+        `timed`: whether the step measures times. An interrupt gets the name as a note.
+        """
+        self._note = ""
+        self._task = task = self._progress.add_task(escape(name), total=total, note="", expected=0.0, ended=False)
+        self._progress.refresh()
+        redraw, done = _now_and_then(self._progress), 0.0
+
+        def advance(by: float = 1) -> None:
+            nonlocal done
+            done += by
+            elapsed = time.perf_counter() - begin
+            expected = elapsed * total / done if done < total else 0.0
+            self._progress.update(task, advance=by, expected=expected)
             redraw()
 
         begin = time.perf_counter()
-        yield advance
+        try:
+            with nullcontext() if timed or self._progress.disable else ticking(redraw, _REDRAW_S):
+                yield advance
+        except KeyboardInterrupt as error:
+            error.add_note(name)
+            raise
         self.seconds[name] = seconds = time.perf_counter() - begin
+        if self._progress.disable:
+            click.echo(f"{name}: {seconds:.2f} s", err=True)
+            return
         note = f"; {self._note}" if self._note else ""
-        self._show(completed=total, note=f"{seconds:.2f} s{note}")
+        self._show(completed=total, ended=True, note=f"{seconds:.2f} s{note}")
 
     def _show(self, **changes: Any) -> None:
         if self._task is not None:
@@ -111,7 +175,7 @@ class Steps(logging.Handler):
 
 
 @contextmanager
-def progress_bar(what: str, total: float | None) -> Iterator[Callable[[str, float], None]]:
+def progress_bar(what: str, total: float) -> Iterator[Callable[[str, float], None]]:
     """A bar with the time left; what it gives takes a note and how far on."""
     progress = _on_stderr(
         TextColumn(what),
@@ -122,14 +186,21 @@ def progress_bar(what: str, total: float | None) -> Iterator[Callable[[str, floa
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with progress:
-        task = progress.add_task("", total=total, note="")
-        redraw = _now_and_then(progress)
+    done, begin = 0.0, time.perf_counter()
+    try:
+        with progress:
+            task = progress.add_task("", total=total, note="")
+            redraw = _now_and_then(progress)
 
-        def advance(note: str, by: float) -> None:
-            progress.update(task, advance=by, note=note)
-            redraw()
+            def advance(note: str, by: float) -> None:
+                nonlocal done
+                done += by
+                progress.update(task, advance=by, note=note)
+                redraw()
 
-        progress.refresh()
-        yield advance
-        progress.refresh()
+            progress.refresh()
+            yield advance
+            progress.refresh()
+    finally:
+        if progress.disable:
+            click.echo(f"{what}: {done:.0f} of {total:.0f}, {seconds_text(time.perf_counter() - begin)}", err=True)

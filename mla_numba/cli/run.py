@@ -15,26 +15,20 @@ from rich.console import Console
 from tiling import PrologPlan, ceil_div
 
 from .._version import __version__
-from ..cache import PAGED_MODES, PagedCache
+from ..base.modes import Numerics, PagedMode
+from ..cache import PagedCache
 from ..call.planning import this_machine
 from ..call.trace import PHASES, Trace
 from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
 from ..weights.plain import MlaWeights
+from .compiling import counting_kernels, parts_of_a_call
 from .faults import blame
 from .options import (
     TileSettings,
     WhatToPlan,
-    block_size_type,
     check_smooth,
-    json_option,
-    numerics_option,
-    smooth_option,
-    text_to_write,
-    threads_option,
-    tokens_option,
-    what_to_plan,
 )
 from .progress import Steps
 from .sweep_times import SweepTimes, sweep_table, trace_table
@@ -51,42 +45,16 @@ class RunOptions(WhatToPlan):
     threads: int
     seed: int
     repeats: int
-    cache_mode: str
+    cache_mode: PagedMode
     block_size: int
-    numerics: str
+    numerics: Numerics
     no_check: bool
     trace_file: Path | None
     as_json: bool
 
 
-@click.command()
-@what_to_plan
-@tokens_option
-@smooth_option
-@threads_option
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights and inputs.")
-@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Calls that are timed.")
-@click.option(
-    "--cache-mode",
-    type=click.Choice(PAGED_MODES),
-    default="PA_BSND",
-    show_default=True,
-    help="Order of the cache.",
-)
-@click.option("--block-size", type=block_size_type, default=128, show_default=True, help="Tokens of a cache block.")
-@numerics_option
-@click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
-@click.option(
-    "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=text_to_write,
-    help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
-)  # fmt: skip
-@json_option
-@click.pass_context
-def run(ctx: click.Context, /, **given: Any) -> None:
-    """Run the prolog on random weights, time its sweeps and compare every bit with the reference.
-
-    Exit status: 0 if every bit is equal or --no-check is given, 1 if one is not, 2 for a wrong option.
-    """
+def run(ctx: click.Context, **given: Any) -> None:
+    """Runs, shows the report, and ends with status 1 where a bit differs."""
     options = RunOptions(**given)
     check_smooth(options.smooth, options.quant)
     tiles = options.tile_settings(options.tokens)
@@ -187,11 +155,11 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
         )
     plan = prolog.plan(t)
     out = prolog.allocate_output(t)
-    with steps.step("first call"):
+    with steps.step("first call", parts_of_a_call(given.threads)) as advance, counting_kernels(advance):
         prolog(*inputs, cache, out)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
-    with steps.step(f"timing {given.repeats} calls", given.repeats) as advance:
+    with steps.step(f"timing {given.repeats} calls", given.repeats, timed=True) as advance:
         sweeps, trace = time_sweeps(prolog, inputs, cache, out, given.repeats, advance)
     mismatches = None
     if not given.no_check:

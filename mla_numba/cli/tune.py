@@ -33,12 +33,6 @@ from ..tuning.study import reasons_of
 from .faults import own_plan_is_exact
 from .options import (
     LayerOptions,
-    finite,
-    json_option,
-    layer_options,
-    seed_option,
-    token_list,
-    weight_sets_option,
 )
 from .progress import progress_bar
 
@@ -73,31 +67,8 @@ class TuneOptions(LayerOptions):
                 raise click.ClickException(f"{_FOLDER}, got {error}") from None
 
 
-@click.command()
-@click.option(
-    "--tokens", type=token_list, default="1,8,32,128", show_default=True, help="Tokens of a call, with commas."
-)
-@click.option(
-    "--budget",
-    type=click.FloatRange(0, 7 * 86400, min_open=True),
-    default=120,
-    show_default=True,
-    callback=finite,
-    help="Seconds of search in all, divided among the numbers of tokens.",
-)
-@layer_options
-@weight_sets_option
-@seed_option
-@click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
-@json_option
-@click.pass_context
-def tune(ctx: click.Context, /, **given: Any) -> None:
-    """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
-
-    A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
-    dimensions, mode and threads. If nothing is faster, that is kept too, and the command says so. Exit status: 0, or 1
-    if a bit of any candidate is wrong, or if for some T every candidate is wrong or refused; nothing is kept for it.
-    """
+def tune(ctx: click.Context, **given: Any) -> None:
+    """Searches, keeps what was found and shows it."""
     options = TuneOptions(**given)
     options.check()
     rates = Probes(options.threads).rates()

@@ -13,7 +13,7 @@ from ..kernels import make_cache_folder, why_not_kept
 from ..oracle.inputs import random_inputs
 from ..prolog import MlaProlog
 from ..weights.plain import MlaWeights
-from .options import threads_option
+from .compiling import counting_kernels, parts_of_all
 from .progress import Steps
 from .shown import folder_size, megabytes
 
@@ -24,10 +24,8 @@ _DIMS = MlaDims(256, 4, 64, 64, 32, 16)
 _TOKENS = 64
 
 
-@click.command()
-@threads_option
 def warmup(threads: int) -> None:
-    """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
+    """Compiles, and says where the kernels are kept."""
     try:
         folder = make_cache_folder()
     except OSError as error:
@@ -46,9 +44,8 @@ def warmup(threads: int) -> None:
 
 def compile_all(n_threads: int, steps: Steps) -> None:
     """Compiles the kernels of all modes and, for more than one thread, the parallel region that runs them."""
-    with steps.step("compiling kernels", len(QUANT_MODES)) as advance:
+    with steps.step("compiling kernels", parts_of_all(n_threads)) as advance, counting_kernels(advance):
         for quant in QUANT_MODES:
             prolog = MlaProlog(MlaWeights.random(_DIMS, quant=quant), n_threads=n_threads)
             cache = PagedCache.allocate(_DIMS, n_blocks=1, block_size=_TOKENS, quantized=prolog.quantized)
             prolog(*random_inputs(_DIMS, _TOKENS, 0, cache.capacity), cache)
-            advance()

@@ -11,6 +11,7 @@ from tiling import ceil_div
 
 from ..base.checks import BF16, Array, check_choice, check_int
 from ..base.dims import MlaDims
+from ..base.modes import SCALE_DTYPES, Numerics, QuantMode, ScaleDtype
 from ..cache import PagedCache
 from ..layouts import to_fractal_nz
 from ..oracle.bits import reference_run
@@ -28,7 +29,7 @@ class CallChoices(TypedDict, total=False):
     smooth: bool
     seed: int
     n_blocks: int | None
-    scale_dtype: str
+    scale_dtype: ScaleDtype
 
 
 class GoldenCall(NamedTuple):
@@ -46,15 +47,15 @@ class GoldenCall(NamedTuple):
         cls,
         settings: DumpSettings,
         t: int,
-        quant: str,
+        quant: QuantMode,
         *,
         smooth: bool = False,
         seed: int = 0,
         n_blocks: int | None = None,
-        scale_dtype: str = "float32",
+        scale_dtype: ScaleDtype = "float32",
     ) -> GoldenCall:
         """Weights, inputs and earlier tokens of a seed; see `CallChoices`."""
-        check_choice("scale_dtype", scale_dtype, ("float32", "float16"))
+        check_choice("scale_dtype", scale_dtype, SCALE_DTYPES)
         dims = settings.dims or MlaDims.deepseek_v32()
         least = ceil_div(check_int("t", t, 1), settings.block_size)
         n_blocks = least + 1 if n_blocks is None else check_int("n_blocks", n_blocks, least)
@@ -89,7 +90,7 @@ class GoldenCall(NamedTuple):
         there = {name: array for name, array in arrays.items() if array is not None}
         return there | ({name: to_fractal_nz(there[name]) for name in NZ_WEIGHTS} if nz else {})
 
-    def outputs(self, numerics: str) -> dict[str, Array]:
+    def outputs(self, numerics: Numerics) -> dict[str, Array]:
         """The oracle's."""
         reference = reference_run(
             self.weights, self.x, self.cos, self.sin, self.cache_index, self.cache, numerics=numerics
@@ -97,7 +98,7 @@ class GoldenCall(NamedTuple):
         return {f"{name}_out": array for name, array in reference._asdict().items() if array is not None}
 
 
-def _random_cache(cache: PagedCache, seed: int, scale_dtype: str) -> PagedCache:
+def _random_cache(cache: PagedCache, seed: int, scale_dtype: ScaleDtype) -> PagedCache:
     """The cache with earlier tokens of every slot in it."""
     rng = np.random.default_rng((check_int("seed", seed, 0), 2))
     kv = rng.integers(-127, 128, cache.kv.shape, np.int8) if cache.quantized else rng.standard_normal(cache.kv.shape)

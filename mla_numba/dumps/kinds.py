@@ -11,6 +11,7 @@ import numpy as np
 from tiling import ceil_div
 
 from ..base.checks import Array
+from ..base.modes import CacheMode
 from ..layouts import C0_BYTES, FRACTAL_ROWS
 
 __all__ = ["Kind", "Shape", "cache_like", "exactly", "first_cache", "fractals", "rows", "vector"]
@@ -69,7 +70,7 @@ def fractals(k: int, n: int, dtype: np.dtype[Any]) -> Kind:
     return Kind(shape, dtype, lambda got: shape if got in (shape, flat) else None)
 
 
-def first_cache(d: int, dtype: np.dtype[Any], cache_mode: str, block_size: int) -> Kind:
+def first_cache(d: int, dtype: np.dtype[Any], cache_mode: CacheMode, block_size: int) -> Kind:
     """A cache of any number of slots. A `.npy` shows its block size, unless it is flat: (slots, d)."""
 
     def fit(got: Shape) -> Shape | None:
@@ -87,7 +88,7 @@ def first_cache(d: int, dtype: np.dtype[Any], cache_mode: str, block_size: int) 
     return Kind((None, 1, d) if cache_mode == "TND" else (None, block_size, 1, d), dtype, fit)
 
 
-def cache_like(kv: Array, d: int, dtype: np.dtype[Any], cache_mode: str) -> Kind:
+def cache_like(kv: Array, d: int, dtype: np.dtype[Any], cache_mode: CacheMode) -> Kind:
     """A cache of d elements a slot with the slots of another."""
     shape = (*kv.shape[:-1], d)
 

@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from ..base.modes import DUMP_STYLES, DumpStyle
+
 __all__ = ["INPUTS", "NZ_WEIGHTS", "OUTPUTS", "SCALES", "STYLES", "FileMeaning", "meaning_of", "name_in"]
 
 # Argument: its name in the data of pypto's tests, and further names.
@@ -54,7 +56,7 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "kr_cache_out": ("kr_cache", "kr"),
     "k_scale_cache_out": ("kv_quant_scale_cache", "k_scale_cache"),
 }
-STYLES = ("reference", "pypto", "numbers")
+STYLES = DUMP_STYLES
 NZ_WEIGHTS = ("w_dq", "w_uq_qr", "w_dkv_kr")
 
 _NUMBERED = re.compile(r"(?:.*\.)?(input|output|golden)s?[._-]?(\d+)(?:\.\d+(?:x\d+)*)?")
@@ -70,7 +72,7 @@ class FileMeaning:
     is_nz: bool = False
 
 
-def name_in(style: str, argument: str) -> str:
+def name_in(style: DumpStyle, argument: str) -> str:
     """The name, without a suffix, that a golden folder of a style gives to an argument.
 
     | style     | input     | output            |

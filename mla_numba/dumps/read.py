@@ -21,7 +21,9 @@ from ..base.checks import (
     renamed,
 )
 from ..base.dims import MlaDims
-from ..cache import CONTIGUOUS_MODES, N_SCALES, PagedCache
+from ..base.modes import CONTIGUOUS_MODES, CacheMode
+from ..base.short_repr import array_text, dims_text, short_repr
+from ..cache import N_SCALES, PagedCache
 from ..layouts import from_fractal_nz
 from ..oracle.bits import reference_run
 from ..oracle.reference import ReferenceOutput
@@ -43,6 +45,9 @@ class DumpedOutput(NamedTuple):
     name: str
     file: str
     array: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, self.name, array_text(self.array), f"of {self.file}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +71,12 @@ class Dump:
     missing: tuple[str, ...]
     goldens_left_out: tuple[str, ...]
     unread: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        weights, cache = self.weights, self.cache
+        tokens, slots = f"{len(self.x)} tokens", f"{cache.cache_mode} cache of {cache.capacity} slots"
+        outputs = f"{len(self.outputs)} outputs{', all goldens' if self.only_goldens else ''}"
+        return short_repr(self, tokens, dims_text(weights.dims), f"quant={weights.quant!r}", slots, outputs)
 
     def reference(self) -> ReferenceOutput:
         """The oracle's outputs for these inputs."""
@@ -152,7 +163,7 @@ def _expected_outputs(t: int, dims: MlaDims, cache: PagedCache) -> dict[str, lis
     return expected
 
 
-def _mode_of_scales(cache_mode: str) -> str:
+def _mode_of_scales(cache_mode: CacheMode) -> CacheMode:
     return "PA_BSND" if cache_mode == "PA_NZ" else cache_mode
 
 
@@ -216,7 +227,7 @@ def _read_weights(files: DumpFiles, settings: DumpSettings, dims: MlaDims) -> Ml
     )
 
 
-def _expect_inputs(files: DumpFiles, quantized: bool, cache_mode: str) -> None:
+def _expect_inputs(files: DumpFiles, quantized: bool, cache_mode: CacheMode) -> None:
     optional = {"dequant_scale"} | ({"cache_index"} if cache_mode in CONTIGUOUS_MODES else set())
     if not quantized:
         optional.add("k_scale_cache")

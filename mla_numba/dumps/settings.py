@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
+
+from tiling.short_repr import changed_repr
 
 from ..base.checks import (
     check_choice,
@@ -16,10 +18,9 @@ from ..base.checks import (
 from ..base.dims import MlaDims
 from ..base.json_file import read_object
 from ..base.model_config import MAX_DIM
-from ..base.modes import NUMERICS
-from ..cache import CACHE_MODES
+from ..base.modes import CACHE_MODES, NUMERICS, CacheMode, Numerics
 
-__all__ = ["SETTINGS_FILE", "DumpSettings", "dump_settings"]
+__all__ = ["SETTINGS_FILE", "DumpChanges", "DumpSettings", "dump_settings"]
 
 SETTINGS_FILE = "dims.json"
 
@@ -37,11 +38,14 @@ class DumpSettings:
 
     dims: MlaDims | None = None
     block_size: int = 128
-    cache_mode: str = "PA_BSND"
+    cache_mode: CacheMode = "PA_BSND"
     nz: bool = False
-    numerics: str = "pypto"
+    numerics: Numerics = "pypto"
     epsilon_cq: float = 1e-5
     epsilon_ckv: float = 1e-5
+
+    def __repr__(self) -> str:
+        return changed_repr(self)
 
     def __post_init__(self) -> None:
         if self.dims is not None and not isinstance(self.dims, MlaDims):
@@ -54,7 +58,19 @@ class DumpSettings:
         check_epsilon("epsilon_ckv", self.epsilon_ckv)
 
 
-def dump_settings(folder: str | os.PathLike[str], **changes: Any) -> DumpSettings:
+class DumpChanges(TypedDict, total=False):
+    """The fields of `DumpSettings`, by name."""
+
+    dims: MlaDims | None
+    block_size: int
+    cache_mode: CacheMode
+    nz: bool
+    numerics: Numerics
+    epsilon_cq: float
+    epsilon_ckv: float
+
+
+def dump_settings(folder: str | os.PathLike[str], **changes: Unpack[DumpChanges]) -> DumpSettings:
     """The settings that a folder's `dims.json` names, or dimensions by its `config.json`; `changes` come before both.
 
     `dims.json` holds the fields of `MlaDims`, and may hold those of `DumpSettings`. Raises `ValueError` or `TypeError`

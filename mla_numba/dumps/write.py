@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Unpack
 
 from ..base.checks import check_choice
+from ..base.modes import DUMP_FORMATS, DumpFormat, DumpStyle, QuantMode
 from ..base.output_file import write_text
 from .elements import write_array
 from .golden_call import CallChoices, GoldenCall
@@ -21,18 +22,18 @@ from .torch_file import import_torch
 
 __all__ = ["FORMATS", "write_dump"]
 
-FORMATS = ("npy", "bin", "pt")
+FORMATS = DUMP_FORMATS
 _ONLY_INT8 = ("q_norm_scale_out", "k_scale_cache_out")
 
 
 def write_dump(
     folder: str | os.PathLike[str],
     t: int,
-    quant: str = "b",
+    quant: QuantMode = "b",
     *,
     settings: DumpSettings | None = None,
-    file_format: str = "npy",
-    style: str = "reference",
+    file_format: DumpFormat = "npy",
+    style: DumpStyle = "reference",
     finished: Callable[[str], None] = lambda name: None,
     **choices: Unpack[CallChoices],
 ) -> list[Path]:
@@ -63,10 +64,10 @@ def write_dump(
     arrays = call.inputs(settings.nz)
     names = [*arrays, *(name for name in OUTPUTS if "b" in quant or name not in _ONLY_INT8)]
     paths = {name: folder / f"{name_in(style, name)}.{file_format}" for name in names}
-    _prepare(folder, [*paths.values(), folder / SETTINGS_FILE, folder / MARK_FILE])
-    arrays |= call.outputs(settings.numerics)
     content = asdict(call.weights.dims) | {k: v for k, v in asdict(settings).items() if k != "dims"}
-    with _all_or_none() as begun:
+    with _all_or_none(folder) as begun:
+        _prepare(folder, [*paths.values(), folder / SETTINGS_FILE, folder / MARK_FILE])
+        arrays |= call.outputs(settings.numerics)
         for name, path in paths.items():
             begun.append(path)
             write_array(path, arrays[name])
@@ -79,15 +80,19 @@ def write_dump(
 
 
 @contextmanager
-def _all_or_none() -> Iterator[list[Path]]:
-    """A list for the files that are begun; they are removed again if an error comes."""
+def _all_or_none(folder: Path) -> Iterator[list[Path]]:
+    """A list for the files that are begun; they, and folders that were made, are removed again if an error comes."""
     begun: list[Path] = []
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield begun
     except BaseException:
         for path in begun:
             with suppress(OSError):
                 path.unlink()
+        with suppress(OSError):
+            for path in missing:
+                path.rmdir()
         raise
 
 

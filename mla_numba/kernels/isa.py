@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from llvmlite import ir
@@ -43,6 +43,13 @@ class MicroKernel:
     address a is multiplied by, in all lanes, `column(builder, vectors, loaded, p)` a vector of B, and
     `multiply(builder, vectors, acc, value, column)` the accumulator after their product.
 
+    `order` says which of these is the outermost loop: "passes" holds the columns of one pass in registers, "rows" those
+    of all passes, "columns" the values of all rows. LLVM then moves instructions, but not far.
+
+    Of an instruction that multiplies `square` rows by as many columns at once, an accumulator holds a square of sums,
+    a row of it behind the other, and a step loads `square` times as many vectors of B; `value` is then given a list of
+    rows' addresses, of which the last may have but one.
+
     `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
     is right where no sum is subnormal: such a microkernel is used for no others.
     """
@@ -54,6 +61,8 @@ class MicroKernel:
     multiply: Callable[[ir.IRBuilder, Vectors, Any, Any, Any], Any]
     column: Callable[[ir.IRBuilder, Vectors, Any, int], Any] = lambda _builder, _vectors, loaded, _pass: loaded
     passes: int = 1
+    order: Literal["passes", "rows", "columns"] = "passes"
+    square: int = 1
     round_two: Callable[[ir.IRBuilder, Vectors, Any, Any], Any] | None = None
 
 
@@ -65,9 +74,10 @@ class Isa:
     `bf16_order` or `int8_order`. An int8 activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes,
     a bf16 one as float32 or, with `bf16_dot`, as it is, in pairs like the weight.
 
-    `features` are what a CPU must have, by LLVM's names; `cpus` the names of CPUs that have them, and no better
-    instruction set, for users who pretend: LLVM does not tell which features a name implies. `int8` and `bf16` are how
-    it multiplies, `bf16_subnormal` how it does where sums may be subnormal, if otherwise; of plain loops all are None.
+    `features` are what a CPU must have, by LLVM's names. `int8` and `bf16` are how it multiplies, `bf16_subnormal` how
+    it does where sums may be subnormal, if otherwise; of plain loops all are None. With `tune`, a name of LLVM's, their
+    code is made of these features and in the order that suits that CPU, whatever CPU it is compiled for: so it is
+    known what runs on CPUs that are not at hand.
     """
 
     name: str
@@ -79,8 +89,8 @@ class Isa:
     a_offset: int
     a_int8_bytes: int
     features: frozenset[str]
-    cpus: frozenset[str] = frozenset()
     bf16_dot: bool = False
+    tune: str = ""
     bf16_order: BlockOrder = BY_COLUMN_REVERSED
     int8_order: BlockOrder = BY_COLUMN
     int8: MicroKernel | None = field(default=None, repr=False)
@@ -108,6 +118,14 @@ class Isa:
         kr, order = (self.kr_int8, self.int8_order) if is_int8 else (self.kr_bf16, self.bf16_order)
         places = [[order.place(self.nr, kr, r, j) for j in range(self.nr)] for r in range(kr)]
         return np.array(places, np.int64)
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """What LLVM is told of every function that has vector code, by LLVM's names; nothing without `tune`."""
+        if not self.tune:
+            return {}
+        features = ",".join(f"+{name}" for name in sorted(self.features))
+        return {"target-cpu": "generic", "tune-cpu": self.tune, "target-features": features}
 
     def kr(self, kernel: MicroKernel) -> int:
         """Steps of k that a packed weight interleaves for a microkernel."""

@@ -26,10 +26,14 @@ from .jit.callee import callee
 from .jit.folder import log
 from .jit.outlined import Outlined
 from .micro.library import load_microkernels
+from .micro.table import ISA, say_if_none_fits
 
 
 def _compile(py_func: Callable[..., Any], build: str, **options: Any) -> Any:
-    """A dispatcher that compiles on its first call. No fastmath: it would reorder sums."""
+    """A dispatcher that compiles on its first call. No fastmath: it would reorder sums.
+
+    It is kept in a folder of its build and the instruction set: Numba's own key knows the CPU, not the choice.
+    """
     # Under the lock, for which a fork waits: Numba makes its contexts with the first dispatcher, and imports numpy.ma
     # when it meets the first array.
     with global_compiler_lock:
@@ -37,8 +41,9 @@ def _compile(py_func: Callable[..., Any], build: str, **options: Any) -> Any:
         dispatcher = numba.njit(nogil=True, error_model="numpy", **options)(py_func)
         if config.DISABLE_JIT:
             return dispatcher
+        say_if_none_fits()
         load_microkernels()
-        dispatcher._cache = make_cache(py_func, build)
+        dispatcher._cache = make_cache(py_func, f"{build}-{ISA.name}")
         return dispatcher
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,19 @@ def declare(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[i
     return existing or ir.Function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-def internal_function(module: ir.Module, fnty: ir.FunctionType, name: str) -> ir.Function:
-    """A function that other modules may have too, compiled once in this one and never inlined."""
+def internal_function(
+    module: ir.Module, fnty: ir.FunctionType, name: str, attributes: Mapping[str, str] | None = None
+) -> ir.Function:
+    """A function that other modules may have too, compiled once in this one and never inlined.
+
+    `attributes` are those of LLVM's that have a name and a value.
+    """
     function = ir.Function(module, fnty, name)
     function.linkage = "internal"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
+    for key, value in (attributes or {}).items():
+        set.add(function.attributes, f'"{key}"="{value}"')  # its own add knows none that have a value
     return function
 
 

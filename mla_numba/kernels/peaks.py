@@ -10,12 +10,13 @@
 | words    | [n]                         | uint32               | n a multiple of READ_WORDS                          |
 | sums     | [n_workers]                 | int64                | each piece modulo 2**32; may be uninitialised       |
 | acc      | [n_workers][CHAINS * LANES] | float32 or DOT_DTYPE | each worker's accumulators, read and written        |
-| operands | [2 * LANES]                 | acc's                | x, then y; of bf16_peak uint32, a pair of bf16 each |
+| operands | [2 * LANES]                 | acc's                | x, then y; of bf16_peak uint32, a pair of bf16      |
+|          |                             |                      | each, of x the same in all lanes                    |
 | counters | see `tasks.draw`            | int64                | zeros                                               |
 
-`dot` takes a 32-bit lane apart as the int8 microkernel's instruction does: four u8 x s8 products on AVX-512 VNNI, two
-int16 x int16 on AVX2; int32 wraps. The portable microkernel multiplies int8 codes as float32, and has no fused
-multiply-add.
+`dot` is what the int8 microkernel does with two vectors: on AVX-512 VNNI it takes each 32-bit lane apart into four
+u8 x s8 products, on AVX2 into two int16 x int16, with smmla it multiplies two rows of eight codes by two columns; int32
+wraps. The portable microkernel multiplies int8 codes as float32, and has no fused multiply-add.
 
 Every accumulator is a chain of its own, loaded at the begin and stored at the end, whose steps need the one before: no
 compiler can drop or hoist any. Workers share tasks as those of the prolog do, so cores of unlike speed all count.
@@ -40,13 +41,13 @@ from .scalars import row_of, window
 from .threads.tasks import block_of, ceil_div, draw
 
 LANES = ISA.lanes
-# Enough chains to hide the latency of two multiply-adds a cycle, with registers left for both operands.
-CHAINS = 24 if LANES == 16 else 12
+# As many as a microkernel has sums: they hide the latency of its multiply-adds, and leave registers for both operands.
+CHAINS = 12 if ISA.int8 is None else ISA.mr * ISA.vectors.n
 DOT_DTYPE = np.float32 if ISA.int8 is None else np.int32
 FMA_OPS = 2 * CHAINS * LANES  # operations of a step; a multiply-add is two
 BF16_OPS = 2 * FMA_OPS  # a lane takes a pair of products
-DOT_PIECES = 4 // ISA.a_int8_bytes if ISA.int8 is not None else 1  # products that a lane takes
-DOT_OPS = FMA_OPS * DOT_PIECES
+DOT_K = 1 if ISA.int8 is None else ISA.kr_int8 // ISA.int8.passes  # products that a lane takes
+DOT_OPS = FMA_OPS * DOT_K
 
 READ_CHAINS = 8  # independent sums, a vector each, so that additions never wait for each other
 READ_WORDS = READ_CHAINS * LANES  # what one step reads
@@ -100,17 +101,27 @@ def _bf16_chain(acc: Typed, operands: Typed, steps: Typed) -> Any:
     return emitted
 
 
+def _pieces(words: Values, signed: bool) -> Values:
+    """Vectors of int32 as what an int8 microkernel multiplies: (n vectors, squares, rows of a square, DOT_K) int32."""
+    assert ISA.int8 is not None
+    dtype = np.int16 if ISA.a_int8_bytes == 2 else np.int8 if signed else np.uint8
+    pieces = words.reshape(-1, LANES).view(dtype).astype(np.int32)
+    if ISA.int8.square == 1:  # a lane is a column of B, whose steps of k lie where a packed weight has them
+        places = [[ISA.int8_order.place(LANES, DOT_K, r, j) for r in range(DOT_K)] for j in range(LANES)]
+        pieces = pieces[:, places]
+    return pieces.reshape(len(pieces), -1, ISA.int8.square, DOT_K)
+
+
 def dot_chain(acc: Values, operands: Values, steps: Index) -> None:
     """acc = acc + dot(acc's pieces, x's pieces), `steps` times, in the pieces of the instruction set."""
     if ISA.int8 is None:
         fma_chain(acc, operands, steps)
         return
-    of_acc, of_x = (np.uint8, np.int8) if ISA.a_int8_bytes == 1 else (np.int16, np.int16)
-    x = operands[:LANES].view(of_x).reshape(LANES, DOT_PIECES).astype(np.int32)
+    x = _pieces(operands[:LANES], signed=True)
     chains = acc.reshape(CHAINS, LANES)
     for _ in range(steps):
-        pieces = chains.view(of_acc).reshape(CHAINS, LANES, DOT_PIECES).astype(np.int32)
-        chains += np.sum(pieces * x, axis=2, dtype=np.int32)
+        rows = _pieces(chains, signed=not ISA.a_offset)
+        chains += np.einsum("cgik,gjk->cgij", rows, x[0], dtype=np.int32).reshape(CHAINS, LANES)
 
 
 @overload_callee(dot_chain)
@@ -170,7 +181,8 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
         return existing
     vector = ir.VectorType(element, LANES)
     pointer = I8.as_pointer()
-    function = internal_function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer, I64]), name)
+    fnty = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64])
+    function = internal_function(module, fnty, name, ISA.attributes)
     acc, operands, steps = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     x, y = (load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))

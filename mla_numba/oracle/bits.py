@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import Array
+from ..base.modes import Numerics
+from ..base.short_repr import short_repr
 from ..cache import PagedCache
 from ..call.bind import PrologOutput
 from ..weights.plain import MlaWeights
@@ -37,6 +39,9 @@ class Mismatch:
     n_nan_want: int
     first_nan_got: Index | None
     first_nan_want: Index | None
+
+    def __repr__(self) -> str:
+        return short_repr(self, str(self).replace("\n  ", "; "))
 
     def __str__(self) -> str:
         """One line, with one more on the NaNs if there are any."""
@@ -103,7 +108,7 @@ def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOu
 
 def reference_run(
     weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache,
-    *, numerics: str = "pypto",
+    *, numerics: Numerics = "pypto",
 ) -> ReferenceOutput:  # fmt: skip
     """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned."""
     return mla_prolog(

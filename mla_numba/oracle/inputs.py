@@ -8,6 +8,7 @@ import numpy as np
 
 from ..base.checks import BF16, Array, check_int
 from ..base.dims import MlaDims
+from ..base.short_repr import arrays_text, short_repr
 
 __all__ = ["Inputs", "random_inputs"]
 
@@ -26,6 +27,9 @@ class Inputs(NamedTuple):
     cos: Array
     sin: Array
     cache_index: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 def random_inputs(dims: MlaDims, t: int, seed: int, capacity: int) -> Inputs:

@@ -22,7 +22,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..base.modes import NUMERICS
+from ..base.modes import NUMERICS, CacheMode, Numerics
+from ..base.short_repr import arrays_text, short_repr
 
 Array = NDArray[Any]
 F32 = NDArray[np.float32]
@@ -58,6 +59,9 @@ class ReferenceOutput(NamedTuple):
     kv_cache: Array
     kr_cache: Array
     k_scale_cache: Array | None
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 @np.errstate(all="ignore")
@@ -244,7 +248,7 @@ def pre_compute_2d(
     dequant_scale_w_dkv_kr: Array | None = None,
     dequant_scale_w_uq_qr: Array | None = None,
     smooth_scales_cq: Array | None = None,
-    numerics: str = "pypto",
+    numerics: Numerics = "pypto",
 ) -> tuple[Array, Array, Array, F32 | None]:
     """Project tokens down, norm, quantise and project up: all that the query and key paths share, without heads.
 
@@ -314,8 +318,8 @@ def mla_prolog(
     smooth_scales_cq: Array | None = None,
     epsilon_cq: float = 1e-5,
     epsilon_ckv: float = 1e-5,
-    cache_mode: str = "PA_BSND",
-    numerics: str = "pypto",
+    cache_mode: CacheMode = "PA_BSND",
+    numerics: Numerics = "pypto",
 ) -> ReferenceOutput:
     """Compute the whole prolog of T tokens; no argument is written to.
 
@@ -388,7 +392,7 @@ def nz_addresses(slot: int, block_size: int, d: int, c0: int) -> I64:
 
 
 @np.errstate(all="ignore")
-def scatter(cache: Array, cache_index: Array | None, rows: Array, cache_mode: str) -> Array:
+def scatter(cache: Array, cache_index: Array | None, rows: Array, cache_mode: CacheMode) -> Array:
     """Copy the cache with row t of rows at flat slot cache_index[t]; a later token wins, and slot -1 is padding.
 
     cache (blocks, BS, 1, d), rows (T, d) cast to its dtype, cache_index (T,) integer; cache_mode PA_BSND or PA_NZ.
@@ -457,7 +461,7 @@ def _dequantised_product(codes: I8, token_scale: F32, weight: Array, name: str, 
     return dequant(BF16, matmul_int8(codes, weight), token_scale, _row(name, w_scale, weight.shape[1]))
 
 
-def _is_cann(numerics: str) -> bool:
+def _is_cann(numerics: Numerics) -> bool:
     if numerics not in NUMERICS:
         raise ValueError(f"numerics: expected one of {', '.join(NUMERICS)}, got {numerics!r}")
     return numerics == "cann"

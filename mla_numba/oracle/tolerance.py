@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import Array
+from ..base.short_repr import short_repr
 from .bits import Mismatch, compare_bits
 
 __all__ = ["TOLERANCES", "Agreement", "Tolerance", "compare_within", "tolerance_of"]
@@ -84,6 +85,9 @@ class Agreement:
     n_changed: int
     first_changed: int | None
     passed: bool
+
+    def __repr__(self) -> str:
+        return short_repr(self, str(self), "passed" if self.passed else "failed")
 
     def __str__(self) -> str:
         text = f"{self.name}: {self.n_beyond} of {self.n_elements} elements beyond {self.tolerance}"

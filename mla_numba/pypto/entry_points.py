@@ -22,6 +22,7 @@ from ..base.checks import (
     BF16,
     Array,
 )
+from ..base.modes import CacheMode, CallPhase, Numerics
 from ..cache import PagedCache
 from ..prolog import MlaProlog, PrologOutput
 from ..weights.packed import PackedWeights
@@ -55,12 +56,12 @@ def mla_prolog_quant_compute(
     k_scale_cache_out: Array | None,
     epsilon_cq: float = 1e-5,
     epsilon_ckv: float = 1e-5,
-    cache_mode: str = "PA_BSND",
+    cache_mode: CacheMode = "PA_BSND",
     tile_config: MlaTileConfig | None = None,
     rope_cfg: RopeTileShapeConfig | None = None,
     *,
-    phase: str = "decode",
-    numerics: str = "pypto",
+    phase: CallPhase = "decode",
+    numerics: Numerics = "pypto",
 ) -> None:
     """Computes the prolog of T tokens into the `*_out` arrays.
 
@@ -119,7 +120,7 @@ _NAMES_HERE = {
 }
 
 
-def _for_phase(phase: str, name: str) -> Callable[..., None]:
+def _for_phase(phase: CallPhase, name: str) -> Callable[..., None]:
     """`mla_prolog_quant_compute` for one phase, under the reference's name, with its 26 arguments and `numerics`."""
 
     @functools.wraps(mla_prolog_quant_compute)

@@ -22,6 +22,7 @@ from ..base.checks import (
     INT8,
     Array,
 )
+from ..base.short_repr import arrays_text, short_repr
 from ..oracle import reference
 
 __all__ = [
@@ -65,6 +66,10 @@ class MlaQuantInputs:
     quant_scale_ckv: Array | None = None
     quant_scale_ckr: Array | None = None
     smooth_scales_cq: Array | None = None
+
+    def __repr__(self) -> str:
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return short_repr(self, arrays_text(arrays) or "no scales")
 
     def reject_unread(self) -> None:
         """Raises `ValueError` if a scale is given that no mode reads."""

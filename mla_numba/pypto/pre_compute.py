@@ -11,7 +11,7 @@ from tiling import MlaTileConfig, plan_prolog
 from ..base import checks as check
 from ..base.checks import BF16, FP32, INT8, Array
 from ..base.dims import MlaDims
-from ..base.modes import NUMERICS
+from ..base.modes import NUMERICS, Numerics, QuantMode, quant_mode
 from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import max_threads
 from ..weights.packed import PackedGemm, PackedWeights, pack_gemm
@@ -32,7 +32,7 @@ def pre_compute_2d(
     quant_inputs: MlaQuantInputs,
     tile_config: MlaTileConfig | None = None,
     *,
-    numerics: str = "pypto",
+    numerics: Numerics = "pypto",
 ) -> list[Array]:
     """The projections without heads: sweeps 1 and 2 for the query, and the up-projection as one matrix.
 
@@ -86,9 +86,9 @@ class _Matrices(NamedTuple):
         return cls(w_dq, w_uq_qr, w_dkv_kr, scale_dq, quant_inputs.dequant_scale_w_uq_qr, scale_dkv_kr)
 
     @property
-    def quant(self) -> str:
+    def quant(self) -> QuantMode:
         """The quant mode."""
-        return ("a" if self.scale_dq is not None else "") + ("b" if self.scale_uq_qr is not None else "") or "none"
+        return quant_mode(self.scale_dq is not None, self.scale_uq_qr is not None)
 
     def in_nd(self, token_x: Array, gamma_cq: Array) -> _Matrices:
         """The same in ND; the other arguments tell the shapes that FRACTAL_NZ pads."""

@@ -13,6 +13,7 @@ from ..base.checks import (
     Array,
 )
 from ..base.memory import aligned_empty, as_bits
+from ..base.modes import Numerics
 from ..call.workspace import Memory
 from ..kernels.sweeps.arguments import (
     Caches,
@@ -29,7 +30,7 @@ from ..weights.packed import PackedWeights
 __all__ = ["run_projections"]
 
 
-def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, numerics: str) -> list[Array]:
+def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, numerics: Numerics) -> list[Array]:
     """[q_b_proj, compressed_kv, q_norm] and, quantised, q_norm_scale, for token_x (T, H) bf16 under `plan`.
 
     `weights.up` is packed as one matrix, not by heads; `weights.uk` and the key's weights are not read. `numerics`:

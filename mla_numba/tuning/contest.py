@@ -21,6 +21,8 @@ from tiling import CpuTiling, MlaTileConfig, PassOptions, PrologPlan, ceil_div
 
 from ..base.checks import Array
 from ..base.dims import MlaDims
+from ..base.modes import CallPhase, QuantMode
+from ..base.short_repr import dims_text, short_repr
 from ..cache import PagedCache
 from ..call.trace import Trace
 from ..oracle.bits import (
@@ -52,6 +54,10 @@ class Pairs:
 
     ours_s: tuple[float, ...]
     baseline_s: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        times = f"{self.median_s * 1e3:.3f} ms against {self.baseline_median_s * 1e3:.3f} ms"
+        return short_repr(self, f"{len(self.ours_s)} pairs", times, f"ratio {self.ratio:.3f}", f"wins {self.wins:.0%}")
 
     @property
     def min_s(self) -> float:
@@ -86,6 +92,9 @@ class Contender:
     t: int
     prologs: tuple[MlaProlog, ...]
 
+    def __repr__(self) -> str:
+        return short_repr(self, f"{self.t} tokens", f"{len(self.prologs)} weight sets", repr(self.prologs[0]))
+
     @property
     def plan(self) -> PrologPlan:
         """The plan for its tokens."""
@@ -105,10 +114,10 @@ class Arena:
     def __init__(
         self,
         dims: MlaDims,
-        quant: str,
+        quant: QuantMode,
         tokens: Sequence[int],
         *,
-        phase: str = "decode",
+        phase: CallPhase = "decode",
         n_threads: int | None = None,
         seed: int = 0,
         n_weight_sets: int = 1,
@@ -139,6 +148,18 @@ class Arena:
                 found = [compare_bits(name, got[name], want[name][: len(tokens_t)]) for name in want]
                 if any(found):
                     raise ExactnessError(f"{t} tokens: " + "; ".join(str(one) for one in found if one))
+
+    def __repr__(self) -> str:
+        tokens = ", ".join(map(str, self._baselines))
+        sets = f"{len(self._weights)} weight set{'' if len(self._weights) == 1 else 's'}"
+        return short_repr(
+            self,
+            dims_text(self._weights[0].dims),
+            f"quant={self._weights[0].quant!r}",
+            f"phase={self.phase!r}",
+            f"{tokens} tokens",
+            sets,
+        )
 
     def baseline(self, t: int) -> Contender:
         """The planner's own plan."""

@@ -12,7 +12,9 @@ from typing import Any
 
 from tiling import Rates
 
+from ..base.checks import check_choice
 from ..base.json_file import parse_object
+from ..base.modes import QUANT_MODES
 from ..base.output_file import output_file
 from .study import Job, Row
 
@@ -120,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _row_in(where: str, line: dict[str, Any]) -> Row:
     """The row that a line holds, if each field has a value that a study gives it."""
-    known = {f.name: str(f.type) for f in fields(Row)}
+    known = {f.name: "str" if f.name == "quant" else str(f.type) for f in fields(Row)}
     needed = {"number", "t", "quant", "settings", "status"}
     if not needed <= set(line) <= set(known):
         wrong = sorted(needed - set(line)) or sorted(set(line) - set(known))
@@ -136,6 +138,7 @@ def _row_in(where: str, line: dict[str, Any]) -> Row:
             raise ValueError(f"{where}: {name}: expected a number > 0, got {value}")
     if line["status"] not in _STATUSES:
         raise ValueError(f"{where}: status: expected one of {', '.join(_STATUSES)}, got {line['status'][:80]!r}")
+    check_choice(f"{where}: quant", line["quant"], QUANT_MODES)
     row = Row(**line)
     if {getattr(row, name) is not None for name in _TIMED} != {_STATUSES[row.status]}:
         raise ValueError(f"{where}: expected {', '.join(_TIMED)} where a plan was timed, and there only")

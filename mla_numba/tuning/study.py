@@ -9,11 +9,11 @@ from typing import Any
 
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
+from ..base.modes import CallPhase, NpuArch, QuantMode
 from .contest import Arena, Contender, Pairs, quiet
 from .space import Candidate, holds
 
 __all__ = [
-    "MAX_PAIRS",
     "Effort",
     "Job",
     "Row",
@@ -24,8 +24,6 @@ __all__ = [
     "time_pairs",
     "with_limits",
 ]
-
-MAX_PAIRS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Job:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     candidate: Candidate
     options: PassOptions | None = None
     refused: str = ""
@@ -66,7 +64,7 @@ class Row:
 
     number: int
     t: int
-    quant: str
+    quant: QuantMode
     settings: dict[str, Any]
     status: str
     reason: str = ""
@@ -90,12 +88,12 @@ class Row:
 
 
 def list_jobs(
-    candidates: Sequence[tuple[Candidate, str]],
+    candidates: Sequence[tuple[Candidate, QuantMode]],
     tokens: Sequence[int],
     restrictions: Sequence[str],
     plan: Callable[[Job], PrologPlan],
-    phase: str,
-    npuarch: str,
+    phase: CallPhase,
+    npuarch: NpuArch,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Job], int]:
     """A job for each candidate (with its quant mode) and T, and how many the restrictions left out.

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..base.checks import Array
 from ..base.dims import MlaDims
+from ..base.short_repr import array_text, short_repr
 from .plain import MlaWeights
 from .quantize import QuantizationReport, WeightError, quantize_columns
 
@@ -23,6 +24,9 @@ class CheckpointLayer(NamedTuple):
 
     weights: MlaWeights
     w_uv: Array
+
+    def __repr__(self) -> str:
+        return short_repr(self, repr(self.weights), f"w_uv {array_text(self.w_uv)}")
 
 
 class Int8Linear(NamedTuple):

@@ -17,7 +17,8 @@ from ..base.checks import (
 )
 from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
 from ..base.model_config import read_config_file, read_model_config
-from ..base.modes import QUANT_MODES
+from ..base.modes import QUANT_MODES, QuantMode
+from ..base.short_repr import dims_text, short_repr
 from .attention import CheckpointLayer, Int8Linear, read_attention
 from .checkpoint_formats import VECTORS, StoredWeight
 from .quantization_config import block_of, method_of
@@ -61,6 +62,10 @@ class Checkpoint:
             raise type(error)(f"{path}: {error}") from None
         self._shards = find_shards(self.folder)
 
+    def __repr__(self) -> str:
+        layers = f"layers {_ranges(self.layers)}"
+        return short_repr(self, str(self.folder), dims_text(self.dims), f"v_head_dim={self.v_head_dim}", layers)
+
     @cached_property
     def layers(self) -> list[int]:
         """The layers of whose attention it holds tensors; those of multi-token prediction follow the model's own."""
@@ -73,7 +78,7 @@ class Checkpoint:
     def load_layer(
         self,
         layer: int,
-        quant: str = "b",
+        quant: QuantMode = "b",
         smooth_scales_cq: Array | None = None,
         *,
         finished: Callable[[str], None] = lambda name: None,

@@ -20,6 +20,8 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty, writable_alias
+from ..base.modes import Numerics, QuantMode
+from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
 from ..kernels import ISA
 from ..kernels.panels import (
     Matrices,
@@ -59,6 +61,10 @@ class PackedGemm:
     n_parts: int
     least_magnitude: int
 
+    def __repr__(self) -> str:
+        arrays = {"panels": self.panels, "offset": self.offset, "col_scale": self.col_scale}
+        return short_repr(self, fields_text({"kp": self.kp, "n_parts": self.n_parts}), arrays_text(arrays))
+
     @property
     def least(self) -> int:
         """`least_magnitude`; 0 on CPUs whose bf16 dot product rounds differently, which forces multiply-adds."""
@@ -86,7 +92,7 @@ class PackedWeights:
     """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
 
     dims: MlaDims
-    quant: str
+    quant: QuantMode
     down: PackedGemm
     up: PackedGemm
     uk: PackedGemm
@@ -96,7 +102,12 @@ class PackedWeights:
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
 
-    def arguments_for(self, numerics: str) -> Layer:
+    def __repr__(self) -> str:
+        return short_repr(
+            self, dims_text(self.dims), f"quant={self.quant!r}", f"for {ISA.name}", size_text(self.nbytes)
+        )
+
+    def arguments_for(self, numerics: Numerics) -> Layer:
         """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
         gamma_cq, gamma_ckv, smooth = (writable_alias(getattr(self, name).view()) for name in _VECTORS)
         return Layer(

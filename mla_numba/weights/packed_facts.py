@@ -13,7 +13,7 @@ from tiling import ceil_div, round_up
 
 from ..base.checks import check_epsilon, check_k_int8
 from ..base.dims import MlaDims
-from ..base.modes import QUANT_MODES
+from ..base.modes import QUANT_MODES, QuantMode
 from ..kernels import ISA
 from ..kernels.scalars import NONE_NONZERO
 
@@ -29,7 +29,7 @@ class Facts(NamedTuple):
     packing: dict[str, Any]
     isa: str
     dims: MlaDims
-    quant: str
+    quant: QuantMode
     gemms: dict[str, dict[str, int]]
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
@@ -56,7 +56,7 @@ class GemmSize(NamedTuple):
         )
 
 
-def gemm_sizes(dims: MlaDims, quant: str) -> dict[str, GemmSize]:
+def gemm_sizes(dims: MlaDims, quant: QuantMode) -> dict[str, GemmSize]:
     """The size of each product by its name."""
     heads, is_int8_down = dims.num_attention_heads, "a" in quant
 
@@ -75,20 +75,22 @@ def gemm_sizes(dims: MlaDims, quant: str) -> dict[str, GemmSize]:
     }
 
 
-def check_mode(dims: object, quant: object) -> None:
-    """Raises `TypeError` or `ValueError` unless there can be weights of these dimensions in this mode."""
+def check_mode(dims: object, quant: object) -> QuantMode:
+    """The mode; raises `TypeError` or `ValueError` unless there can be weights of these dimensions in it."""
     if not isinstance(dims, MlaDims):
         raise TypeError(f"dims: expected MlaDims, got {type(dims).__name__}")
-    if not isinstance(quant, str) or quant not in QUANT_MODES:
+    mode = next((known for known in QUANT_MODES if isinstance(quant, str) and known == quant), None)
+    if mode is None:
         raise ValueError(f"quant: expected one of {', '.join(QUANT_MODES)}, got {reprlib.repr(quant)}")
-    if "a" in quant:
+    if "a" in mode:
         check_k_int8("dims.hidden_size", dims.hidden_size)
     elif dims.hidden_size % 2:
-        raise ValueError(f"dims.hidden_size: expected an even number in mode {quant!r}, got {dims.hidden_size}")
-    if "b" in quant:
+        raise ValueError(f"dims.hidden_size: expected an even number in mode {mode!r}, got {dims.hidden_size}")
+    if "b" in mode:
         check_k_int8("dims.q_lora_rank", dims.q_lora_rank)
         if dims.kv_lora_rank % 4:
-            raise ValueError(f"dims.kv_lora_rank: expected 4 groups in mode {quant!r}, got {dims.kv_lora_rank}")
+            raise ValueError(f"dims.kv_lora_rank: expected 4 groups in mode {mode!r}, got {dims.kv_lora_rank}")
+    return mode
 
 
 def is_vector(array: object, dtype: str, *lengths: int) -> bool:
@@ -118,13 +120,12 @@ def read_facts(source: str, facts: Mapping[str, Any]) -> Facts:
     quant = facts.get("quant")
     try:
         dims = MlaDims(**sizes)
-        check_mode(dims, quant)
+        mode = check_mode(dims, quant)
         epsilon_cq, epsilon_ckv = (check_epsilon(name, facts.get(name)) for name in ("epsilon_cq", "epsilon_ckv"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: expected the facts of a prolog, got others: {error}") from None
-    assert isinstance(quant, str)
     found = {name: _integers(source, f"gemms.{name}", _object(source, name, gemms), FACTS) for name in PRODUCTS}
-    return Facts(packing, isa[:40], dims, quant, found, epsilon_cq, epsilon_ckv)
+    return Facts(packing, isa[:40], dims, mode, found, epsilon_cq, epsilon_ckv)
 
 
 def _object(source: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
-from ..base.modes import QUANT_MODES
+from ..base.modes import QUANT_MODES, QuantMode, quant_mode
+from ..base.short_repr import dims_text, short_repr, size_text
 from ..kernels import max_threads
 from .packed import PackedWeights, pack_gemm
 from .quantize import QuantizationReport, WeightError, quantize_columns
@@ -122,18 +123,19 @@ class MlaWeights:
         if self.smooth_scales_cq is not None and b is None:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
 
+    def __repr__(self) -> str:
+        smooth = "smooth" if self.smooth_scales_cq is not None else ""
+        return short_repr(self, dims_text(self.dims), f"quant={self.quant!r}", smooth, size_text(self.nbytes))
+
     def _take_vector(self, name: str, n: int) -> None:
         value = getattr(self, name)
         if value is not None:
             object.__setattr__(self, name, check_vector(name, value, FP32, n))
 
     @property
-    def quant(self) -> str:
+    def quant(self) -> QuantMode:
         """ "none", "a" (int8 w_dq and w_dkv_kr), "b" (int8 w_uq_qr and cache) or "ab"."""
-        mode = ("a" if self.dequant_scale_w_dq is not None else "") + (
-            "b" if self.dequant_scale_w_uq_qr is not None else ""
-        )
-        return mode or "none"
+        return quant_mode(self.dequant_scale_w_dq is not None, self.dequant_scale_w_uq_qr is not None)
 
     @property
     def dims(self) -> MlaDims:
@@ -148,7 +150,7 @@ class MlaWeights:
         return sum(v.nbytes for v in (getattr(self, name) for name in self.__slots__) if isinstance(v, np.ndarray))
 
     @classmethod
-    def random(cls, dims: MlaDims, seed: int = 0, quant: str = "b", smooth: bool = False) -> Self:
+    def random(cls, dims: MlaDims, seed: int = 0, quant: QuantMode = "b", smooth: bool = False) -> Self:
         """Weights of the size a trained layer has: each product keeps its input's variance.
 
         The bf16 weights depend on `dims` and `seed` alone; `quant` and `smooth` quantise the same ones.
@@ -178,7 +180,7 @@ class MlaWeights:
         scales = rng.uniform(0.5, 2, (1, d.q_lora_rank)).astype(np.float32) if smooth else None
         return weights.quantize(quant, smooth_scales_cq=scales)
 
-    def quantize(self, quant: str, smooth_scales_cq: Array | None = None) -> Self:
+    def quantize(self, quant: QuantMode, smooth_scales_cq: Array | None = None) -> Self:
         """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
 
         `self` holds bf16 weights, or weights of mode "a" or "b" if `quant` is "ab"; weights that are int8 already stay

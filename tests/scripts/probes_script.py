@@ -36,6 +36,7 @@ def check_chains(n):
     halves = np.repeat(np.array([0.5, 1], np.float32), ISA.lanes)
     pairs = rng.uniform(-2, 2, 4 * ISA.lanes).astype(np.float32).view(np.uint32) >> np.uint32(16)
     pairs = pairs[0::2] << np.uint32(16) | pairs[1::2]
+    pairs[: ISA.lanes] = pairs[0]
     dot = (words, words[0, : 2 * ISA.lanes]) if peaks.DOT_DTYPE is np.int32 else (f32, halves)
     probes = [(peaks.fma_peak, peaks.fma_chain, f32, halves), (peaks.dot_peak, peaks.dot_chain, *dot)]
     if ISA.bf16_dot:

@@ -15,6 +15,7 @@ from tiling.choose.model import Cost, Model, ProductCost
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
+from tiling.modes import Dtype
 from tiling.stages import StageShape
 
 __all__ = ["Choice", "Chooser", "SweepCandidate"]
@@ -69,7 +70,7 @@ class Chooser:
     """Chooses among the candidates for one tile of ``t`` tokens by ``n_workers`` threads."""
 
     shapes: tuple[StageShape, StageShape, StageShape, StageShape]
-    micro: Mapping[str, MicroTile]
+    micro: Mapping[Dtype, MicroTile]
     machine: Machine
     costs: Costs
     t: int

@@ -1,4 +1,4 @@
-"""The constants of the planner's model, measured once for each instruction set."""
+"""The constants of the planner's model: measured once for each instruction set, of AArch64 predicted."""
 
 import json
 from dataclasses import dataclass, fields, replace
@@ -30,6 +30,10 @@ class Costs(JsonText):
       steps.
     - ``task_s``: drawing a task; ``launch_s``: waking the other threads, once a tile of tokens.
     - ``overlap_loss``: the part of the shorter of moving and computing that is not hidden behind the longer.
+
+    Those of AArch64 are not measured: rates of operations are what llvm-mca predicts for a Neoverse V2 at 3 GHz
+    (neoni8mm), a Neoverse N1 at 3 GHz (neondot) and a Cortex-A72 at 1.8 GHz (neon), the others round numbers of the
+    order that such machines have. ``mla-numba tune`` measures the rates of a machine.
     """
 
     memory_bytes_s: float

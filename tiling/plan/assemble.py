@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import GemmPlan, MicroTile
+from tiling.modes import Dtype
 from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
 from tiling.plan.tile import TilePlan
 from tiling.pypto.config import PassOptions
@@ -31,7 +32,7 @@ class TileContext:
     """What every tile of a plan shares: the products, their register tiles, threads and scheduling settings."""
 
     shapes: tuple[StageShape, StageShape, StageShape, StageShape]
-    micro: Mapping[str, MicroTile]
+    micro: Mapping[Dtype, MicroTile]
     n_threads: int
     options: PassOptions
     given: CpuTiling

@@ -9,16 +9,16 @@ from tiling.choose.candidates import Chooser
 from tiling.choose.costs import Costs
 from tiling.choose.explain import candidate_lines
 from tiling.cpu_tiling import CpuTiling
+from tiling.html import fold, table, to_html
 from tiling.json import JsonText
 from tiling.machine import Machine
-from tiling.modes import CALL_PHASES
+from tiling.modes import CALL_PHASES, ORIGINS, CallPhase, Origin, QuantMode
+from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.tile import TilePlan
 from tiling.roofline import Work
 from tiling.stages import PlanDims, stage_shapes
 
 __all__ = ["ORIGINS", "PrologPlan"]
-
-ORIGINS = ("planner", "config", "tiling", "tuned")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class PrologPlan(JsonText):
 
     dims: PlanDims
     t: int
-    phase: str
-    quant: str
+    phase: CallPhase
+    quant: QuantMode
     n_threads: int
     machine: Machine
     unroll_list: tuple[int, ...]
@@ -47,7 +47,7 @@ class PrologPlan(JsonText):
     acting: tuple[tuple[str, str, str], ...]
     inert: tuple[tuple[str, str, str], ...]
     reasons: tuple[tuple[str, str], ...]
-    origin: str
+    origin: Origin
     tiling: CpuTiling
     costs: Costs
 
@@ -143,15 +143,29 @@ class PrologPlan(JsonText):
             stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
         )
 
-    def __str__(self) -> str:
-        """A line on the whole, then one on each tile and each of its products."""
+    def summary(self) -> str:
+        """One line on the whole."""
         sizes = [(factor, len(list(same))) for factor, same in groupby(factor for _, factor in self.tiles)]
         tiles = " + ".join(f"{n} x {factor}" for factor, n in sizes) or "none"
-        lines = [
+        return (
             f"{self.phase} of {self.t} tokens, quant {self.quant}, {self.n_threads} threads on {self.machine.name}: "
             f"tiles {tiles}; {self.total_bytes / 1e6:.1f} MB, {self.flops / 1e9:.2f} Gflop, "
             f"{self.int8_ops / 1e9:.2f} Gop{'; tuned' if self.origin == 'tuned' else ''}"
-        ]
+        )
+
+    def __repr__(self) -> str:
+        """The line of ``summary`` in brackets."""
+        return f"<PrologPlan: {self.summary()}>"
+
+    def _repr_html_(self) -> str:
+        """Tables for notebooks: a row for each product of each tile; the reasons of the choices, folded."""
+        rows = [(str(tile.t), *gemm_cells(gemm)) for tile in self.tile_plans for gemm in tile.gemms]
+        products = table(self.summary(), ("tile", *GEMM_COLUMNS), rows)
+        return to_html(products, fold("Choices", table("", ("choice", "reason"), self.reasons)))
+
+    def __str__(self) -> str:
+        """A line on the whole, then one on each tile and each of its products."""
+        lines = [self.summary()]
         for tile in self.tile_plans:
             lines += [f"  {tile}", *(f"    {gemm}" for gemm in tile.gemms)]
         return "\n".join(lines)

@@ -39,6 +39,10 @@ class DownPlan:
         """Bytes of weights, hidden states and results, and the operations."""
         return self.qa.work + self.kva.work + Work(2 * self.qa.m * (self.qa.k + self.qa.n + self.kva.n))
 
+    def __repr__(self) -> str:
+        """The line of ``str`` in brackets."""
+        return f"<DownPlan: {self}>"
+
     def __str__(self) -> str:
         """One line."""
         return f"down: {self.n_tasks} tasks by {self.grain}"
@@ -105,6 +109,10 @@ class RowPlan:
         """Bytes read and written; elementwise operations are not counted."""
         return Work(self.activation_bytes)
 
+    def __repr__(self) -> str:
+        """The line of ``str`` in brackets."""
+        return f"<RowPlan: {self}>"
+
     def __str__(self) -> str:
         """One line."""
         return f"rows: {self.n_tasks} tasks, rows_q {self.rows_q} rows_k {self.rows_k}"
@@ -149,6 +157,10 @@ class HeadsPlan:
         rope = self.qb.n - self.wuk.k
         row = self.qb.k * ITEM_BYTES[self.qb.dtype] + 2 * self.wuk.batch * (self.wuk.n + rope)
         return self.qb.work + self.wuk.work + Work(self.qb.m * row)
+
+    def __repr__(self) -> str:
+        """The line of ``str`` in brackets."""
+        return f"<HeadsPlan: {self}>"
 
     def __str__(self) -> str:
         """One line."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from tiling.arith import round_up
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
 from tiling.gemm import LINE_BYTES, GemmPlan
+from tiling.html import table, to_html
+from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
 from tiling.roofline import Work
 
@@ -109,6 +111,14 @@ class TilePlan:
         Buffers between sweeps are included. They stay in cache and are not in the tile's own bytes.
         """
         return {"down": self.down.work, "rows": self.rows.work, "heads": self.heads.work}
+
+    def __repr__(self) -> str:
+        """The line of ``str`` in brackets."""
+        return f"<TilePlan: {self}>"
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row for each product."""
+        return to_html(table(str(self), GEMM_COLUMNS, [gemm_cells(gemm) for gemm in self.gemms]))
 
     def __str__(self) -> str:
         """One line."""

@@ -14,6 +14,7 @@ from tiling.check import (
     check_str,
 )
 from tiling.json import parse_object
+from tiling.short_repr import changed_repr
 
 __all__ = ["CubeTile", "MlaTileConfig", "PassOptions", "RopeTileShapeConfig"]
 
@@ -35,6 +36,10 @@ class CubeTile:
     def __post_init__(self) -> None:
         """Check the six ints."""
         _check_cube("CubeTile", astuple(self))
+
+    def __repr__(self) -> str:
+        """The six ints without their names."""
+        return f"{type(self).__name__}{astuple(self)}"
 
     @classmethod
     def of(cls, values: Iterable[int], name: str = "CubeTile") -> Self:
@@ -122,6 +127,10 @@ class MlaTileConfig:
     vec_nbuffer_setting: dict[int, int] = field(default_factory=dict)
     dynamic_unaligned_enable: bool = False
 
+    def __repr__(self) -> str:
+        """The settings that differ from the defaults, as Python makes the same config of them."""
+        return changed_repr(self)
+
     def __setattr__(self, name: str, value: object) -> None:
         """Check and set one setting; a name that is no setting is an error."""
         if name not in _CONFIG_CHECKS:
@@ -207,6 +216,10 @@ class PassOptions:
     vec_nbuffer_setting: Mapping[int, int] = field(default_factory=dict)
     stitch_function_max_num: int | None = None
     device_sched_mode: int | None = None
+
+    def __repr__(self) -> str:
+        """The settings that are given, as Python makes the same options of them."""
+        return changed_repr(self)
 
     def __post_init__(self) -> None:
         """Check every setting; keep copies of the mappings."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from tiling.check import MAX_TOKENS, check_choice, check_int
-from tiling.modes import CALL_PHASES
+from tiling.modes import CALL_PHASES, NPU_ARCHS, PRESETS, CallPhase, NpuArch, PresetName
 from tiling.pypto.config import (
     CubeTile,
     MlaTileConfig,
@@ -13,22 +13,14 @@ from tiling.pypto.config import (
 
 __all__ = ["NPU_ARCHS", "PRESETS", "ROPE_TILES", "options_list", "pass_options", "preset"]
 
-PRESETS = (
-    "default",
-    "prefill_b128_s1",
-    "decode_b4_s2",
-    "decode_b64_s2",
-    "decode_b4_s2_bf16",
-    "decode_b64_s2_bf16",
-)
-
 ROPE_TILES = RopeTileShapeConfig([32, 64], [32, 32, 128], [16, 128, 128, 128])
 
-_GENERATION = {"DAV_3510": "DAV_3510", "950": "DAV_3510", "DAV_2201": "DAV_2201", "910": "DAV_2201"}
-NPU_ARCHS = tuple(_GENERATION)
+_GENERATION: dict[NpuArch, NpuArch] = {
+    "DAV_3510": "DAV_3510", "950": "DAV_3510", "DAV_2201": "DAV_2201", "910": "DAV_2201",
+}  # fmt: skip
 
 
-def preset(name: str, npuarch: str = "DAV_3510") -> MlaTileConfig:
+def preset(name: PresetName, npuarch: NpuArch = "DAV_3510") -> MlaTileConfig:
     """A fresh config with the settings of preset ``name``, one of ``PRESETS``.
 
     The names say phase, batch and tokens per sequence; ``_bf16`` is the unquantised mode. ``npuarch`` is "DAV_3510"
@@ -97,7 +89,7 @@ def _decode_128(k_l0: int, is_950: bool) -> MlaTileConfig:
     return config.replace(tile_bs=128, cube_qb_tile=qb, cube_wuk_tile=smaller if is_950 else larger)
 
 
-def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
+def options_list(npuarch: NpuArch = "DAV_3510") -> dict[str, dict[str, int]]:
     """Runtime options of the decode entry point, as the reference operator chooses them for the NPU it runs on.
 
     Without an NPU to ask, the generation is an argument; it defaults to the newer one, as in ``preset``.
@@ -107,7 +99,7 @@ def options_list(npuarch: str = "DAV_3510") -> dict[str, dict[str, int]]:
     return {"runtime_options": {"device_sched_mode": 2, "stitch_function_max_num": 128}}
 
 
-def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
+def pass_options(phase: CallPhase, t: int, npuarch: NpuArch = "DAV_3510") -> PassOptions:
     """Scheduling settings the reference entry point of ``phase`` ("prefill" or "decode") chooses for ``t`` tokens."""
     check_choice("phase", phase, CALL_PHASES)
     check_int("t", t, 0, MAX_TOKENS)
@@ -138,5 +130,5 @@ def pass_options(phase: str, t: int, npuarch: str = "DAV_3510") -> PassOptions:
     )
 
 
-def _npu_arch(npuarch: str) -> str:
+def _npu_arch(npuarch: NpuArch) -> NpuArch:
     return _GENERATION[check_choice("npuarch", npuarch, NPU_ARCHS)]

@@ -10,6 +10,7 @@ import click
 
 from tiling import PRESETS, CpuTiling, PrologPlan, plan_prolog, preset
 
+from ...base.modes import NpuArch, QuantMode
 from ...call.planning import MICRO_TILES, this_machine
 from ...tuning.space import MAX_CANDIDATES, Candidate, Grid, check_restriction, parse_values
 from ...tuning.study import Job, list_jobs, reasons_of
@@ -30,7 +31,7 @@ _PLANNED_UNSEEN = 500  # about a second
 class Choice(NamedTuple):
     """The candidates, each in a quant mode, and the restrictions on them."""
 
-    candidates: list[tuple[Candidate, str]]
+    candidates: list[tuple[Candidate, QuantMode]]
     restrictions: list[str]
 
     @classmethod
@@ -77,7 +78,7 @@ def _grids(options: StudyOptions) -> list[Grid]:
     return [Grid(options.axes, Grid.base_of(list(options.axes)))]
 
 
-def _presets(npuarch: str) -> list[tuple[Candidate, str]]:
+def _presets(npuarch: NpuArch) -> list[tuple[Candidate, QuantMode]]:
     """The reference operator's presets, each in the mode that it is made for."""
     return [
         (Candidate((("preset", name),), preset(name, npuarch)), "none" if name.endswith("_bf16") else "b")

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from ...base.modes import CallPhase, NpuArch, PresetName
 from ...base.output_path import fault_of_file
-from ...tuning.space import parse_values
 from ..options import LayerOptions
 
 __all__ = ["StudyOptions", "check_files", "parse_axes"]
@@ -23,10 +23,10 @@ class StudyOptions(LayerOptions):
     tokens: tuple[int, ...]
     axes: dict[str, list[Any]]
     where: tuple[str, ...]
-    base: str | None
+    base: PresetName | None
     presets: bool
-    npuarch: str
-    phase: str
+    npuarch: NpuArch
+    phase: CallPhase
     pairs: int
     out: Path
     restart: bool
@@ -43,6 +43,8 @@ class StudyOptions(LayerOptions):
 
 def parse_axes(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, list[Any]]:
     """The values of each FIELD=VALUES."""
+    from ...tuning.space import parse_values
+
     axes = {}
     for text in given:
         name, equals, values = text.partition("=")

@@ -12,6 +12,7 @@ import click
 
 from tiling import Rates
 
+from ...base.modes import QuantMode
 from ...call.planning import this_machine
 from ...tuning.contest import Arena
 from ...tuning.journal import Journal
@@ -60,7 +61,7 @@ class _Arenas:
     def __bool__(self) -> bool:
         return bool(self._made)
 
-    def of(self, quant: str) -> Arena:
+    def of(self, quant: QuantMode) -> Arena:
         if quant not in self._made:
             tokens = list(dict.fromkeys(job.t for job in self._jobs if job.quant == quant))
             options = self._options

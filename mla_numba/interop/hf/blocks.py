@@ -8,6 +8,7 @@ from tiling import ceil_div
 
 from ...base.checks import Array
 from ...base.dims import MlaDims
+from ...base.short_repr import short_repr, size_text
 from ...cache import PagedCache
 
 __all__ = ["BlockPool"]
@@ -35,6 +36,12 @@ class BlockPool:
         self._may_share = False
         if not self.grows:
             self.caches = [self._allocate(self.n_blocks) for _ in self.caches]
+
+    def __repr__(self) -> str:
+        arrays = [array for cache in self.caches if cache for array in cache.arrays().values()]
+        blocks = f"{self.n_blocks} blocks of {self.block_size} slots{', growing' if self.grows else ''}"
+        kind, memory = "int8" if self.quantized else "bf16", size_text(sum(array.nbytes for array in arrays))
+        return short_repr(self, f"{self.batch} sequences", blocks, kind, memory)
 
     @property
     def batch(self) -> int:

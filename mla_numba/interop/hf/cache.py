@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer
 
 from ...base.dims import MlaDims
+from ...base.short_repr import short_repr
 from .blocks import BlockPool
 
 __all__ = ["CacheSettings", "LatentCache", "LatentLayer", "check_cache_kind", "latent_layer", "restored_on_failure"]
@@ -53,6 +54,9 @@ class LatentLayer(CacheLayerMixin):
         self.index = index
         self.length = 0
         self.indexer = DynamicIndexedLayer() if settings.indexed else None
+
+    def __repr__(self) -> str:
+        return short_repr(self, f"layer {self.index}", f"{self.length} tokens", repr(self.pool))
 
     @property
     def batch_size(self) -> int:
@@ -156,6 +160,9 @@ class LatentCache(Cache):
 
     def __init__(self, settings: CacheSettings) -> None:
         super().__init__(layers=settings.make_layers())
+
+    def __repr__(self) -> str:
+        return short_repr(self, f"{len(self.layers)} layers", f"{self.get_seq_length()} tokens", repr(self.pool))
 
     @property
     def pool(self) -> BlockPool:

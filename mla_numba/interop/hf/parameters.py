@@ -10,6 +10,7 @@ from torch import nn
 
 from ...base.checks import Array
 from ...base.dims import MlaDims
+from ...base.modes import QuantMode
 from ...weights.attention import CheckpointLayer, read_attention
 from ...weights.checkpoint import Checkpoint
 from ...weights.quantize import QuantizationReport
@@ -87,7 +88,7 @@ class AttentionPart:
             "kv_b_proj": (d.num_attention_heads * (d.qk_nope_head_dim + self.v_head_dim), d.kv_lora_rank),
         }
 
-    def load(self, checkpoint: Checkpoint | None, quant: str) -> tuple[CheckpointLayer, QuantizationReport]:
+    def load(self, checkpoint: Checkpoint | None, quant: QuantMode) -> tuple[CheckpointLayer, QuantizationReport]:
         """The weights in a mode, of a checkpoint or of the model's own parameters, and the error that it brought.
 
         Weights that a checkpoint has as int8 keep their codes. The epsilons are the model's own, whatever a

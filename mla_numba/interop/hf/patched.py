@@ -20,7 +20,8 @@ from ...base.checks import (
     check_int,
     check_threads,
 )
-from ...base.modes import NUMERICS, QUANT_MODES
+from ...base.modes import NUMERICS, QUANT_MODES, Numerics, QuantMode
+from ...base.short_repr import dims_text, short_repr, size_text
 from ...kernels import max_threads
 from ...prolog import MlaProlog
 from ...weights.checkpoint import Checkpoint
@@ -39,12 +40,12 @@ __all__ = ["Patched", "patch"]
 def patch(
     model: nn.Module,
     *,
-    quant: str = "none",
+    quant: QuantMode = "none",
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
     block_size: int = 128,
     n_blocks: int | None = None,
     n_threads: int | None = None,
-    numerics: str = "pypto",
+    numerics: Numerics = "pypto",
     keep_projections: bool = True,
 ) -> Patched:
     """Puts a prolog into every attention of a model of transformers, in place.
@@ -89,9 +90,9 @@ def patch(
 class _Settings(NamedTuple):
     """Of `patch`, what `refresh` needs again."""
 
-    quant: str
+    quant: QuantMode
     n_threads: int | None
-    numerics: str
+    numerics: Numerics
     keep_projections: bool
 
 
@@ -129,6 +130,11 @@ class Patched:
         for forward in self._forwards:
             forward.attention.forward = forward
         self._around = [ModelForward(module, module is base) for module in _path(model, prefix)]
+
+    def __repr__(self) -> str:
+        first, memory = self.prologs[0], size_text(sum(prolog.weights.nbytes for prolog in self.prologs))
+        name, layers = type(self.model).__name__, f"{len(self.prologs)} layers"
+        return short_repr(self, name, layers, dims_text(first.dims), f"quant={self.quant!r}", memory)
 
     def _pack(self, parts: list[AttentionPart], checkpoint: Checkpoint | None) -> None:
         """Packs all layers, and then gives all of them their new weights."""

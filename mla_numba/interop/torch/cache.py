@@ -8,6 +8,8 @@ from torch import Tensor
 
 from ...base.checks import expect_type
 from ...base.dims import MlaDims
+from ...base.modes import CacheMode
+from ...base.short_repr import arrays_text, short_repr
 from ...cache import PagedCache
 from .tensors import to_numpy, to_torch
 
@@ -19,6 +21,9 @@ class TorchKeyRows(NamedTuple):
 
     kv: Tensor
     kr: Tensor
+
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
 
 
 class TorchCache(NamedTuple):
@@ -37,7 +42,11 @@ class TorchCache(NamedTuple):
     kv: Tensor
     kr: Tensor
     k_scale: Tensor | None = None
-    cache_mode: str = "PA_BSND"
+    cache_mode: CacheMode = "PA_BSND"
+
+    def __repr__(self) -> str:
+        tensors = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}
+        return short_repr(self, str(self.cache_mode), arrays_text(tensors))
 
     @classmethod
     def allocate(
@@ -45,7 +54,7 @@ class TorchCache(NamedTuple):
         dims: MlaDims,
         n_blocks: int,
         block_size: int = 128,
-        cache_mode: str = "PA_BSND",
+        cache_mode: CacheMode = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
         """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""

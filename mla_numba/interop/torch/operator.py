@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ...base.checks import Array
+from ...base.modes import CacheMode
 from ...cache import PagedCache
 from ...prolog import MlaProlog, PrologOutput
 from .cache import TorchCache
@@ -81,7 +82,7 @@ def _cache_index(tensor: Tensor | None, cache: PagedCache) -> Array | None:
 
 def _compute(
     prolog: MlaProlog, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor,
-    kr_cache: Tensor, k_scale_cache: Tensor | None, cache_mode: str, outputs: tuple[Tensor | None, ...] | None,
+    kr_cache: Tensor, k_scale_cache: Tensor | None, cache_mode: CacheMode, outputs: tuple[Tensor | None, ...] | None,
 ) -> PrologOutput:  # fmt: skip
     """A call on the tensors' memory. Whatever is wrong is raised before a tensor has changed."""
     cache = TorchCache(kv_cache, kr_cache, k_scale_cache, cache_mode).numpy()
@@ -101,7 +102,7 @@ def _compute(
 
 def _mla_prolog(
     handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
-    k_scale_cache: Tensor | None, cache_mode: str, n_heads: int, q_rank: int,
+    k_scale_cache: Tensor | None, cache_mode: CacheMode, n_heads: int, q_rank: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     prolog = _prolog_of(handle)
     dims = prolog.dims
@@ -116,7 +117,7 @@ def _mla_prolog(
 
 def _mla_prolog_out(
     handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
-    k_scale_cache: Tensor | None, cache_mode: str, *outputs: Tensor | None,
+    k_scale_cache: Tensor | None, cache_mode: CacheMode, *outputs: Tensor | None,
 ) -> None:  # fmt: skip
     prolog = _prolog_of(handle)
     _compute(prolog, x, cos, sin, cache_index, kv_cache, kr_cache, k_scale_cache, cache_mode, outputs)
@@ -124,7 +125,7 @@ def _mla_prolog_out(
 
 def _fake(
     handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
-    k_scale_cache: Tensor | None, cache_mode: str, n_heads: int, q_rank: int,
+    k_scale_cache: Tensor | None, cache_mode: CacheMode, n_heads: int, q_rank: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     t, quantized = x.shape[0], kv_cache.dtype == torch.int8
     return (

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, Unpack
 
 import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
-from ...prolog import MlaProlog
+from ...base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
+from ...prolog import MlaProlog, PrologChoices
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
 from .cache import TorchCache, TorchKeyRows
@@ -30,6 +31,9 @@ class TorchOutput(NamedTuple):
     q_norm: Tensor
     q_norm_scale: Tensor | None
 
+    def __repr__(self) -> str:
+        return short_repr(self, arrays_text(self._asdict()))
+
 
 class TorchProlog(torch.nn.Module):
     """The MLA prolog of one layer as a module.
@@ -44,7 +48,7 @@ class TorchProlog(torch.nn.Module):
 
     prolog: MlaProlog
 
-    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Any) -> None:
+    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Unpack[PrologChoices]) -> None:
         super().__init__()
         if isinstance(source, MlaProlog):
             if settings:
@@ -106,7 +110,8 @@ class TorchProlog(torch.nn.Module):
     def extra_repr(self) -> str:
         """What `print` says within the brackets."""
         prolog = self.prolog
-        return f"{prolog.dims}, quant={prolog.weights.quant!r}, n_threads={prolog.n_threads}"
+        settings = {"quant": prolog.weights.quant, "phase": prolog.phase, "n_threads": prolog.n_threads}
+        return f"{dims_text(prolog.dims)}, {fields_text(settings)}, {size_text(prolog.weights.nbytes)}"
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

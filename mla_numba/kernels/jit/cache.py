@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 from numba.core import caching
 
-from .folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from .folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, say_ready, trusted_folder
 from .fork import check_process
 
 __all__ = ["KernelCache", "make_cache", "note_need", "providers", "run_releasing"]
@@ -97,6 +98,8 @@ class KernelCache(caching.FunctionCache):
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
         self._lock_path = Path(self.cache_path) / f"{py_func.__name__}.lock"
         self._lock: FileLock | None = None
+        self._name = f"{Path(self.cache_path).name}.{py_func.__name__}"
+        self._begin = 0.0
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """An entry; where there is none, None, and a lock is held until one is saved."""
@@ -111,6 +114,9 @@ class KernelCache(caching.FunctionCache):
                     self.release()
                 else:
                     say_compiling()
+                    self._begin = time.perf_counter()
+        if found is not None:
+            say_ready(self._name)
         return found
 
     def _find(self, sig: Any, target_context: Any) -> Any:
@@ -125,6 +131,7 @@ class KernelCache(caching.FunctionCache):
         try:
             if self._lock is not None:
                 super().save_overload(sig, data)
+                say_ready(self._name, time.perf_counter() - self._begin)
         finally:
             self.release()
 

@@ -29,6 +29,7 @@ __all__ = [
     "save_object",
     "say_compiling",
     "say_damaged",
+    "say_ready",
     "source_digest",
     "trusted_folder",
     "why_not_kept",
@@ -119,6 +120,14 @@ def say_compiling() -> None:
     if not _said_compiling:
         _said_compiling = True
         log.warning("compiling kernels for this CPU (once, some seconds; kept in %s)", cache_folder())
+
+
+def say_ready(name: str, seconds: float | None = None) -> None:
+    """Logs that a function was compiled in so many seconds, or loaded; the record's `kernel` is its name."""
+    if seconds is None:
+        log.debug("kernel %s: loaded", name, extra={"kernel": name})
+    else:
+        log.info("kernel %s: compiled in %.1f s", name, seconds, extra={"kernel": name})
 
 
 def lock_to_write(path: Path) -> FileLock | None:

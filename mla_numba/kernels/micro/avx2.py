@@ -68,11 +68,6 @@ def _multiply_pairs(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: An
     return builder.add(acc, builder.call(madd, [builder.bitcast(value, halves), builder.bitcast(column, halves)]))
 
 
-_CPUS = frozenset({
-    "haswell", "broadwell", "skylake", "skylake-avx512", "alderlake", "raptorlake", "znver1", "znver2", "znver3",
-    "x86-64-v3", "x86-64-v4",
-})  # fmt: skip
-
 _BF16 = MicroKernel(
     "ukernel_bf16",
     is_int8=False,
@@ -98,7 +93,6 @@ AVX2 = Isa(
     a_offset=0,
     a_int8_bytes=2,
     features=frozenset({"avx2", "fma"}),
-    cpus=_CPUS,
     bf16_order=BlockOrder("[KR][NR] for vpunpck", _bf16_place),
     int8_order=BlockOrder("[KR / 2][NR][2]", _int8_place),
     int8=_INT8,

@@ -51,7 +51,6 @@ AVX512BF16 = Isa(
     a_offset=128,
     a_int8_bytes=1,
     features=AVX512VNNI.features | {"avx512bf16"},
-    cpus=frozenset({"cooperlake", "sapphirerapids", "emeraldrapids", "graniterapids", "znver4", "znver5"}),
     bf16_dot=True,
     int8=INT8_VPDPBUSD,
     bf16=BF16_VDPBF16PS,

@@ -57,7 +57,6 @@ AVX512VNNI = Isa(
     a_offset=128,
     a_int8_bytes=1,
     features=AVX2.features | {"avx512f", "avx512bw", "avx512vl", "avx512vnni"},
-    cpus=frozenset({"cascadelake", "icelake-client", "icelake-server", "tigerlake", "rocketlake"}),
     int8=INT8_VPDPBUSD,
     bf16=bf16_multiply_adds(a_in_pairs=False),
 )

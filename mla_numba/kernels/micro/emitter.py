@@ -3,14 +3,15 @@
     f(mr, steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset)
 
 See `ukernel` for what it computes. The instruction set is an argument, so that the code for any can be made, and looked
-at, on any machine. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of
-a row, is always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step,
-which takes half as long again. Where y is null the sums go to c, else, as bf16, to y. In step s the lines at
-ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
+at, on any machine. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a row, is
+always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step, which
+takes half as long again (see also `_RowDistances`). Where y is null the sums go to c, else, as bf16, to y. In step s
+the lines at ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -20,6 +21,7 @@ from ..llvm_ir import (
     F32,
     I1,
     I16,
+    I32,
     I64,
     IN_L1,
     IN_L2,
@@ -48,11 +50,15 @@ class TileFunction(NamedTuple):
         """The vectors of a row of the register tile."""
         return self.isa.vectors
 
+    @property
+    def name(self) -> str:
+        """The function's name."""
+        return f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}"
+
     def declared(self, module: ir.Module) -> ir.Function:
         """The function as it is known to who calls it; see `library` on where it is."""
-        name = f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}"
-        existing = module.globals.get(name)
-        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), name)
+        existing = module.globals.get(self.name)
+        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), self.name)
 
     def define(self, module: ir.Module, by_row: bool = False) -> ir.Function:
         """The function, defined in a module.
@@ -108,7 +114,8 @@ def _define_loop_over_rows(tile: TileFunction, function: ir.Function) -> None:
 def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Function:
     """The loop over k for exactly `mr` rows, whose accumulators stay in registers from the first step to the last."""
     isa, kernel, vectors = tile.isa, tile.kernel, tile.vectors
-    function = internal_function(parent.module, ir.FunctionType(ir.VoidType(), _ARGUMENTS), f"{parent.name}_{mr}")
+    fnty = ir.FunctionType(ir.VoidType(), _ARGUMENTS)
+    function = internal_function(parent.module, fnty, f"{parent.name}_{mr}", isa.attributes)
     steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset = (
         function.args
     )
@@ -118,10 +125,10 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     vector = vectors.words if kernel.is_int8 else vectors.floats
     c_vectors = builder.bitcast(c, vector.as_pointer())
     c_at = [builder.gep(c_vectors, [ir.Constant(I64, i)]) for i in range(mr * vectors.n)]
-    rows = [builder.gep(a, [builder.mul(lda, ir.Constant(I64, i))]) for i in range(mr)]
+    distances = _RowDistances(builder, lda, mr)
     builder.cbranch(carry, load_c, begin)
     builder.position_at_end(load_c)
-    held = [builder.load(p, align=4) for p in c_at]
+    held = _squares(builder, tile, [builder.load(p, align=4) for p in c_at])
     builder.branch(begin)
     builder.position_at_end(begin)
     first = []
@@ -134,10 +141,10 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
         b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])
         ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
         _prefetch(builder, ahead_here, isa.b_bytes(kernel), locality)
-        a_at = builder.mul(step, a_step)
-        return _multiply(builder, tile, [builder.gep(row, [a_at]) for row in rows], b_here, acc)
+        rows = distances.rows(builder, builder.gep(a, [builder.mul(step, a_step)]))
+        return _multiply(builder, tile, rows, b_here, acc)
 
-    sums = counted_loop(builder, steps, first, step_of_k)
+    sums = _rows_of_squares(builder, tile, counted_loop(builder, steps, first, step_of_k), mr)
     builder.cbranch(builder.icmp_unsigned("==", y, ir.Constant(POINTER, None)), keep, finish)
     builder.position_at_end(keep)
     for value, p in zip(sums, c_at, strict=True):
@@ -153,19 +160,98 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     return function
 
 
+class _RowDistances:
+    """Where the rows of A are, in few registers: lda, 3*lda, 5*lda, 7*lda and 9*lda.
+
+    An address is a register and another one times 1, 2, 4 or 8, so these reach 9 rows from the first. A pointer to each
+    row would not fit into the registers beside all else, and one that goes from row to row is an instruction each. LLVM
+    would do either, so it does not get to see that the distances are multiples of each other.
+    """
+
+    _ROWS_OF_ONE = 9
+
+    def __init__(self, builder: ir.IRBuilder, lda: Any, mr: int) -> None:
+        self._mr = mr
+        self._times = {1: lda}
+        for odd in range(3, min(mr, self._ROWS_OF_ONE + 1), 2):
+            times = builder.mul(lda, ir.Constant(I64, odd))
+            self._times[odd] = builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [times], side_effect=False)
+
+    def rows(self, builder: ir.IRBuilder, first: Any) -> list[Any]:
+        """The addresses of all rows, of which the first is at `first`."""
+        rows = [first]
+        for i in range(1, self._mr):
+            n = i % self._ROWS_OF_ONE or self._ROWS_OF_ONE
+            from_row = i - n
+            shift = (n & -n).bit_length() - 1
+            distance = builder.shl(self._times[n >> shift], ir.Constant(I64, shift))
+            rows.append(builder.gep(rows[from_row], [distance]))
+        return rows
+
+
 def _multiply(builder: Any, tile: TileFunction, rows: list[Any], b: Any, acc: list[Any]) -> list[Any]:
     """The accumulators after KR steps of k; `rows` are the addresses of their values of A, `b` that of B."""
     kernel, vectors = tile.kernel, tile.vectors
-    loaded = [kernel.load(builder, vectors, b, v) for v in range(vectors.n)]
-    for k in range(kernel.passes):
-        if k:
-            no_load_passes(builder)  # early ones would take registers from the sums
-        columns = [kernel.column(builder, vectors, raw, k) for raw in loaded]
-        for i, row in enumerate(rows):
-            value = kernel.value(builder, vectors, row, k)
-            for v, column in enumerate(columns, start=i * vectors.n):
-                acc[v] = kernel.multiply(builder, vectors, acc[v], value, column)
+    n, square = kernel.square * vectors.n, kernel.square
+    loaded = [kernel.load(builder, vectors, b, v) for v in range(n)]
+    groups = [rows[i : i + square] if square > 1 else rows[i] for i in range(0, len(rows), square)]
+    columns: dict[int, list[Any]] = {}
+    values: dict[tuple[int, int], Any] = {}
+    for k, i, v in _in_order(kernel, len(groups), n):
+        if k not in columns:
+            if columns and kernel.order == "passes":
+                no_load_passes(builder)  # early ones would take registers from the sums
+            columns[k] = [kernel.column(builder, vectors, raw, k) for raw in loaded]
+        if (k, i) not in values:
+            values[k, i] = kernel.value(builder, vectors, groups[i], k)
+        at = i * n + v
+        acc[at] = kernel.multiply(builder, vectors, acc[at], values[k, i], columns[k][v])
     return acc
+
+
+def _in_order(kernel: MicroKernel, n_groups: int, n: int) -> list[tuple[int, int, int]]:
+    """Every pass, group of rows and vector of columns, in the kernel's order of loops."""
+    turns = list(product(range(kernel.passes), range(n_groups), range(n)))
+    if kernel.order == "rows":
+        turns.sort(key=lambda turn: (turn[1], turn[0], turn[2]))
+    elif kernel.order == "columns":
+        turns.sort(key=lambda turn: (turn[2], turn[0], turn[1]))
+    return turns
+
+
+def _squares(builder: ir.IRBuilder, tile: TileFunction, sums: list[Any]) -> list[Any]:
+    """Rows of sums as accumulators of the kernel's squares; a row without a second one is taken twice."""
+    if tile.kernel.square == 1:
+        return sums
+    n = tile.vectors.n
+    rows = [sums[i : i + n] for i in range(0, len(sums), n)]
+    squares: list[Any] = []
+    for i in range(0, len(rows), 2):
+        for pair in zip(rows[i], rows[min(i + 1, len(rows) - 1)], strict=True):
+            squares += _halves_exchanged(builder, *pair)
+    return squares
+
+
+def _rows_of_squares(builder: ir.IRBuilder, tile: TileFunction, squares: list[Any], mr: int) -> list[Any]:
+    """`_squares` undone."""
+    if tile.kernel.square == 1:
+        return squares
+    n = tile.vectors.n
+    rows: list[Any] = []
+    for i in range(0, len(squares), 2 * n):
+        pairs = [_halves_exchanged(builder, *squares[v : v + 2]) for v in range(i, i + 2 * n, 2)]
+        rows += [first for first, _ in pairs] + [second for _, second in pairs]
+    return rows[: mr * n]
+
+
+def _halves_exchanged(builder: ir.IRBuilder, first: Any, second: Any) -> tuple[Any, Any]:
+    """Both lower halves, and both upper ones."""
+    half = first.type.count // 2
+    kind = ir.VectorType(I32, 2 * half)
+    lower = [*range(half), *range(2 * half, 3 * half)]
+    masks = (ir.Constant(kind, lower), ir.Constant(kind, [lane + half for lane in lower]))
+    low, high = (builder.shuffle_vector(first, second, mask) for mask in masks)
+    return low, high
 
 
 def _prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: Any) -> None:

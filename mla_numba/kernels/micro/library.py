@@ -7,6 +7,7 @@ a kernel's own code knows their names only.
 
 from __future__ import annotations
 
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numba.core import config
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
-from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, trusted_folder
+from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, say_ready, trusted_folder
 from ..jit.fork import check_process
 from .assembly import define_microkernels
 from .table import ISA
@@ -41,9 +42,10 @@ def _load_or_build() -> Any:
     if folder is None:
         return _build(codegen)
     target = sha256(repr(codegen.magic_tuple()).encode()).hexdigest()[:16]
-    path = folder / f"microkernels-{target}.pickle"
+    path = folder / f"microkernels-{ISA.name}-{target}.pickle"
     library = _load(codegen, path)
     if library is not None:
+        say_ready("microkernels")
         return library
     lock = lock_to_write(path.with_suffix(".lock"))
     if lock is None:
@@ -52,8 +54,10 @@ def _load_or_build() -> Any:
         library = _load(codegen, path)
         if library is None:
             say_compiling()
+            begin = time.perf_counter()
             library = _build(codegen)
             save_object(path, library.serialize_using_object_code())
+            say_ready("microkernels", time.perf_counter() - begin)
     finally:
         lock.release()
     return library

@@ -22,13 +22,14 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ..jit.callee import field_type, overload_callee
-from ..kinds import F32, Bits, Index, Typed
+from ..kinds import Index, Typed
 from ..llvm_ir import F32 as FLOAT
 from ..llvm_ir import I16, I64, POINTER
 from .emitter import TileFunction
 from .epilogue import store_tile
 from .library import load_microkernels
 from .operands import A, B, C, Y
+from .plain import add_products
 from .portable import ukernel_bf16_portable, ukernel_int8_portable
 from .table import ISA
 
@@ -37,35 +38,17 @@ KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
 A_OFFSET = np.int32(ISA.a_offset)
 A_INT8_DTYPE = {2: np.int16, 1: np.uint8 if ISA.a_offset else np.int8}[ISA.a_int8_bytes]
 A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
-PLACES_BF16, PLACES_INT8 = ISA.places(is_int8=False), ISA.places(is_int8=True)
 
 
 def ukernel(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool) -> None:
     """One register tile; the panels' dtype chooses between bf16 and int8. `k` is a multiple of KR, 1 <= mr <= MR."""
-    is_int8 = b.panels.dtype == np.int8
-    kr, places = (KR_INT8, PLACES_INT8) if is_int8 else (KR_BF16, PLACES_BF16)
-    sums = c.sums[c.at : c.at + mr * NR].reshape(mr, NR)
-    if not c.carry:
-        sums[...] = 0
-    flat, rows = a.rows.reshape(-1), a.at + np.arange(mr) * a.step
-    for p in range(k):
-        step, r = divmod(p, kr)
-        values = flat[rows + step * kr + (kr - 1 - r if flat.dtype == np.uint16 else r)]
-        column = b.panels[b.at + step * NR * kr + places[r]]
-        if is_int8:
-            sums += values.astype(np.int32)[:, None] * column.astype(np.int32)
-        else:
-            sums += (_widened(values) if flat.dtype == np.uint16 else values)[:, None] * _widened(column)
+    add_products(ISA, mr, k, a, b, c)
 
 
 def ukernel_store(mr: Index, k: Index, a: A, b: B, c: C, no_subnormals: bool, y: Y) -> None:
     """One register tile whose sums are complete after it. What it leaves in c is arbitrary."""
     ukernel(mr, k, a, b, c, no_subnormals)
     store_tile(mr, NR, c, y)
-
-
-def _widened(bits: Bits) -> F32:
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 @overload_callee(ukernel)

@@ -1,0 +1,1 @@
+"""What each command takes and what its help says. Nothing that computes is imported before a command runs."""

@@ -1,0 +1,32 @@
+"""The command `mla-numba pack`: pack one layer of a checkpoint into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..options import file_to_write, json_option, quant_option, threads_option
+
+__all__ = ["pack"]
+
+
+@click.command()
+@click.argument("folder", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--layer", type=click.IntRange(0), required=True, help="Layer to pack.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
+)  # fmt: skip
+@quant_option
+@threads_option
+@json_option
+def pack(**given: Any) -> None:
+    """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
+
+    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
+    its target. Anything but a regular file is refused. Needs the extra hf.
+    """
+    from ..pack import pack as work
+
+    work(**given)

@@ -1,0 +1,97 @@
+"""AArch64 with NEON: bf16 products by multiply-adds, int8 ones by products of bytes that are added in pairs.
+
+All AArch64 CPUs have it. A row of A is loaded once a step and multiplied element by element: `fmla` takes one lane of a
+register for all of another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from ..isa import BlockOrder, Isa, MicroKernel
+from ..llvm_ir import F32, I8, I16, I32, Vectors, declare, load
+
+__all__ = ["BF16_FMLA", "BF16_ROWS_OF_FOUR", "BYTES", "NEON", "lanes"]
+
+BYTES = ir.VectorType(I8, 16)
+_HALF_OF_BYTES, _HALVES, _FOUR_HALVES = ir.VectorType(I8, 8), ir.VectorType(I16, 8), ir.VectorType(I16, 4)
+
+# Four columns of one k side by side, so that a shift left widens them, and then those of the next k.
+BF16_ROWS_OF_FOUR = BlockOrder("[NR/4][KR][4]", lambda _nr, kr, r, j: (j // 4 * kr + r) * 4 + j % 4)
+# Of four columns the first pair of k, and then the second: bytes whose products are added lie side by side.
+_INT8_PAIRS = BlockOrder(
+    "[NR/4][KR/2][4][2]", lambda _nr, kr, r, j: (j // 4 * kr // 2 + r // 2) * 8 + j % 4 * 2 + r % 2
+)
+
+
+def lanes(builder: ir.IRBuilder, vector: Any, chosen: list[int]) -> Any:
+    """A vector of these lanes of another."""
+    return builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, len(chosen)), chosen))
+
+
+def _bf16_load(builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Any:
+    return load(builder, b, v * 16, _HALVES, 2)
+
+
+def _bf16_column(builder: ir.IRBuilder, vectors: Vectors, raw: Any, k: int) -> Any:
+    """shll or shll2."""
+    words = builder.zext(lanes(builder, raw, [4 * k + j for j in range(4)]), vectors.words)
+    return builder.bitcast(builder.shl(words, vectors.filled(16)), vectors.floats)
+
+
+def _bf16_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, k: int) -> Any:
+    return lanes(builder, load(builder, a, 0, ir.VectorType(F32, 2), 4), [k] * 4)
+
+
+def _bf16_multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+    fma = declare(builder, "llvm.fma.v4f32", vectors.floats, [vectors.floats] * 3)
+    return builder.call(fma, [column, value, acc])
+
+
+def _int8_load(builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Any:
+    return load(builder, b, v * 16, BYTES, 1)
+
+
+def _int8_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, _pass: int) -> Any:
+    pairs = load(builder, a, 0, ir.VectorType(I16, 2), 1)
+    return builder.bitcast(lanes(builder, pairs, [0] * 4 + [1] * 4), BYTES)
+
+
+def _int8_multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+    """smull and sadalp, twice. Two products of -128 and -128 leave int16: nothing is added there."""
+    product = declare(builder, "llvm.aarch64.neon.smull.v8i16", _HALVES, [_HALF_OF_BYTES, _HALF_OF_BYTES])
+    add_pairs = declare(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", vectors.words, [_HALVES])
+    for first in (0, 8):
+        half = list(range(first, first + 8))
+        operands = [lanes(builder, builder.bitcast(x, BYTES), half) for x in (column, value)]
+        acc = builder.add(acc, builder.call(add_pairs, [builder.call(product, operands)]))
+    return acc
+
+
+BF16_FMLA = MicroKernel(
+    "ukernel_bf16", is_int8=False, load=_bf16_load, value=_bf16_value, multiply=_bf16_multiply, column=_bf16_column,
+    passes=2, order="rows",
+)  # fmt: skip
+
+# 24 accumulators, 6 of B and a row of A fill 31 of 32 registers. In the order that LLVM takes for neoverse-v2 nothing
+# else is needed at any time; in that for neoverse-n1, or for no CPU, a sum is stored and loaded again in each step.
+NEON = Isa(
+    "neon",
+    lanes=4,
+    mr=8,
+    nr=12,
+    kr_bf16=2,
+    kr_int8=4,
+    a_offset=0,
+    a_int8_bytes=1,
+    features=frozenset({"neon"}),
+    tune="neoverse-v2",
+    bf16_order=BF16_ROWS_OF_FOUR,
+    int8_order=_INT8_PAIRS,
+    int8=MicroKernel(
+        "ukernel_int8", is_int8=True, load=_int8_load, value=_int8_value, multiply=_int8_multiply, order="rows"
+    ),
+    bf16=BF16_FMLA,
+)

@@ -1,0 +1,145 @@
+"""The microkernels of AArch64, in a CPU that QEMU emulates, against what they are to compute."""
+
+from itertools import product
+
+import ml_dtypes
+import numpy as np
+import pytest
+from helpers.aarch64 import Case, Program, missing_tools, tile_functions
+
+from mla_numba.kernels import ISAS
+from mla_numba.kernels.isa import Isa
+from mla_numba.kernels.llvm_ir import F32, IN_L1, IN_L2, ONCE
+from mla_numba.kernels.micro.epilogue import store_tile
+from mla_numba.kernels.micro.operands import A, B, C, Y
+from mla_numba.kernels.micro.plain import add_products
+
+BF16 = ml_dtypes.bfloat16
+# What each needs, and no CPU that has more: an instruction of another would end the process.
+CPUS = {"neon": "cortex-a72", "neondot": "neoverse-n1", "neoni8mm": "max"}
+LOCALITIES = (ONCE, IN_L2, IN_L1)
+pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {missing_tools()}")
+
+
+@pytest.fixture(scope="module", params=CPUS)
+def program(request, tmp_path_factory):
+    return Program.build(ISAS[request.param], tmp_path_factory.mktemp(request.param))
+
+
+def bf16(rng, n, kind):
+    if kind == "tiny":  # sums are subnormal, and products, which float32 still holds exactly
+        return (rng.uniform(1, 2, n) * rng.choice([-1, 1], n) * 2.0**-66).astype(BF16)
+    return (rng.standard_normal(n) * (2.0**62 if kind == "huge" else 1)).astype(BF16)
+
+
+class Values:
+    """Operands of one kind: of bf16 weights or int8 ones, what A and B hold, and sums to go on from."""
+
+    def __init__(self, isa: Isa, is_int8: bool, kind: str, seed: int) -> None:
+        self.isa, self.is_int8, self.kind, self.rng = isa, is_int8, kind, np.random.default_rng(seed)
+
+    def a(self, mr, lda):
+        n = (mr - 1) * lda[0] + lda[1]
+        if self.is_int8:
+            codes = self.rng.integers(-128, 128, n)
+            if self.kind == "extreme":
+                codes = self.rng.choice([-128, -127, 127], n)
+            return codes.astype(np.int8)
+        values = bf16(self.rng, n, self.kind)
+        if self.kind == "special":
+            values[:: 3 * lda[0] + 1] = np.inf
+            values[5 :: 7 * lda[0]] = np.nan
+        return values.view(np.uint16) if self.isa.bf16_dot else values.astype(np.float32)
+
+    def b(self, k):
+        n = k * self.isa.nr
+        if self.is_int8:
+            codes = self.rng.integers(-128, 128, n) if self.kind == "random" else self.rng.choice([-128, 127], n)
+            return codes.astype(np.int8)
+        values = bf16(self.rng, n, self.kind)
+        if self.kind == "special":
+            values[3::97] = -np.inf
+        return values.view(np.uint16)
+
+    def c(self, mr):
+        n = mr * self.isa.nr
+        if self.is_int8:
+            return self.rng.integers(-(2**31), 2**31, n).astype(np.int32)
+        values = self.rng.standard_normal(n).astype(np.float32) * (2.0**-132 if self.kind == "tiny" else 1)
+        if self.kind == "special":
+            values[:3] = (np.nan, np.inf, -np.inf)
+        return values.astype(np.float32)
+
+
+def cases_of(isa):
+    """Every function, row count, edge of k, carry and kind of store, of every kind of values."""
+    seed = 0
+    for name, (kernel, store) in tile_functions(isa).items():
+        kinds = ("random", "extreme") if kernel.is_int8 else ("random", "tiny", "huge", "special")
+        kr = isa.kr(kernel)
+        for mr, n_steps, kind, (carry, stores) in product(
+            range(1, isa.mr + 1), (1, 2, 3, 17), kinds, ((False, False), (True, False), (False, True), (True, True))
+        ):
+            if n_steps in (2, 3) and kind not in kinds[:2]:
+                continue
+            seed += 1
+            yield make_case(name, Values(isa, kernel.is_int8, kind, seed), mr, n_steps * kr, carry, store, stores)
+
+
+def make_case(name, values, mr, k, carry, store, stores):
+    isa, rng = values.isa, values.rng
+    kernel, _ = tile_functions(isa)[name]
+    lda, ldy = k + 4 * (mr % 3), isa.nr + 5 * (mr % 2)
+    a = values.a(mr, (lda, k))
+    y_dtype = np.float32 if store == F32 else np.uint16
+    y = np.full((mr - 1) * ldy + isa.nr if stores else 0, 77, y_dtype)
+    row_scale, col_scale = (rng.uniform(0.001, 1, n).astype(np.float32) for n in (mr, isa.nr))
+    if values.kind == "extreme":
+        row_scale[0], col_scale[:4] = 1e-38, (1e-30, 0, 1e38, -1)
+    arrays = {
+        "a": a, "b": values.b(k), "c": values.c(mr), "y": y, "row_scale": row_scale, "col_scale": col_scale,
+        "offset": rng.integers(-(2**20), 2**20, isa.nr).astype(np.int32),
+    }  # fmt: skip
+    return Case(
+        name, mr, k // isa.kr(kernel), lda * a.itemsize, isa.a_bytes(kernel), carry, LOCALITIES[mr % 3],
+        ldy * y.itemsize if stores else -1, arrays,
+    )  # fmt: skip
+
+
+def expected(isa, case):
+    """What the case is to leave in c, or in y."""
+    kernel, _ = tile_functions(isa)[case.function]
+    arrays = case.arrays
+    k, zero = case.steps * isa.kr(kernel), 0
+    c = arrays["c"].copy()
+    a = A(arrays["a"], zero, case.lda // arrays["a"].itemsize)
+    with np.errstate(all="ignore"):
+        add_products(isa, case.mr, k, a, B(arrays["b"], zero, zero, zero, zero), C(c, zero, case.carry))
+        if case.ldy < 0:
+            return c
+        y, step = arrays["y"].copy(), case.ldy // arrays["y"].itemsize
+        for i in range(case.mr):
+            rest = (step, arrays["row_scale"], i, arrays["col_scale"], arrays["offset"], zero)
+            store_tile(1, isa.nr, C(c[i * isa.nr : (i + 1) * isa.nr], zero, False), Y(y, i * step, *rest))
+    return y
+
+
+def same(got, want):
+    """Bit for bit; of a number that is none only that it is none, since CPUs give it signs of their own."""
+    if got.dtype == np.uint16:
+        got, want = got.view(BF16), want.view(BF16)
+    if got.dtype != np.int32:
+        nan = np.isnan(want)
+        if not np.isnan(got[nan]).all():
+            return False
+        got, want = got[~nan], want[~nan]
+    return got.tobytes() == want.tobytes()
+
+
+def test_microkernels_equal_their_oracle(program):
+    isa = program.isa
+    cases = list(cases_of(isa))
+    for case, (c, y) in zip(cases, program.run(cases, CPUS[isa.name]), strict=True):
+        want = expected(isa, case)
+        got = c if case.ldy < 0 else y
+        assert same(got, want), (case.function, case.mr, case.steps, case.carry, got, want)
