@@ -69,7 +69,7 @@ def rows_of(isa: str, target: Target, llvm_mca: str) -> list[Row]:
     tile = f"{ISAS[isa].mr} x {ISAS[isa].nr}"
     return [
         Row(isa, "int8" if kernel.is_int8 else "bf16", tile, target.cpu, loop, predict(llvm_mca, target, loop))
-        for kernel, loop in loops_of(ISAS[isa], target)
+        for kernel, loop in loops_of(ISAS[isa], target.assembly(ISAS[isa]))
     ]
 
 

@@ -1,13 +1,15 @@
 """The loop over k of each microkernel, compiled for CPUs that may not be here."""
 
+import functools
 import re
 
 import pytest
-from port_limits import TARGETS
+from port_limits import TARGETS, X86
 from shared.inner_loops import loops_of
 
 from mla_numba.kernels import ISAS
 from mla_numba.kernels.isa import Isa
+from mla_numba.kernels.micro.assembly import Target
 
 # What multiplies int8 and bf16, and how many products one instruction makes.
 MULTIPLY = {
@@ -24,10 +26,15 @@ CASES = [(isa, target) for isa, targets in TARGETS.items() for target in targets
 ONLY_WITH_AVX512 = re.compile(r"%zmm|%[xy]mm(?:1[6-9]|2\d|3[01])\b|%k[0-7]\b")
 
 
+@functools.cache
+def assembly_of(isa: str, target: Target) -> str:
+    return target.assembly(ISAS[isa])
+
+
 @pytest.fixture(scope="module", params=CASES, ids=[f"{isa}-{target.cpu}" for isa, target in CASES])
 def compiled(request) -> tuple[Isa, list]:
     name, target = request.param
-    return ISAS[name], list(loops_of(ISAS[name], target))
+    return ISAS[name], list(loops_of(ISAS[name], assembly_of(name, target)))
 
 
 def test_every_instruction_set_is_looked_at():
@@ -55,9 +62,14 @@ def test_no_instruction_of_avx512_without_it(compiled):
     assert bool(used) == isa.name.startswith("avx512")
 
 
-def test_vpdpbusd_is_encoded_as_of_avx_vnni():
-    (target,) = TARGETS["avxvnni"]
-    (_, int8), _ = loops_of(ISAS["avxvnni"], target)
+def test_vpdpbusd_is_encoded_as_of_avx_vnni(compiled):
+    isa, ((_, int8), _) = compiled
     dots = [line for line in int8.instructions if "vpdpbusd" in line]
-    assert dots
-    assert all(line.startswith("{vex}") for line in dots)
+    assert bool(dots) == (isa.int8.multiply is ISAS["avxvnni"].int8.multiply)
+    assert {line.startswith("{vex}") for line in dots} <= {isa.name == "avxvnni"}
+
+
+@pytest.mark.parametrize("name", [name for name, targets in TARGETS.items() if ISAS[name].tune and X86 in targets[0]])
+def test_code_is_the_same_for_a_cpu_that_has_more(name):
+    """So it is known what runs on the CPUs that choose this instruction set."""
+    assert assembly_of(name, Target(X86, "znver5")) == assembly_of(name, TARGETS[name][0])

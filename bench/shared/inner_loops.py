@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from mla_numba.kernels import Isa
 from mla_numba.kernels.isa import MicroKernel
-from mla_numba.kernels.micro.assembly import Target
 
 __all__ = ["MULTIPLIES", "InnerLoop", "inner_loop", "loops_of"]
 
@@ -49,9 +48,8 @@ class _Block(NamedTuple):
     followers: list[int]
 
 
-def loops_of(isa: Isa, target: Target) -> Iterator[tuple[MicroKernel, InnerLoop]]:
-    """The loops of an instruction set's microkernels, for all rows of the register tile."""
-    assembly = target.assembly(isa)
+def loops_of(isa: Isa, assembly: str) -> Iterator[tuple[MicroKernel, InnerLoop]]:
+    """The loops of an instruction set's microkernels, for all rows of the register tile, in `Target.assembly`'s text."""
     for kernel in (isa.int8, isa.bf16):
         assert kernel is not None
         yield kernel, inner_loop(assembly, f"mla_numba_{kernel.name}_{isa.name}_i16_{isa.mr}")

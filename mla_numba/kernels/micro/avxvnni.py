@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..isa import Isa
 from .avx2 import AVX2
 from .vpdpbusd import INT8_VPDPBUSD
@@ -19,7 +21,8 @@ AVXVNNI = Isa(
     a_offset=128,
     a_int8_bytes=1,
     features=AVX2.features | {"avxvnni"},
+    tune="alderlake",
     bf16_order=AVX2.bf16_order,
-    int8=INT8_VPDPBUSD,
+    int8=replace(INT8_VPDPBUSD, round_two=AVX2.bf16.round_two),
     bf16=AVX2.bf16,
 )
