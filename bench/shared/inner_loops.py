@@ -49,7 +49,7 @@ class _Block(NamedTuple):
 
 
 def loops_of(isa: Isa, assembly: str) -> Iterator[tuple[MicroKernel, InnerLoop]]:
-    """The loops of an instruction set's microkernels, for all rows of the register tile, in `Target.assembly`'s text."""
+    """The loops of an instruction set's microkernels, for all rows of the register tile, in its assembly language."""
     for kernel in (isa.int8, isa.bf16):
         assert kernel is not None
         yield kernel, inner_loop(assembly, f"mla_numba_{kernel.name}_{isa.name}_i16_{isa.mr}")

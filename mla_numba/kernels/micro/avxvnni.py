@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..isa import Isa
-from .avx2 import AVX2
+from .avx2 import AVX2, round_two
 from .vpdpbusd import INT8_VPDPBUSD
 
 __all__ = ["AVXVNNI"]
@@ -23,6 +23,6 @@ AVXVNNI = Isa(
     features=AVX2.features | {"avxvnni"},
     tune="alderlake",
     bf16_order=AVX2.bf16_order,
-    int8=replace(INT8_VPDPBUSD, round_two=AVX2.bf16.round_two),
+    int8=replace(INT8_VPDPBUSD, round_two=round_two),
     bf16=AVX2.bf16,
 )
