@@ -2,7 +2,8 @@
 
 `python bench/compare_peers.py --tokens 1 8 32 --rounds 30 --threads 2 --peers P1t P3w --weight-sets 4`
 
-`--record FILE` keeps the run, without the times of single rounds, for `ratio_chart.py`.
+`--isa avx2` compares them as on a CPU that has no more. `--record FILE` keeps the run, without the times of single
+rounds, for `ratio_chart.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from shared.held_to import HELD_TO, variables
 from shared.options import DIMS, ManyValues
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ TUNABLES = {
 }
 
 
-def ensure_environment(n_threads: int) -> None:
+def ensure_environment(n_threads: int, isa: str | None) -> None:
     """Start this command anew where the environment is not the one that libraries have to find when they load."""
     wanted = {
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -37,7 +39,7 @@ def ensure_environment(n_threads: int) -> None:
         "MKL_NUM_THREADS": str(n_threads),
         "NUMBA_NUM_THREADS": str(n_threads),
         "GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items()),
-    }
+    } | (variables(isa) if isa else {})
     if any(os.environ.get(name) != value for name, value in wanted.items()):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | wanted)
 
@@ -52,6 +54,7 @@ def ensure_environment(n_threads: int) -> None:
 @click.option("--weight-sets", type=click.IntRange(1), default=1, show_default=True, help="Layers to take in turns.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the inputs.")
 @click.option("--dims", type=click.IntRange(1), nargs=6, help=f"{DIMS}; by default DeepSeek-V3.2's.")
+@click.option("--isa", type=click.Choice(list(HELD_TO)), help="Hold all to an instruction set that is not the best.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON with the times of all rounds.")
 @click.option("--record", type=click.Path(dir_okay=False, path_type=Path), help="Keep the run in this JSON file.")
 @click.option("--cpu", help="Name of the CPU, where the one in /proc/cpuinfo says too little.")
@@ -63,17 +66,19 @@ def main(
     weight_sets: int,
     seed: int,
     dims: tuple[int, ...] | None,
+    isa: str | None,
     as_json: bool,
     record: Path | None,
     cpu: str | None,
 ) -> None:
     """Check every implementation against the reference, then time all of them in turns, in one process."""
-    ensure_environment(threads)
+    ensure_environment(threads, isa)
     import torch  # not before: OpenMP and malloc read the environment when they load
     from shared.contenders import DisagreementError
     from shared.round_robin import compare, describe_machine
 
     import mla_numba as mla
+    from mla_numba.testing import Probes
 
     torch.set_num_threads(threads)
     console, progress = Console(), Console(stderr=True)
@@ -81,11 +86,12 @@ def main(
     progress.print(f"packing {weight_sets} weight sets")
     sets = [mla.MlaWeights.random(sizes, seed=seed, quant="b") for seed in range(weight_sets)]
     prologs = [mla.MlaProlog(weights, n_threads=threads) for weights in sets]
+    probes = Probes(threads)
     results = []
     for n_tokens in tokens:
         progress.print(f"{n_tokens} tokens: preparing, checking and timing")
         try:
-            results.append(compare(sizes, sets, prologs, n_tokens, peers, rounds, seed))
+            results.append(compare(sizes, sets, prologs, n_tokens, peers, rounds, seed, probes))
         except DisagreementError as error:
             raise click.ClickException(str(error)) from error
         if not as_json:
@@ -113,19 +119,25 @@ def without_rounds(run: dict[str, Any]) -> dict[str, Any]:
 
 def show(console: Console, result: Comparison) -> None:
     """Print one number of tokens: a row an implementation, and what each was made of."""
-    load = f"load {result.load_before:.1f} to {result.load_after:.1f}"
-    table = Table(title=f"{result.n_tokens} tokens ({load})", title_justify="left")
-    table.add_column("implementation")
-    for heading in ("min ms", "median ms", "time / ours,\nmedian of rounds", "time / ours,\nof minima"):
-        table.add_column(heading, justify="right")
-    for timed in result.timed:
-        figures: list[Any] = [timed.min_ms, timed.median_ms, *result.ratio(timed.name)]
-        table.add_row(timed.name, *(f"{figure:.3f}" for figure in figures))
+    from mla_numba.cli.shown import no_share, share_text
+
+    bench = result.bench
+    console.print(f"{result.n_tokens} tokens; {bench.conditions}", markup=False, highlight=False, soft_wrap=True)
+    headings = ("min ms", "median ms", "time / ours, median\nof rounds (95 %)", "time / ours,\nof minima", "limit")
+    table = Table("implementation", *(Column(heading, justify="right") for heading in headings))
+    for name, ms in bench.ms.items():
+        times = (f"{min(ms):.3f}", f"{bench.median(name).median:.3f}")
+        share = bench.share(name)
+        limit = share_text(share.value if share else None)
+        table.add_row(name, *times, str(result.ratio(name)), f"{result.ratio_of_minima(name):.3f}", limit)
     for name in result.left_out:
-        table.add_row(name, *["-"] * 4)
+        table.add_row(name, *["-"] * len(headings))
     console.print(table)
-    for timed in result.timed:
-        console.print(f"  {timed.name}: {timed.chosen}", markup=False, highlight=False)
+    reasons = [share.reason for share in map(bench.share, bench.ms) if share]
+    if any(reasons):
+        console.print(no_share(reasons), markup=False, highlight=False)
+    for name, chosen in result.chosen.items():
+        console.print(f"  {name}: {chosen}", markup=False, highlight=False)
     for name, reason in result.left_out.items():
         console.print(f"  {name} left out: {reason}", markup=False, highlight=False)
 

@@ -52,8 +52,10 @@ def functions(tree: ast.Module) -> list[Function]:
 
 
 def n_lines(function: Function) -> int:
-    """Lines from `def` to the end."""
-    return (function.end_lineno or function.lineno) - function.lineno + 1
+    """Lines from `def` to the end, without those of the docstring: what is said of each argument is no code."""
+    said = function.body[0] if ast.get_docstring(function, clean=False) is not None else None
+    n_said = 0 if said is None else (said.end_lineno or said.lineno) - said.lineno + 1
+    return (function.end_lineno or function.lineno) - function.lineno + 1 - n_said
 
 
 def n_parameters(function: Function) -> int:

@@ -29,13 +29,9 @@ from mla_numba.base.output_file import write_text
 from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import token_list
 from mla_numba.kernels import max_threads
-from mla_numba.tuning.contest import (
-    Arena,
-    Contender,
-    Pairs,
-    quiet,
-)
+from mla_numba.tuning.contest import Arena, Contender, Pairs
 from mla_numba.tuning.rates import Probes
+from mla_numba.tuning.turns import quiet
 from tiling import Costs, CpuTiling
 from tiling.choose.candidates import Chooser, SweepCandidate
 from tiling.choose.costs import COSTS_FILE

@@ -8,20 +8,18 @@ minute, so the limit of a block follows from rates measured right before and rig
 to back may find part of the weights in the last-level cache and so pass the limit of a read from memory; with several
 weight sets each call takes the next one, as the layers of a model do.
 
-Other programs that compute at the same time take more from threads that wait for each other than from one alone: where
-all threads together are slower than one, or the rates before and after differ much, measure again. With Numba's OpenMP
-layer, `OMP_WAIT_POLICY=PASSIVE` in the environment lets threads sleep, not spin, while they wait.
+Other programs that compute at the same time take more from threads that wait for each other than from one alone: a
+block that was measured on a busy machine is named first, and has to be measured again. With Numba's OpenMP layer,
+`OMP_WAIT_POLICY=PASSIVE` in the environment lets threads sleep, not spin, while they wait.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
-from statistics import mean, median
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -34,16 +32,14 @@ import mla_numba as mla
 from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import finite, threads_option
 from mla_numba.cli.rates_table import show_rates
-from mla_numba.cli.shown import beyond_limit, share_text
+from mla_numba.cli.shown import no_share, share_text
 from mla_numba.oracle.bits import check_output, poison, reference_run
 from mla_numba.oracle.inputs import Inputs, random_inputs
-from mla_numba.tuning.rates import (
-    Probes,
-    least_ms,
-    rates_as_dict,
-)
-from tiling import PrologPlan, Rates, ceil_div, least_seconds
+from mla_numba.testing import Bench, Share, do_bench
+from mla_numba.tuning.rates import Probes, least_ms, rates_as_dict
+from tiling import PrologPlan, ceil_div
 
+OURS = "mla_numba"
 BLOCK_SIZE = 128
 LEAST_TOKENS = (1, 8, 32, 128, 512)
 
@@ -53,37 +49,36 @@ class Block:
     """The rounds of one number of tokens between two measurements of the rates."""
 
     plan: PrologPlan
-    before: Rates
-    after: Rates
-    ms: list[float]
-    load: tuple[float, float]
+    bench: Bench
 
     @property
-    def rates(self) -> Rates:
-        """The mean of both measurements."""
-        pairs = zip(astuple(self.before), astuple(self.after), strict=True)
-        return Rates(*(None if None in pair else mean(pair) for pair in pairs))
+    def ms(self) -> tuple[float, ...]:
+        """Milliseconds of the rounds."""
+        return self.bench.ms[OURS]
 
     @property
     def least_ms(self) -> float:
-        """The least possible milliseconds of a round."""
-        return least_seconds(self.plan, self.rates) * 1e3
+        """The least possible milliseconds of a round, at the mean of both measurements."""
+        return self.bench.least_ms or 0.0
+
+    @property
+    def share(self) -> Share:
+        """The least possible time over the median, or why that is none."""
+        return self.bench.share(OURS) or Share(None)
 
     def to_dict(self) -> dict[str, Any]:
         """The block as JSON takes it."""
         return {
             "tokens": self.plan.t,
             "min_ms": min(self.ms),
-            "median_ms": median(self.ms),
+            "median_ms": self.bench.median(OURS)._asdict(),
             "least_ms": self.least_ms,
-            "share_of_min": self.least_ms / min(self.ms),
-            "share_of_median": self.least_ms / median(self.ms),
-            "beyond_limit": beyond_limit([self.least_ms / min(self.ms)]),
-            "rates_before": rates_as_dict(self.before),
-            "rates_after": rates_as_dict(self.after),
-            "load_before": self.load[0],
-            "load_after": self.load[1],
-            "ms": self.ms,
+            "share": self.share.value,
+            "share_reason": self.share.reason,
+            "rates_before": rates_as_dict(self.bench.before),
+            "rates_after": rates_as_dict(self.bench.after),
+            "conditions": self.bench.conditions.as_dict(),
+            "ms": list(self.ms),
             "plan": str(self.plan).splitlines()[0],
         }
 
@@ -158,23 +153,9 @@ def time_block(
     cache = mla.PagedCache.allocate(prologs[0].dims, n_blocks, BLOCK_SIZE)
     out = prologs[0].allocate_output(t)
     check(weights, prologs[0], inputs, cache, out)
-    ms = []
-    gc.collect()
-    gc.disable()
-    try:
-        load = os.getloadavg()[0]
-        before = probes.rates(seconds=seconds)
-        for i in range(-len(prologs), n_rounds):  # a round of each before those that count
-            prolog = prologs[i % len(prologs)]
-            start = time.perf_counter_ns()
-            prolog(*inputs, cache, out)
-            elapsed = time.perf_counter_ns() - start
-            if i >= 0:
-                ms.append(elapsed / 1e6)
-        after = probes.rates(seconds=seconds)
-    finally:
-        gc.enable()
-    return Block(prologs[0].plan(t), before, after, ms, (load, os.getloadavg()[0]))
+    plan = prologs[0].plan(t)
+    calls = {OURS: [partial(prolog, *inputs, cache, out) for prolog in prologs]}
+    return Block(plan, do_bench(calls, n_rounds=n_rounds, work=plan, probes=probes, probe_seconds=seconds))
 
 
 def check(
@@ -191,25 +172,26 @@ def check(
 
 def show_blocks(blocks: Sequence[Block], n_threads: int, n_rounds: int, n_sets: int) -> Group:
     """Times and shares, and the rates that the limits follow from; a row each for each number of tokens."""
-    headings = ("tokens", "min ms", "median ms", "least ms", "share at min", "at median")
-    times = Table(*(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
-    names = ("read GB/s", "FMA GFLOP/s", "int8 GOP/s", "bf16 GFLOP/s")[: len(rates_as_dict(blocks[0].before))]
-    rates = Table(*(Column(heading, justify="right") for heading in ("tokens", *names, "load")), box=box.SIMPLE)
-    all_shares: list[float] = []
+    headings = ("tokens", "min ms", "median ms (95 %)", "least ms", "limit")
+    times = Table(*(Column(heading, justify="right", no_wrap=True) for heading in headings), box=box.SIMPLE)
+    names = ("read GB/s", "FMA GFLOP/s", "int8 GOP/s", "bf16 GFLOP/s")[: len(rates_as_dict(blocks[0].bench.before))]
+    rates = Table(*(Column(heading, justify="right") for heading in ("tokens", *names)), box=box.SIMPLE)
+    busy = []
     for block in blocks:
-        low, middle = min(block.ms), median(block.ms)
-        shares = [block.least_ms / time_ms for time_ms in (low, middle)]
-        all_shares += shares
+        bench = block.bench
         times.add_row(
             str(block.plan.t),
-            *(f"{time_ms:.3f}" for time_ms in (low, middle, block.least_ms)),
-            *(share_text(share, 1) for share in shares),
+            f"{min(block.ms):.3f}",
+            str(bench.median(OURS)),
+            f"{block.least_ms:.3f}",
+            share_text(block.share.value, 1),
         )
-        pairs = zip(rates_as_dict(block.before).values(), rates_as_dict(block.after).values(), strict=True)
-        measured = (f"{before:.0f}, {after:.0f}" for before, after in pairs)
-        rates.add_row(str(block.plan.t), *measured, "{:.1f}, {:.1f}".format(*block.load))
+        pairs = zip(rates_as_dict(bench.before).values(), rates_as_dict(bench.after).values(), strict=True)
+        rates.add_row(str(block.plan.t), *(f"{before:.0f}, {after:.0f}" for before, after in pairs))
+        busy += [f"{block.plan.t} tokens: {bench.conditions}"] if bench.conditions.is_busy else []
     heading = f"{n_rounds} rounds, {n_threads} threads, {n_sets} weight sets; least: at the mean of the rates below"
-    return Group(heading, times, *filter(None, [beyond_limit(all_shares)]), "before the rounds, after them", rates)
+    marked = no_share(block.share.reason for block in blocks)
+    return Group(*busy, heading, times, *filter(None, [marked]), "before the rounds, after them", rates)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointLayer",
     "CpuTiling",
+    "HeadShard",
     "KeyRows",
     "MlaDims",
     "MlaProlog",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
     from . import layouts
     from .base.dims import MlaDims
+    from .base.head_shard import HeadShard
     from .cache import KeyRows, PagedCache
     from .call.trace import Trace
     from .prolog import BoundCall, MlaProlog, PrologOutput
@@ -93,6 +95,7 @@ else:
                 "preset",
             ),
             ".base.dims": ("MlaDims",),
+            ".base.head_shard": ("HeadShard",),
             ".cache": ("KeyRows", "PagedCache"),
             ".call.trace": ("Trace",),
             ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),

@@ -35,7 +35,7 @@ N_SCALES = 4
 
 
 class KeyRows(NamedTuple):
-    """Rows read from a cache, as numbers.
+    """Rows read from a cache, as numbers. `PagedCache.gather` has an example.
 
     | field | shape  | dtype                                                    |
     |-------|--------|----------------------------------------------------------|
@@ -106,8 +106,17 @@ class PagedCache:
     | TND        | row s, arrays (rows, 1, d)                                            | slot t, no index    |
 
     c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
-    block the arrays are contiguous. BSND and TND may have no rows at all. Raises `TypeError` or `ValueError` naming the
-    array that does not fit.
+    block the arrays are contiguous. BSND and TND may have no rows at all. The other two fields are for calls.
+
+    Args:
+        kv: The latents, see the table.
+        kr: The rotated keys.
+        k_scale: The scales of an int8 `kv`.
+        cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND".
+
+    Raises:
+        TypeError: An array, named in the message, is of another type or dtype.
+        ValueError: It has another shape or layout, `k_scale` is missing, or the mode is none of the four.
 
     Examples:
         >>> import numpy as np
@@ -177,7 +186,28 @@ class PagedCache:
         cache_mode: CacheMode = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
-        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
+        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows.
+
+        Args:
+            dims: Dimensions of the prolog that writes it.
+            n_blocks: Blocks.
+            block_size: Slots a block.
+            cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND".
+            quantized: Whether kv holds int8 codes with scales, for the modes "b" and "ab", or bf16.
+
+        Returns:
+            A cache with float32 scales.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: A count is below 1, the mode is none of the four, or its rows do not fit PA_NZ's runs.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> cache = mla.PagedCache.allocate(mla.MlaDims.deepseek_v32(), n_blocks=2, quantized=False)
+            >>> cache
+            <PagedCache: PA_BSND, 256 slots, kv (2, 128, 1, 512) bf16, kr (2, 128, 1, 64) bf16, 294.9 kB>
+        """
         expect_type("dims", dims, MlaDims)
         check_choice("cache_mode", cache_mode, CACHE_MODES)
         check_flag("quantized", quantized)
@@ -214,24 +244,42 @@ class PagedCache:
         return bool(self.kv.dtype == INT8)
 
     def arrays(self) -> dict[str, Array]:
-        """The arrays by the reference operator's names."""
+        """The arrays by the reference operator's names.
+
+        Returns:
+            `kv_cache`, `kr_cache` and, where there is one, `k_scale_cache`: the cache's own arrays, not copies.
+        """
         named = {"kv_cache": self.kv, "kr_cache": self.kr, "k_scale_cache": self.k_scale}
         return {name: array for name, array in named.items() if array is not None}
 
     def copy(self) -> Self:
-        """A cache with arrays of its own."""
+        """A cache of the same rows with arrays of its own, contiguous ones."""
         k_scale = None if self.k_scale is None else self.k_scale.copy()
         return type(self)(self.kv.copy(), self.kr.copy(), k_scale, self.cache_mode)
 
     def gather(self, slots: Array) -> KeyRows:
         """Copies the rows of `slots` out of the cache, dequantised.
 
-        slots (n,): int64 or int32, each in [0, capacity), in any order, repeated or not. Codes are widened to float32
-        and multiplied by their group's scale, with one rounding; bf16 values are copied. A slot that no call wrote
-        has whatever the arrays held before.
+        Codes are widened to float32 and multiplied by their group's scale, with one rounding; bf16 values are copied. A
+        slot that no call wrote has whatever the arrays held before.
 
-        Raises `TypeError` or `ValueError` naming the value that does not fit. So does -1, for which a call writes no
-        row: zeros in its place could be taken for a key.
+        Args:
+            slots: Slots (n,) int64 or int32, each in [0, capacity), in any order, repeated or not.
+
+        Returns:
+            Their rows: kv (n, C) float32 or bf16, kr (n, R) bf16.
+
+        Raises:
+            TypeError: `slots` is of another type or dtype.
+            ValueError: It has another shape, or a slot is outside the cache. So is -1, for which a call writes no row:
+                zeros in its place could be taken for a key.
+
+        Examples:
+            >>> import numpy as np
+            >>> import mla_numba as mla
+            >>> cache = mla.PagedCache.allocate(mla.MlaDims(256, 4, 96, 64, 32, 32), n_blocks=2, block_size=16)
+            >>> cache.gather(np.array([17, 0, 17]))
+            <KeyRows: kv (3, 64) float32, kr (3, 32) bf16, 960 bytes>
         """
         slots = check_indices("slots", slots, None)
         wrong = np.flatnonzero((slots < 0) | (slots >= self.capacity))

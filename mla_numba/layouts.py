@@ -49,7 +49,7 @@ _UINT8 = np.dtype(np.uint8)
 
 
 class RecordFields(NamedTuple):
-    """What a 656-byte record holds of a token.
+    """What a 656-byte record holds of a token. `to_records` has an example.
 
     | field  | shape      | dtype                                    |
     |--------|------------|------------------------------------------|
@@ -69,9 +69,27 @@ class RecordFields(NamedTuple):
 def to_fractal_nz(weight: Array) -> Array:
     """A weight (..., K, N) int8 or bf16 as FRACTAL_NZ (..., ceil(N / c0), ceil(K / 16), 16, c0), padded with zeros.
 
-    Element (k, n) lies at `(n // c0) * Kp * c0 + k * c0 + n % c0` of its matrix, Kp being K rounded up to 16. Leading
-    axes are batches, such as the heads of w_uk. Raises `TypeError` for another type or dtype, `ValueError` for fewer
-    than two axes.
+    Element (k, n) lies at `(n // c0) * Kp * c0 + k * c0 + n % c0` of its matrix, Kp being K rounded up to 16.
+
+    Args:
+        weight: The weight. Leading axes are batches, such as the heads of w_uk.
+
+    Returns:
+        The fractals, of the same dtype.
+
+    Raises:
+        TypeError: `weight` is of another type or dtype.
+        ValueError: It has fewer than two axes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.layouts import from_fractal_nz, to_fractal_nz
+        >>> weight = np.arange(20 * 40, dtype=np.int8).reshape(20, 40)
+        >>> fractals = to_fractal_nz(weight)
+        >>> fractals.shape
+        (2, 2, 16, 32)
+        >>> bool((from_fractal_nz(fractals, 20, 40) == weight).all())
+        True
     """
     _check("weight", weight, (INT8, BF16))
     if weight.ndim < 2:
@@ -84,10 +102,20 @@ def to_fractal_nz(weight: Array) -> Array:
 
 
 def from_fractal_nz(fractals: Array, k: int, n: int) -> Array:
-    """The (..., k, n) weight that FRACTAL_NZ (..., ceil(n / c0), ceil(k / 16), 16, c0) int8 or bf16 holds.
+    """The (..., k, n) weight that FRACTAL_NZ holds. `to_fractal_nz` has an example.
 
-    Raises `TypeError` for another type or dtype, `ValueError` where the shape is not that of a (k, n) weight, or where
-    its padding is not zero: k or n are then not the weight's.
+    Args:
+        fractals: The fractals (..., ceil(n / c0), ceil(k / 16), 16, c0), int8 or bf16.
+        k: Rows of the weight.
+        n: Its columns.
+
+    Returns:
+        The weight, of the same dtype.
+
+    Raises:
+        TypeError: `fractals` is of another type or dtype.
+        ValueError: Its shape is not that of a (k, n) weight, or its padding is not zero: k or n are then not the
+            weight's.
     """
     _check("fractals", fractals, (INT8, BF16))
     wanted = _fractal_shape(check_int("k", k, 0), check_int("n", n, 0), fractals.dtype)
@@ -102,10 +130,28 @@ def from_fractal_nz(fractals: Array, k: int, n: int) -> Array:
 
 
 def pa_bsnd_to_pa_nz(cache: Array) -> Array:
-    """A PA_BSND cache (blocks, block_size, 1, d), int8 or bf16, as PA_NZ, which has the same shape.
+    """A PA_BSND cache as PA_NZ, which has the same shape.
 
-    Blocks of PA_NZ are ordered `[d / c0][block_size][c0]`. Raises `TypeError` for another type or dtype, `ValueError`
-    for another shape or a d that is no multiple of c0.
+    Blocks of PA_NZ are ordered `[d / c0][block_size][c0]`.
+
+    Args:
+        cache: One array of the cache (blocks, block_size, 1, d), int8 or bf16.
+
+    Returns:
+        The array in the other order.
+
+    Raises:
+        TypeError: `cache` is of another type or dtype.
+        ValueError: It has another shape, or its d is no multiple of c0.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.layouts import pa_bsnd_to_pa_nz, pa_nz_to_pa_bsnd
+        >>> rows = np.arange(2 * 64, dtype=np.int8).reshape(1, 2, 1, 64)
+        >>> pa_bsnd_to_pa_nz(rows).reshape(-1)[[0, 31, 32, 64]].tolist()  # both rows' first 32, then their last
+        [0, 31, 64, 32]
+        >>> bool((pa_nz_to_pa_bsnd(pa_bsnd_to_pa_nz(rows)) == rows).all())
+        True
     """
     c0 = _check_cache(cache)
     blocks, block_size, _, d = cache.shape
@@ -114,7 +160,18 @@ def pa_bsnd_to_pa_nz(cache: Array) -> Array:
 
 
 def pa_nz_to_pa_bsnd(cache: Array) -> Array:
-    """The inverse of `pa_bsnd_to_pa_nz`, with the same shapes, dtypes and errors."""
+    """The inverse of `pa_bsnd_to_pa_nz`. `pa_bsnd_to_pa_nz` has an example.
+
+    Args:
+        cache: One array of a PA_NZ cache (blocks, block_size, 1, d), int8 or bf16.
+
+    Returns:
+        The array in the order of PA_BSND.
+
+    Raises:
+        TypeError: `cache` is of another type or dtype.
+        ValueError: It has another shape, or its d is no multiple of c0.
+    """
     c0 = _check_cache(cache)
     blocks, block_size, _, d = cache.shape
     chunks = cache.reshape(blocks, d // c0, block_size, c0)
@@ -131,7 +188,30 @@ def to_records(codes: Array, scales: Array, rope: Array, *, order: RecordOrder) 
 
     Both have 656 bytes, so a record does not show its order. FlashMLA and the systems around it read the 512 codes as
     float8_e4m3fn; here they are int8, and bytes are moved, not converted. Arrays of a PA_BSND cache can be passed
-    directly. Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
+    directly.
+
+    Args:
+        codes: Codes (..., 512) int8.
+        scales: Scales (..., 4) float32.
+        rope: Rotated keys (..., 64) bf16.
+        order: "cann" or "flashmla".
+
+    Returns:
+        The records.
+
+    Raises:
+        TypeError: An array is of another type or dtype.
+        ValueError: It has another shape, or the order is neither.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.layouts import from_records, to_records
+        >>> cache = mla.PagedCache.allocate(mla.MlaDims.deepseek_v32(), n_blocks=2, block_size=16)
+        >>> records = to_records(cache.kv, cache.k_scale, cache.kr, order="cann")
+        >>> records.shape
+        (2, 16, 1, 656)
+        >>> from_records(records, order="cann").scales.shape
+        (2, 16, 1, 4)
     """
     given = {"codes": codes, "scales": scales, "rope": rope}
     for name, (dtype, width) in _RECORD_FIELDS.items():
@@ -146,9 +226,18 @@ def to_records(codes: Array, scales: Array, rope: Array, *, order: RecordOrder) 
 
 
 def from_records(records: Array, *, order: RecordOrder) -> RecordFields:
-    """The fields of records (..., 656), uint8 or int8; `order` as in `to_records`.
+    """The fields of records. `to_records` has an example.
 
-    Raises `TypeError` for another type or dtype, `ValueError` for another shape or order.
+    Args:
+        records: Records (..., 656), uint8 or int8.
+        order: "cann" or "flashmla", see `to_records`.
+
+    Returns:
+        Their codes, scales and rotated keys.
+
+    Raises:
+        TypeError: `records` is of another type or dtype.
+        ValueError: It has another shape, or the order is neither.
     """
     _check("records", records, (_UINT8, INT8))
     if records.ndim == 0 or records.shape[-1] != RECORD_BYTES:

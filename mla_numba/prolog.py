@@ -26,7 +26,7 @@ from .call.workspace import Memory
 from .kernels import max_threads
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
-from .kernels.sweeps.phase import HEADS
+from .kernels.sweeps.phase import HEADS, PACK
 from .kernels.sweeps.tile import prolog_tile
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
@@ -53,22 +53,28 @@ class PrologChoices(PrologSettings, total=False):
 class MlaProlog:
     """The MLA prolog of one layer on this CPU.
 
-    - `weights`: `MlaWeights`, packed here, or `PackedWeights`.
-    - `phase`: "decode" or "prefill". Decides which scheduling settings of the reference operator go with a
-      `MlaTileConfig`.
-    - `tile_config`: None lets the planner choose. An `MlaTileConfig` holds the reference operator's tile settings,
-      which are reproduced as far as they mean something on a CPU. The fields of a `CpuTiling` are taken as given, and
-      the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the planner's
-      choice with the rates that `tune` measured.
-    - `options`: scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
-    - `n_threads`: at most Numba's thread count, which is the default.
-    - `check_finite`: raise `ValueError` if a hidden state is NaN or Inf.
-    - `numerics`: how rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
-      the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that are
-      not quantised are the same in both.
-
     A call computes a token's bits from that token alone: batch, tiles, threads and instruction set never change them.
     Several threads may call one instance at once. Attributes cannot be assigned.
+
+    Args:
+        weights: `MlaWeights`, packed here, or `PackedWeights`.
+        phase: "decode" or "prefill". Decides which scheduling settings of the reference operator go with a
+            `MlaTileConfig`.
+        tile_config: None lets the planner choose. An `MlaTileConfig` holds the reference operator's tile settings,
+            which are reproduced as far as they mean something on a CPU. The fields of a `CpuTiling` are taken as given,
+            and the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the
+            planner's choice with the rates that `tune` measured.
+        options: Scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
+        n_threads: At most Numba's thread count, which is the default.
+        check_finite: Raise `ValueError` if a hidden state is NaN or Inf.
+        numerics: How rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
+            the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that
+            are not quantised are the same in both.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: Another name, more threads than Numba has, options where there can be none, or packed weights that
+            do not fit their dimensions and mode.
 
     Examples:
         >>> import mla_numba as mla
@@ -133,8 +139,26 @@ class MlaProlog:
     ) -> Self:
         """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote. The file is mapped, not read.
 
-        `verify` compares the checksums of the weights. `settings` are those of the class: `tile_config`, `options`,
-        `n_threads`, `check_finite`, `numerics`. Raises what `PackedWeights.load` raises.
+        Args:
+            path: The file.
+            phase: As for the class.
+            verify: Compare the checksums of the weights, which reads all of them.
+            **settings: Those of the class: `tile_config`, `options`, `n_threads`, `check_finite`, `numerics`.
+
+        Returns:
+            The prolog of that layer.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file does not fit this machine's kernels or is damaged, see `PackedWeights.load`; or a
+                setting does not fit, see the class.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+            >>> mla.MlaWeights.random(dims).pack().save("layer.mla")
+            >>> mla.MlaProlog.load("layer.mla", "prefill", numerics="cann").phase
+            'prefill'
         """
         return cls(PackedWeights.load(path, verify=verify), phase, **settings)
 
@@ -154,7 +178,27 @@ class MlaProlog:
         return "b" in self.weights.quant
 
     def plan(self, t: int) -> PrologPlan:
-        """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`."""
+        """How `t` tokens are computed; `print(prolog.plan(8))`, `print(prolog.plan(8).explain())`.
+
+        Args:
+            t: Tokens of a call, from 0 on.
+
+        Returns:
+            The plan of such a call; made once and kept.
+
+        Raises:
+            TypeError: `t` is no int.
+            ValueError: `t` is below 0 or above 2^22.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+            >>> plan = mla.MlaProlog(weights, n_threads=1).plan(700)
+            >>> plan.t, plan.phase, plan.n_workers
+            (700, 'decode', 1)
+            >>> sum(n_tokens for _, n_tokens in plan.tiles)
+            700
+        """
         return self._plans.plan(check.check_int("t", t, 0), self.n_threads)
 
     @property
@@ -162,8 +206,27 @@ class MlaProlog:
         """The machine that the plans are made for: this one."""
         return self._plans.machine
 
+    @property
+    def isa(self) -> str:
+        """The instruction set of its kernels, as `MLA_NUMBA_ISA` names it; one for the whole process."""
+        return self.machine.isa
+
     def allocate_output(self, t: int) -> PrologOutput:
-        """Uninitialised outputs for `t` tokens, to be passed as `out`."""
+        """Uninitialised outputs, to be passed as `out`.
+
+        Args:
+            t: Tokens of the call.
+
+        Returns:
+            Arrays with the shapes and dtypes of `PrologOutput`, in memory that asks for huge pages.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), quant="none")
+            >>> out = mla.MlaProlog(weights).allocate_output(8)
+            >>> out.query_nope.shape, out.q_norm.dtype, out.q_norm_scale
+            ((8, 4, 64), dtype(bfloat16), None)
+        """
         d = self.dims
         return PrologOutput(
             query_nope=aligned_empty((t, d.num_attention_heads, d.kv_lora_rank), BF16),
@@ -183,13 +246,22 @@ class MlaProlog:
     ) -> PrologOutput:
         """Computes T tokens and writes their cache rows.
 
-        - x (T, H), cos and sin (T, R): bf16.
-        - cache_index (T,): int64 or int32 flat slots. -1 writes no row. Where several tokens name one slot, the last
-          one wins. With a BSND or TND cache it is None, and token t writes row t.
-        - `out`: outputs to write to (`allocate_output`); the call then allocates no arrays.
+        Args:
+            x: Hidden states (T, H) bf16.
+            cos: Cosines of the tokens' positions (T, R) bf16, both halves alike; see `RopeTable`.
+            sin: Sines of them (T, R) bf16.
+            cache_index: Flat slots (T,) int64 or int32. -1 writes no row. Where several tokens name one slot, the last
+                one wins. With a BSND or TND cache it is None, and token t writes row t.
+            cache: The cache, whose rows are written in place: int8 in the modes "b" and "ab", else bf16.
+            out: Outputs to write to (`allocate_output`); the call then allocates no arrays.
 
-        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
-        then unchanged.
+        Returns:
+            Queries and normalised queries: `out`, or new arrays.
+
+        Raises:
+            TypeError: An argument, named in the message, is of another type or dtype; outputs and cache are unchanged.
+            ValueError: An argument, named in the message, has another shape, layout or value, or memory that overlaps
+                with another's; outputs and cache are unchanged.
         """
         call = self.bind(x, cos, sin, cache_index, cache, out)
         return self._run(call, call.tokens)
@@ -203,7 +275,33 @@ class MlaProlog:
         cache: PagedCache,
         out: PrologOutput | None = None,
     ) -> tuple[PrologOutput, Trace]:
-        """A call, and when each thread began and ended each phase of it."""
+        """A call, and when each thread began and ended each phase of it.
+
+        Args:
+            x: As for a call.
+            cos: As for a call.
+            sin: As for a call.
+            cache_index: As for a call.
+            cache: As for a call.
+            out: As for a call.
+
+        Returns:
+            What a call returns, and its trace. `trace.to_chrome(path)` writes it for Perfetto.
+
+        Raises:
+            TypeError: As for a call.
+            ValueError: As for a call.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> from mla_numba.inputs import random_inputs
+            >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+            >>> prolog = mla.MlaProlog(mla.MlaWeights.random(dims))
+            >>> cache = mla.PagedCache.allocate(dims, n_blocks=2, block_size=16)
+            >>> out, trace = prolog.profile(*random_inputs(dims, t=3, seed=0, capacity=32), cache)
+            >>> list(trace.seconds)
+            ['down', 'rows', 'heads']
+        """
         call = self.bind(x, cos, sin, cache_index, cache, out)
         trace = Trace()
         return self._run(call, call.tokens, trace), trace
@@ -221,7 +319,32 @@ class MlaProlog:
         """Checks the arguments of a call and holds them for `run`; nothing is written yet.
 
         The arrays of the call are not copied: `run` reads the values that they hold then, those of cache_index too.
-        `also_read`: arrays by name that must not share memory with an output or a cache.
+
+        Args:
+            x: As for a call.
+            cos: As for a call.
+            sin: As for a call.
+            cache_index: As for a call.
+            cache: As for a call.
+            out: As for a call.
+            also_read: Arrays by name that must not share memory with an output or a cache.
+
+        Returns:
+            What `run` takes.
+
+        Raises:
+            TypeError: As for a call.
+            ValueError: As for a call.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> from mla_numba.inputs import random_inputs
+            >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+            >>> layers = [mla.MlaProlog(mla.MlaWeights.random(dims, seed)) for seed in range(2)]
+            >>> cache = mla.PagedCache.allocate(dims, n_blocks=2, block_size=16)
+            >>> call = layers[0].bind(*random_inputs(dims, t=3, seed=0, capacity=32), cache)
+            >>> [layer.run(call) is call.out for layer in layers]  # each with its own weights
+            [True, True]
         """
         given = CallInputs(x, cos, sin, cache_index, cache)
         dims, quant = self.dims, self.weights.quant
@@ -244,11 +367,19 @@ class MlaProlog:
         """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
 
         Any prolog of the same dimensions and mode may run it, such as another layer's, and computes with its own
-        weights and numerics. `most_threads` lowers the number of threads of this run.
+        weights and numerics. `check_finite` checked the hidden states in `bind` only.
 
-        Raises `TypeError` if `call` is not a bound call, `ValueError` if a prolog of other dimensions or another mode
-        bound it, or for a slot outside the cache; nothing is written then. `check_finite` checked the hidden states in
-        `bind` only.
+        Args:
+            call: What `bind` returned.
+            most_threads: Lowers the number of threads of this run.
+
+        Returns:
+            The outputs of the bound call.
+
+        Raises:
+            TypeError: `call` is not a bound call.
+            ValueError: A prolog of other dimensions or another mode bound it, or a slot is outside the cache; nothing
+                is written then.
         """
         check.expect_type("call", call, BoundCall)
         call.check_fits(self.dims, self.weights.quant)
@@ -265,7 +396,7 @@ class MlaProlog:
         try:
             for offset, factor in plan.tiles:
                 cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
-                tile = TokenTile(offset, factor, HEADS, trace is not None)
+                tile = TokenTile(offset, factor, PACK, HEADS, trace is not None)
                 begin = time.perf_counter_ns()
                 prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
                 if trace is not None:

@@ -43,7 +43,10 @@ _NOISE = 2.0**-6
 
 
 class CosSin(NamedTuple):
-    """What a call of the prolog takes: both (T, R) bf16, columns i and i + R/2 alike."""
+    """What a call of the prolog takes, `cos` and `sin`: both (T, R) bf16, columns i and i + R/2 alike.
+
+    `RopeTable` has an example.
+    """
 
     cos: Array
     sin: Array
@@ -61,7 +64,22 @@ class RopeTable:
     | frequencies      | (R/2,) | float32 | radians a position                                  |
     | attention_factor |        | float   | what YaRN multiplies cos and sin by; 1 without it   |
 
-    Raises `TypeError` or `ValueError` naming the field that does not fit.
+    Args:
+        frequencies: See the table.
+        attention_factor: See the table.
+
+    Raises:
+        TypeError: A field is of another type or dtype.
+        ValueError: There is no frequency, or more than one axis.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> table = mla.RopeTable.from_hf({"qk_rope_head_dim": 64, "rope_theta": 10000})
+        >>> table.frequencies.shape, table.attention_factor
+        ((32,), 1.0)
+        >>> table.at(np.arange(3))
+        <CosSin: cos (3, 64) bf16, sin (3, 64) bf16, 768 bytes>
     """
 
     frequencies: Array
@@ -80,7 +98,7 @@ class RopeTable:
 
     @classmethod
     def from_hf(cls, config: Any) -> Self:
-        """From a model's configuration: a mapping (the parsed `config.json`) or an object with those attributes.
+        """From a model's configuration.
 
         It reads `qk_rope_head_dim`, `rope_theta` and `rope_scaling`, or `rope_parameters`, which holds both in newer
         configurations. Of a YaRN scaling: `factor`, `original_max_position_embeddings` (if missing,
@@ -96,9 +114,16 @@ class RopeTable:
         and not 0, else by m(1); DeepSeek's models give equal ones, hence 1. What the scores are multiplied by is
         `softmax_scale`.
 
-        Raises `TypeError` or `ValueError` naming the field that is missing, of another type or out of range, a kind of
-        scaling or a setting that it does not know, and a model that this prolog does not compute (see
-        `read_model_config`).
+        Args:
+            config: A mapping (the parsed `config.json`), or an object with those attributes.
+
+        Returns:
+            The table of the R/2 frequencies.
+
+        Raises:
+            TypeError: A field is of another type.
+            ValueError: A field is missing or out of range, a kind of scaling or a setting is not known, or the model is
+                none that this prolog computes (see `read_model_config`).
         """
         model = read_model_config(config)
         dim, theta = read_count(model, "qk_rope_head_dim"), read_theta(model)
@@ -121,10 +146,20 @@ class RopeTable:
         return cls(frequencies.astype(np.float32), _attention_factor(yarn))
 
     def at(self, positions: Array) -> CosSin:
-        """cos and sin (T, R) bf16 of integer `positions` (T,), each at least 0 and at most 2^24.
+        """cos and sin of positions, as a call of the prolog takes them.
 
         An angle is position times frequency in float32, as in transformers; its cos and sin are rounded correctly to
         float32, multiplied by the attention factor and rounded to bf16.
+
+        Args:
+            positions: Integers (T,), each at least 0 and at most 2^24.
+
+        Returns:
+            cos and sin (T, R) bf16, columns i and i + R/2 alike.
+
+        Raises:
+            TypeError: `positions` is no array of integers.
+            ValueError: It has another shape, or a position is out of range.
         """
         if not isinstance(positions, np.ndarray) or positions.dtype.kind not in "iu":
             kind = f"dtype {positions.dtype}" if isinstance(positions, np.ndarray) else type(positions).__name__
@@ -140,8 +175,22 @@ class RopeTable:
 def softmax_scale(config: Any) -> float:
     """What attention multiplies its scores by: (D + R)^-1/2, with YaRN times m(mscale_all_dim)² (see `RopeTable`).
 
-    Reads `qk_nope_head_dim` beside what `RopeTable.from_hf` reads, and raises as it does. A scaling's
-    `apply_yarn_scaling`, which SGLang and vLLM know, is true by default; false leaves (D + R)^-1/2.
+    A scaling's `apply_yarn_scaling`, which SGLang and vLLM know, is true by default; false leaves (D + R)^-1/2.
+
+    Args:
+        config: As for `RopeTable.from_hf`; `qk_nope_head_dim` is read beside the fields that are read there.
+
+    Returns:
+        The factor.
+
+    Raises:
+        TypeError: As `RopeTable.from_hf`.
+        ValueError: As `RopeTable.from_hf`.
+
+    Examples:
+        >>> from mla_numba.rope_table import softmax_scale
+        >>> softmax_scale({"qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "rope_theta": 10000})
+        0.0625
     """
     model = read_model_config(config)
     scale: float = (read_count(model, "qk_nope_head_dim") + read_count(model, "qk_rope_head_dim")) ** -0.5
@@ -152,15 +201,50 @@ def softmax_scale(config: Any) -> float:
 
 
 def from_half(cos: Array, sin: Array) -> CosSin:
-    """From (T, R/2) tables, a column a pair: float32, fp16 or bf16."""
+    """From tables with a column for each pair.
+
+    Args:
+        cos: Cosines (T, R/2), float32, fp16 or bf16.
+        sin: Sines of the same shape and dtype.
+
+    Returns:
+        Both as (T, R) bf16, columns i and i + R/2 alike.
+
+    Raises:
+        TypeError: A table is of another type or dtype.
+        ValueError: It has another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.rope_table import from_half
+        >>> angles = np.arange(6, dtype=np.float32).reshape(3, 2)
+        >>> from_half(np.cos(angles), np.sin(angles)).cos.shape
+        (3, 4)
+    """
     _check_pair(cos, sin)
     return _repeated(cos, sin)
 
 
 def from_interleaved(cos: Array, sin: Array) -> CosSin:
-    """From (T, R) tables that repeat each pair's value side by side: c0, c0, c1, c1, ...
+    """From tables that repeat each pair's value side by side: c0, c0, c1, c1, ...
 
-    Raises `ValueError` where the two of a pair differ.
+    Args:
+        cos: Cosines (T, R), float32, fp16 or bf16.
+        sin: Sines of the same shape and dtype.
+
+    Returns:
+        Both as (T, R) bf16, columns i and i + R/2 alike.
+
+    Raises:
+        TypeError: A table is of another type or dtype.
+        ValueError: It has another shape, or the two of a pair differ; the message names a known layout.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.rope_table import from_interleaved
+        >>> tables = np.array([[1, 1, 0.5, 0.5]], np.float32)
+        >>> from_interleaved(tables, tables).cos.tolist()
+        [[1.0, 0.5, 1.0, 0.5]]
     """
     width = _check_pair(cos, sin)
     for name, table in (("cos", cos), ("sin", sin)):
@@ -170,10 +254,26 @@ def from_interleaved(cos: Array, sin: Array) -> CosSin:
 
 
 def from_cos_sin_cache(cos_sin_cache: Array, positions: Array) -> CosSin:
-    """From a table of all positions (P, R), R/2 columns of cos and then R/2 of sin, as vLLM and SGLang keep it.
+    """From a table of all positions, as vLLM and SGLang keep it.
 
-    `positions` (T,), int64 or int32, are the rows to take. Raises `ValueError` for one that the table does not hold,
-    and where the rows taken are not of that layout.
+    Args:
+        cos_sin_cache: R/2 columns of cos and then R/2 of sin (P, R), float32, fp16 or bf16.
+        positions: The rows to take (T,), int64 or int32.
+
+    Returns:
+        cos and sin (T, R) bf16, columns i and i + R/2 alike.
+
+    Raises:
+        TypeError: An array is of another type or dtype.
+        ValueError: It has another shape, the table does not hold a position, or its rows are not of that layout.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.rope_table import from_cos_sin_cache
+        >>> angles = np.outer(np.arange(100), [1, 0.1])
+        >>> kept = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+        >>> from_cos_sin_cache(kept, np.array([0, 7])).sin[0].tolist()
+        [0.0, 0.0, 0.0, 0.0]
     """
     check_array("cos_sin_cache", cos_sin_cache, _FLOATS, (None, None))
     if cos_sin_cache.shape[1] < 2 or cos_sin_cache.shape[1] % 2:
@@ -190,10 +290,29 @@ def from_cos_sin_cache(cos_sin_cache: Array, positions: Array) -> CosSin:
 def check_cos_sin(cos: Array, sin: Array, rope_dim: int) -> None:
     """Raises where `cos` and `sin` are not tables as the prolog takes them: (T, R) bf16, columns i and i + R/2 alike.
 
-    Raises `TypeError` for another dtype; `ValueError` for another layout, which the error names if it is a known one
-    (interleaved pairs, R/2 columns, cos beside sin in one table), and for two tables of different angles. A table that
-    fits several layouts, such as that of position 0, is accepted. A call of the prolog itself reads both halves as
-    given and checks none of this.
+    A table that fits several layouts, such as that of position 0, is accepted. A call of the prolog itself reads both
+    halves as given and checks none of this.
+
+    Args:
+        cos: What is to be the cosines.
+        sin: What is to be the sines.
+        rope_dim: R.
+
+    Raises:
+        TypeError: A table is of another type or dtype.
+        ValueError: It has another layout, which the message names if it is a known one (interleaved pairs, R/2 columns,
+            cos beside sin in one table), or the two are of different angles.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> from mla_numba.rope_table import check_cos_sin
+        >>> cos, sin = mla.RopeTable(np.ones(4, np.float32)).at(np.arange(5))
+        >>> check_cos_sin(cos, sin, 8)
+        >>> check_cos_sin(cos[:, :4], sin[:, :4], 8)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        ValueError: cos: expected 8 columns whose halves are alike, got half as many, a column a pair; from_half ...
     """
     for name, table in (("cos", cos), ("sin", sin)):
         if not isinstance(table, np.ndarray):

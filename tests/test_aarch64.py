@@ -1,15 +1,23 @@
 """The microkernels of AArch64, in a CPU that QEMU emulates, against what they are to compute."""
 
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
 from itertools import product
 
 import ml_dtypes
 import numpy as np
+import platformdirs
 import pytest
-from helpers.aarch64 import Case, Program, missing_tools, tile_functions
+from helpers import SCRIPTS
+from helpers.aarch64 import QEMU, TRIPLE, Case, Program, missing_tools, tile_functions
 
 from mla_numba.kernels import ISAS
 from mla_numba.kernels.isa import Isa
 from mla_numba.kernels.llvm_ir import F32, IN_L1, IN_L2, ONCE
+from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.epilogue import store_tile
 from mla_numba.kernels.micro.operands import A, B, C, Y
 from mla_numba.kernels.micro.plain import add_products
@@ -18,12 +26,13 @@ BF16 = ml_dtypes.bfloat16
 # What each needs, and no CPU that has more: an instruction of another would end the process.
 CPUS = {"neon": "cortex-a72", "neondot": "neoverse-n1", "neoni8mm": "max"}
 LOCALITIES = (ONCE, IN_L2, IN_L1)
-pytestmark = pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {missing_tools()}")
+needs_qemu = pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {missing_tools()}")
 
 
-@pytest.fixture(scope="module", params=CPUS)
-def program(request, tmp_path_factory):
-    return Program.build(ISAS[request.param], tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The program of an instruction set, made once."""
+    return cache(lambda isa: Program.build(ISAS[isa], tmp_path_factory.mktemp(isa)))
 
 
 def bf16(rng, n, kind):
@@ -136,10 +145,80 @@ def same(got, want):
     return got.tobytes() == want.tobytes()
 
 
-def test_microkernels_equal_their_oracle(program):
-    isa = program.isa
+@needs_qemu
+@pytest.mark.parametrize("name", CPUS)
+def test_microkernels_equal_their_oracle(programs, name):
+    isa = ISAS[name]
     cases = list(cases_of(isa))
-    for case, (c, y) in zip(cases, program.run(cases, CPUS[isa.name]), strict=True):
+    for case, (c, y) in zip(cases, programs(name).run(cases, CPUS[name]), strict=True):
         want = expected(isa, case)
         got = c if case.ldy < 0 else y
         assert same(got, want), (case.function, case.mr, case.steps, case.carry, got, want)
+
+
+@needs_qemu
+@pytest.mark.parametrize(("isa", "cpu"), [("neondot", "cortex-a72"), ("neoni8mm", "neoverse-n1")])
+def test_an_older_cpu_lacks_the_instructions(programs, isa, cpu):
+    """So the CPUs of the other tests prove that nothing newer is used."""
+    (name, *_) = (name for name, (kernel, _) in tile_functions(ISAS[isa]).items() if kernel.is_int8)
+    values = Values(ISAS[isa], True, "random", 0)
+    case = make_case(name, values, 1, ISAS[isa].kr_int8, False, None, False)
+    with pytest.raises(AssertionError, match=r"exit code -4\b"):  # SIGILL
+        programs(isa).run([case], cpu)
+
+
+# Of a step of the largest tile: what multiplies, how often, and how many other vector instructions there are.
+STEPS = {
+    ("neon", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, 6),  # shll
+    ("neon", "int8"): ("smull2?", 48, 48 + 8),  # sadalp, tbl
+    ("neondot", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, 6),
+    ("neondot", "int8"): (r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[", 48, 0),
+    ("neoni8mm", "bf16"): (r"bfmlal[tb]\tv\d+\.4s, v\d+\.8h, v\d+\.h\[", 48, 0),
+    ("neoni8mm", "int8"): ("smmla", 24, 3),  # zip1
+}
+
+
+@pytest.fixture(scope="module")
+def assembly():
+    return {isa: Target(TRIPLE, "generic").assembly(ISAS[isa]) for isa in CPUS}
+
+
+@pytest.mark.parametrize(("isa", "kind"), STEPS)
+def test_the_loop_over_k_multiplies_and_does_little_else(assembly, isa, kind):
+    """Which it does whatever CPU LLVM compiles for."""
+    multiply, n_multiply, n_other = STEPS[isa, kind]
+    for store in ("i16",) if ISAS[isa].bf16_dot else ("i16", "float"):
+        loop = inner_loop(assembly[isa], f"mla_numba_ukernel_{kind}_{isa}_{store}_{ISAS[isa].mr}", multiply)
+        vector = [line for line in loop if re.search(r"\bv\d+\.", line)]
+        assert sum(bool(re.match(multiply, line)) for line in loop) == n_multiply, "\n".join(loop)
+        assert len(vector) <= n_multiply + n_other, "\n".join(loop)
+        assert not [line for line in loop if "[sp" in line], "\n".join(loop)  # all sums stay in registers
+
+
+def inner_loop(assembly, function, multiply):
+    """The instructions from the first to the last of the loop that multiplies, what a prefetch branches to included."""
+    body = assembly.partition(f"\n{function}:")[2].partition(".Lfunc_end")[0]
+    lines = [line.strip() for line in body.splitlines()]
+    labels = {line.partition(":")[0]: i for i, line in enumerate(lines) if re.match(r"\.\w+:", line)}
+    at = next(i for i, line in enumerate(lines) if re.match(multiply, line))
+    targets = [(labels.get(line.split()[-1], len(lines)), i) for i, line in enumerate(lines) if line]
+    around = [(first, last) for first, last in targets if first <= at <= last]
+    first, last = min(first for first, _ in around), max(last for _, last in around)
+    return [line for line in lines[first : last + 1] if line and not line.startswith((".", "//"))]
+
+
+@pytest.fixture(scope="module")
+def system():
+    """Where Python for AArch64 and its kernels are kept from one run to the next; some 600 MB."""
+    missing = [tool for tool in ("apt-get", "dpkg-deb", QEMU) if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    return platformdirs.user_cache_path("mla_numba") / "aarch64"
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("isa", CPUS)
+def test_whole_calls_are_exact(system, isa):
+    """Numba itself runs in the emulated CPU, and compiles there."""
+    command = [sys.executable, SCRIPTS / "aarch64_python.py", "--cpu", CPUS[isa], system]
+    subprocess.run([*command, SCRIPTS / "isa_script.py", isa, "two modes"], check=True)

@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 from compare_peers import PEER_NAMES, main  # noqa: E402
 from helpers.expected_peers import RIGHT_OPERATORS, RIGHT_PEERS, X86  # noqa: E402
 from shared import peers, torch_machine, torch_operators  # noqa: E402
-from shared.contenders import OURS, Contender, DisagreementError, disagreements  # noqa: E402
+from shared.contenders import OURS, DisagreementError, disagreements  # noqa: E402
 from shared.peers import PEERS  # noqa: E402
-from shared.round_robin import Timed, _time, compare  # noqa: E402
+from shared.round_robin import compare  # noqa: E402
 from shared.torch_operators import DOWN, HEADS, UP, Operator, TorchWeights, time_operators  # noqa: E402
 
 SIZES = (256, 4, 128, 128, 64, 64)
@@ -58,10 +58,11 @@ def test_peer_agrees_with_the_reference(name, n_tokens, weight_sets, prologs):
     if name in result.left_out:
         assert name not in RIGHT_PEERS, result.left_out
         assert result.left_out[name]
-        assert [timed.name for timed in result.timed] == [OURS]
+        assert [*result.bench.ms] == [OURS]
         return
-    assert [timed.name for timed in result.timed] == [OURS, name]
-    assert all(timed.chosen and len(timed.ms) == 1 for timed in result.timed)
+    assert [*result.bench.ms] == [*result.chosen] == [OURS, name]
+    assert all(result.chosen.values())
+    assert [len(ms) for ms in result.bench.ms.values()] == [1, 1]
 
 
 def operand_and_product(operator, w, t):
@@ -128,7 +129,7 @@ def test_a_composition_of_the_fastest_takes_no_operator_that_is_wrong(weight_set
     monkeypatch.setattr(torch_machine, "onednn_has_vnni", lambda: False)
     result = compare(DIMS, weight_sets, prologs, 2, ["P2p"], n_rounds=1)
     assert result.left_out == {}
-    up = result.timed[1].chosen.partition("up: ")[2]
+    up = result.chosen["P2p"].partition("up: ")[2]
     assert up.startswith("fbgemm fp16 prepacked (")
     found = re.search(r"no saturating: its int8 products saturate without VNNI: (\d+) of 1024 values beyond", up)
     assert 0 < int(found[1]) < 1024
@@ -170,7 +171,7 @@ def test_a_peer_that_is_wrong_or_fails_is_left_out_with_its_reason(peer, vnni, s
     result = compare(DIMS, weight_sets, prologs, 2, ["P1", "P2p"], n_rounds=1)
     assert list(result.left_out) == ["P1"]
     assert result.left_out["P1"].startswith(said)
-    assert [timed.name for timed in result.timed] == [OURS, "P2p"]
+    assert [*result.bench.ms] == [OURS, "P2p"]
 
 
 def test_ours_is_never_left_out(weight_sets, prologs):
@@ -204,18 +205,6 @@ def test_peers_take_quant_b_alone():
         PEERS["P1"](1).prepare(MlaWeights.random(DIMS, quant="none"))
 
 
-def test_each_call_takes_the_next_weight_set_and_each_round_begins_with_the_next_implementation():
-    made = []
-    contenders = [
-        Contender(name, "", [lambda what=(name, i): made.append(what) for i in range(3)], lambda i: {})
-        for name in ("a", "b")
-    ]
-    timed = [Timed(name, "") for name in ("a", "b")]
-    _time(contenders, timed, 2)
-    assert made == [("b", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1), ("a", 2)]
-    assert [len(times.ms) for times in timed] == [2, 2]
-
-
 def test_every_output_and_cache_is_compared():
     cache = PagedCache.allocate(DIMS, 1)
     wanted = MlaProlog(MlaWeights.random(DIMS, quant="b")).allocate_output(3)._asdict() | cache.arrays()
@@ -243,6 +232,8 @@ def test_command_compares_all_peers(tmp_path):
         assert [entry["name"] for entry in result["implementations"]] == [OURS, *there]
         assert all(len(entry["ms"]) == 2 and entry["ratio_of_minima"] > 0 for entry in result["implementations"])
         assert result["implementations"][0]["ratio_paired_median"] == 1
+        assert result["conditions"]["n_threads"] == 1
+        assert all(entry["share_reason"] or 0 < entry["share"] <= 1 for entry in result["implementations"])
     recorded = json.loads((tmp_path / "run.json").read_text())
     assert recorded["cpu"] == "a CPU"
     for result in report["results"]:

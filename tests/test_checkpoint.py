@@ -12,6 +12,7 @@ from helpers import BF16, QUANTS, assert_same_bits, run_python
 from helpers.checkpoint_maker import FP8, linear_shapes, make_checkpoint, prefix, write_checkpoint
 
 from mla_numba import Checkpoint, MlaDims
+from mla_numba.base.extras import how_to_install
 from mla_numba.oracle.reference import rope_v2
 
 DIMS = MlaDims(260, 3, 130, 68, 33, 34)  # no dimension is a multiple of 128
@@ -403,4 +404,5 @@ class TestErrors:
             "try: mla_numba.Checkpoint(sys.argv[1])\n"
             "except ImportError as error: print(error)\n"
         )
-        assert "expected the package safetensors: pip install 'mla_numba[hf]'" in run_python("-c", probe, str(folder))
+        how = how_to_install("hf", "safetensors")
+        assert f"expected the package safetensors, got none: {how}" in run_python("-c", probe, str(folder))

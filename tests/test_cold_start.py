@@ -39,6 +39,9 @@ def test_processes_that_start_at_once_on_an_empty_cache(tmp_path, monkeypatch):
     assert all(text.count("compiling kernels") <= 1 for text in said)
     saved = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
     assert saved
+    # Numba's key is the CPU alone, which is the same for every MLA_NUMBA_ISA.
+    assert {path.parent.name.rpartition("-")[2] for path in saved} == {ISA.name}
+    assert all(path.name.startswith(f"microkernels-{ISA.name}-") for path in tmp_path.rglob("microkernels*"))
 
     later = start(environment | {"MLA_NUMBA_ISA": ISA.name})  # named, so that nothing is said of it either
     assert later.communicate(timeout=900)[1] == ""

@@ -4,7 +4,8 @@
 |----------------------------------|----------------------------------------------------------------------------------|
 | ```python                        | runs, with the names of the blocks before it                                     |
 | ```python title="name.py"        | is written to a file of this name; so is a block of any language                 |
-| ```sh                            | lines that begin with `mla-numba`, or with `python` and a file of the page, run; |
+| ```sh                            | lines that begin with `mla-numba`, or with `python`, `mpiexec` or `torchrun` and |
+|                                  | a file of the page or `mla_numba`, run, the last two where they are installed;   |
 |                                  | `# exit status 1` behind one says how it ends                                    |
 | ```text title="output"           | its lines are in what the block before it printed, in this order                 |
 """
@@ -14,6 +15,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,14 +49,24 @@ def commands(block, files):
     for line in block.text.splitlines() if block.language in SHELLS else ():
         words = shlex.split(line.removeprefix("$ "), comments=True)
         status = re.search(r"# .*\bexit status (\d+)", line)
-        if words[:1] == ["mla-numba"] or (words[:1] == ["python"] and files & set(words)):
-            module = ["-m", "mla_numba"] if words[0] == "mla-numba" else []
-            yield [sys.executable, *module, *map(os.path.expandvars, words[1:])], int(status[1]) if status else 0
+        launched = words[:1] in (["python"], ["mpiexec"], ["torchrun"]) and (files | {"mla_numba"}) & set(words)
+        if words[:1] == ["mla-numba"] or launched:
+            yield [*program(words[0]), *map(os.path.expandvars, words[1:])], int(status[1]) if status else 0
+
+
+def program(name):
+    """What the first word of a command stands for, in the environment of this Python."""
+    if name == "mla-numba":
+        return [sys.executable, "-m", "mla_numba"]
+    if name == "python":
+        return [sys.executable]
+    return [shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}") or name]
 
 
 def run_commands(block, files):
     said = ""
     for command, status in commands(block, files):
+        command = [sys.executable if word == "python" else word for word in command]
         done = subprocess.run(
             command, capture_output=True, text=True, env=python_environment(), timeout=900, check=False
         )
@@ -95,7 +107,7 @@ def workplace(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", [p for p in PAGES if runs(p)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_blocks_run_in_order(page):
     text = page.read_text(encoding="utf-8")
-    for package in ("torch", "transformers"):  # extras, which README's test command does not install
+    for package in ("torch", "transformers", "mpi4py"):  # extras, which README's test command does not install
         if re.search(rf"^(?:import|from) {package}\b", text, flags=re.M):
             pytest.importorskip(package)
     if "torch.compile(" in text and not HAS_CXX:

@@ -8,7 +8,7 @@ import pytest
 from helpers import MODES, assert_none
 from helpers.dump_folders import DIMS, SMALL, T, folder_of, rewrite
 
-from mla_numba import MlaProlog
+from mla_numba import MlaProlog, MlaWeights
 from mla_numba.dump_names import OUTPUTS, STYLES
 from mla_numba.dumps import DumpSettings, check_dump, read_dump
 from mla_numba.layouts import pa_bsnd_to_pa_nz
@@ -105,7 +105,7 @@ def test_a_dump_that_is_interrupted_leaves_no_file(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         folder_of(tmp_path, finished=interrupt)
-    assert not list((tmp_path / "dump").iterdir())
+    assert not (tmp_path / "dump").exists()
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,15 @@ def test_places_in_nz_caches_are_blocks_and_slots(tmp_path):
     rewrite(folder, "kv_cache_golden", lambda a: a ^ pa_bsnd_to_pa_nz(plain))
     found = next(f for f in check_dump(read_dump(folder)) if f.name == "kv_cache_out")
     assert (found.mismatch.n_differ, found.mismatch.first) == (1, (1, 2, 0, 40))
+
+
+def test_a_folder_that_holds_a_dump_is_refused_before_weights_are_made(tmp_path, monkeypatch):
+    folder_of(tmp_path)
+    (tmp_path / "dump" / "token_x.npy").unlink()
+    monkeypatch.setattr(MlaWeights, "random", None)
+    with pytest.raises(FileExistsError, match=r"w_dq\.npy: expected no such file, got one"):
+        folder_of(tmp_path)
+    for path in (tmp_path / "dump").glob("*.npy"):
+        path.unlink()
+    with pytest.raises(FileExistsError, match=r"dims\.json: expected no such file, got one"):
+        folder_of(tmp_path)

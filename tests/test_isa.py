@@ -2,16 +2,18 @@
 
 import json
 import platform
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import SCRIPTS, run_python
 from llvmlite import binding as llvm
 
-from mla_numba.kernels import ISA, ISAS
+from mla_numba.kernels import CHOICE, ISA, ISAS
+from mla_numba.kernels.micro import cpu_features, table
 from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.cpu_features import host_features, named_features
-from mla_numba.kernels.micro.table import CHOICE, Choice, choose_isa, target_features
+from mla_numba.kernels.micro.table import Choice, choose_isa, target_features
 from tiling import machine
 
 SCRIPT = str(SCRIPTS / "isa_script.py")
@@ -20,20 +22,31 @@ RUNS = {
     "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
     "generic": ("portable", "all modes", {"NUMBA_CPU_NAME": "generic"}),
     "cascadelake": ("avx512vnni", "two modes", {"NUMBA_CPU_NAME": "cascadelake"}),
+    "skylake-avx512": ("avx512", "two modes", {"NUMBA_CPU_NAME": "skylake-avx512"}),
+    "alderlake": ("avxvnni", "two modes", {"NUMBA_CPU_NAME": "alderlake"}),
     "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
     "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
     "python cann": (ISA.name, "plain Python, cann", {"NUMBA_DISABLE_JIT": "1"}),
     "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),
     "python generic": ("portable", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "generic"}),
     "python cascadelake": ("avx512vnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "cascadelake"}),
+    "python alderlake": ("avxvnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "alderlake"}),
 }
+BY_CPU_NAME = {name for name, (*_, environment) in RUNS.items() if "NUMBA_CPU_NAME" in environment}
+# By their own names those that no CPU's name stands for above, and one that is held back from what this CPU has.
+_ALREADY = {"avx512vnni", "portable"} if platform.machine() == "x86_64" else set()
+RUNS |= {f"named {isa}": (isa, "one mode", {"MLA_NUMBA_ISA": isa}) for isa in ISAS if isa not in {ISA.name, *_ALREADY}}
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
 BF16 = AVX512 | {"avx512bf16"}
 
 
-# A name asks for instructions, and one that this CPU lacks would end the process.
-WITHIN = [name for name, (isa, *_) in RUNS.items() if list(ISAS).index(isa) >= list(ISAS).index(ISA.name)]
+# A CPU's name asks for instructions, and one that this CPU lacks would end the process.
+WITHIN = [
+    name
+    for name, (isa, *_) in RUNS.items()
+    if isa in (ISA.name, *CHOICE.others) and (name not in BY_CPU_NAME or platform.machine() == "x86_64")
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +60,10 @@ def runs():
         }
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
 @pytest.mark.parametrize("name", RUNS)
 def test_other_instruction_sets_are_exact(runs, name):
     if name not in WITHIN:
-        pytest.skip(f"this CPU has no {RUNS[name][0]}, or Numba's settings do without it")
+        pytest.skip(f"this CPU has no {RUNS[name][0]}, or Numba's settings do without it, or its name is another one's")
     runs[name].result()
 
 
@@ -62,7 +74,7 @@ def test_other_instruction_sets_are_exact(runs, name):
         (None, None, AVX512, "avx512vnni"),
         ("host", None, AVX512, "avx512vnni"),
         (None, None, BF16, "avx512bf16"),
-        (None, None, BF16 - {"avx512vnni"}, "avx2"),
+        (None, None, BF16 - {"avx512vnni"}, "avx512"),
         ("znver5", None, BF16, "avx512bf16"),
         ("sapphirerapids", None, AVX512, "avx512vnni"),
         ("cascadelake", None, BF16, "avx512vnni"),
@@ -73,13 +85,20 @@ def test_other_instruction_sets_are_exact(runs, name):
         (None, None, AVX2, "avx2"),
         (None, None, frozenset({"sse2"}), "portable"),
         (None, None, frozenset(), "portable"),
-        (None, None, AVX512 - {"avx512vnni"}, "avx2"),
+        (None, None, AVX512 - {"avx512vnni"}, "avx512"),
+        (None, None, AVX2 | {"avxvnni"}, "avxvnni"),
+        (None, None, AVX512 - {"avx512vnni"} | {"avxvnni"}, "avx512"),
+        (None, None, AVX512 - {"avx512vl"} | {"avxvnni"}, "avxvnni"),
         (None, None, AVX512 - {"avx512vl"}, "avx2"),
         (None, None, AVX2 - {"fma"}, "portable"),
         ("generic", None, AVX512, "portable"),
         ("haswell", None, AVX512, "avx2"),
         ("x86-64-v3", None, AVX512, "avx2"),
-        ("skylake-avx512", None, AVX512, "avx2"),  # it has AVX-512 without VNNI
+        ("skylake-avx512", None, AVX512, "avx512"),
+        ("x86-64-v4", None, BF16, "avx512"),
+        ("alderlake", None, BF16, "avx2"),
+        ("alderlake", None, BF16 | {"avxvnni"}, "avxvnni"),
+        ("sierraforest", None, AVX2 | {"avxvnni"}, "avxvnni"),
         ("cascadelake", None, AVX512, "avx512vnni"),
         ("znver4", None, AVX512, "avx512vnni"),
         ("x86-64", None, AVX512, "portable"),
@@ -96,7 +115,7 @@ def test_other_instruction_sets_are_exact(runs, name):
         ("haswell", HASWELL_FEATURES, AVX512, "avx2"),
         ("haswell", "-fma", AVX512, "portable"),
         ("haswell", "+avx512f,+avx512bw,+avx512vl,+avx512vnni", AVX512, "avx512vnni"),
-        ("cascadelake", "-avx512vnni", AVX512, "avx2"),
+        ("cascadelake", "-avx512vnni", AVX512, "avx512"),
         ("generic", "+avx2,+fma", AVX512, "avx2"),
         (None, "+avx2,+fma,-fma", AVX512, "portable"),
         # what a feature implies goes and comes with it
@@ -148,10 +167,59 @@ def test_reasons(choice, reason):
     assert choice.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("choice", "n_said"),
+    [
+        (Choice(ISAS["portable"], "", frozenset(), named=False), 1),
+        (Choice(ISAS["portable"], "", frozenset(), named=True), 0),
+        (Choice(ISAS["portable"], "NUMBA_CPU_NAME=generic", frozenset(), named=False), 0),
+        (Choice(ISAS["avx2"], "", AVX2, named=False), 0),
+    ],
+)
+def test_it_is_said_once_that_no_vector_kernels_fit(choice, n_said, monkeypatch, caplog):
+    monkeypatch.setattr(table, "CHOICE", choice)
+    monkeypatch.setattr(table, "ISA", choice.isa)
+    table.say_if_none_fits.cache_clear()
+    table.say_if_none_fits()
+    table.say_if_none_fits()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * n_said
+    assert all("portable kernels run" in record.message for record in caplog.records)
+
+
 def test_the_choice_of_this_process():
     assert CHOICE.isa is ISA
     assert CHOICE.features <= host_features()
     assert not CHOICE.lacking(ISA)
+
+
+@pytest.mark.skipif("avx2" not in CHOICE.others, reason="nothing is held back where no other has more")
+def test_vector_code_keeps_to_its_instruction_set():
+    """AVX-512 has 32 registers, which LLVM would use in the kernels of AVX2 too."""
+    probe = (
+        "from numba.core.compiler_lock import global_compiler_lock as lock\n"
+        "from numba.core.registry import cpu_target\n"
+        "from mla_numba.kernels.micro.library import _build\n"
+        "with lock: print(_build(cpu_target.target_context.codegen()).get_asm_str())"
+    )
+    assembly = run_python("-c", probe, MLA_NUMBA_ISA="avx2")
+    assert re.search(r"vfmadd.*ymm", assembly)
+    assert re.findall(r"zmm|[xy]mm(?:1[6-9]|[23]\d)|\bk[0-7]\b", assembly) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({16: 1 << 1}, {"neon"}),
+        ({16: 1 << 1 | 1 << 20}, {"neon", "dotprod"}),
+        ({16: 1 << 1 | 1 << 20, 26: 1 << 13 | 1 << 14 | 1 << 30}, {"neon", "dotprod", "i8mm", "bf16"}),
+    ],
+)
+def test_linux_says_what_an_aarch64_cpu_has(monkeypatch, words, expected):
+    """Whatever LLVM takes the CPU for: in an emulator it may know nothing but its kind."""
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu_features.sys, "platform", "linux")
+    monkeypatch.setattr(cpu_features, "_auxiliary", lambda word: words.get(word, 0))
+    assert host_features() & {"neon", "dotprod", "i8mm", "bf16"} == expected
 
 
 ARM = ("neon", "dotprod", "i8mm")
@@ -199,6 +267,8 @@ def test_each_element_of_a_block_has_a_place_of_its_own(isa, is_int8):
     [
         ("avx512bf16", "x86_64-unknown-linux-gnu", "znver4", ("vdpbf16ps", "vpdpbusd")),
         ("avx512vnni", "x86_64-unknown-linux-gnu", "cascadelake", ("vfmadd", "vpdpbusd")),
+        ("avx512", "x86_64-unknown-linux-gnu", "skylake-avx512", ("vfmadd", "vpmaddwd")),
+        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", ("vfmadd", "{vex}\tvpdpbusd")),
         ("avx2", "x86_64-unknown-linux-gnu", "haswell", ("vfmadd", "vpmaddwd")),
         ("neoni8mm", "aarch64-unknown-linux-gnu", "neoverse-v2", ("bfmlalb", "bfmlalt", "smmla")),
         ("neondot", "arm64-apple-darwin", "apple-m1", ("fmla", "sdot")),

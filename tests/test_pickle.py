@@ -2,16 +2,21 @@
 
 import copy
 import pickle
+from dataclasses import fields, is_dataclass, replace
 
 import numpy as np
 import pytest
 from helpers import make_cache, make_inputs, make_weights, run_python
+from helpers.public_objects import make_objects, public_classes
 
 from mla_numba import (
+    BoundCall,
+    Checkpoint,
     CpuTiling,
     MlaDims,
     MlaProlog,
     PackedWeights,
+    PrologOutput,
 )
 from mla_numba.kernels import max_threads
 from mla_numba.oracle.bits import check_output, reference_run
@@ -65,3 +70,55 @@ def test_panels_of_another_order_are_refused(monkeypatch):
         ValueError, match=r"^PackedWeights: expected panels as .* \(order inf, .* got those of .*order 1"
     ):
         pickle.loads(data)
+
+
+AGAIN = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "copy": copy.copy, "deepcopy": copy.deepcopy}
+NOT_COPIED = {BoundCall}  # views of the caller's arrays
+AS_A_WHOLE = {Checkpoint, MlaProlog}  # compared by what they do, the prolog above
+
+
+def differences(got, want, name=""):
+    """Where two objects differ: in type, in an array's bits, or in another value."""
+    if type(got) is not type(want):
+        return [f"{name}: {type(got)}"]
+    if isinstance(want, np.ndarray):
+        same = got.dtype == want.dtype and got.shape == want.shape and got.tobytes() == want.tobytes()
+        return [] if same else [name]
+    if is_dataclass(want):
+        pairs = [(f.name, getattr(got, f.name), getattr(want, f.name)) for f in fields(want) if f.name != "views"]
+    elif isinstance(want, tuple | list) and len(got) == len(want):
+        pairs = [(str(i), g, w) for i, (g, w) in enumerate(zip(got, want, strict=True))]
+    else:
+        return [] if got == want else [name]
+    return [one for key, g, w in pairs for one in differences(g, w, f"{name}.{key}")]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    return {type(value): value for value in make_objects(tmp_path_factory.mktemp("objects"))}
+
+
+@pytest.mark.parametrize("how", AGAIN)
+@pytest.mark.parametrize("cls", public_classes(), ids=lambda cls: cls.__name__)
+def test_public_objects_are_copied_whole(objects, cls, how):
+    value = objects[cls]
+    if cls in NOT_COPIED:
+        with pytest.raises(TypeError, match="expected to stay in its process"):
+            AGAIN[how](value)
+        return
+    got = AGAIN[how](value)
+    assert repr(got) == repr(value)
+    assert cls in AS_A_WHOLE or differences(got, value) == []
+
+
+@pytest.mark.parametrize("how", AGAIN)
+def test_a_copied_checkpoint_reads_the_same(objects, how):
+    checkpoint = objects[Checkpoint]
+    assert differences(AGAIN[how](checkpoint).load_layer(0), checkpoint.load_layer(0)) == []
+
+
+def test_a_difference_is_found(objects):
+    value = objects[PrologOutput]
+    other = value._replace(q_norm=value.q_norm + np.int8(1))
+    assert differences(other, value) == [".2"]
+    assert differences(replace(DIMS, hidden_size=132), DIMS) == [".hidden_size"]

@@ -1,5 +1,6 @@
 """The pages of docs/ build into a site without a warning, and its reference has an entry for every public name."""
 
+import html
 import importlib
 import os
 import re
@@ -16,8 +17,21 @@ from helpers import ROOT
 from mla_numba.cli.main import main
 
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
+OPTIONS = CONFIG["plugins"]["mkdocstrings"]["handlers"]["python"]["options"]
 # Modules that users import from, besides the two packages.
-MODULES = ("dump_names", "dumps", "inputs", "layouts", "ops", "reference", "rope_table", "tolerance", "verify")
+MODULES = (
+    "dump_names",
+    "dumps",
+    "inputs",
+    "layouts",
+    "modes",
+    "ops",
+    "reference",
+    "rope_table",
+    "testing",
+    "tolerance",
+    "verify",
+)
 INTEROP = {"interop.torch": "torch", "interop.hf": "transformers"}  # and what importing them needs
 
 
@@ -127,7 +141,7 @@ class Structure(HTMLParser):
 def test_docstrings_are_the_markdown_that_is_meant(site):
     """A power written with two stars is bold text, and a table without a blank line before it is a paragraph."""
     for path in (site / "api").rglob("*.html"):
-        page = Structure(path.read_text(encoding="utf-8"))
+        page = Structure(path.read_text(encoding="utf-8").replace("<em>required</em>", ""))  # of tables of arguments
         assert not page.tags & {"strong", "em"}, path
         assert [text for text in page.paragraphs if re.search(r"^\||\|$", text, flags=re.M)] == [], path
         assert [text for text in page.paragraphs if "  " in text.strip()] == [], path
@@ -161,3 +175,16 @@ def test_a_broken_reference_fails(tmp_path, page, said):
 def test_every_command_is_on_its_page():
     page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z]+)` \|", page, flags=re.M)) == set(main.commands)
+
+
+def test_signatures_are_wrapped_and_their_types_are_links(site):
+    """mkdocstrings wraps them where it finds ruff, which the extra `docs` brings."""
+    long = []
+    for path in (site / "api").rglob("*.html"):
+        for shown in re.findall(r"doc-signature highlight\">(.*?)</pre>", path.read_text(encoding="utf-8"), flags=re.S):
+            text = html.unescape(re.sub(r"<[^>]+>", "", shown))
+            long += [line for line in text.splitlines() if len(line) > OPTIONS["line_length"]]
+    assert long == []
+    prolog = (site / "api" / "prolog" / "index.html").read_text(encoding="utf-8")
+    for name in ("CallPhase", "Numerics"):
+        assert f'href="../modes/#mla_numba.modes.{name}"' in prolog

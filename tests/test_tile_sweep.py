@@ -11,15 +11,20 @@ from rich.console import Console
 
 from mla_numba import CpuTiling, MlaDims, MlaTileConfig
 from mla_numba.cli.shown import beyond_limit, share_text
-from mla_numba.cli.study.plots import draw_all, heat_axes
+from mla_numba.cli.study.closing import closing, counted
+from mla_numba.cli.study.found import Found
+from mla_numba.cli.study.t4 import write_t4
 from mla_numba.cli.study.tables import (
     best_rows,
     show_rows,
     write_csv,
     write_json,
 )
+from mla_numba.tuning import conditions
 from mla_numba.tuning.contest import Arena, ExactnessError, Pairs
+from mla_numba.tuning.interval import Interval
 from mla_numba.tuning.journal import Journal
+from mla_numba.tuning.line import line_of
 from mla_numba.tuning.space import (
     Candidate,
     Grid,
@@ -36,7 +41,8 @@ from mla_numba.tuning.study import (
     run_job,
     with_limits,
 )
-from tiling import Rates
+from mla_numba.tuning.verdict import Control, controls_in, findings, is_faster
+from tiling import Rates, preset
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 16)
 RATES = Rates(1e10, 1e10, 1e10, None)
@@ -114,8 +120,22 @@ def test_fields_of_two_kinds_or_of_none_are_refused():
         ValueError, match=r"down_mc: expected one of tile_b, .*, got a field of CpuTiling beside those of"
     ):
         Grid({"down_mc": [1], "m_tile": [2]}, Grid.base_of(["down_mc", "m_tile"]))
-    with pytest.raises(ValueError, match=r"mc: expected one of .*, got no field"):
-        Grid({"mc": [1]}, CpuTiling())
+    every = r"a field of CpuTiling \(unroll_list, .*\) or of MlaTileConfig \(tile_b, .*\)"
+    for base in (CpuTiling(), MlaTileConfig()):
+        with pytest.raises(ValueError, match=f"nothing: expected {every}, got none"):
+            Grid({"nothing": [1]}, base)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("down_kk", "down_kc"), ("m_tiles", "m_tile"), ("cube_qb_tile.kl1", "cube_qb_tile.k_l1")]
+)
+def test_a_wrong_field_gets_the_near_ones_of_both_kinds(name, near):
+    for base in (CpuTiling(), MlaTileConfig()):
+        with pytest.raises(ValueError, match=f"{name}: expected a field of .*, got none; near it: {near}(,|$)"):
+            Grid({name: [1]}, base)
+
+
+def test_bounds_of_a_grid():
     with pytest.raises(ValueError, match="values: expected at most 100000 combinations, got 1000000"):
         Grid(dict.fromkeys(("down_mc", "down_kc", "qb_mc"), range(100)), CpuTiling())
 
@@ -258,13 +278,15 @@ def row(number, t=8, status="done", ratio=1.0, **settings):
 
 def test_limits_and_rows_that_are_the_same():
     rows = {0: row(0, ratio=0.5, down_mc=4), 1: Row(1, 8, "b", {"down_mc": 8}, "same", "0"), 2: row(2, ratio=None)}
-    first, same, refused = with_limits(rows, RATES)
+    first, same, refused = with_limits(rows, RATES, 99)
     computing = (4e6 * 8 + 1e6 * 8) / 1e10 * 1e3
     assert first.least_ms == pytest.approx(computing) == pytest.approx(4.0)
-    assert first.share == pytest.approx(4.0)
+    assert (first.share, first.share_reason) == (None, "the machine was slower while its rates were measured")
+    slower = with_limits({0: row(0, ratio=4.0)}, RATES, 99)[0]
+    assert (slower.share, slower.share_reason) == (pytest.approx(0.5), "")
     assert (same.number, same.settings, same.status, same.ratio) == (1, {"down_mc": 8}, "same", 0.5)
     assert refused == rows[2]
-    assert with_limits(rows, replace(RATES, bandwidth_bytes_s=1e9))[0].least_ms == pytest.approx(10.0)  # moving
+    assert with_limits(rows, replace(RATES, bandwidth_bytes_s=1e9), 99)[0].least_ms == pytest.approx(10.0)  # moving
     assert best_rows([first, same, refused]) == [first]
 
 
@@ -397,11 +419,16 @@ def test_csv_and_json(tmp_path):
     assert (lines[1]["down_walk"], lines[1]["unroll_list"], lines[1]["ratio"]) == ("2", "", "1.2")
     assert (lines[6]["unroll_list"], lines[6]["plan"]) == ("[4, 2]", "line")
     assert (lines[7]["status"], lines[7]["median_ms"]) == ("refused", "")
-    write_json(tmp_path / "x.json", {"machine": {"isa": "x"}}, {"seed": 1}, ROWS)
+    found = Found(ROWS, findings(ROWS, [CONTROL], 1, False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
+    write_json(tmp_path / "x.json", {"machine": {"isa": "x"}}, {"seed": 1}, found)
     read = json.loads((tmp_path / "x.json").read_text())
     assert read["machine"] == {"isa": "x"}
     assert read["sweep"] == {"seed": 1}
     assert Row(**read["rows"][3]) == ROWS[3]
+    assert read["findings"][0] == {
+        "t": 8, "quant": "b", "verdict": "noise", "number": 0, "tile_config": "CpuTiling(down_kc=64)",
+        "control": CONTROL.as_dict(),
+    }  # fmt: skip
 
 
 def shown(rows):
@@ -412,51 +439,135 @@ def shown(rows):
 
 
 def test_a_share_above_the_limit_is_marked_and_explained():
-    rows = with_limits({0: row(0, ratio=0.5, down_mc=4)}, RATES)  # four times as fast as the rates allow
-    assert (share_text(1.0), share_text(1.004), share_text(0.954, 1)) == ("100%", "100% (!)", "95.4%")
-    assert "400% (!)" in shown(rows)
+    rows = with_limits({0: row(0, ratio=0.5, down_mc=4)}, RATES, 1)  # four times as fast as the rates allow
+    assert (share_text(1.0), share_text(1.004), share_text(0.954, 1), share_text(None)) == (
+        "100%",
+        "(!)",
+        "95.4%",
+        "(!)",
+    )
+    assert (rows[0].share, rows[0].share_reason) == (None, "weights came from caches in part")
+    assert "400%" not in shown(rows)
+    assert "(!) more than 100 %: faster than the rates measured beside it allow" in shown(rows)
+    assert "limit: weights came from caches in part" in shown(rows)
+    cold = with_limits({0: row(0, ratio=0.5)}, RATES, 99)
+    assert "limit: the machine was slower while its rates were measured" in shown(cold)
     assert "down_mc [/x]" in shown([replace(rows[0], settings={"down_mc": "[/x]"})])
-    assert "(!) more than 100 %: faster than the rates" in shown(rows)
-    assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES))
+    assert "(!)" not in shown(with_limits({0: row(0, ratio=5.0)}, RATES, 99))
     assert beyond_limit([None, 1.0]) == "" != beyond_limit([None, 1.01])
 
 
-def texts(figure):
-    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+def test_the_line_to_paste_makes_the_same_config():
+    names = ["cube_qb_tile.k_l1", "m_tile"]
+    axes = {names[0]: [256, 512], names[1]: [8, 16]}
+    known = {"CpuTiling": CpuTiling, "MlaTileConfig": MlaTileConfig, "preset": preset}
+    tilings = Grid({"down_kc": [64], "unroll_list": [[8, 4]]}, CpuTiling())
+    for base, npuarch, candidates in (
+        (None, "DAV_3510", tilings.candidates()),
+        (None, "DAV_3510", Grid(axes, MlaTileConfig()).candidates()),
+        ("decode_b4_s2", "DAV_3510", Grid(axes, preset("decode_b4_s2")).candidates()),
+        ("decode_b4_s2", "DAV_2201", Grid(axes, preset("decode_b4_s2", "DAV_2201")).candidates()),
+        (None, "DAV_2201", [Candidate((("preset", "default"),), preset("default", "DAV_2201"))]),
+    ):
+        for candidate in candidates:
+            assert eval(line_of(candidate, base, npuarch), known) == candidate.config
+    assert line_of(next(tilings.candidates())) == "CpuTiling(unroll_list=(8, 4), down_kc=64)"
+    assert line_of(Candidate((("down_kc", 0),), None, "refused")) == ""
 
 
-def test_pictures_have_labels_and_a_thousand_pixels(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    from matplotlib.figure import Figure
-    from matplotlib.image import imread
-
-    shown = []
-    save = Figure.savefig
-
-    def savefig(self, file, **settings):
-        save(self, file, **settings)
-        shown.append(texts(self))
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
-    rates = {"read_gb_s": 10.0, "fma_gflop_s": 10.0, "dot_gop_s": 10.0}
-    rows = with_limits({r.number: r for r in ROWS}, RATES)
-    paths = draw_all(tmp_path, rows, rates, "made up, 2 threads")
-    assert [path.name for path in paths] == ["heat_map.png", "unroll_lists.png", "roofline.png"]
-    assert all(imread(path).shape[1] == 1000 for path in paths)
-    heat, lists, roof = shown
-    for wanted in ("down_kc, elements of k", "down_walk, panels", "T = 8 tokens", "T = 32 tokens", "0.90", "1.50"):
-        assert wanted in heat
-    assert "time / time of the planner's own plan" in heat
-    for wanted in ("T, tokens a call", "time of a call, ms", "4, 2", "the planner's own tiles"):
-        assert wanted in lists
-    for wanted in ("operations by byte of weights, inputs and outputs, op/byte", "operations by time, Gop/s"):
-        assert wanted in roof
-    assert any(text.startswith("T = 8: best ") and "(!) of the limit" in text for text in roof)
-    assert any(text.startswith("(!) more than 100 %") for text in roof)
-    assert all("made up, 2 threads" in "\n".join(of_picture) for of_picture in (heat, lists, roof))
+CONTROL = Control(8, "b", Interval(1.0, 0.99, 1.01, 30), 0.0)
+FASTER = {"final_ratio": 0.95, "final_low": 0.94, "final_high": 0.96, "final_wins": 1.0, "n_final_pairs": 30}
 
 
-def test_heat_axes_are_the_two_longest():
-    assert heat_axes(ROWS) == ("down_kc", "down_walk")
-    assert heat_axes([row(0, down_kc=1), row(1, down_kc=2)]) is None
-    assert heat_axes([]) is None
+@pytest.mark.parametrize(
+    ("ratio", "wins", "faster"),
+    [
+        (Interval(0.95, 0.94, 0.96, 30), 1.0, True),
+        (Interval(0.95, 0.94, 0.96, 30), 0.69, False),
+        (Interval(0.95, None, None, 5), 1.0, False),  # too few pairs
+        (Interval(0.95, 0.90, 0.995, 30), 1.0, False),  # the own plan against itself went as low
+        (Interval(0.95, 0.90, 1.001, 30), 1.0, False),
+        (Interval(0.991, 0.985, 0.989, 30), 1.0, False),  # no noise, but not worth it
+    ],
+)
+def test_faster_is_what_is_below_noise(ratio, wins, faster):
+    assert is_faster(ratio, wins, CONTROL.ratio) == faster
+    for unknown in (None, Interval(1.0, None, None, 5)):
+        assert not is_faster(ratio, wins, unknown)
+
+
+@pytest.mark.parametrize(
+    ("final", "control", "is_busy", "verdict", "said"),
+    [
+        (FASTER, CONTROL, False, "faster",
+         "down_kc 64 takes 0.950 (0.940 to 0.960) of the time of the planner's own plan, more than noise (the own plan "
+         "against itself: 1.000 (0.990 to 1.010))\n    tile_config=CpuTiling(down_kc=64)"),
+        (FASTER, CONTROL._replace(others=1.9), False, "busy", "nothing can be said, since others took too much of the"),
+        (FASTER | {"final_others": 1.9}, CONTROL, False, "busy", "nothing can be said, since others took too much of"),
+        (FASTER, CONTROL, True, "busy", "nothing can be said, since others took too much of the machine; the best, "),
+        (FASTER | {"final_high": 1.0}, CONTROL, False, "noise",
+         "nothing is faster than the planner's own plan by more than noise; the best, down_kc 64, took 0.950 (0.9"),
+        ({}, CONTROL, False, "noise", "nothing is faster than the planner's own plan by more than noise; the best, "),
+        (FASTER, None, False, "open", "the finals were not run; the best, down_kc 64, took 0.950 (0.940 to 0.9"),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_a_sweep_closes_with_what_was_found(final, control, is_busy, verdict, said, monkeypatch):
+    monkeypatch.setattr(conditions, "n_cpus", lambda: 2)
+    rows = [replace(row(0, ratio=0.9, down_kc=64), **final), row(1, ratio=None, status="refused")]
+    controls = [control] if control else []
+    (found,) = findings(rows, controls, 2, is_busy)
+    assert (found.t, found.quant, found.best, found.verdict) == (8, "b", rows[0], verdict)
+    assert closing(found, "CpuTiling(down_kc=64)").startswith(f"T 8, quant b: {said}")
+    if control:
+        assert controls_in([control.as_dict()]) == [control]
+
+
+def test_finals_count_before_what_was_timed_briefly():
+    rows = [replace(row(0, ratio=0.9), **FASTER), row(1, ratio=0.5), row(2, 32, ratio=1.2)]
+    assert [(found.t, found.best.number) for found in findings(rows, [CONTROL], 1, False)] == [(8, 0), (32, 2)]
+
+
+def test_controls_of_another_form_are_refused():
+    for kept in ([{"t": 8}], [8], [{}]):
+        with pytest.raises(ValueError, match="controls: expected t, quant, others, n_pairs, ratio, low and high, got"):
+            controls_in(kept)
+
+
+def test_what_ran_is_counted_without_what_did_not():
+    rows = [row(0), row(1, status="stopped", ratio=2.0), row(2, ratio=None, status="refused")]
+    rows += [replace(row(3, status="same"), reason="0"), replace(row(4, ratio=None, status="wrong"), exact=False)]
+    rows[2], rows[4] = replace(rows[2], reason="too long"), replace(rows[4], reason="q_norm: 1 of 8")
+    assert counted(rows, 9, 7).splitlines() == [
+        "3 plans ran, 2 of them with every bit of the reference; 1 were stopped early",
+        "13 candidates did not run: 1 refused, 1 the same plan as another, 4 left, 7 left out by --where",
+        "refused, 1 of 1: too long",
+        "wrong: {} at 8 tokens: q_norm: 1 of 8",
+    ]
+
+
+def test_t4_is_what_kernel_tuner_reads(tmp_path):
+    rows = [replace(row(0, down_kc=64, unroll_list=[8]), times_ms=[1.0], own_times_ms=[2.0]), *LEFT_OUT]
+    write_t4(tmp_path / "x.json", {"date": "2026-01-02"}, rows)
+    read = json.loads((tmp_path / "x.json").read_text())
+    assert [(r["invalidity"], r["correctness"]) for r in read["results"]] == [
+        ("correct", 1), ("constraints", 0), ("correctness", 0)
+    ]  # fmt: skip
+    assert read["results"][0]["times"] == {
+        "compilation": 0.0, "benchmark": 3.0, "framework": 0.0, "search_algorithm": 0.0, "validation": 0.0,
+        "runtimes": [1.0],
+    }  # fmt: skip
+    jsonschema = pytest.importorskip("jsonschema")
+    kernel_tuner = pytest.importorskip("kernel_tuner.file_utils")
+    jsonschema.validate(read, kernel_tuner.output_file_schema("results")[1])
+
+
+LEFT_OUT = [row(1, ratio=None, status="refused"), row(2, ratio=None, status="wrong")]
+
+
+def test_rows_that_were_timed_at_a_busy_time_are_timed_again(tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", {}, lambda: FACTS)
+    jobs = [Job(i, 8, "b", Candidate((), None)) for i in range(3)]
+    journal.add(replace(row(0), others=1.5))
+    journal.add(replace(row(1), others=0.1))
+    assert {job.number for job in journal.left(jobs, 0, lambda row: row.others > 1)} == {0, 2}

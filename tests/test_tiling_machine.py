@@ -68,7 +68,11 @@ def test_linux_without_any_file(tmp_path):
         (ZEN5, "avx512vnni"),
         (ZEN5 + " avx512_bf16", "avx512bf16"),
         (ZEN5.replace("avx512vl", ""), "avx2"),
-        ("avx2 fma avx512f avx512bw avx512vl", "avx2"),
+        ("avx2 fma avx512f avx512bw avx512vl", "avx512"),
+        ("avx2 fma avx512f avx512bw", "avx2"),
+        ("avx2 fma avx_vnni", "avxvnni"),
+        ("avx2 fma avx512f avx512bw avx512vl avx_vnni", "avx512"),
+        ("avx2 avx_vnni", "portable"),
         ("avx2", "portable"),
         ("fp asimd evtstrm aes", "neon"),
         ("fp asimd asimddp", "neondot"),
@@ -80,6 +84,21 @@ def test_linux_without_any_file(tmp_path):
 )
 def test_isa(flags, isa):
     assert isa_of(flags.split()) == isa
+
+
+@pytest.mark.parametrize(
+    ("implementer", "part", "features", "name", "isa"),
+    [
+        ("0x41", "0xd0c", "fp asimd asimddp", "Neoverse-N1", "neondot"),
+        ("0x41", "0xfff", "fp asimd", "Arm 0xfff", "neon"),
+        ("0x61", "0x032", "fp asimd asimddp i8mm bf16", f"{platform.machine()} 0x61 0x032", "neoni8mm"),
+    ],
+)
+def test_linux_on_aarch64(tmp_path, implementer, part, features, name, isa):
+    lines = {"processor": 0, "Features": features, "CPU implementer": implementer, "CPU part": part}
+    write(tmp_path, {"proc/cpuinfo": "\n".join(f"{key}\t: {value}" for key, value in lines.items())})
+    machine = detect_linux(tmp_path, {0})
+    assert (machine.name, machine.isa) == (name, isa)
 
 
 def test_macos():

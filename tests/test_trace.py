@@ -20,7 +20,7 @@ from mla_numba.call.workspace import Memory
 from mla_numba.cli.sweep_times import trace_table
 from mla_numba.kernels import max_threads
 from mla_numba.kernels.sweeps.arguments import TokenTile
-from mla_numba.kernels.sweeps.phase import HEADS
+from mla_numba.kernels.sweeps.phase import HEADS, PACK
 from mla_numba.kernels.sweeps.tile import prolog_tile
 from tiling import CpuTiling, plan_prolog
 
@@ -129,7 +129,7 @@ def test_a_second_worker_held_back_until_the_first_has_done_all():
     call, own = prolog.bind(*inputs, cache), prolog(*inputs, cache.copy())
     cuts, buffers, taken = Memory(plan).prepare(tile_plan)
     begin = time.perf_counter_ns()
-    tile = TokenTile(0, T, HEADS, True)
+    tile = TokenTile(0, T, PACK, HEADS, True)
     prolog_tile(1, cuts.n_workers, call.tokens, call.caches, prolog._layer, *taken, tile)
     trace = Trace()
     trace.add(begin, time.perf_counter_ns(), 0, T, buffers.spans)

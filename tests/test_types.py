@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 from helpers import ROOT, python_environment
 
+import mla_numba.modes
 import tiling.modes
 from mla_numba.base import modes
 from mla_numba.layouts import RECORD_ORDERS
@@ -132,6 +133,7 @@ def test_each_list_is_that_of_its_type():
         "CONTIGUOUS_MODES": "ContiguousMode", "CACHE_MODES": "CacheMode", "DUMP_FORMATS": "DumpFormat",
         "DUMP_STYLES": "DumpStyle", "SCALE_DTYPES": "ScaleDtype",
     }  # fmt: skip
+    assert set(mla_numba.modes.__all__) == set(modes.__all__) - {"quant_mode"}
     lists = {name for module in (modes, tiling.modes) for name in module.__all__ if name.isupper()}
     assert lists == set(names)
     for name, type_name in names.items():

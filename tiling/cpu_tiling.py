@@ -29,6 +29,11 @@ class CpuTiling(JsonText):
     - ``qb_mc``: token rows of a heads task; ``qb_kc, qb_walk``: k elements and panels of the query's up projection.
     - ``wuk_mc, wuk_kc, wuk_walk``: rows, k elements and panels of the product with w_uk; ``heads_grain``: tasks a
       worker takes at a time.
+
+    Examples:
+        >>> from tiling import CpuTiling
+        >>> CpuTiling(unroll_list=[128, 1], down_kc=1792).replace(n_threads=2)
+        CpuTiling(unroll_list=(128, 1), n_threads=2, down_kc=1792)
     """
 
     unroll_list: tuple[int, ...] | None = None
@@ -62,7 +67,18 @@ class CpuTiling(JsonText):
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
     def replace(self, **changes: Any) -> Self:
-        """A checked copy with some fields changed."""
+        """A checked copy.
+
+        Args:
+            **changes: Fields that are to differ.
+
+        Returns:
+            A new tiling.
+
+        Raises:
+            TypeError: There is no such field, or it is of another type.
+            ValueError: A field has another value.
+        """
         return dataclass_replace(self, **changes)
 
     def __repr__(self) -> str:

@@ -38,6 +38,7 @@ class MicroTile:
 
     ``mr`` rows by ``nr`` columns of the output stay in registers; ``kr`` elements of k are taken by one instruction.
     ``a_bytes`` is the size of one packed element of A: 4 where bf16 is widened to fp32, 1 or 2 for int8 codes.
+    ``plan_prolog`` has an example.
     """
 
     mr: int
@@ -65,7 +66,10 @@ class GemmPlan:
       part; ``nc``: columns of one tile, a multiple of nr.
     - ``l1_reuse``: tiles that share one block of A in cache.
 
+    - ``m, k, n``: sizes of the product; ``micro``: its register tile.
+
     A task is one row block by one walk: ``walk`` panels of nr columns, one after the other over the same A block.
+    ``plan_prolog`` has an example.
     """
 
     stage: str

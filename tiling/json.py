@@ -20,7 +20,18 @@ class JsonText:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The object that ``to_json`` wrote, checked again; fields that have a default may be missing."""
+        """The object that ``to_json`` wrote, checked again.
+
+        Args:
+            text: JSON; fields that have a default may be missing.
+
+        Returns:
+            An equal object.
+
+        Raises:
+            TypeError: A field is of another type.
+            ValueError: The text is no JSON, has other fields, or one with another value.
+        """
         built: Self = _build(cls, parse_object(check_str("text", text), "text"), "text")
         return built
 

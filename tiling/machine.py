@@ -15,7 +15,7 @@ from tiling.json import JsonText
 __all__ = ["ISA_NAMES", "Machine"]
 
 # Those that there are kernels for, the most capable first
-ISA_NAMES = ("avx512bf16", "avx512vnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
+ISA_NAMES = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
 
 _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
@@ -23,7 +23,7 @@ _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
 CPU_FLAGS = {
     "avx512bf16": _AVX512 | {"avx512_vnni", "avx512_bf16"},
     "avx512vnni": _AVX512 | {"avx512_vnni"},
-    "avx512": _AVX512 | {"avx512dq"},
+    "avx512": _AVX512,
     "avxvnni": _AVX2 | {"avx_vnni"},
     "avx2": _AVX2,
     "neoni8mm": frozenset({"asimd", "asimddp", "i8mm", "bf16"}),
@@ -39,6 +39,21 @@ _MACOS_KEYS = {
     "hw.optional.arm.FEAT_DotProd": "asimddp",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
     "hw.optional.arm.FEAT_BF16": "bf16",
+}
+
+# Arm's own numbers of its cores
+_ARM_PARTS = {
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd40": "Neoverse-V1",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
 }
 
 # What nearly every core since 2010 has at least; used where the system does not say.
@@ -57,6 +72,17 @@ class Machine(JsonText):
     it is not known. ``n_usable_cores`` counts the physical cores this process may run on: hyperthreads of one core
     count once, and CPU affinity and a cgroup's quota are respected. Caches have at most 2^40 bytes, and there are at
     most 2^16 cores.
+
+    - ``name, arch``: of the CPU; ``isa``: the instruction set of the kernels, one of ``machine.ISA_NAMES``.
+    - ``n_physical_cores``: cores of the machine.
+
+    Examples:
+        >>> from tiling import Machine
+        >>> small = Machine("a CPU", "x86_64", "avx2", 32 << 10, 512 << 10, 8 << 20, 4, n_usable_cores=2)
+        >>> print(small)
+        a CPU (x86_64, avx2): L1d 32 KiB, L2 512 KiB, L3 8192 KiB, 2 of 4 cores
+        >>> Machine.from_json(small.to_json()) == small
+        True
     """
 
     name: str
@@ -114,7 +140,7 @@ def detect_linux(root: Path, affinity: set[int]) -> Machine:
     if quota is not None:
         n_usable = max(1, min(n_usable, int(quota)))  # rounded down: a throttled worker holds up every sweep
     return Machine(
-        name=info.get("model name", platform.machine()),
+        name=_cpu_name(info),
         arch=platform.machine(),
         isa=isa_of(info.get("flags", info.get("Features", "")).split()),
         l1d_bytes=caches.get((1, "Data"), _FALLBACK_L1D_BYTES),
@@ -174,6 +200,16 @@ def _cpuinfo(path: Path) -> dict[str, str]:
     first = _read(path).partition("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _cpu_name(info: dict[str, str]) -> str:
+    """What the first processor is called; AArch64 has numbers in place of a name."""
+    if "model name" in info or "CPU part" not in info:
+        return info.get("model name", platform.machine())
+    implementer, part = info.get("CPU implementer", ""), info["CPU part"]
+    return (
+        _ARM_PARTS.get(part, f"Arm {part}") if implementer == "0x41" else f"{platform.machine()} {implementer} {part}"
+    )
 
 
 def _cache_sizes(folder: Path) -> dict[tuple[int, str], int]:

@@ -44,21 +44,42 @@ def plan_prolog(
     costs: Costs | None = None,
     note: str = "",
 ) -> PrologPlan:
-    """Plan ``t`` tokens of the prolog, 2**22 at most.
+    """Plan ``t`` tokens of the prolog.
 
-    - ``dims``: anything with the six dimensions, see ``PlanDims``.
-    - ``config``: reproduce these tile settings, or take the blocks that a ``CpuTiling`` prescribes and choose the
-      others; None lets the planner choose everything for ``machine``.
-    - ``machine``: default this one. ``n_threads``: default its usable cores; 2**16 at most.
-    - ``micro``: register tile of the "bf16" and of the "int8" kernels.
-    - ``phase``: "decode" or "prefill". It is recorded; both are the same arithmetic and the same choices.
-    - ``quant``: "none", "a" (int8 down projections), "b" (int8 up projection) or "ab".
-    - ``options``: scheduling settings; each mapping that is not empty replaces the config's. None with a ``CpuTiling``,
-      whose fields say everything.
-    - ``costs``: constants of the model that chooses; default those of the machine's instruction set.
-    - ``note``: what to say of a search that found ``config``, or found nothing; it marks the plan as tuned.
+    The plan depends on its arguments alone: the same ones give an equal plan.
 
-    The plan depends on nothing else: the same arguments give an equal plan.
+    Args:
+        dims: Anything with the six dimensions, see ``PlanDims``.
+        t: Tokens, 2^22 at most.
+        config: Reproduce these tile settings, or take the blocks that a ``CpuTiling`` prescribes and choose the others;
+            None lets the planner choose everything for ``machine``.
+        machine: By default this one.
+        micro: Register tile of the "bf16" and of the "int8" kernels.
+        phase: "decode" or "prefill". It is recorded; both are the same arithmetic and the same choices.
+        quant: "none", "a" (int8 down projections), "b" (int8 up projection) or "ab".
+        n_threads: By default the machine's usable cores; 2^16 at most.
+        options: Scheduling settings; each mapping that is not empty replaces the config's. None with a ``CpuTiling``,
+            whose fields say everything.
+        costs: Constants of the model that chooses; by default those of the machine's instruction set.
+        note: What to say of a search that found ``config``, or found nothing; it marks the plan as tuned.
+
+    Returns:
+        The plan; ``print(plan)`` and ``print(plan.explain())`` say what it does and why.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: It has another value.
+
+    Examples:
+        >>> from tiling import Machine, MicroTile, PlanDims, plan_prolog
+        >>> machine = Machine("a CPU", "x86_64", "avx2", 32 << 10, 1 << 20, 32 << 20, 4, 4)
+        >>> micro = {"bf16": MicroTile(mr=6, nr=16, kr=2, a_bytes=2), "int8": MicroTile(mr=6, nr=16, kr=2, a_bytes=2)}
+        >>> plan = plan_prolog(PlanDims(7168, 128, 1536, 512, 128, 64), 8, machine=machine, micro=micro)
+        >>> plan
+        <PrologPlan: decode of 8 tokens, quant b, 4 threads on a CPU: tiles 1 x 8; 86.3 MB, 0.38 Gflop, 0.60 Gop>
+        >>> tile = plan.tile_plan(8)
+        >>> tile.n_workers, tile.heads.n_tasks, tile.heads.qb.micro.nr
+        (4, 128, 16)
     """
     shapes = stage_shapes(dims, quant)
     check_int("t", t, 0, None)

@@ -12,7 +12,14 @@ class Rates:
     """What the threads in use reach together, per second: bytes from memory, fp32 operations, int8 operations.
 
     A multiply-add counts as two operations, as in ``PrologPlan.flops`` and ``PrologPlan.int8_ops``. ``bf16_flops_s``
-    is what an instruction for pairs of bf16 reaches, None where the kernels have none.
+    is what an instruction for pairs of bf16 reaches, None where the kernels have none. ``least_seconds`` has an
+    example.
+
+    Args:
+        bandwidth_bytes_s: Bytes read from memory.
+        flops_s: fp32 operations.
+        ops_s: int8 operations.
+        bf16_flops_s: bf16 operations.
     """
 
     bandwidth_bytes_s: float

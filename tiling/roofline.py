@@ -26,7 +26,18 @@ class HasWork(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Bytes moved, and operations of bf16 and of int8 products; a multiply-add counts as two operations."""
+    """What is moved and computed; a multiply-add counts as two operations.
+
+    Args:
+        total_bytes: Bytes moved.
+        flops: Operations of bf16 products.
+        int8_ops: Operations of int8 products.
+
+    Examples:
+        >>> from tiling import Work
+        >>> Work(100, flops=10) + Work(50, int8_ops=5)
+        Work(total_bytes=150, flops=10, int8_ops=5)
+    """
 
     total_bytes: int
     flops: int = 0
@@ -48,6 +59,19 @@ def least_seconds(work: HasWork, rates: Rates) -> float:
     A plan's bytes are the weights, once per tile of tokens, and the inputs and outputs; weights that stay in a cache
     between tiles can be read faster than that. fp32 and int8 arithmetic share the cores' ports, so their times add up;
     bf16 products take the faster of the two ways there may be.
+
+    Args:
+        work: ``Work``, or a plan.
+        rates: What the threads reach together.
+
+    Returns:
+        Seconds.
+
+    Examples:
+        >>> from tiling import Rates, Work, least_seconds
+        >>> rates = Rates(bandwidth_bytes_s=50e9, flops_s=1e12, ops_s=4e12)
+        >>> least_seconds(Work(200_000_000, flops=2_000_000_000), rates)  # memory decides
+        0.004
     """
     moving = work.total_bytes / rates.bandwidth_bytes_s
     computing = work.flops / max(rates.flops_s, rates.bf16_flops_s or 0) + work.int8_ops / rates.ops_s

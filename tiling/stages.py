@@ -41,7 +41,20 @@ class Dims(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PlanDims:
-    """The dimensions a plan was made for."""
+    """The dimensions a plan was made for, under the names of config.json. ``plan_prolog`` has an example.
+
+    Args:
+        hidden_size: Length of a hidden state.
+        num_attention_heads: Query heads.
+        q_lora_rank: Length of the compressed query.
+        kv_lora_rank: Length of the compressed key.
+        qk_nope_head_dim: Length of a head's part without position.
+        qk_rope_head_dim: Length of a head's rotated part.
+
+    Raises:
+        TypeError: A field is no int.
+        ValueError: A field is below 1 or above 2^31 - 1.
+    """
 
     hidden_size: int
     num_attention_heads: int
@@ -57,7 +70,18 @@ class PlanDims:
 
     @classmethod
     def of(cls, dims: Dims) -> Self:
-        """Copy the dimensions of ``dims``."""
+        """Copy dimensions.
+
+        Args:
+            dims: Anything with these attributes.
+
+        Returns:
+            The dimensions alone.
+
+        Raises:
+            TypeError: An attribute is missing or no int.
+            ValueError: It is out of range.
+        """
         missing = [f.name for f in fields(cls) if not hasattr(dims, f.name)]
         if missing:
             raise TypeError(

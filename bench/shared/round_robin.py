@@ -1,7 +1,7 @@
 """`MlaProlog` and its PyTorch peers in one process: checked against the reference, then timed in turns.
 
-In each round every implementation makes one call, the order moved on by one each round, so that a slow spell of the
-machine falls on all of them and a ratio of one round compares calls made within milliseconds of each other. Between
+`mla_numba.testing.do_bench` times them: in each round every implementation makes one call, so that a slow spell of the
+machine falls on all of them, and a ratio of one round compares calls made within milliseconds of each other. Between
 two turns of one implementation the others have put their own weights into the caches; with several weight sets each
 call also takes the next set, as the layers of a model do, so that none finds what the one before it has just read.
 Worker threads have to sleep, not spin, between turns: `compare_peers.py` sets that in the environment.
@@ -9,15 +9,11 @@ Worker threads have to sleep, not spin, between turns: `compare_peers.py` sets t
 
 from __future__ import annotations
 
-import gc
 import os
 import platform
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numba
@@ -26,71 +22,62 @@ import torch
 
 import mla_numba as mla
 from mla_numba.oracle.bits import reference_run
+from mla_numba.testing import Bench, Interval, Probes, do_bench
+from mla_numba.tuning.rates import rates_as_dict
 
-from .contenders import OURS, Contender, check_ours, check_peer, make_inputs, ours, torch_peer
+from .contenders import OURS, check_ours, check_peer, make_inputs, ours, torch_peer
+from .held_to import limits_set
 from .left_out import LeftOutError, or_left_out
 
-__all__ = ["Comparison", "Timed", "compare", "describe_machine"]
+__all__ = ["Comparison", "compare", "describe_machine"]
 
 
-@dataclass
-class Timed:
-    """An implementation's milliseconds, one a round."""
-
-    name: str
-    chosen: str
-    ms: list[float] = field(default_factory=list)
-
-    @property
-    def min_ms(self) -> float:
-        """The fastest round."""
-        return min(self.ms)
-
-    @property
-    def median_ms(self) -> float:
-        """The middle round."""
-        return median(self.ms)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """All implementations at one number of tokens; `left_out` has a reason for each that failed."""
+    """All implementations at one number of tokens; `left_out` has a reason for each that failed.
+
+    `chosen`: the plan or the operators of each, in a line.
+    """
 
     n_tokens: int
-    timed: list[Timed]
+    bench: Bench
+    chosen: dict[str, str]
     left_out: dict[str, str]
-    load_before: float
-    load_after: float
 
-    def ratio(self, name: str) -> tuple[float, float]:
-        """How many times our time the implementation takes: the median over rounds, and of the fastest rounds."""
-        by_name = {timed.name: timed for timed in self.timed}
-        ours, other = by_name[OURS], by_name[name]
-        paired = median(b / a for a, b in zip(ours.ms, other.ms, strict=True))
-        return paired, other.min_ms / ours.min_ms
+    def ratio(self, name: str) -> Interval:
+        """How many times our time the implementation takes: the median over rounds."""
+        return self.bench.ratio(name, OURS)
+
+    def ratio_of_minima(self, name: str) -> float:
+        """The same of the fastest rounds."""
+        return min(self.bench.ms[name]) / min(self.bench.ms[OURS])
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as JSON takes it."""
         implementations = []
-        for timed in self.timed:
-            paired, of_minima = self.ratio(timed.name)
+        for name, ms in self.bench.ms.items():
+            ratio, share = self.ratio(name), self.bench.share(name)
             implementations.append(
                 {
-                    "name": timed.name,
-                    "chosen": timed.chosen,
-                    "min_ms": timed.min_ms,
-                    "median_ms": timed.median_ms,
-                    "ratio_paired_median": paired,
-                    "ratio_of_minima": of_minima,
-                    "ms": timed.ms,
+                    "name": name,
+                    "chosen": self.chosen[name],
+                    "min_ms": min(ms),
+                    "median_ms": self.bench.median(name).median,
+                    "ratio_paired_median": ratio.median,
+                    "ratio_low": ratio.low,
+                    "ratio_high": ratio.high,
+                    "ratio_of_minima": self.ratio_of_minima(name),
+                    "share": None if share is None else share.value,
+                    "share_reason": "" if share is None else share.reason,
+                    "ms": list(ms),
                 }
             )
         return {
             "tokens": self.n_tokens,
             "implementations": implementations,
             "left_out": self.left_out,
-            "load_before": self.load_before,
-            "load_after": self.load_after,
+            "conditions": self.bench.conditions.as_dict(),
+            "rates": rates_as_dict(self.bench.rates),
         }
 
 
@@ -102,9 +89,11 @@ def compare(
     peer_names: Sequence[str],
     n_rounds: int,
     seed: int = 0,
+    probes: Probes | None = None,
 ) -> Comparison:
     """Prepare, check and time ours and the peers; `prologs` has a MlaProlog for each weight set, `seed` is the inputs'.
 
+    `probes` measure the machine before and behind, made here if not given.
     Raises `DisagreementError` naming the arrays where ours is wrong. A peer that this machine can't run, or that is
     wrong on it, is left out.
     """
@@ -123,30 +112,14 @@ def compare(
             left_out[name] = str(error)
             continue
         contenders.append(peer)
-    timed = [Timed(contender.name, contender.made_of) for contender in contenders]
-    before = os.getloadavg()[0]
-    _time(contenders, timed, n_rounds)
-    return Comparison(n_tokens, timed, left_out, before, os.getloadavg()[0])
-
-
-def _time(contenders: Sequence[Contender], timed: Sequence[Timed], n_rounds: int) -> None:
-    """Time all contenders for n_rounds, after one round that isn't counted."""
-    pairs = list(zip(contenders, timed, strict=True))
-    turns = count()
-    gc.collect()
-    gc.disable()
-    try:
-        for i in range(-1, n_rounds):
-            shift = i % len(pairs)
-            for contender, times in (*pairs[shift:], *pairs[:shift]):
-                call = contender.calls[next(turns) % len(contender.calls)]
-                start = time.perf_counter_ns()
-                call()
-                elapsed = time.perf_counter_ns() - start
-                if i >= 0:
-                    times.ms.append(elapsed / 1e6)
-    finally:
-        gc.enable()
+    bench = do_bench(
+        {contender.name: contender.calls for contender in contenders},
+        n_rounds=n_rounds,
+        work=prologs[0].plan(n_tokens),
+        probes=probes or Probes(prologs[0].n_threads),
+    )
+    chosen = {contender.name: contender.made_of for contender in contenders}
+    return Comparison(n_tokens, bench, chosen, left_out)
 
 
 def describe_machine(prolog: mla.MlaProlog) -> dict[str, str]:
@@ -160,6 +133,7 @@ def describe_machine(prolog: mla.MlaProlog) -> dict[str, str]:
         "cpu": _cpu_name(),
         "isa": prolog.machine.isa,
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "torch_limits": limits_set(dict(os.environ)) or "none",
         "threads": f"{OURS} {prolog.n_threads}, torch {torch.get_num_threads()}",
         "threading": f"{OURS}: Numba's {layer}; torch: {_torch_threading()}",
         "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),

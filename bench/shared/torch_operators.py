@@ -123,11 +123,15 @@ def _down_fbgemm_fp16(w: TorchWeights, n_tokens: int) -> Product:
     return lambda x: linear(x, packed)
 
 
-def _down_mkl(w: TorchWeights, n_tokens: int) -> Product:
-    joined = w.joined().t().float().contiguous()
-    packed = torch.ops.mkl._mkl_reorder_linear_weight(joined, n_tokens)
+def _mkl(weight: Tensor, n_tokens: int) -> Product:
+    transposed = weight.t().float().contiguous()
+    packed = torch.ops.mkl._mkl_reorder_linear_weight(transposed, n_tokens)
     linear = torch.ops.mkl._mkl_linear.default
-    return lambda x: linear(x, packed, joined, None, n_tokens)
+    return lambda x: linear(x, packed, transposed, None, n_tokens)
+
+
+def _down_mkl(w: TorchWeights, n_tokens: int) -> Product:
+    return _mkl(w.joined(), n_tokens)
 
 
 def _up_int_mm(w: TorchWeights, n_tokens: int) -> Product:
@@ -151,6 +155,15 @@ def _up_fbgemm_fp16(w: TorchWeights, n_tokens: int) -> Product:
     packed = torch.ops.quantized.linear_prepack_fp16(w.w_uq_qr.t().float().contiguous(), None)
     linear = torch.ops.quantized.linear_dynamic_fp16.default
     return lambda codes: linear(codes, packed)
+
+
+def _up_mkl(w: TorchWeights, n_tokens: int) -> Product:
+    return _mkl(w.w_uq_qr, n_tokens)
+
+
+def _up_fp32(w: TorchWeights, n_tokens: int) -> Product:
+    w_uq_qr = w.w_uq_qr.float()
+    return lambda codes: codes @ w_uq_qr
 
 
 def _heads_bmm(w: TorchWeights, n_tokens: int) -> Product:
@@ -180,7 +193,10 @@ UP = (
     Operator("onednn u8s8 prepacked", torch.uint8, _FP32, _up_onednn, scales=True),
     Operator("_int_mm transposed", torch.int8, torch.int32, _up_int_mm_transposed),
     Operator("_int_mm", torch.int8, torch.int32, _up_int_mm),
-    Operator("fbgemm fp16 prepacked", _FP32, _FP32, _up_fbgemm_fp16),  # exact while sums stay below 2^24
+    # Without integers, and so right on a CPU whose int8 products saturate; exact while sums stay below 2^24.
+    Operator("fbgemm fp16 prepacked", _FP32, _FP32, _up_fbgemm_fp16),
+    Operator("mkl fp32 prepacked", _FP32, _FP32, _up_mkl),
+    Operator("fp32 @", _FP32, _FP32, _up_fp32),
 )
 HEADS = (
     Operator("bmm bf16", _BF16, _BF16, _heads_bmm),

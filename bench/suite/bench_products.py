@@ -7,23 +7,32 @@ from shared.contenders import OURS
 
 from .product_cases import PRODUCTS
 from .rotation import STATES, rotate
-from .session import TOKENS, Stopwatch, token_id
+from .session import Stopwatch, token_id
 
 HEADS_CLOCK = Stopwatch()
 
 
-# Implementations vary before numbers of tokens, so that a product's result is worked out once a number.
-CASES = [
-    pytest.param(product, t, implementation, id=f"{product}-{token_id(t)}-{implementation}")
-    for product, implementations in PRODUCTS.items()
-    for t in TOKENS
-    for implementation in implementations
-    if (product, implementation) != ("heads", OURS)
-]
+def _cases(tokens):
+    """Implementations vary before numbers of tokens, so that a product's result is worked out once a number."""
+    return ("product", "t", "implementation"), [
+        pytest.param(product, t, implementation, id=f"{product}-{token_id(t)}-{implementation}")
+        for product, implementations in PRODUCTS.items()
+        for t in tokens
+        for implementation in implementations
+        if (product, implementation) != ("heads", OURS)
+    ]
+
+
+def _heads_cases(tokens):
+    return ("product", "implementation", "t"), [
+        pytest.param("heads", OURS, t, id=f"heads-{OURS}-{token_id(t)}") for t in tokens
+    ]
+
+
+cases_of = {"test_product": _cases, "test_heads_product": _heads_cases}
 
 
 @pytest.mark.parametrize("state", STATES)  # the fastest to vary: what was prepared serves both
-@pytest.mark.parametrize(("product", "t", "implementation"), CASES)
 def test_product(benchmark, suite, product_cases, product, implementation, t, state):
     contender = product_cases.contender(product, implementation, t)
     suite.time_calls(
@@ -40,8 +49,6 @@ def test_product(benchmark, suite, product_cases, product, implementation, t, st
 
 @pytest.mark.benchmark(timer=HEADS_CLOCK.read)  # runs during the sweep that is nearly all this product
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize("t", TOKENS, ids=token_id)
-@pytest.mark.parametrize(("product", "implementation"), [("heads", OURS)])
 def test_heads_product(benchmark, suite, product_cases, product, implementation, t, state):
     contender = product_cases.contender(product, implementation, t)
     suite.describe(

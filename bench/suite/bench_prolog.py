@@ -7,12 +7,10 @@ from shared.contenders import OURS
 
 from .prolog_cases import MODES, PEERS
 from .rotation import STATES
-from .session import TOKENS, token_id
 
 
 @pytest.mark.parametrize("state", STATES)  # the fastest to vary: what was prepared serves both
 @pytest.mark.parametrize("implementation", [*(f"{OURS}-{mode}" for mode in MODES), *PEERS])
-@pytest.mark.parametrize("t", TOKENS, ids=token_id)
 def test_prolog(benchmark, suite, prolog_cases, t, implementation, state):
     contender = prolog_cases.contender(implementation, t)
     is_ours = implementation.startswith(OURS)

@@ -8,7 +8,7 @@ from shared.contenders import OURS, make_inputs
 from mla_numba.call.trace import SWEEPS
 
 from .rotation import STATES, rotate
-from .session import TOKENS, Stopwatch, token_id
+from .session import Stopwatch
 
 CLOCK = Stopwatch()
 
@@ -16,7 +16,6 @@ CLOCK = Stopwatch()
 @pytest.mark.benchmark(timer=CLOCK.read)  # runs during the sweep that is asked for, not the others of the call
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("sweep", SWEEPS)
-@pytest.mark.parametrize("t", TOKENS, ids=token_id)
 def test_sweep(benchmark, suite, prolog_cases, t, sweep, state):
     prolog_cases.ours("b", t)  # checks that a call gives the reference's bits
     prologs = prolog_cases.prologs("b")

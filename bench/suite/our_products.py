@@ -20,7 +20,7 @@ from mla_numba.call.workspace import Memory, Prepared
 from mla_numba.kernels.micro.ukernel import A_OFFSET
 from mla_numba.kernels.sweeps.arguments import Caches, Layer, Norm, PairCut, Slots, Tokens, TokenTile
 from mla_numba.kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
-from mla_numba.kernels.sweeps.phase import DOWN, Team
+from mla_numba.kernels.sweeps.phase import DOWN, PACK, Team
 from mla_numba.kernels.sweeps.tile import prolog_tile
 from mla_numba.oracle.inputs import Inputs
 from mla_numba.weights.packed import PackedGemm, pack_gemm
@@ -59,7 +59,7 @@ def _calls(
     nothing, no_norm = PackedGemm.nothing().as_argument(), Norm(no_vector, np.float32(0), no_vector)
     q_a, kv_a = (part.view(np.uint16) for part in y)
     cuts, buffers = prepared.cuts, prepared.buffers._replace(q_a=q_a, kv_a=kv_a)
-    tile, n = TokenTile(0, len(x), DOWN, False), cuts.n_workers
+    tile, n = TokenTile(0, len(x), PACK, DOWN, False), cuts.n_workers
 
     def call_of(weight: PackedGemm) -> Callable[[], None]:
         layer = Layer(weight.as_argument(), nothing, nothing, no_norm, no_norm, qk_nope_head_dim=1, cann=False)

@@ -11,20 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
-from mla_numba.call.planning import this_machine
-from tiling import ceil_div
-
-__all__ = ["STATES", "copies", "rotate"]
+__all__ = ["STATES", "rotate"]
 
 STATES = ("cold", "warm")
-CACHES = 4  # last-level caches that all copies together fill
-LEAST_BYTES, MOST_BYTES = 2**28, 2**30
-
-
-def copies(weight_bytes: int) -> int:
-    """How many copies of weights of that size to hold: of small ones more."""
-    total = min(max(CACHES * this_machine().l3_bytes, LEAST_BYTES), MOST_BYTES)
-    return max(2, ceil_div(total, weight_bytes))
 
 
 def rotate(calls: Sequence[Callable[[], Any]], state: str) -> Callable[[], Any]:

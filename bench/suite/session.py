@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from statistics import mean
 from typing import Any
 
 import numba
@@ -17,10 +16,12 @@ from shared.contenders import OURS
 import mla_numba as mla
 from mla_numba.call.planning import this_machine
 from mla_numba.kernels import max_threads
+from mla_numba.testing import copies_to_be_cold
 from mla_numba.tuning.rates import Probes, rates_as_dict
+from mla_numba.tuning.watch import mean_rates
 from tiling import Rates, Work, least_seconds
 
-from .rotation import copies, rotate
+from .rotation import rotate
 
 __all__ = ["TOKENS", "Stopwatch", "Suite", "settings", "threading_layer", "token_id", "versions"]
 
@@ -54,11 +55,13 @@ class Suite:
     """The settings of a session, and how it measures.
 
     `tiny`: sizes at which the benches are tests of themselves, and rates that mean nothing. `max_seconds`: of each.
+    `before_timing` is called when a bench is prepared and checked.
     """
 
-    def __init__(self, *, tiny: bool, max_seconds: float) -> None:
+    def __init__(self, *, tiny: bool, max_seconds: float, before_timing: Callable[[], None] = lambda: None) -> None:
         self.tiny = tiny
         self.max_seconds = max_seconds
+        self._before_timing = before_timing
         self.dims = TINY_SIZE if tiny else FULL_SIZE
         self.n_threads = max_threads()
 
@@ -71,7 +74,7 @@ class Suite:
 
     def copies(self, weight_bytes: int) -> int:
         """Copies of weights of that size for the state "cold"."""
-        return 2 if self.tiny else copies(weight_bytes)
+        return 2 if self.tiny else copies_to_be_cold(weight_bytes)
 
     def rounds(self, seconds: float) -> int:
         """Rounds of a call that takes so long, where pytest-benchmark cannot find out by itself."""
@@ -109,8 +112,7 @@ class Suite:
         before = self._rates()
         run()
         after = self._rates()
-        pairs = zip(astuple(before), astuple(after), strict=True)
-        rates = Rates(*(None if None in pair else mean(pair) for pair in pairs))
+        rates = mean_rates(before, after)
         least = least_seconds(work, rates)
         benchmark.extra_info |= {
             "rates": rates_as_dict(rates),
@@ -133,6 +135,7 @@ class Suite:
         }
         if implementation.startswith(OURS):
             benchmark.extra_info["threading_layer"] = threading_layer()
+        self._before_timing()
 
 
 def dims_text(tiny: bool) -> str:

@@ -16,8 +16,18 @@ MAX_WEIGHT_BYTES = 2**36  # of a layer in bf16, far more than any model has: 0.3
 class MlaDims(PlanDims):
     """Dimensions of the attention projections of one layer.
 
-    Raises `TypeError` for a field that is no int, `ValueError` for one below 1 or above 2^31 - 1, or for an odd
-    `qk_rope_head_dim`.
+    The fields are those of `config.json`: `hidden_size` (H), `num_attention_heads` (N), `q_lora_rank` (Rq),
+    `kv_lora_rank` (C), `qk_nope_head_dim` (D), `qk_rope_head_dim` (R), in this order.
+
+    Raises:
+        TypeError: A field is no int.
+        ValueError: A field is below 1 or above 2^31 - 1, or `qk_rope_head_dim` is odd.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims.deepseek_v32()
+        >>> dims.hidden_size, dims.num_attention_heads, dims.q_head_dim, dims.kv_a_dim
+        (7168, 128, 192, 576)
     """
 
     def __post_init__(self) -> None:
@@ -49,12 +59,27 @@ class MlaDims(PlanDims):
 
     @classmethod
     def from_hf(cls, config: Any) -> Self:
-        """From a model's configuration: a mapping (the parsed `config.json`) or an object with those attributes.
+        """From a model's configuration.
 
-        What a model of text and pictures has under `text_config` is found there. Raises `ValueError` naming the first
-        field that is missing or null (a model without `q_lora_rank` has no query down-projection, so this prolog does
-        not apply to it), the largest one where a layer's weights would take more than 64 GiB, and a setting that this
-        prolog does not compute (see `read_model_config`).
+        Args:
+            config: A mapping (the parsed `config.json`), or an object with those attributes. What a model of text and
+                pictures has under `text_config` is found there.
+
+        Returns:
+            The model's dimensions.
+
+        Raises:
+            TypeError: A field, named in the message, is of another type.
+            ValueError: A field is missing or null (a model without `q_lora_rank` has no query down-projection, so this
+                prolog does not apply to it), a layer's weights would take more than 64 GiB, or there is a setting that
+                this prolog does not compute (see `read_model_config`).
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> config = {"model_type": "deepseek_v3", "hidden_size": 7168, "num_attention_heads": 128}
+            >>> config |= {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64}
+            >>> mla.MlaDims.from_hf(config) == mla.MlaDims.deepseek_v32()
+            True
         """
         from .model_config import read_model_config  # which needs NumPy
 

@@ -2,22 +2,25 @@
 
 from typing import Literal, get_args
 
-from tiling.modes import CALL_PHASES, NPU_ARCHS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
+from tiling.modes import CALL_PHASES, NPU_ARCHS, PRESETS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 
 __all__ = [
     "CACHE_MODES",
     "CALL_PHASES",
     "CONTIGUOUS_MODES",
+    "DOWN_WAYS",
     "DUMP_FORMATS",
     "DUMP_STYLES",
     "NPU_ARCHS",
     "NUMERICS",
     "PAGED_MODES",
+    "PRESETS",
     "QUANT_MODES",
     "SCALE_DTYPES",
     "CacheMode",
     "CallPhase",
     "ContiguousMode",
+    "DownWay",
     "DumpFormat",
     "DumpStyle",
     "NpuArch",
@@ -30,27 +33,39 @@ __all__ = [
     "quant_mode",
 ]
 
-# How rows are quantised: as the reference operator does it, or as CANN's operators do.
 Numerics = Literal["pypto", "cann"]
+"""How rows are quantised: as the reference operator does it, or as CANN's operators do."""
 NUMERICS: tuple[Numerics, ...] = get_args(Numerics)
 
-# Where a token's row of a cache is: in the slot that cache_index gives, or in the order of the tokens.
+DownWay = Literal["auto", "replicated", "split"]
+"""How ranks compute a layer's down-projection: all of it each, or a share each; "auto" is the faster one."""
+DOWN_WAYS: tuple[DownWay, ...] = get_args(DownWay)
+
 PagedMode = Literal["PA_BSND", "PA_NZ"]
+"""A cache whose slots cache_index gives: in ND, or in FRACTAL_NZ blocks."""
 PAGED_MODES: tuple[PagedMode, ...] = get_args(PagedMode)
+
 ContiguousMode = Literal["BSND", "TND"]
+"""A cache with a row for each token, in the order of the tokens."""
 CONTIGUOUS_MODES: tuple[ContiguousMode, ...] = get_args(ContiguousMode)
+
 CacheMode = Literal[PagedMode, ContiguousMode]
+"""Any cache: "PA_BSND", "PA_NZ", "BSND" or "TND"; see `PagedCache`."""
 CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
 
-# The order of codes, scales and rope in a token's record of 656 bytes; `layouts.RECORD_ORDERS` has the orders.
 RecordOrder = Literal["cann", "flashmla"]
+"""The order of codes, scales and rope in a token's record of 656 bytes; `layouts.RECORD_ORDERS` has the orders."""
 
-# A dumped file's form, the names of a folder's files, and the elements of its k_scale_cache.
 DumpFormat = Literal["npy", "bin", "pt"]
+"""A dumped file: an array of NumPy, its bare elements, or a tensor of torch."""
 DUMP_FORMATS: tuple[DumpFormat, ...] = get_args(DumpFormat)
+
 DumpStyle = Literal["reference", "pypto", "numbers"]
+"""The names of a folder's files; see `mla_numba.dump_names.name_in`."""
 DUMP_STYLES: tuple[DumpStyle, ...] = get_args(DumpStyle)
+
 ScaleDtype = Literal["float32", "float16"]
+"""Elements of k_scale_cache."""
 SCALE_DTYPES: tuple[ScaleDtype, ...] = get_args(ScaleDtype)
 
 

@@ -27,7 +27,7 @@ _NO_SLOTS = Slots(_NO_SCALES, np.zeros(5, np.int64))
 
 
 class PrologOutput(NamedTuple):
-    """What attention and the indexer take from a call.
+    """What attention and the indexer take from a call: a tuple of arrays. `MlaProlog` has an example.
 
     | field        | shape     | dtype                                       |
     |--------------|-----------|---------------------------------------------|
@@ -51,6 +51,8 @@ class BoundCall(NamedTuple):
 
     The kernels trust all of them, so do not make one yourself. It cannot be copied or pickled, which raises
     `TypeError`: its arrays are views of the caller's.
+
+    `MlaProlog.bind` has an example.
     """
 
     out: PrologOutput
@@ -69,14 +71,26 @@ class BoundCall(NamedTuple):
         raise TypeError("call: expected to stay in its process, as views of the arrays it was bound to, got a copy")
 
     def check_fits(self, dims: MlaDims, quant: QuantMode) -> None:
-        """Raises `ValueError` unless it was bound by a prolog of these dimensions and this mode."""
+        """Raises unless a prolog of these dimensions and this mode bound it.
+
+        Args:
+            dims: Dimensions of the prolog that is to run it.
+            quant: Its mode.
+
+        Raises:
+            ValueError: A prolog of other dimensions or another mode bound it.
+        """
         if self.dims is not dims and self.dims != dims:
             raise ValueError(f"call: expected one that a prolog of {dims} bound, got one of {self.dims}")
         if self.quant != quant:
             raise ValueError(f"call: expected one that a prolog of quant {quant!r} bound, got one of {self.quant!r}")
 
     def tokens_now(self) -> Tokens:
-        """The tokens with the slots that cache_index holds now, copied and then checked."""
+        """The tokens with the slots that cache_index holds now, copied and then checked.
+
+        Raises:
+            ValueError: A slot is neither -1 nor within the cache.
+        """
         if self.cache_index is None:
             return self.tokens
         x, cos, sin, slots, *written = self.tokens

@@ -75,7 +75,11 @@ class TileTrace:
 
 @dataclass(slots=True)
 class Trace:
-    """A call, tile by tile."""
+    """A call, tile by tile: what `MlaProlog.profile` returns. `MlaProlog.profile` has an example.
+
+    Args:
+        tiles: The tiles of tokens in their order.
+    """
 
     tiles: list[TileTrace] = field(default_factory=list)
 
@@ -98,7 +102,15 @@ class Trace:
         return to_html(table(repr(self)[1:-1], header, rows))
 
     def add(self, begin_ns: int, end_ns: int, t0: int, t: int, spans: Array) -> None:
-        """Adds a tile. `spans` (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`."""
+        """Adds a tile.
+
+        Args:
+            begin_ns: When it began, in nanoseconds of `time.perf_counter_ns`.
+            end_ns: When it ended.
+            t0: Its first token.
+            t: Its tokens.
+            spans: Begin, end and number of tasks (n_workers, phases, 3) int64: see `kernels.sweeps.arguments.Buffers`.
+        """
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))
@@ -117,7 +129,14 @@ class Trace:
         return {name: sum(tile.seconds[name] for tile in self.tiles) for name in SWEEPS}
 
     def busy_s(self, phase: str) -> list[float]:
-        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another."""
+        """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another.
+
+        Args:
+            phase: One of `PHASES`: "pack", "down", "query", "key" or "heads".
+
+        Returns:
+            Seconds by worker.
+        """
         spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
         seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
         for span in spans:
@@ -127,8 +146,14 @@ class Trace:
     def to_chrome(self, path: str | Path) -> None:
         """Writes the trace as a file of Chrome's trace format, which Perfetto shows too: an event a span with tasks.
 
-        Times are microseconds since the call began. A FIFO or a terminal can be written to. Raises `OSError` if the
-        file cannot be written, `ValueError` for another kind of file.
+        Times are microseconds since the call began.
+
+        Args:
+            path: The file; a FIFO or a terminal can be written to.
+
+        Raises:
+            OSError: The file cannot be written.
+            ValueError: It is another kind of file.
         """
         start = min((tile.begin_ns for tile in self.tiles), default=0)
         events = [

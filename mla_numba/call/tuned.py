@@ -12,9 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from platformdirs import user_cache_dir
 
@@ -28,20 +29,29 @@ from ..base.output_file import output_file
 
 __all__ = [
     "FOLDER_VARIABLE",
+    "Entry",
+    "Stored",
     "Tuned",
     "bucket_of",
+    "count_stored",
+    "forget",
+    "forget_search",
     "load_rates",
     "load_tuned",
     "make_store_folder",
     "save_rates",
     "save_tuned",
+    "search_path",
     "store_folder",
+    "stored",
+    "unfinished",
 ]
 
 FOLDER_VARIABLE = "MLA_NUMBA_TUNED"
 
 Key = dict[str, Any]
 
+_KINDS = ("tuned", "rates")
 _MAX_BYTES = 1 << 20  # an entry has some hundred
 _MAX_NUMBER = 1e9
 
@@ -123,8 +133,10 @@ def load_tuned(
 ) -> Tuned | None:
     """What was found for `t`'s bucket by this `version` of the kernels, None if nothing was."""
     entry = _load(_tuned_key(machine, version, dims, quant, n_threads, t))
-    if entry is None:
-        return None
+    return None if entry is None else _tuned_in(entry)
+
+
+def _tuned_in(entry: dict[str, Any]) -> Tuned | None:
     try:
         return Tuned(**(entry | {"tiling": CpuTiling(**entry["tiling"])}))
     except (KeyError, TypeError, ValueError):
@@ -150,6 +162,70 @@ def save_rates(machine: Machine, version: str, n_threads: int, rates: Rates) -> 
     return _save(_rates_key(machine, version, n_threads), asdict(rates))
 
 
+class Entry(NamedTuple):
+    """A file of the store: what it is kept for, and what; `tuned` is None for rates and for what cannot be read."""
+
+    path: Path
+    key: Key
+    tuned: Tuned | None
+
+
+def stored() -> list[Entry]:
+    """Every entry of the store that this or another machine or version kept, in the order of their keys.
+
+    A file that is no entry is left out. Raises `OSError` where there is no folder to look into.
+    """
+    folder, found = store_folder(), []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            kept = read_object(path, _MAX_BYTES)
+        except (OSError, ValueError):
+            continue
+        key, entry = kept.get("key"), kept.get("entry")
+        if not isinstance(key, dict) or not isinstance(entry, dict) or key.get("kind") not in _KINDS:
+            continue
+        if path == _path(key):
+            found.append(Entry(path, key, _tuned_in(entry) if key["kind"] == "tuned" else None))
+    return sorted(found, key=lambda entry: json.dumps(entry.key, sort_keys=True))
+
+
+def forget(entry: Entry) -> None:
+    """Removes an entry. Raises `OSError` where that fails; one that is gone already is no error."""
+    entry.path.unlink(missing_ok=True)
+
+
+def search_path(spec: Mapping[str, Any]) -> Path:
+    """Where the journal of a search for this is kept until it is finished."""
+    return store_folder() / f"search-{_digest(spec)}.journal"
+
+
+def unfinished() -> list[Path]:
+    """The journals of searches that were interrupted. Raises `OSError` where there is no folder to look into."""
+    return sorted(store_folder().glob("search-*.journal"))
+
+
+def forget_search(path: Path) -> None:
+    """Removes a journal and its lock. Raises `OSError` where that fails."""
+    for each in (path, path.with_name(f"{path.name}.lock")):
+        each.unlink(missing_ok=True)
+
+
+class Stored(NamedTuple):
+    """Entries in the folder: tilings and rates of one machine and version, and all that are of others."""
+
+    n_tilings: int
+    n_rates: int
+    n_others: int
+
+
+def count_stored(machine: Machine, version: str) -> Stored:
+    """How many entries this `version` of the kernels finds for `machine`. Raises `OSError` where there is no folder."""
+    keys = [entry.key for entry in stored()]
+    ours = (asdict(machine), version)
+    kinds = [key["kind"] if (key.get("machine"), key.get("version")) == ours else "" for key in keys]
+    return Stored(kinds.count("tuned"), kinds.count("rates"), kinds.count(""))
+
+
 def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:
     key = {"kind": "tuned", "machine": asdict(machine), "version": version, "dims": asdict(dims)}
     return key | {"quant": quant, "n_threads": n_threads, "bucket": bucket_of(t)}
@@ -160,8 +236,11 @@ def _rates_key(machine: Machine, version: str, n_threads: int) -> Key:
 
 
 def _path(key: Key) -> Path:
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return store_folder() / f"{key['kind']}-{digest[:24]}.json"
+    return store_folder() / f"{key['kind']}-{_digest(key)}.json"
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _load(key: Key) -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
-"""The command `mla-numba info`: versions, this machine, its rates."""
+"""The command `mla-numba info`: versions, this machine and what was chosen for it, its rates."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from rich.console import Console
 
 from tiling import Rates
 
+from .._version import __version__
 from ..base.dims import MlaDims
 from ..call.planning import MICRO_TILES, this_machine
-from ..kernels import ISA, cache_folder, max_threads
-from ..tuning.rates import least_ms, measure_all, rates_as_dict
+from ..call.tuned import FOLDER_VARIABLE, Stored, count_stored, store_folder
+from ..kernels import CHOICE, ISA, ISA_VARIABLE, ISAS, cache_folder, max_threads, threading_layer
+from ..tuning.rates import least_ms, measure_all, rates_as_dict, slower_together
+from .extras import Extra, extras
 from .progress import Steps
 from .rates_table import show_rates
 from .shown import folder_size, megabytes
@@ -40,55 +43,89 @@ def info(ctx: click.Context, measure: bool, threads: int, as_json: bool) -> None
     for name, text in facts.lines().items():
         click.echo(f"{name:<16} {text}")
     if measured:
+        for line in slower_together(measured.rates):
+            click.echo(f"busy machine, do not trust these rates: {line}")
         Console().print(show_rates(measured.rates, measured.least_ms))
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known without measuring; of the kernel cache None where there is no folder for it."""
+    """What is known without measuring; of a folder None where the user has none."""
 
     versions: Mapping[str, str]
-    threading_layer: str
-    folder: Path | None
-    n_bytes: int
-    n_files: int
+    extras: Sequence[Extra]
+    threading_layer: str | None
+    kernel_folder: Path | None
+    tuned_folder: Path | None
+    stored: Stored
 
     @classmethod
     def found(cls) -> Facts:
-        """Looks at the environment and into the folder of kernels."""
-        folder = cache_folder()
-        n_bytes, n_files = (0, 0) if folder is None else folder_size(folder)
-        return cls(versions(), os.environ.get("NUMBA_THREADING_LAYER", "default"), folder, n_bytes, n_files)
+        """Looks at the environment and into the folders of kernels and of what was tuned."""
+        try:
+            layer = threading_layer()
+        except ValueError:  # of NUMBA_THREADING_LAYER: the package that it names is missing
+            layer = None
+        try:
+            folder, stored = store_folder(), count_stored(this_machine(), __version__)
+        except OSError:
+            folder, stored = None, Stored(0, 0, 0)
+        return cls(versions(), extras(), layer, cache_folder(), folder, stored)
 
     def lines(self) -> dict[str, object]:
         """What is shown, by heading."""
         return {
             "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
+            "extras": ", ".join(map(str, self.extras)),
             "machine": this_machine(),
-            "instruction set": f"{ISA.name}, {ISA.lanes} lanes of fp32",
+            "instruction set": f"{ISA.name}, {ISA.lanes} lanes of fp32: {CHOICE.reason}",
+            "can also run": f"{', '.join(CHOICE.others) or 'no other'} ({ISA_VARIABLE})",
             "register tiles": ", ".join(f"{dtype} {micro}" for dtype, micro in MICRO_TILES.items()),
-            "threading layer": f"{self.threading_layer} (NUMBA_THREADING_LAYER)",
+            "threading layer": f"{self.threading_layer or f'none: {_layer_asked()} cannot be loaded'} "
+            "(NUMBA_THREADING_LAYER)",
             "threads": f"{max_threads()} (NUMBA_NUM_THREADS)",
-            "kernel cache": f"{self.folder} ({megabytes(self.n_bytes)} in {self.n_files} files)"
-            if self.folder
-            else "none: neither a home folder nor NUMBA_CACHE_DIR",
+            "kernel cache": self._kernel_line(),
+            "tuned": self._tuned_line(),
         }
+
+    def _kernel_line(self) -> str:
+        if self.kernel_folder is None:
+            return "none: neither a home folder nor NUMBA_CACHE_DIR"
+        n_bytes, n_files = folder_size(self.kernel_folder)
+        return f"{self.kernel_folder} ({megabytes(n_bytes)} in {n_files} files)"
+
+    def _tuned_line(self) -> str:
+        if self.tuned_folder is None:
+            return f"none: neither a home folder nor {FOLDER_VARIABLE}"
+        n_tilings, n_rates, n_others = self.stored
+        others = f", {n_others} of other machines, settings or versions" if n_others else ""
+        return f"{self.tuned_folder} ({n_tilings} tilings, {n_rates} rates{others})"
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
+        n_bytes, n_files = folder_size(self.kernel_folder) if self.kernel_folder else (0, 0)
         return {
             "versions": self.versions,
+            "extras": {extra.name: {"version": extra.version, "install": extra.install} for extra in self.extras},
             "machine": asdict(this_machine()),
             "isa": ISA.facts,
+            "isa_reason": CHOICE.reason,
+            "isa_lacking": {name: CHOICE.lacking(isa) for name, isa in ISAS.items()},
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": self.threading_layer,
+            "threading_layer_asked": _layer_asked(),
             "n_threads": max_threads(),
             "kernel_cache": {
-                "folder": self.folder and str(self.folder),
-                "bytes": self.n_bytes,
-                "n_files": self.n_files,
+                "folder": self.kernel_folder and str(self.kernel_folder),
+                "bytes": n_bytes,
+                "n_files": n_files,
             },
+            "tuned": {"folder": self.tuned_folder and str(self.tuned_folder)} | self.stored._asdict(),
         }
+
+
+def _layer_asked() -> str:
+    return os.environ.get("NUMBA_THREADING_LAYER", "default")
 
 
 @dataclass(frozen=True)
@@ -110,4 +147,5 @@ class Measured:
         return {
             "rates": [{"threads": n} | rates_as_dict(of_n) for n, of_n in self.rates.items()],
             "least_ms": self.least_ms,
+            "slower": slower_together(self.rates),
         }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import click
 
-__all__ = ["INTERRUPTED", "Interrupted", "interruptible"]
+__all__ = ["INTERRUPTED", "Interrupted", "held_back", "interruptible", "saying_what_is_kept"]
 
 INTERRUPTED = 130
 _DEAF_S = 1.0  # after an interrupt, for what is cleaned up then
@@ -83,3 +83,36 @@ def interruptible() -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """An interrupt waits for the end of the block, such as one that writes a file."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        came.append(signum)
+
+    numbers = [signal.SIGINT, *([signal.SIGALRM] if hasattr(signal, "SIGALRM") else [])]
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def saying_what_is_kept(said: Callable[[], str]) -> Iterator[None]:
+    """Ends what runs inside with `Interrupted` after Ctrl-C; `said` writes what is to be kept, and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        with held_back():
+            kept = said()
+        raise Interrupted(kept) from None

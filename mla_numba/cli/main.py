@@ -21,9 +21,11 @@ from .interrupts import interruptible
 
 __all__ = ["main"]
 
+_WIDTH = 120  # of help on a terminal that is so wide
+
 
 class Commands(click.Group):
-    """A group whose commands end with one line after Ctrl-C, and when memory runs out."""
+    """A group whose commands end with one line after Ctrl-C, when memory runs out, and for a wrong `MLA_NUMBA_ISA`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""
@@ -32,9 +34,22 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}" if str(error) else "not enough memory") from None
+        except ValueError as error:  # the kernels' complaint when they are imported, in whatever command
+            if not str(error).startswith("MLA_NUMBA_ISA: "):
+                raise
+            raise click.ClickException(str(error)) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes each command's first sentence whole."""
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=10**6)) for name, command in found if command])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
+
+
+@click.group(cls=Commands, context_settings=_CONTEXT)
 @click.version_option(__version__, prog_name="mla-numba")
 def main() -> None:
     """The quantised MLA prolog of DeepSeek-V3.2 on this CPU: time it, check it, look at its plan."""

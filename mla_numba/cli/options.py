@@ -14,7 +14,6 @@ from tiling import PRESETS, MlaTileConfig, PassOptions, pass_options, preset
 from tiling.pypto.presets import NPU_ARCHS
 
 from ..base.dims import MlaDims
-from ..base.model_config import read_config_file
 from ..base.modes import CALL_PHASES, NUMERICS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 from ..base.output_path import fault_of_file, fault_of_folder
 
@@ -62,6 +61,8 @@ def parse_dims(text: str) -> MlaDims:
         if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
             return MlaDims(*map(int, numbers))
         if Path(text).is_file():
+            from ..base.model_config import read_config_file  # which needs NumPy
+
             return MlaDims.from_hf(read_config_file(Path(text)))
     except (OSError, TypeError, ValueError) as error:
         raise click.BadParameter(f"{text!r}: {error}") from None

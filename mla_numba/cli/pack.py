@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -23,16 +23,30 @@ __all__ = ["pack"]
 _N_TENSORS = 6
 
 
-def pack(folder: Path, layer: int, out: Path, quant: QuantMode, threads: int, as_json: bool) -> None:
+def pack(
+    folder: Path, layer: int, out: Path, shard: tuple[int, int] | None, quant: QuantMode, threads: int, as_json: bool
+) -> None:
     """Packs, and says what came of it."""
     with said_plainly(), Steps() as steps:
-        packed = pack_layer(Checkpoint(folder), layer, quant, out, threads, steps)
+        packed = pack_layer(Checkpoint(folder), Part(layer, quant, shard), out, threads, steps)
     if as_json:
         click.echo(json.dumps(packed.as_dict(), indent=2))
         return
     if packed.quantization:
         click.echo(packed.quantization)
     click.echo(f"{out}: {megabytes(packed.n_bytes)}, maps in {packed.load_s * 1e3:.1f} ms")
+
+
+class Part(NamedTuple):
+    """What to pack: a layer in a mode, or the heads of a rank of so many ranks."""
+
+    layer: int
+    quant: QuantMode
+    shard: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        rank = "" if self.shard is None else f", heads of rank {self.shard[0]} of {self.shard[1]}"
+        return f"layer {self.layer}, mode {self.quant}{rank}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +70,12 @@ class Packed:
         }
 
 
-def pack_layer(checkpoint: Checkpoint, layer: int, quant: QuantMode, out: Path, n_threads: int, steps: Steps) -> Packed:
+def pack_layer(checkpoint: Checkpoint, part: Part, out: Path, n_threads: int, steps: Steps) -> Packed:
     """Reads, quantises, packs and writes a layer, reads the file back with its checksums, and times a plain load."""
-    with steps.step(f"reading layer {layer}, mode {quant}", _N_TENSORS) as advance:
-        weights = checkpoint.load_layer(layer, quant, finished=lambda name: advance()).weights
+    with steps.step(f"reading {part}", _N_TENSORS) as advance:
+        weights = checkpoint.load_layer(
+            part.layer, part.quant, shard=part.shard, finished=lambda name: advance()
+        ).weights
     with steps.step("packing weights"):
         packed = weights.pack(n_threads)
     with steps.step("writing the file"):

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,7 +14,6 @@ from rich.console import Console
 from tiling import PrologPlan, ceil_div
 
 from .._version import __version__
-from ..base.modes import Numerics, PagedMode
 from ..cache import PagedCache
 from ..call.planning import this_machine
 from ..call.trace import PHASES, Trace
@@ -25,32 +23,13 @@ from ..prolog import MlaProlog, PrologOutput
 from ..weights.plain import MlaWeights
 from .compiling import counting_kernels, parts_of_a_call
 from .faults import blame
-from .options import (
-    TileSettings,
-    WhatToPlan,
-    check_smooth,
-)
+from .options import TileSettings, check_smooth
 from .progress import Steps
+from .run_options import RunOptions
+from .run_ranks import run_ranks
 from .sweep_times import SweepTimes, sweep_table, trace_table
 
 __all__ = ["run"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunOptions(WhatToPlan):
-    """The command's options."""
-
-    tokens: int
-    smooth: bool
-    threads: int
-    seed: int
-    repeats: int
-    cache_mode: PagedMode
-    block_size: int
-    numerics: Numerics
-    no_check: bool
-    trace_file: Path | None
-    as_json: bool
 
 
 def run(ctx: click.Context, **given: Any) -> None:
@@ -58,6 +37,11 @@ def run(ctx: click.Context, **given: Any) -> None:
     options = RunOptions(**given)
     check_smooth(options.smooth, options.quant)
     tiles = options.tile_settings(options.tokens)
+    if options.mpi:
+        run_ranks(ctx, options, tiles)
+        return
+    if options.down != "auto":
+        raise click.UsageError("--down: expected it with --mpi only")
     with blame("--cache-mode"):
         cache = allocate_cache(options)
     with Steps() as steps:

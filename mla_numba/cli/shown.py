@@ -8,18 +8,38 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["BEYOND_LIMIT", "PICTURE_WIDTH", "beyond_limit", "folder_size", "megabytes", "print_wide", "share_text"]
+from ..tuning.limit import FROM_CACHES, SLOW_PROBES
 
+__all__ = [
+    "BEYOND_LIMIT",
+    "PICTURE_WIDTH",
+    "TABLE_WIDTH",
+    "beyond_limit",
+    "folder_size",
+    "megabytes",
+    "no_share",
+    "print_wide",
+    "share_text",
+]
+
+TABLE_WIDTH = 110  # characters
 PICTURE_WIDTH = 10.0  # inches; with 100 dots each 1000 pixels
-BEYOND_LIMIT = (
-    "(!) more than 100 %: faster than the rates measured beside it allow, since part of the weights came from caches, "
-    "or the machine was slower while the rates were measured; no share of the limit"
-)
+_MARK = "(!)"
 
 
-def share_text(share: float, decimals: int = 0) -> str:
-    """A share of the limit as text; one above 100 % is marked, and `BEYOND_LIMIT` says why it is none."""
-    return f"{share:.{decimals}%}" + (" (!)" if share > 1 else "")
+def share_text(share: float | None, decimals: int = 0) -> str:
+    """A share of the limit as text. One that is None or above 100 % is none: a mark, which `no_share` explains."""
+    return _MARK if share is None or share > 1 else f"{share:.{decimals}%}"
+
+
+def no_share(reasons: Iterable[str]) -> str:
+    """What the mark of `share_text` means, with the reasons; nothing where there are none."""
+    said = " or ".join(dict.fromkeys(filter(None, reasons)))
+    told = f"{_MARK} more than 100 %: faster than the rates measured beside it allow, so it is no share of the limit"
+    return f"{told}: {said}" if said else ""
+
+
+BEYOND_LIMIT = no_share([FROM_CACHES, SLOW_PROBES])
 
 
 def beyond_limit(shares: Iterable[float | None]) -> str:

@@ -14,7 +14,15 @@ __all__ = ["check_dump"]
 def check_dump(dump: Dump, exact: bool = False) -> list[Agreement]:
     """How each output of a folder agrees with the oracle's, and whether rows that no token names were left alone.
 
-    Caches in PA_NZ are compared in the order of PA_BSND, so that places are blocks and slots.
+    Caches in PA_NZ are compared in the order of PA_BSND, so that places are blocks and slots. `write_dump` has an
+    example.
+
+    Args:
+        dump: What `read_dump` found.
+        exact: Let an output pass only if every bit is equal, in place of the reference operator's tolerances.
+
+    Returns:
+        A verdict for each of `dump.outputs`.
     """
     want = dump.reference()
     nz = dump.settings.cache_mode == "PA_NZ"

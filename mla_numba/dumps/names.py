@@ -65,7 +65,13 @@ _PLAIN_NUMBER = re.compile(r"(?:arg[._-]?)?(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class FileMeaning:
-    """What a file holds: an argument of the reference operator. `is_golden` is for outputs, `is_nz` for weights."""
+    """What a file holds: an argument of the reference operator. `meaning_of` has an example.
+
+    Args:
+        argument: Its name.
+        is_golden: For outputs, whether another oracle's.
+        is_nz: For weights, whether in FRACTAL_NZ.
+    """
 
     argument: str
     is_golden: bool = False
@@ -73,13 +79,25 @@ class FileMeaning:
 
 
 def name_in(style: DumpStyle, argument: str) -> str:
-    """The name, without a suffix, that a golden folder of a style gives to an argument.
+    """The name, without a suffix, that a golden folder gives to an argument.
 
     | style     | input     | output            |
     |-----------|-----------|-------------------|
     | reference | `token_x` | `q_norm_golden`   |
     | pypto     | `x`       | `rms_norm_golden` |
     | numbers   | `input_0` | `golden_0`        |
+
+    Args:
+        style: "reference", "pypto" or "numbers".
+        argument: One of `INPUTS`, `SCALES` and `OUTPUTS`.
+
+    Returns:
+        The name.
+
+    Examples:
+        >>> from mla_numba.dump_names import name_in
+        >>> name_in("pypto", "w_uq_qr"), name_in("reference", "q_norm_out")
+        ('wUqQr', 'q_norm_golden')
     """
     is_output = argument in OUTPUTS
     if style == "numbers" and argument not in SCALES:
@@ -89,7 +107,22 @@ def name_in(style: DumpStyle, argument: str) -> str:
 
 
 def meaning_of(stem: str, folder: str = "") -> FileMeaning | None:
-    """What a file of this name without suffix holds, in this subfolder; None where nothing tells."""
+    """What a file holds, by its name.
+
+    Args:
+        stem: The name without suffix.
+        folder: The subfolder that it lies in: `input`, `output`, `golden`, or none.
+
+    Returns:
+        The argument; None where nothing tells.
+
+    Examples:
+        >>> from mla_numba.dump_names import meaning_of
+        >>> meaning_of("weightUqQr_nz")
+        FileMeaning(argument='w_uq_qr', is_golden=False, is_nz=True)
+        >>> meaning_of("0", "golden").argument
+        'q_norm_out'
+    """
     folder = folder.lower().removesuffix("s")
     text = f"{folder}.{stem.lower()}" if folder else stem.lower()
     numbered = _NUMBERED.fullmatch(text)

@@ -40,7 +40,10 @@ INT64, INT32 = np.dtype(np.int64), np.dtype(np.int32)
 
 
 class DumpedOutput(NamedTuple):
-    """An output that a folder holds: `name` of the argument, its `file`, and its `array` in the oracle's shape."""
+    """An output that a folder holds: `name` of the argument, its `file`, and its `array` in the oracle's shape.
+
+    `write_dump` has an example.
+    """
 
     name: str
     file: str
@@ -52,11 +55,12 @@ class DumpedOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dump:
-    """What a folder holds.
+    """What a folder holds, by its `settings`. `write_dump` has an example.
 
-    `x`, `cos`, `sin`, `cache_index` and `cache` are the arguments of a call of `MlaProlog(weights)`. `outputs` are the
-    outputs to check; `only_goldens` is true if `write_dump` wrote all of them, and no operator any. `missing` are
-    outputs without a file, `goldens_left_out` goldens beside an operator's outputs, `unread` files with other names.
+    `weights`, `x`, `cos`, `sin`, `cache_index` and `cache` are the arguments of a call of `MlaProlog(weights)`.
+    `outputs` are the outputs to check; `only_goldens` is true if `write_dump` wrote all of them, and no operator any.
+    `missing` are outputs without a file, `goldens_left_out` goldens beside an operator's outputs, `unread` files with
+    other names.
     """
 
     settings: DumpSettings
@@ -79,21 +83,32 @@ class Dump:
         return short_repr(self, tokens, dims_text(weights.dims), f"quant={weights.quant!r}", slots, outputs)
 
     def reference(self) -> ReferenceOutput:
-        """The oracle's outputs for these inputs."""
+        """The oracle's outputs for these inputs, with the numerics of the settings."""
         return reference_run(
             self.weights, self.x, self.cos, self.sin, self.cache_index, self.cache, numerics=self.settings.numerics
         )
 
 
 def read_dump(folder: str | os.PathLike[str], settings: DumpSettings | None = None, *, goldens: bool = False) -> Dump:
-    """Reads inputs and outputs from a folder; `settings` None: `dump_settings(folder)`.
+    """Reads inputs and outputs from a folder. `write_dump` has an example.
 
     Outputs are the operator's. If it left none, they are the goldens of another oracle, and otherwise the goldens that
-    `write_dump` wrote. With `goldens` they are goldens of either kind, whatever else is in the folder.
+    `write_dump` wrote.
 
-    Raises `ValueError` naming all missing inputs, for two files for one input, for a size or shape that does not fit
-    and for a broken file; `TypeError` for other elements; `FileNotFoundError` for a missing folder; `ImportError` for
-    a `.pt` without torch.
+    Args:
+        folder: The folder.
+        settings: By default `dump_settings(folder)`.
+        goldens: Take goldens of either kind, whatever else is in the folder.
+
+    Returns:
+        Arguments of a call, outputs, and what was left out.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ImportError: There is a `.pt`, and torch is not installed.
+        TypeError: A file has other elements.
+        ValueError: Inputs are missing (all are named), there are two files for one, a size or shape does not fit, or a
+            file is broken.
     """
     folder = Path(folder)
     settings = dump_settings(folder) if settings is None else settings

@@ -27,13 +27,20 @@ SETTINGS_FILE = "dims.json"
 
 @dataclass(frozen=True, slots=True)
 class DumpSettings:
-    """What the files of a folder don't say.
+    """What the files of a folder don't say. `write_dump` has an example.
 
-    `dims` None: those of the arrays where the files are `.npy` in ND, else DeepSeek-V3.2's. `nz`: w_dq, w_uq_qr and
-    w_dkv_kr of `.bin` files are FRACTAL_NZ whatever they are called. `block_size`: slots of a cache block (S in BSND),
-    which only a `.bin` needs. `cache_mode`, `numerics` and epsilons as in `PagedCache`, `MlaProlog` and `MlaWeights`.
+    Args:
+        dims: None: those of the arrays where the files are `.npy` in ND, else DeepSeek-V3.2's.
+        block_size: Slots of a cache block (S in BSND), which only a `.bin` needs.
+        cache_mode: As of `PagedCache`.
+        nz: The w_dq, w_uq_qr and w_dkv_kr of `.bin` files are FRACTAL_NZ whatever they are called.
+        numerics: As of `MlaProlog`.
+        epsilon_cq: As of `MlaWeights`.
+        epsilon_ckv: As of `MlaWeights`.
 
-    Raises `TypeError` or `ValueError` naming the field that does not fit.
+    Raises:
+        TypeError: A field is of another type.
+        ValueError: It has another value.
     """
 
     dims: MlaDims | None = None
@@ -71,10 +78,21 @@ class DumpChanges(TypedDict, total=False):
 
 
 def dump_settings(folder: str | os.PathLike[str], **changes: Unpack[DumpChanges]) -> DumpSettings:
-    """The settings that a folder's `dims.json` names, or dimensions by its `config.json`; `changes` come before both.
+    """The settings that a folder's `dims.json` names, or dimensions by its `config.json`.
 
-    `dims.json` holds the fields of `MlaDims`, and may hold those of `DumpSettings`. Raises `ValueError` or `TypeError`
-    naming file and field.
+    `dims.json` holds the fields of `MlaDims`, and may hold those of `DumpSettings`. `write_dump` has an example.
+
+    Args:
+        folder: The folder.
+        **changes: Fields of `DumpSettings`, which come before what the files say.
+
+    Returns:
+        The settings.
+
+    Raises:
+        OSError: A file cannot be read.
+        TypeError: A field, named in the message beside its file, is of another type.
+        ValueError: It has another value.
     """
     folder = Path(folder)
     known = {field.name for field in fields(DumpSettings)} - {"dims"}

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..base.checks import BF16, Array
+from ..base.extras import missing
 
 __all__ = ["import_torch", "load_tensors", "save_tensor"]
 
@@ -17,8 +18,8 @@ def import_torch(label: str) -> Any:
     """The package torch; `label` begins the message of an `ImportError` where it is missing."""
     try:
         import torch
-    except ImportError as error:
-        raise ImportError(f"{label}: expected the package torch: pip install 'mla_numba[torch]'") from error
+    except ModuleNotFoundError as error:
+        raise missing(label, "torch", "torch") from error
     return torch
 
 

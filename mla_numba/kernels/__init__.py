@@ -2,7 +2,10 @@
 
 from .isa import Isa
 from .jit.folder import cache_folder, make_cache_folder, why_not_kept
-from .launch import max_threads
-from .micro.table import ISA, ISAS
+from .launch import max_threads, threading_layer
+from .micro.table import CHOICE, ISA, ISA_VARIABLE, ISAS
 
-__all__ = ["ISA", "ISAS", "Isa", "cache_folder", "make_cache_folder", "max_threads", "why_not_kept"]
+__all__ = [
+    "CHOICE", "ISA", "ISAS", "ISA_VARIABLE", "Isa", "cache_folder", "make_cache_folder", "max_threads",
+    "threading_layer", "why_not_kept",
+]  # fmt: skip

@@ -112,6 +112,12 @@ def max_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
+def threading_layer() -> str:
+    """The threading layer in use, loaded if none is yet. Raises `ValueError` where Numba finds none."""
+    numba.get_num_threads()
+    return str(numba.threading_layer())
+
+
 def _run(dispatcher: Any, args: tuple[Any, ...]) -> Any:
     return run_releasing(dispatcher, dispatcher, args)
 

@@ -22,11 +22,12 @@ Index = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """How an array differs from the wanted one in at least one bit.
+    """How an array, `name`, differs from the wanted one in at least one bit. `compare_bits` has an example.
 
-    `first` is the index of the first element that differs, in C order, `got` and `want` are its values as text (NaNs
-    and zeros of other bits with their bits). `n_nan_*` counts the NaNs of either array, `first_nan_*` is where the
-    first of them is, None without one.
+    `n_differ` of `n_total` elements differ. `first` is the index of the first element that differs, in C order, `got`
+    and `want` are its values as text (NaNs and zeros of other bits with their bits). `n_nan_got`
+    and `n_nan_want` count the NaNs of either array, `first_nan_got` and `first_nan_want` are where the first of them
+    is, None without one.
     """
 
     name: str
@@ -60,8 +61,27 @@ class Mismatch:
 def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
     """None if `got` and `want` are equal in every bit, else how they differ.
 
-    So -0 is not +0, and a NaN equals only a NaN of the same bits. Raises `TypeError` if the dtypes differ and
-    `ValueError` if the shapes do.
+    So -0 is not +0, and a NaN equals only a NaN of the same bits.
+
+    Args:
+        name: What the result calls the array.
+        got: An array of any dtype and strides.
+        want: What it should be.
+
+    Returns:
+        Where they differ first, and how many elements do.
+
+    Raises:
+        TypeError: The dtypes differ.
+        ValueError: The shapes differ.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.verify import compare_bits
+        >>> want = np.array([0.0, 1.0], np.float32)
+        >>> compare_bits("y", want.copy(), want)
+        >>> print(compare_bits("y", -want, want))
+        y: 2 of 2 elements differ, first at [0]: expected 0.0, got -0.0
     """
     if got.dtype != want.dtype:
         raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")
@@ -89,9 +109,19 @@ def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
 
 
 def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOutput) -> list[Mismatch]:
-    """Compares a call's outputs and the cache it wrote with the reference's; the list is empty if every bit is equal.
+    """Compares a call's outputs and the cache it wrote with the reference's. `reference_run` has an example.
 
-    Raises what `compare_bits` raises, and `TypeError` where only one of the two has an array.
+    Args:
+        output: What a call returned.
+        cache: The cache that it wrote.
+        reference: What `reference_run` made of the same arguments and the cache of before.
+
+    Returns:
+        An entry for each array that differs; an empty list if every bit is equal.
+
+    Raises:
+        TypeError: Dtypes differ, or only one of the two has an array.
+        ValueError: Shapes differ.
     """
     arrays = output._asdict() | {"kv_cache": cache.kv, "kr_cache": cache.kr, "k_scale_cache": cache.k_scale}
     found = []
@@ -110,7 +140,35 @@ def reference_run(
     weights: MlaWeights, x: Array, cos: Array, sin: Array, cache_index: Array | None, cache: PagedCache,
     *, numerics: Numerics = "pypto",
 ) -> ReferenceOutput:  # fmt: skip
-    """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned."""
+    """The NumPy reference on the arguments of a call; the cache stays as it is and new ones are returned.
+
+    Args:
+        weights: The weights, in any mode.
+        x: As for `MlaProlog`.
+        cos: As for `MlaProlog`.
+        sin: As for `MlaProlog`.
+        cache_index: As for `MlaProlog`.
+        cache: As for `MlaProlog`; only read.
+        numerics: "pypto" or "cann".
+
+    Returns:
+        Outputs, and the arrays that the cache should have afterwards.
+
+    Raises:
+        TypeError: An argument, named in the message, is of another dtype.
+        ValueError: It has another shape or value.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> from mla_numba.verify import check_output, reference_run
+        >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+        >>> cache = mla.PagedCache.allocate(weights.dims, n_blocks=2, block_size=16)
+        >>> inputs = random_inputs(weights.dims, t=3, seed=0, capacity=cache.capacity)
+        >>> want = reference_run(weights, *inputs, cache)  # before the call, which writes the cache
+        >>> check_output(mla.MlaProlog(weights)(*inputs, cache), cache, want)
+        []
+    """
     return mla_prolog(
         x,
         cos,
@@ -137,7 +195,19 @@ def reference_run(
 
 
 def poison(*arrays: Array | None) -> None:
-    """Fills arrays with what no call writes, so that an element left out shows: floats with NaN, int8 with -128."""
+    """Fills arrays with what no call writes, so that an element left out shows: floats with NaN, int8 with -128.
+
+    Args:
+        *arrays: Arrays of floats or ints, written in place; None is passed over.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.verify import poison
+        >>> codes = np.zeros(2, np.int8)
+        >>> poison(codes, None)
+        >>> codes.tolist()
+        [-128, -128]
+    """
     for array in arrays:
         if array is not None:
             array.fill(np.iinfo(array.dtype).min if array.dtype.kind == "i" else np.nan)

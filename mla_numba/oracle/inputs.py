@@ -14,7 +14,7 @@ __all__ = ["Inputs", "random_inputs"]
 
 
 class Inputs(NamedTuple):
-    """What a call takes besides the cache, in its order.
+    """What a call takes besides the cache, in its order. `random_inputs` has an example.
 
     | field       | shape  | dtype |
     |-------------|--------|-------|
@@ -36,7 +36,26 @@ def random_inputs(dims: MlaDims, t: int, seed: int, capacity: int) -> Inputs:
     """Inputs of `t` tokens, the same for the same arguments.
 
     x is N(0, 1). Each token has its own angles, and both halves of cos and sin are equal, as in the model's tables. The
-    slots are distinct, below `capacity`. Raises `ValueError` if the cache has fewer slots than tokens.
+    slots are distinct.
+
+    Args:
+        dims: Dimensions of the prolog.
+        t: Tokens, from 0 on.
+        seed: Of the random numbers, from 0 on.
+        capacity: Slots of the cache.
+
+    Returns:
+        The first four arguments of a call.
+
+    Raises:
+        TypeError: A number is no int.
+        ValueError: It is negative, or the cache has fewer slots than tokens.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> random_inputs(mla.MlaDims(256, 4, 96, 64, 32, 32), t=3, seed=0, capacity=32)
+        <Inputs: x (3, 256) bf16, cos (3, 32) bf16, sin (3, 32) bf16, cache_index (3,) int64, 1.9 kB>
     """
     check_int("t", t, 0)
     check_int("capacity", capacity, t)

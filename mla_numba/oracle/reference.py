@@ -39,7 +39,7 @@ COLUMN_BLOCK = 512  # output columns at a time, so that accumulators stay in cac
 
 
 class ReferenceOutput(NamedTuple):
-    """What the prolog gives back; the caches are new arrays.
+    """What the prolog gives back; the caches are new arrays. `mla_prolog` has an example.
 
     | field         | shape              | dtype                                         |
     |---------------|--------------------|-----------------------------------------------|
@@ -68,7 +68,22 @@ class ReferenceOutput(NamedTuple):
 def sum_of_products(a: Array, b: Array) -> F32:
     """Matrix product ``a @ b`` of floats, each output one fp32 accumulator over ascending k.
 
-    a (..., K) and b (K, N), any float dtype, widened to fp32; the result is (..., N) fp32. For heads, call it per head.
+    Args:
+        a: Floats (..., K) of any dtype, widened to fp32.
+        b: Floats (K, N). For heads, call it per head.
+
+    Returns:
+        Sums (..., N) fp32.
+
+    Raises:
+        TypeError: One of them holds integers.
+        ValueError: Their K differ.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.reference import sum_of_products
+        >>> sum_of_products(np.ones((1, 3), np.float32), np.full((3, 2), 2, np.float32)).tolist()
+        [[6.0, 6.0]]
     """
     _expect_inner("b", a, b)
     if a.dtype.kind in "iu" or b.dtype.kind in "iu":
@@ -90,9 +105,26 @@ def sum_of_products(a: Array, b: Array) -> F32:
 
 
 def matmul_int8(a: I8, b: I8) -> I32:
-    """Exact integer product ``a @ b``: a (..., K) int8 in [-127, 127], b (K, N) int8, the result (..., N) int32.
+    """Exact integer product ``a @ b``.
 
     It goes through fp64, which is exact here in any order: all partial sums are integers below 2^31, far below 2^53.
+
+    Args:
+        a: Codes (..., K) int8 in [-127, 127].
+        b: Codes (K, N) int8.
+
+    Returns:
+        Sums (..., N) int32.
+
+    Raises:
+        TypeError: One of them is not int8.
+        ValueError: Their K differ, or K is so long that a sum may leave int32.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.reference import matmul_int8
+        >>> matmul_int8(np.full((1, 4), 127, np.int8), np.full((4, 1), -128, np.int8)).tolist()
+        [[-65024]]
     """
     _expect_inner("b", a, b)
     if a.dtype != np.int8 or b.dtype != np.int8:
@@ -109,7 +141,18 @@ def matmul_int8(a: I8, b: I8) -> I32:
 
 @np.errstate(all="ignore")
 def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
-    """``tensor / other``, or ``other / tensor`` with is_reserve: one fp32 division, rounded to the tensor's dtype."""
+    """``tensor / other``, or ``other / tensor``: one fp32 division, rounded to the tensor's dtype.
+
+    `mla_numba.scalar_div`, which checks its arguments, has an example.
+
+    Args:
+        tensor: Floats of any shape.
+        other: A number.
+        is_reserve: Divide the number by the elements.
+
+    Returns:
+        Quotients of the tensor's shape and dtype.
+    """
     divisor = np.asarray(other, tensor.dtype).astype(np.float32)
     tensor_fp32 = tensor.astype(np.float32)
     return (divisor / tensor_fp32 if is_reserve else tensor_fp32 / divisor).astype(tensor.dtype)
@@ -119,9 +162,20 @@ def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
 def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
     """Norm over the last axis (RMSNorm, Zhang and Sennrich, 2019): ``gamma * (x * (1 / sqrt(mean(x*x) + epsilon)))``.
 
-    input_tensor (..., n) bf16, fp16 or fp32; gamma (n,); computed in fp32, the result has the input's shape and dtype.
     The squares are scaled by fp32(1/n) before they are summed. Element i goes to lane i % 16, each lane ascending; then
     lane i and lane i + half are added for half = 8, 4, 2, 1. A short last step is padded with zeros.
+    `mla_numba.rms_norm`, which checks its arguments, has an example.
+
+    Args:
+        input_tensor: Rows (..., n) bf16, fp16 or fp32.
+        gamma: Factors (n,).
+        epsilon: Added to the mean.
+
+    Returns:
+        The norm, computed in fp32, of the input's shape and dtype.
+
+    Raises:
+        ValueError: gamma has another length.
     """
     n = input_tensor.shape[-1]
     if gamma.shape != (n,):
@@ -144,18 +198,29 @@ def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
 def quant(
     input_tensor: Array, is_symmetry: bool = True, has_smooth_factor: bool = False, smooth_factor: Array | None = None
 ) -> tuple[Array, ...]:
-    """Quantise dynamically over the last axis, in fp32: (..., n) floats to int8 codes with one scale a row.
-
-    smooth_factor ((n,), (1, n) or (n, 1)) is multiplied in first (SmoothQuant, Xiao et al., 2022).
+    """Quantise dynamically over the last axis, in fp32: floats to int8 codes with one scale a row.
 
     Symmetric: ``s = 127 / amax``, codes ``rint(y*s)`` with half to even, scale ``1/s``, which is not ``amax/127``.
-    Returns codes and scale (..., 1) fp32. Where s overflows, as in an all-zero row, codes and scale are 0.
+    Where s overflows, as in an all-zero row, codes and scale are 0.
 
     Asymmetric: scale ``(max - min) / 255`` of at least 1e-12, zero point ``rint(-128 - min/scale)``, codes
-    ``rint(y/scale) + zero_point``. Returns codes, scale and zero point, both (..., 1) fp32: a row far from zero has a
-    zero point that no int8 holds.
+    ``rint(y/scale) + zero_point``. A row far from zero has a zero point that no int8 holds.
 
-    Codes saturate to [-128, 127]; where the value to be rounded is NaN or Inf, the code is 0.
+    Codes saturate to [-128, 127]; where the value to be rounded is NaN or Inf, the code is 0. `mla_numba.quant`, which
+    checks its arguments, has an example.
+
+    Args:
+        input_tensor: Floats (..., n).
+        is_symmetry: Without a zero point.
+        has_smooth_factor: Multiply by smooth_factor first (SmoothQuant, Xiao et al., 2022).
+        smooth_factor: Factors (n,), (1, n) or (n, 1).
+
+    Returns:
+        Codes (..., n) int8 and scale (..., 1) fp32, asymmetric the zero point (..., 1) fp32 too.
+
+    Raises:
+        TypeError: The factor is missing.
+        ValueError: It has another shape.
     """
     y = input_tensor.astype(np.float32)
     if has_smooth_factor:
@@ -175,9 +240,26 @@ def quant(
 
 @np.errstate(all="ignore")
 def quant_cann(input_tensor: Array, smooth_factor: Array | None = None) -> tuple[I8, F32]:
-    """Quantise as ``quant`` does symmetrically, but with the scale ``amax / 127``: its codes, and scales (..., 1) fp32.
+    """Quantise as ``quant`` does symmetrically, but with the scale ``amax / 127``.
 
     Codes are ``rint(y * (127 / amax))``. Where that quotient overflows, codes and scale are 0, as in ``quant``.
+
+    Args:
+        input_tensor: Floats (..., n).
+        smooth_factor: Factors (n,), (1, n) or (n, 1), or None.
+
+    Returns:
+        Codes (..., n) int8 and scales (..., 1) fp32.
+
+    Raises:
+        ValueError: The factor has another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.reference import quant_cann
+        >>> codes, scale = quant_cann(np.array([[127, -64, 0]], np.float32))
+        >>> codes.tolist(), scale.tolist()
+        ([[127, -64, 0]], [[1.0]])
     """
     y = input_tensor.astype(np.float32)
     if smooth_factor is not None:
@@ -189,16 +271,32 @@ def quant_cann(input_tensor: Array, smooth_factor: Array | None = None) -> tuple
 
 
 def k_nope_quant(x: Array) -> tuple[I8, F32]:
-    """Quantise the normed latent key, (T, 4, C/4) bf16, to int8 codes and fp32 scales (T, 4, 1), one a group."""
+    """Quantise the normed latent key, with one scale a group. `mla_numba.k_nope_quant` has an example.
+
+    Args:
+        x: The norm (T, 4, C/4) bf16.
+
+    Returns:
+        Codes (T, 4, C/4) int8 and scales (T, 4, 1) fp32.
+    """
     codes, scale = quant(x)
     return codes, scale
 
 
 @np.errstate(all="ignore")
 def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array) -> Array:
-    """Turn int32 sums (or codes) back into reals of the given dtype: ``(fp32(x) * scale) * w_scale``, in this order.
+    """Turn int32 sums (or codes) back into reals: ``(fp32(x) * scale) * w_scale``, in this order.
 
-    input_tensor (T, n), scale (T, 1) per token, w_scale (1, n) per channel.
+    `mla_numba.dequant`, which checks its arguments, has an example.
+
+    Args:
+        dtype: Of the result.
+        input_tensor: Sums or codes (T, n).
+        scale: A scale a token (T, 1).
+        w_scale: A scale a column (1, n).
+
+    Returns:
+        Reals (T, n).
     """
     result: F32 = input_tensor.astype(np.float32) * scale.astype(np.float32) * w_scale.astype(np.float32)
     return result.astype(dtype)
@@ -206,13 +304,36 @@ def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array)
 
 @np.errstate(all="ignore")
 def dequant_asymmetric(codes: I8, scale: F32, zero_point: F32) -> F32:
-    """Invert the asymmetric quant to half a step: ``(fp32(code) - zero_point) * scale``, (..., n) fp32."""
+    """Invert the asymmetric quant to half a step: ``(fp32(code) - zero_point) * scale``.
+
+    `mla_numba.dequant_asymmetric` has an example.
+
+    Args:
+        codes: Codes (..., n) int8.
+        scale: Scales (..., 1) fp32.
+        zero_point: Zero points (..., 1) fp32.
+
+    Returns:
+        Reals (..., n) fp32.
+    """
     return (codes.astype(np.float32) - zero_point) * scale
 
 
 @np.errstate(all="ignore")
 def rotate_half(input_tensor: Array) -> Array:
-    """Give ``[x2 * -1, x1 + 0]`` for the halves ``[x1, x2]`` of the last axis; the ``+ 0`` turns -0 into +0."""
+    """Give ``[x2 * -1, x1 + 0]`` for the halves ``[x1, x2]`` of the last axis; the ``+ 0`` turns -0 into +0.
+
+    `mla_numba.rotate_half` has an example.
+
+    Args:
+        input_tensor: Floats whose last axis is even.
+
+    Returns:
+        The other order, of the same shape and dtype.
+
+    Raises:
+        ValueError: The last axis is odd.
+    """
     n = input_tensor.shape[-1]
     if n % 2:
         raise ValueError(f"input_tensor: expected an even last axis, got shape {input_tensor.shape}")
@@ -222,16 +343,40 @@ def rotate_half(input_tensor: Array) -> Array:
 
 
 def rope_v2(x: Array, cos: Array, sin: Array, tile_config: object = None) -> Array:
-    """Rotary position embedding (Su et al., 2021) of x, cos, sin (T, R); pairs come interleaved and leave as halves.
+    """Rotary position embedding (Su et al., 2021); pairs come interleaved and leave as halves.
 
     With ``y = x[0], x[2], ..., x[1], x[3], ...`` in fp32: ``y*cos + rotate_half(y)*sin``, two products and one add,
-    then x's dtype. Both halves of cos and sin are read as given. tile_config is about tiles only and changes no bit.
+    then x's dtype. Both halves of cos and sin are read as given. `mla_numba.rope_v2` has an example.
+
+    Args:
+        x: Floats (T, R).
+        cos: Cosines (T, R).
+        sin: Sines (T, R).
+        tile_config: About tiles only; changes no bit.
+
+    Returns:
+        Rotated floats (T, R) of x's dtype.
+
+    Raises:
+        ValueError: cos or sin has another shape.
     """
     return _rope(x, cos, sin)
 
 
 def rope_3d_v2(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary position embedding as in rope_v2 of each head: x (T, N, R), cos and sin (T, R)."""
+    """Rotary position embedding as in rope_v2 of each head. `mla_numba.rope_v2` has an example.
+
+    Args:
+        x: Floats (T, N, R).
+        cos: Cosines (T, R).
+        sin: Sines (T, R).
+
+    Returns:
+        Rotated floats (T, N, R) of x's dtype.
+
+    Raises:
+        ValueError: cos or sin has another shape.
+    """
     return _rope(x, cos[:, None, :], sin[:, None, :])
 
 
@@ -252,20 +397,29 @@ def pre_compute_2d(
 ) -> tuple[Array, Array, Array, F32 | None]:
     """Project tokens down, norm, quantise and project up: all that the query and key paths share, without heads.
 
-    | argument                 | shape          | dtype                                                          |
-    |--------------------------|----------------|----------------------------------------------------------------|
-    | token_x                  | (T, H)         | bf16                                                           |
-    | w_dq                     | (H, Rq)        | bf16, or int8 with dequant_scale_w_dq (Rq,) and the next one's |
-    | w_dkv_kr                 | (H, C + R)     | the same, with dequant_scale_w_dkv_kr (C + R,)                 |
-    | w_uq_qr                  | (Rq, N*(D+R))  | bf16, or int8 with dequant_scale_w_uq_qr (N*(D+R),)            |
-    | gamma_cq                 | (Rq,)          | bf16                                                           |
-    | smooth_scales_cq         | (1, Rq)        | fp32, read only with dequant_scale_w_uq_qr                     |
+    Unquantised, the product with w_dq is two sums, one over each half of H, and one fp32 add. One scale of the two down
+    projections alone switches nothing. `mla_numba.pre_compute_2d`, which runs the kernels, has an example.
 
-    Returns q_b_proj (T, N*(D+R)) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq) int8 and q_norm_scale (T, 1) fp32;
-    when w_uq_qr is not quantised, the last two are the bf16 norm and None. Unquantised, the product with w_dq is two
-    sums, one over each half of H, and one fp32 add. One scale of the two down projections alone switches nothing.
+    Args:
+        token_x: Hidden states (T, H) bf16.
+        w_dq: Weight (H, Rq) bf16, or int8 with both scales of the down projections.
+        w_uq_qr: Weight (Rq, N*(D+R)) bf16, or int8 with its scale.
+        w_dkv_kr: Weight (H, C+R), bf16 or int8 as w_dq.
+        gamma_cq: Factors of the norm (Rq,) bf16.
+        epsilon_cq: Of the norm.
+        dequant_scale_w_dq: Scale (Rq,) fp32.
+        dequant_scale_w_dkv_kr: Scale (C+R,) fp32.
+        dequant_scale_w_uq_qr: Scale (N*(D+R),) fp32.
+        smooth_scales_cq: Factors (1, Rq) fp32, read only with dequant_scale_w_uq_qr.
+        numerics: "pypto"; or "cann", where each quant is ``quant_cann`` and that of the norm reads it in fp32.
 
-    numerics: "pypto"; or "cann", where each quant is ``quant_cann`` and that of the norm reads it in fp32.
+    Returns:
+        q_b_proj (T, N*(D+R)) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq) int8 and q_norm_scale (T, 1) fp32; when
+        w_uq_qr is not quantised, the last two are the bf16 norm and None.
+
+    Raises:
+        TypeError: An array is of another dtype.
+        ValueError: It has another shape.
     """
     is_cann = _is_cann(numerics)
     if token_x.dtype != BF16:
@@ -323,12 +477,52 @@ def mla_prolog(
 ) -> ReferenceOutput:
     """Compute the whole prolog of T tokens; no argument is written to.
 
-    x (T, H) bf16, cos and sin (T, R) bf16, cache_index (T,) integer; the caches as in ReferenceOutput. Where cache_mode
-    is BSND or TND, cache_index is None and the caches are as scatter has them. Weights and scales as in pre_compute_2d:
-    columns [n*(D+R), n*(D+R)+D) of w_uq_qr are head n's nope part, the R behind them its rope part; columns [0, C) of
-    w_dkv_kr are the latent, [C, C+R) the rope key. w_uk (N, D, C) and gamma_ckv (C,) bf16. Each scale may be (n,),
-    (1, n) or (n, 1). dequant_scale_w_uq_qr also decides that the KV cache is int8, with four scales a token; without it
-    the cache holds the bf16 norm and k_scale_cache comes back as it was. numerics as in pre_compute_2d.
+    Columns [n*(D+R), n*(D+R)+D) of w_uq_qr are head n's nope part, the R behind them its rope part; columns [0, C) of
+    w_dkv_kr are the latent, [C, C+R) the rope key. Each scale may be (n,), (1, n) or (n, 1).
+
+    Args:
+        x: Hidden states (T, H) bf16.
+        cos: Cosines (T, R) bf16.
+        sin: Sines (T, R) bf16.
+        cache_index: Flat slots (T,) of integers; None where cache_mode is BSND or TND.
+        kv_cache: As in ReferenceOutput, or as ``scatter`` has it where cache_mode is BSND or TND.
+        kr_cache: The same.
+        k_scale_cache: The same; comes back as it was when w_uq_qr is not quantised.
+        w_dq: As in ``pre_compute_2d``.
+        w_uq_qr: As in ``pre_compute_2d``.
+        w_uk: Weight (N, D, C) bf16.
+        w_dkv_kr: As in ``pre_compute_2d``.
+        gamma_cq: As in ``pre_compute_2d``.
+        gamma_ckv: Factors of the key's norm (C,) bf16.
+        dequant_scale_w_uq_qr: As in ``pre_compute_2d``. It also decides that the KV cache is int8, with four scales a
+            token; without it the cache holds the bf16 norm.
+        dequant_scale_w_dq: As in ``pre_compute_2d``.
+        dequant_scale_w_dkv_kr: As in ``pre_compute_2d``.
+        smooth_scales_cq: As in ``pre_compute_2d``.
+        epsilon_cq: Of the query's norm.
+        epsilon_ckv: Of the key's norm.
+        cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND".
+        numerics: As in ``pre_compute_2d``.
+
+    Returns:
+        Outputs, and the caches with the new rows.
+
+    Raises:
+        TypeError: An array is of another dtype.
+        ValueError: It has another shape, or a slot is outside the cache.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> from mla_numba.reference import mla_prolog
+        >>> dims = mla.MlaDims(16, 2, 8, 8, 4, 4)
+        >>> w = mla.MlaWeights.random(dims, quant="none")
+        >>> weights = {"w_dq": w.w_dq, "w_uq_qr": w.w_uq_qr, "w_uk": w.w_uk, "w_dkv_kr": w.w_dkv_kr}
+        >>> weights |= {"gamma_cq": w.gamma_cq, "gamma_ckv": w.gamma_ckv}
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=1, block_size=4, quantized=False)
+        >>> inputs = random_inputs(dims, t=3, seed=0, capacity=4)
+        >>> mla_prolog(*inputs, cache.kv, cache.kr, None, **weights).query_nope.shape
+        (3, 2, 8)
     """
     n_heads, nope_dim, kv_lora_rank = w_uk.shape
     rope_dim = sin.shape[1]
@@ -386,7 +580,22 @@ def mla_prolog(
 
 
 def nz_addresses(slot: int, block_size: int, d: int, c0: int) -> I64:
-    """Where the d elements of a slot's row lie in a flat PA_NZ cache, whose order is [blocks, d/c0, BS, c0]."""
+    """Where the d elements of a slot's row lie in a flat PA_NZ cache, whose order is [blocks, d/c0, BS, c0].
+
+    Args:
+        slot: The flat slot.
+        block_size: BS.
+        d: Elements of a row.
+        c0: Elements of the innermost run.
+
+    Returns:
+        Their places (d,) int64.
+
+    Examples:
+        >>> from mla_numba.reference import nz_addresses
+        >>> nz_addresses(1, 4, 4, 2).tolist()
+        [2, 3, 10, 11]
+    """
     c = np.arange(d, dtype=np.int64)
     return (slot // block_size) * block_size * d + (c // c0) * block_size * c0 + (slot % block_size) * c0 + c % c0
 
@@ -395,8 +604,25 @@ def nz_addresses(slot: int, block_size: int, d: int, c0: int) -> I64:
 def scatter(cache: Array, cache_index: Array | None, rows: Array, cache_mode: CacheMode) -> Array:
     """Copy the cache with row t of rows at flat slot cache_index[t]; a later token wins, and slot -1 is padding.
 
-    cache (blocks, BS, 1, d), rows (T, d) cast to its dtype, cache_index (T,) integer; cache_mode PA_BSND or PA_NZ.
-    With BSND, a cache (B, S, 1, d), and TND, a cache (n, 1, d), cache_index is None and row t goes to slot t.
+    Args:
+        cache: An array (blocks, BS, 1, d); with BSND (B, S, 1, d), with TND (n, 1, d).
+        cache_index: Slots (T,) of integers; None with BSND and TND, where row t goes to slot t.
+        rows: Rows (T, d), cast to the cache's dtype.
+        cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND".
+
+    Returns:
+        A new cache.
+
+    Raises:
+        TypeError: There is no index, or one that holds no integers.
+        ValueError: A shape does not fit, a slot is outside the cache, or the mode is none of the four.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.reference import scatter
+        >>> cache, rows = np.zeros((1, 4, 1, 1), np.float32), np.array([[1], [2], [3]], np.float32)
+        >>> scatter(cache, np.array([2, -1, 0]), rows, "PA_BSND").reshape(-1).tolist()
+        [3.0, 0.0, 1.0, 0.0]
     """
     if cache_mode in ("BSND", "TND"):
         if cache_index is not None:

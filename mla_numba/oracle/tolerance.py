@@ -24,7 +24,10 @@ __all__ = ["TOLERANCES", "Agreement", "Tolerance", "compare_within", "tolerance_
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """An element may differ by `absolute + relative * |want|`; a share of all elements may differ by more."""
+    """An element may differ by `absolute + relative * |want|`; a `share` of all elements may differ by more.
+
+    `tolerance_of` has an example.
+    """
 
     absolute: float
     relative: float
@@ -52,16 +55,32 @@ TOLERANCES: Mapping[tuple[str, str], Tolerance] = MappingProxyType(
 
 
 def tolerance_of(name: str, dtype: np.dtype[Any]) -> Tolerance:
-    """The tolerance of an output (`q_norm_out`, ...) whose elements are of this dtype."""
+    """The tolerance of an output in the reference operator's test.
+
+    Args:
+        name: The output: `q_norm_out`, ...
+        dtype: Of its elements.
+
+    Returns:
+        One of `TOLERANCES`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.tolerance import tolerance_of
+        >>> print(tolerance_of("q_norm_out", np.dtype(np.int8)))
+        1 + 0 |expected|, 0.5% of all beyond it
+    """
     return TOLERANCES[name, "int8" if dtype == np.int8 else "float"]
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How one output agrees with the oracle's.
+    """How one output agrees with the oracle's. `compare_within` has an example.
 
     | field                        | meaning                                                                         |
     |------------------------------|---------------------------------------------------------------------------------|
+    | `name`, `file`, `n_elements` | the output, where it is from, and how many elements it has                      |
+    | `tolerance`                  | what was allowed                                                                |
     | `mismatch`                   | which elements differ in a bit; None where none does                            |
     | `max_abs`, `max_abs_at`      | the largest difference of finite elements; None if it is 0                      |
     | `max_rel`                    | the largest of `difference / abs(want)` where want is neither 0 nor NaN nor Inf |
@@ -121,13 +140,32 @@ def compare_within(
     exact: bool = False,
     untouched: tuple[Array, Array] | None = None,
 ) -> Agreement:
-    """Compares an output (`q_norm_out`, ...) with the oracle's of the same shape and dtype.
+    """Compares an output with the oracle's of the same shape and dtype.
 
-    `tolerance` is by default that of the output.
-    With `exact` it passes if every bit is equal, NaNs included, whatever the tolerance. `untouched`, for caches, holds
-    the cache before the call and the flat slots that no token names; their rows must be equal in every bit.
+    Args:
+        name: The output: `q_norm_out`, ...
+        got: Its array.
+        want: The oracle's.
+        tolerance: By default that of the output, see `tolerance_of`.
+        file: Where it is from, for the result.
+        exact: Pass if every bit is equal, NaNs included, whatever the tolerance.
+        untouched: For caches, the cache before the call and the flat slots that no token names; their rows must be
+            equal in every bit.
 
-    Raises `TypeError` where the dtypes differ and `ValueError` where the shapes do.
+    Returns:
+        The verdict, and how far the two are apart.
+
+    Raises:
+        TypeError: The dtypes differ.
+        ValueError: The shapes differ.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.tolerance import compare_within
+        >>> want = np.zeros((8, 1536), np.int8)
+        >>> got = want + np.int8(1)
+        >>> compare_within("q_norm_out", got, want).passed, compare_within("q_norm_out", got, want, exact=True).passed
+        (True, False)
     """
     mismatch = compare_bits(name, got, want)
     tolerance = tolerance or tolerance_of(name, want.dtype)

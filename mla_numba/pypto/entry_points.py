@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -66,14 +67,55 @@ def mla_prolog_quant_compute(
     """Computes the prolog of T tokens into the `*_out` arrays.
 
     Weights as in `MlaWeights`, or w_dq, w_uq_qr and w_dkv_kr in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`), whose
-    padding the other arguments tell; w_uk is ND. `dequant_scale` ((N*(D+R), 1) float32) switches the int8 mode on, None
-    or an array of length 0 means bf16. With `PackedWeights` as `w_dq`, the other five weights and `dequant_scale` are
-    None. A cache's `_out` is usually the cache itself; where it is another array, it receives the cache with the new
-    rows in it. Unquantised, `k_scale_cache` and `q_norm_scale_out` are left alone and may be None. `cache_mode` and the
-    caches: see `PagedCache`; with "BSND" and "TND" `cache_index` is None. `rope_cfg` sets tiles of an NPU and changes
-    nothing on a CPU, where a row is rotated whole. `numerics`, "pypto" or "cann": see `MlaProlog`.
+    padding the other arguments tell; w_uk is ND. A cache's `_out` is usually the cache itself; where it is another
+    array, it receives the cache with the new rows in it.
 
-    Raises `TypeError` or `ValueError` naming the argument; nothing is written then.
+    Args:
+        token_x: Hidden states (T, H) bf16.
+        w_dq: Weight (H, Rq) bf16; or `PackedWeights`, where the other five weights and `dequant_scale` are None.
+        w_uq_qr: Weight (Rq, N*(D+R)), bf16 or int8.
+        dequant_scale: Scale of w_uq_qr (N*(D+R), 1) float32, which switches the int8 mode on; None or an array of
+            length 0 means bf16.
+        w_uk: Weight (N, D, C) bf16.
+        w_dkv_kr: Weight (H, C+R) bf16.
+        gamma_cq: Factors of the query's norm (Rq,) bf16.
+        gamma_ckv: Factors of the key's norm (C,) bf16.
+        cos: Cosines (T, R) bf16.
+        sin: Sines (T, R) bf16.
+        cache_index: Flat slots (T,) int64 or int32, as for `MlaProlog`; None with "BSND" and "TND".
+        kv_cache: As of `PagedCache`.
+        kr_cache: As of `PagedCache`.
+        k_scale_cache: As of `PagedCache`; unquantised it is left alone and may be None.
+        q_norm_out: Where to write q_norm (T, Rq), int8 or bf16.
+        q_norm_scale_out: Where to write its scale (T, 1) float32; unquantised it is left alone and may be None.
+        query_nope_out: Where to write query_nope (T, N, C) bf16.
+        query_rope_out: Where to write query_rope (T, N, R) bf16.
+        kv_cache_out: Where to write rows of the cache.
+        kr_cache_out: The same.
+        k_scale_cache_out: The same; unquantised it may be None.
+        epsilon_cq: Of the query's norm.
+        epsilon_ckv: Of the key's norm.
+        cache_mode: "PA_BSND", "PA_NZ", "BSND" or "TND", see `PagedCache`.
+        tile_config: As for `MlaProlog`.
+        rope_cfg: Tiles of an NPU; changes nothing on a CPU, where a row is rotated whole.
+        phase: "decode" or "prefill", as for `MlaProlog`.
+        numerics: "pypto" or "cann", see `MlaProlog`.
+
+    Raises:
+        TypeError: An argument, named in the message, is of another type or dtype; nothing is written.
+        ValueError: It has another shape, layout or value; nothing is written.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> w = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), quant="none")
+        >>> cache = mla.PagedCache.allocate(w.dims, n_blocks=2, block_size=16, quantized=False)
+        >>> x, cos, sin, index = random_inputs(w.dims, t=3, seed=0, capacity=32)
+        >>> out = mla.MlaProlog(w).allocate_output(3)
+        >>> mla.mla_prolog_quant_compute(
+        ...     x, w.w_dq, w.w_uq_qr, None, w.w_uk, w.w_dkv_kr, w.gamma_cq, w.gamma_ckv, cos, sin, index,
+        ...     cache.kv, cache.kr, None, out.q_norm, None, out.query_nope, out.query_rope, cache.kv, cache.kr, None,
+        ... )
     """
     if rope_cfg is not None and not isinstance(rope_cfg, RopeTileShapeConfig):
         raise TypeError(f"rope_cfg: expected RopeTileShapeConfig or None, got {type(rope_cfg).__name__}")
@@ -131,8 +173,18 @@ def _for_phase(phase: CallPhase, name: str) -> Callable[..., None]:
     shown = [p for p in signature.parameters.values() if p.name != "phase"]
     entry.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     entry.__name__ = entry.__qualname__ = name
-    entry.__doc__ = f"`mla_prolog_quant_compute` with the scheduling settings of the {phase} phase."
+    entry.__doc__ = _doc_of(phase)
     return entry
+
+
+def _doc_of(phase: CallPhase) -> str:
+    """What is said of `mla_prolog_quant_compute`'s arguments and errors, for one phase."""
+    about = f"Computes as `mla_prolog_quant_compute` does, with the scheduling settings of the {phase} phase.\n\n"
+    example = "`mla_prolog_quant_compute` has an example.\n\n"
+    lines = inspect.cleandoc(mla_prolog_quant_compute.__doc__ or "").splitlines()  # none under python -OO
+    from_arguments = itertools.dropwhile(lambda line: line != "Args:", lines)
+    shown = itertools.takewhile(lambda line: line != "Examples:", from_arguments)
+    return about + example + "\n".join(line for line in shown if not line.startswith("    phase: "))
 
 
 mla_prolog_quant_p = _for_phase("prefill", "mla_prolog_quant_p")
@@ -164,7 +216,7 @@ def _weights(
             epsilon_ckv=check.check_epsilon("epsilon_ckv", epsilon_ckv),
         )
     _present("w_dq", w_dq)
-    arrays = {name: _present(name, value) for name, value in others.items()}
+    arrays: dict[str, Any] = {name: _present(name, value) for name, value in others.items()}
     return MlaWeights(
         w_dq=w_dq, dequant_scale_w_uq_qr=dequant_scale, epsilon_cq=epsilon_cq, epsilon_ckv=epsilon_ckv, **arrays
     )

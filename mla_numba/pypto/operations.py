@@ -56,7 +56,8 @@ class MlaQuantInputs:
     | smooth_scales_cq         | (1, Rq), ...             | smooth quantisation, in quant_b                 |
 
     All are float32. dequant_scale_x, quant_scale_ckv and quant_scale_ckr exist in the reference operator, which never
-    reads them. If one is given, `pre_compute_2d` raises `ValueError` instead of ignoring it.
+    reads them. If one is given, `pre_compute_2d` raises `ValueError` instead of ignoring it. `pre_compute_2d` has an
+    example.
     """
 
     dequant_scale_x: Array | None = None
@@ -72,14 +73,37 @@ class MlaQuantInputs:
         return short_repr(self, arrays_text(arrays) or "no scales")
 
     def reject_unread(self) -> None:
-        """Raises `ValueError` if a scale is given that no mode reads."""
+        """Raises if a scale is given that no mode reads.
+
+        Raises:
+            ValueError: One is given; the message names it.
+        """
         for field in fields(self):
             if field.name in _NEVER_READ and getattr(self, field.name) is not None:
                 raise ValueError(f"quant_inputs.{field.name}: expected None (no mode reads it), got an array")
 
 
 def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
-    """`tensor / other`, or `other / tensor` with is_reserve: one fp32 division, rounded to the tensor's dtype."""
+    """`tensor / other`, or `other / tensor` with is_reserve: one fp32 division, rounded to the tensor's dtype.
+
+    Args:
+        tensor: Floats of any shape.
+        other: A number that float64 holds.
+        is_reserve: Divide the number by the elements.
+
+    Returns:
+        Quotients of the tensor's shape and dtype.
+
+    Raises:
+        TypeError: An argument is of another type or dtype.
+        ValueError: `other` is too large an int.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> mla.scalar_div(np.array([1, 4], np.float32), 2.0, is_reserve=True).tolist()
+        [2.0, 0.5]
+    """
     _floats("tensor", tensor)
     if isinstance(other, bool) or not isinstance(other, (int, float, np.integer, np.floating)):
         raise TypeError(f"other: expected a number, got {type(other).__name__}")
@@ -90,9 +114,25 @@ def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
 
 
 def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
-    """`gamma * (x * (1 / sqrt(mean(x*x) + epsilon)))` over the last axis, in fp32, of the input's shape and dtype.
+    """`gamma * (x * (1 / sqrt(mean(x*x) + epsilon)))` over the last axis, in fp32.
 
-    input_tensor (..., n) and gamma (n,): floats.
+    Args:
+        input_tensor: Floats (..., n).
+        gamma: Floats (n,).
+        epsilon: A number of at least 0.
+
+    Returns:
+        The norm, of the input's shape and dtype.
+
+    Raises:
+        TypeError: An argument is of another type or dtype.
+        ValueError: It has another shape, or epsilon is negative.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> mla.rms_norm(np.array([[3, 4, 0, 0]], np.float32), np.ones(4, np.float32), 0.0).round(3).tolist()
+        [[1.2000000476837158, 1.600000023841858, 0.0, 0.0]]
     """
     _floats("input_tensor", input_tensor, least_ndim=1)
     check.check_shape("gamma", _floats("gamma", gamma), (input_tensor.shape[-1],))
@@ -103,10 +143,28 @@ def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
 def quant(
     input_tensor: Array, is_symmetry: bool = True, has_smooth_factor: bool = False, smooth_factor: Array | None = None
 ) -> tuple[Array, ...]:
-    """int8 codes of input_tensor (..., n) floats, with one scale a row; see `reference.quant` for the arithmetic.
+    """int8 codes with one scale a row; see `reference.quant` for the arithmetic.
 
-    smooth_factor: n floats as (n,), (1, n) or (n, 1), multiplied in first where has_smooth_factor says so. Returns
-    codes and scale (..., 1) float32, where is_symmetry is False the zero point (..., 1) float32 too.
+    Args:
+        input_tensor: Floats (..., n).
+        is_symmetry: Without a zero point.
+        has_smooth_factor: Multiply by `smooth_factor` first.
+        smooth_factor: n floats as (n,), (1, n) or (n, 1).
+
+    Returns:
+        Codes (..., n) int8 and scale (..., 1) float32; where `is_symmetry` is False the zero point (..., 1) float32
+        too.
+
+    Raises:
+        TypeError: An argument is of another type or dtype, or the factor is missing.
+        ValueError: It has another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> codes, scale = mla.quant(np.array([[0.5, -1.0, 0.25]], np.float32))
+        >>> codes.tolist(), scale.shape
+        ([[64, -127, 32]], (1, 1))
     """
     _floats("input_tensor", input_tensor, least_ndim=1)
     check.check_flag("is_symmetry", is_symmetry)
@@ -120,15 +178,51 @@ def quant(
 
 
 def k_nope_quant(x: Array) -> tuple[Array, Array]:
-    """int8 codes and float32 scales (T, 4, 1) of the normed latent key, x (T, 4, C/4) floats: one scale a group."""
+    """int8 codes of the normed latent key, with one scale a group.
+
+    Args:
+        x: Floats (T, 4, C/4).
+
+    Returns:
+        Codes (T, 4, C/4) int8 and scales (T, 4, 1) float32.
+
+    Raises:
+        TypeError: `x` is of another type or dtype.
+        ValueError: It has another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> codes, scales = mla.k_nope_quant(np.ones((5, 4, 128), np.float32))
+        >>> codes.shape, scales.shape, int(codes.max())
+        ((5, 4, 128), (5, 4, 1), 127)
+    """
     check.check_shape("x", _floats("x", x, least_ndim=1), (None, reference.N_GROUPS, None))
     return reference.k_nope_quant(x)
 
 
 def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array) -> Array:
-    """`(fp32(x) * scale) * w_scale`, in this order, rounded to dtype (one of the floats).
+    """`(fp32(x) * scale) * w_scale`, in this order, rounded to dtype.
 
-    input_tensor (T, n) int32 sums or int8 codes; scale (T, 1) a token and w_scale (1, n) a channel, float32.
+    Args:
+        dtype: bf16, float16 or float32.
+        input_tensor: int32 sums or int8 codes (T, n).
+        scale: A scale a token (T, 1) float32.
+        w_scale: A scale a column (1, n) float32.
+
+    Returns:
+        Numbers (T, n) of that dtype.
+
+    Raises:
+        TypeError: An argument is of another type or dtype.
+        ValueError: It has another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> scales = np.full((1, 1), 0.5, np.float32), np.array([[1, 2]], np.float32)
+        >>> mla.dequant(np.float32, np.array([[10, 20]], np.int32), *scales).tolist()
+        [[5.0, 20.0]]
     """
     try:
         wanted = np.dtype(dtype)
@@ -144,9 +238,27 @@ def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array)
 
 
 def dequant_asymmetric(codes: Array, scale: Array, zero_point: Array) -> Array:
-    """Inverts the asymmetric `quant` to half a step: `(fp32(code) - zero_point) * scale`, (..., n) float32.
+    """Inverts the asymmetric `quant` to half a step: `(fp32(code) - zero_point) * scale`.
 
-    codes (..., n) int8; scale and zero_point (..., 1) float32.
+    Args:
+        codes: Codes (..., n) int8.
+        scale: A scale a row (..., 1) float32.
+        zero_point: A zero point a row (..., 1) float32.
+
+    Returns:
+        Numbers (..., n) float32.
+
+    Raises:
+        TypeError: An argument is of another type or dtype.
+        ValueError: It has another shape.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> values = np.array([[0.0, 1.0, 2.0]], np.float32)
+        >>> got = mla.dequant_asymmetric(*mla.quant(values, is_symmetry=False))
+        >>> bool(np.abs(got - values).max() < 0.01)
+        True
     """
     check.expect_array("codes", codes, (INT8,))
     if not codes.ndim:
@@ -157,15 +269,50 @@ def dequant_asymmetric(codes: Array, scale: Array, zero_point: Array) -> Array:
 
 
 def rotate_half(input_tensor: Array) -> Array:
-    """`[x2 * -1, x1 + 0]` for the halves `[x1, x2]` of the last axis of floats."""
+    """`[x2 * -1, x1 + 0]` for the halves `[x1, x2]` of the last axis.
+
+    Args:
+        input_tensor: Floats whose last axis is even.
+
+    Returns:
+        The other order, of the same shape and dtype.
+
+    Raises:
+        TypeError: `input_tensor` is of another type or dtype.
+        ValueError: Its last axis is odd.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> mla.rotate_half(np.array([1, 2, 3, 4], np.float32)).tolist()
+        [-3.0, -4.0, 1.0, 2.0]
+    """
     _even("input_tensor", input_tensor)
     return reference.rotate_half(input_tensor)
 
 
 def rope_v2(x: Array, cos: Array, sin: Array, tile_config: RopeTileShapeConfig | None = None) -> Array:
-    """Rotary position embedding of x (T, R) with cos and sin (T, R), floats; pairs come interleaved, leave as halves.
+    """Rotary position embedding; pairs come interleaved and leave as halves.
 
-    tile_config is about tiles only and changes no bit.
+    Args:
+        x: Floats (T, R).
+        cos: Cosines (T, R), floats.
+        sin: Sines (T, R), floats.
+        tile_config: About tiles of an NPU only; changes no bit.
+
+    Returns:
+        Rotated floats (T, R) of x's dtype.
+
+    Raises:
+        TypeError: An argument is of another type or dtype.
+        ValueError: It has another shape, or R is odd.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> x, ones = np.array([[1, 2, 3, 4]], np.float32), np.ones((1, 4), np.float32)
+        >>> mla.rope_v2(x, ones, 0 * ones).tolist()
+        [[1.0, 3.0, 2.0, 4.0]]
     """
     if tile_config is not None and not isinstance(tile_config, RopeTileShapeConfig):
         raise TypeError(f"tile_config: expected RopeTileShapeConfig or None, got {type(tile_config).__name__}")
@@ -175,7 +322,20 @@ def rope_v2(x: Array, cos: Array, sin: Array, tile_config: RopeTileShapeConfig |
 
 
 def rope_3d_v2(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotary position embedding as in `rope_v2` of each head: x (T, N, R), cos and sin (T, R)."""
+    """Rotary position embedding as in `rope_v2` of each head. `rope_v2` has an example.
+
+    Args:
+        x: Floats (T, N, R).
+        cos: Cosines (T, R), floats.
+        sin: Sines (T, R), floats.
+
+    Returns:
+        Rotated floats (T, N, R) of x's dtype.
+
+    Raises:
+        TypeError: An argument is of another type or dtype.
+        ValueError: It has another shape, or R is odd.
+    """
     check.check_shape("x", _even("x", x), (None, None, None))
     _tables(cos, sin, x)
     return reference.rope_3d_v2(x, cos, sin)

@@ -36,16 +36,38 @@ def pre_compute_2d(
 ) -> list[Array]:
     """The projections without heads: sweeps 1 and 2 for the query, and the up-projection as one matrix.
 
-    token_x (T, H) bf16; w_dq (H, Rq), w_dkv_kr (H, C+R): bf16, int8 in quant_a; w_uq_qr (Rq, M): bf16, int8 in quant_b;
-    gamma_cq (Rq,) bf16. Returns [q_b_proj (T, M) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq)] and in quant_b also
-    q_norm_scale (T, 1) float32. Which of `quant_inputs` are given decides the mode, see `MlaQuantInputs`; one lone
-    scale of the two down-projections switches nothing, as in the reference. `numerics`, "pypto" or "cann": see
-    `MlaProlog`.
-
     Weights may be in FRACTAL_NZ (4-D, see `layouts.to_fractal_nz`). How many columns w_uq_qr or w_dkv_kr then has, only
     its scale tells: without one its padding counts, as columns of zeros.
 
-    Raises `TypeError` or `ValueError` naming the argument that does not fit.
+    Args:
+        token_x: Hidden states (T, H) bf16.
+        w_dq: Weight (H, Rq) bf16, int8 in quant_a.
+        w_uq_qr: Weight (Rq, M) bf16, int8 in quant_b.
+        w_dkv_kr: Weight (H, C+R) bf16, int8 in quant_a.
+        gamma_cq: Factors of the norm (Rq,) bf16.
+        epsilon_cq: Of the norm.
+        quant_inputs: Scales. Which are given decides the mode, see `MlaQuantInputs`; one lone scale of the two down
+            projections switches nothing, as in the reference operator.
+        tile_config: As for `MlaProlog`; no "auto" and no `CpuTiling`.
+        numerics: "pypto" or "cann", see `MlaProlog`.
+
+    Returns:
+        q_b_proj (T, M) bf16, compressed_kv (T, C+R) bf16, q_norm (T, Rq), and in quant_b also q_norm_scale (T, 1)
+        float32.
+
+    Raises:
+        TypeError: An argument, named in the message, is of another type or dtype.
+        ValueError: It has another shape, layout or value.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> w = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), quant="b")
+        >>> x = random_inputs(w.dims, t=3, seed=0, capacity=3).x
+        >>> scales = mla.MlaQuantInputs(dequant_scale_w_uq_qr=w.dequant_scale_w_uq_qr)
+        >>> found = mla.pre_compute_2d(x, w.w_dq, w.w_uq_qr, w.w_dkv_kr, w.gamma_cq, w.epsilon_cq, scales)
+        >>> [array.shape for array in found]
+        [(3, 256), (3, 96), (3, 96), (3, 1)]
     """
     if not isinstance(quant_inputs, MlaQuantInputs):
         raise TypeError(f"quant_inputs: expected MlaQuantInputs, got {type(quant_inputs).__name__}")

@@ -23,7 +23,7 @@ from ..kernels.sweeps.arguments import (
     TokenTile,
 )
 from ..kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
-from ..kernels.sweeps.phase import DOWN, QUERY, Team
+from ..kernels.sweeps.phase import DOWN, PACK, QUERY, Team
 from ..kernels.sweeps.tile import prolog_tile
 from ..weights.packed import PackedWeights
 
@@ -60,7 +60,7 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, nu
     for t0, factor in plan.tiles:
         cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
         n, rows, heads = cuts.n_workers, slice(t0, t0 + factor), cuts.heads
-        prolog_tile(n, n, tokens, caches, layer, *taken, TokenTile(t0, factor, QUERY, False))
+        prolog_tile(n, n, tokens, caches, layer, *taken, TokenTile(t0, factor, PACK, QUERY, False))
         compressed_kv.view(np.uint16)[rows] = buffers.kv_a
         buffers.counters.fill(0)
         pair = Pair(

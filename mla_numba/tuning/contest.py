@@ -6,13 +6,10 @@ baseline's of the same moment: both are timed in turns, in alternating order, an
 
 from __future__ import annotations
 
-import gc
 import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +32,10 @@ from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog
 from ..weights.packed import PackedWeights
 from ..weights.plain import MlaWeights
+from .interval import Interval, median_interval
+from .turns import Call, rounds
 
-__all__ = ["Arena", "Contender", "ExactnessError", "Pairs", "quiet"]
+__all__ = ["Arena", "Contender", "ExactnessError", "Pairs"]
 
 Arrays = dict[str, Array]
 
@@ -77,7 +76,16 @@ class Pairs:
     @property
     def ratio(self) -> float:
         """Median of our time over the baseline's, pair by pair: below 1, ours is faster."""
-        return statistics.median(a / b for a, b in zip(self.ours_s, self.baseline_s, strict=True))
+        return statistics.median(self._ratios)
+
+    @property
+    def interval(self) -> Interval:
+        """The ratio, and how far it is known."""
+        return median_interval(self._ratios)
+
+    @property
+    def _ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours_s, self.baseline_s, strict=True)]
 
     @property
     def wins(self) -> float:
@@ -191,20 +199,19 @@ class Arena:
 
         Each prolog is called once before: a first call plans and takes memory.
         """
-        rivals = (contender, self._baselines[contender.t])
-        times: tuple[list[float], list[float]] = ([], [])
         arguments = self._arguments(contender.t)
-        for rival in rivals:
-            for prolog in rival.prologs:
-                prolog(*arguments)
-        for round_ in count():
-            for i, which in enumerate((0, 1) if round_ % 2 else (1, 0)):
-                # The next weight set for each call: one that was just read lies in the last-level cache in part.
-                prolog = rivals[which].prologs[(2 * round_ + i) % len(self._weights)]
-                begin = time.perf_counter()
-                prolog(*arguments)
-                times[which].append(time.perf_counter() - begin)
-            yield Pairs(tuple(times[0]), tuple(times[1]))
+        rivals: list[list[Call]] = [
+            [partial(prolog, *arguments) for prolog in rival.prologs]
+            for rival in (self._baselines[contender.t], contender)
+        ]
+        for call in (*rivals[0], *rivals[1]):
+            call()
+        ours: list[float] = []
+        baseline: list[float] = []
+        for of_baseline, of_contender in rounds(rivals):
+            baseline.append(of_baseline)
+            ours.append(of_contender)
+            yield Pairs(tuple(ours), tuple(baseline))
 
     def profile(self, contender: Contender, i: int) -> Trace:
         """When the threads did what in one call on weight set `i` modulo their number."""
@@ -234,14 +241,3 @@ def _rows_of_tokens(arrays: Mapping[str, Array | None], slots: Array, tokens: Ar
         else:
             picked[name] = array if tokens is None else array[tokens]
     return picked
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No garbage collection meanwhile."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -24,7 +24,7 @@ _MAX_BYTES = 1 << 30
 _MAX_LINE = 1 << 24  # the header lists all jobs
 _MAX_NUMBER = 2.0**63
 _TIMED = ("min_ms", "median_ms", "baseline_ms", "ratio", "wins", "n_bytes", "flops", "int8_ops", "gb_s", "gop_s")
-_POSITIVE = ("min_ms", "median_ms", "baseline_ms", "ratio", "final_ratio", "n_bytes")
+_POSITIVE = ("min_ms", "median_ms", "baseline_ms", "ratio", "final_ratio", "n_bytes", "n_final_pairs")
 _STATUSES = {"done": True, "stopped": True, "wrong": False, "same": False, "refused": False}  # whether it was timed
 
 
@@ -90,9 +90,9 @@ class Journal:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
 
-    def left(self, jobs: Sequence[Job], seed: int) -> list[Job]:
-        """The jobs without a row, in random order."""
-        waiting = [job for job in jobs if job.number not in self.rows]
+    def left(self, jobs: Sequence[Job], seed: int, again: Callable[[Row], bool] = lambda row: False) -> list[Job]:
+        """The jobs without a row, or with one that is to be had `again`, in random order."""
+        waiting = [job for job in jobs if job.number not in self.rows or again(self.rows[job.number])]
         return random.Random(seed).sample(waiting, len(waiting))
 
 
@@ -152,6 +152,8 @@ def _fits(value: Any, kind: str) -> bool:
     if value is None:
         return kind.endswith("| None")
     kind = kind.removesuffix(" | None")
+    if kind == "list[float]":
+        return isinstance(value, list) and all(_fits(each, "float") for each in value)
     if kind in ("int", "float"):
         is_number = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
         return is_number and 0 <= value <= _MAX_NUMBER and math.isfinite(value)

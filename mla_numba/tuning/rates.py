@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +34,7 @@ from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import ISA, max_threads, peaks
 from ..kernels.threads import tasks
 
-__all__ = ["Probes", "least_ms", "measure_all", "rates_as_dict"]
+__all__ = ["Probed", "Probes", "least_ms", "measure_all", "rates_as_dict", "slower_together"]
 
 _MIN_BUFFER_BYTES = 2**28
 _MAX_BUFFER_BYTES = 2**30
@@ -43,6 +45,22 @@ _QUARTERS = 4
 _STEPS = 2**16  # of a task of either peak: 0.1 to 0.2 ms on a fast core
 _TASKS = 16  # a thread
 _MIN_RUNS = 3
+_SLOWER = 0.95  # of what fewer threads reach: less is no measuring error
+
+# Rates by their names in `rates_as_dict`.
+_RATE_NAMES = {
+    "read_gb_s": ("read", "GB/s"),
+    "fma_gflop_s": ("multiply fp32 at", "GFLOP/s"),
+    "dot_gop_s": ("multiply int8 at", "GOP/s"),
+    "bf16_gflop_s": ("multiply bf16 at", "GFLOP/s"),
+}
+
+
+class Probed(NamedTuple):
+    """Rates, and by how much the slowest quarter of the arithmetic runs was behind the fastest: 1 is twice as long."""
+
+    rates: Rates
+    spread: float
 
 
 class Probes:
@@ -84,6 +102,10 @@ class Probes:
 
     def rates(self, n_threads: int | None = None, seconds: float = 0.3) -> Rates:
         """What `n_threads` threads reach, all of them by default; each rate is measured for `seconds`, 3600 at most."""
+        return self.measure(n_threads, seconds).rates
+
+    def measure(self, n_threads: int | None = None, seconds: float = 0.3) -> Probed:
+        """The same, and how far the runs were apart."""
         n = self.n_threads if n_threads is None else check_int("n_threads", n_threads, 1)
         if n > self.n_threads:
             raise ValueError(f"n_threads: expected at most the {self.n_threads} of these probes, got {n}")
@@ -92,14 +114,16 @@ class Probes:
         runs = [self._read, self._multiply_fp32, self._multiply_int8]
         if ISA.bf16_dot:
             runs.append(self._multiply_bf16)
-        read, fma, dot, *bf16 = map(min, _time_in_turns([partial(run, n) for run in runs], seconds))
+        times = _time_in_turns([partial(run, n) for run in runs], seconds)
+        read, fma, dot, *bf16 = map(min, times)
         n_steps = n * _TASKS * self._steps
-        return Rates(
+        rates = Rates(
             bandwidth_bytes_s=self._quarters[0].nbytes / read,
             flops_s=n_steps * peaks.FMA_OPS / fma,
             ops_s=n_steps * peaks.DOT_OPS / dot,
             bf16_flops_s=n_steps * peaks.BF16_OPS / bf16[0] if bf16 else None,
         )
+        return Probed(rates, max(sorted(runs)[3 * len(runs) // 4] / min(runs) - 1 for runs in times[1:3]))
 
     def _read(self, n: int) -> None:
         self._quarters.rotate()  # to the one that was read longest ago
@@ -129,6 +153,23 @@ def measure_all(
         rates[n] = probes.rates(n, seconds)
         finished()
     return rates
+
+
+def slower_together(by_threads: Mapping[int, Rates]) -> list[str]:
+    """A sentence for each rate at which some number of threads reaches less than fewer do: the machine is busy."""
+    found = []
+    counts = sorted(by_threads)
+    shown = {n: rates_as_dict(by_threads[n]) for n in counts}
+    for name, (verb, unit) in _RATE_NAMES.items():
+        for few, many in pairwise(counts):
+            if name in shown[many] and shown[many][name] < _SLOWER * shown[few][name]:
+                told = f"{shown[many][name]:.1f} {unit}, slower than {_threads(few)} ({shown[few][name]:.1f})"
+                found.append(f"{_threads(many)} {verb} {told}")
+    return found
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
 
 
 def least_ms(dims: MlaDims, tokens: Iterable[int], n_threads: int, rates: Rates) -> dict[int, float]:

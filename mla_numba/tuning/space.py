@@ -6,7 +6,7 @@ import ast
 import operator
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -16,6 +16,7 @@ from simpleeval import DEFAULT_OPERATORS, InvalidExpression, SimpleEval
 from tiling import CpuTiling, CubeTile, MlaTileConfig
 
 from ..kernels import ISA
+from .fields import CONFIG_FIELDS, CPU_FIELDS, CUBE_ENTRIES, CUBES, unknown_field
 
 __all__ = [
     "CONFIG_FIELDS",
@@ -33,13 +34,6 @@ _MAX_TEXT = 100_000  # characters of values
 _MAX_RESTRICTION = 1000  # characters, so that it is neither long nor deep
 _MAX_BITS = 256  # of the integers of a restriction: what follows from two of them is soon computed
 _RANGE = re.compile(r"(?<!\d)(\d{1,18})\s*:\s*(\d{1,18})(?:\s*:\s*([*]?)(\d{1,18}))?(?!\d)", re.ASCII)
-
-CPU_FIELDS = tuple(f.name for f in fields(CpuTiling))
-_CUBES = tuple(f.name for f in fields(MlaTileConfig) if isinstance(getattr(MlaTileConfig(), f.name), CubeTile))
-CONFIG_FIELDS = (
-    *(f.name for f in fields(MlaTileConfig)),
-    *(f"{cube}.{f.name}" for cube in _CUBES for f in fields(CubeTile)),
-)
 
 
 def parse_values(text: str) -> list[Any]:
@@ -120,9 +114,12 @@ class Grid:
         for name in self.axes:
             if name in own:
                 continue
+            if name not in others:
+                raise ValueError(unknown_field(name))
             kinds = ("MlaTileConfig", "CpuTiling") if is_cpu else ("CpuTiling", "MlaTileConfig")
-            got = f"a field of {kinds[0]} beside those of {kinds[1]}" if name in others else "no field"
-            raise ValueError(f"{name}: expected one of {', '.join(own)}, got {got}")
+            raise ValueError(
+                f"{name}: expected one of {', '.join(own)}, got a field of {kinds[0]} beside those of {kinds[1]}"
+            )
         n = 1
         for values in self.axes.values():
             n *= len(values)
@@ -147,11 +144,11 @@ class Grid:
         if isinstance(self.base, CpuTiling):
             return self.base.replace(**values)
         changes: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
-        for cube in _CUBES:
+        for cube in CUBES:
             entries = {name.partition(".")[2]: v for name, v in values.items() if name.startswith(f"{cube}.")}
             if entries:
                 tile = CubeTile.of(changes.get(cube, getattr(self.base, cube)), cube)
-                changes[cube] = [entries.get(f.name, getattr(tile, f.name)) for f in fields(CubeTile)]
+                changes[cube] = [entries.get(entry, getattr(tile, entry)) for entry in CUBE_ENTRIES]
         return self.base.replace(**changes)
 
 

@@ -10,8 +10,12 @@ from typing import Any
 from tiling import MlaTileConfig, PassOptions, PrologPlan, Rates, Work, least_seconds, pass_options
 
 from ..base.modes import CallPhase, NpuArch, QuantMode
-from .contest import Arena, Contender, Pairs, quiet
+from .contest import Arena, Contender, Pairs
+from .copies import are_cold
+from .interval import Interval
+from .limit import share_of
 from .space import Candidate, holds
+from .turns import quiet
 
 __all__ = [
     "Effort",
@@ -22,6 +26,7 @@ __all__ = [
     "reasons_of",
     "run_job",
     "time_pairs",
+    "with_final",
     "with_limits",
 ]
 
@@ -57,9 +62,12 @@ class Row:
     """What came of a job.
 
     `status`: "done", "stopped" (hopeless), "wrong" (a bit differs), "same" (as another job's plan) or "refused", with
-    `reason`; that of "same" is the other job's number. Times are milliseconds of a call; `ratio` is the median of the
-    time over the baseline's in pairs, below 1: faster; `final_ratio` that of a longer second contest, which the best of
-    each T have. Rates are those of the median time; `share` is the least possible time over it.
+    `reason`; that of "same" is the other job's number. Times are milliseconds of a call; `times_ms` and
+    `own_times_ms` are those of the plan and of the baseline, pair by pair. `ratio` is the median of the time over the
+    baseline's in pairs, below 1: faster, and `ratio_low` to `ratio_high` its interval of 95 %, None for fewer than six
+    pairs. `final_ratio` is that of a longer second contest, which the best of each T have, with its own interval.
+    `others` and `final_others` are the cores that others took meanwhile, as far as that is known. Rates are those of
+    the median time. `share` is the least possible time over it; None where it would be above 1, with `share_reason`.
     """
 
     number: int
@@ -73,9 +81,16 @@ class Row:
     median_ms: float | None = None
     baseline_ms: float | None = None
     ratio: float | None = None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
     wins: float | None = None
+    others: float | None = None
+    n_final_pairs: int | None = None
     final_ratio: float | None = None
+    final_low: float | None = None
+    final_high: float | None = None
     final_wins: float | None = None
+    final_others: float | None = None
     exact: bool | None = None
     n_bytes: int | None = None
     flops: int | None = None
@@ -84,7 +99,22 @@ class Row:
     gop_s: float | None = None
     least_ms: float | None = None
     share: float | None = None
+    share_reason: str = ""
+    times_ms: list[float] | None = None
+    own_times_ms: list[float] | None = None
     plan: str = ""
+
+    @property
+    def interval(self) -> Interval | None:
+        """The ratio with its interval; None where nothing was timed."""
+        return None if self.ratio is None else Interval(self.ratio, self.ratio_low, self.ratio_high, self.n_pairs)
+
+    @property
+    def final(self) -> Interval | None:
+        """That of the second contest; None where there was none."""
+        if self.final_ratio is None:
+            return None
+        return Interval(self.final_ratio, self.final_low, self.final_high, self.n_final_pairs or 0)
 
 
 def list_jobs(
@@ -152,6 +182,7 @@ def run_job(job: Job, arena: Arena, effort: Effort) -> Row:
     if found:
         return replace(row, status="wrong", exact=False, reason="; ".join(map(str, found)), plan=str(plan))
     timed, hopeless = time_pairs(arena, contender, effort)
+    ratio = timed.interval
     return replace(
         row,
         status="stopped" if hopeless else "done",
@@ -160,7 +191,9 @@ def run_job(job: Job, arena: Arena, effort: Effort) -> Row:
         min_ms=timed.min_s * 1e3,
         median_ms=timed.median_s * 1e3,
         baseline_ms=timed.baseline_median_s * 1e3,
-        ratio=timed.ratio,
+        ratio=ratio.median,
+        ratio_low=ratio.low,
+        ratio_high=ratio.high,
         wins=timed.wins,
         exact=True,
         n_bytes=plan.total_bytes,
@@ -168,13 +201,32 @@ def run_job(job: Job, arena: Arena, effort: Effort) -> Row:
         int8_ops=plan.int8_ops,
         gb_s=plan.total_bytes / timed.median_s / 1e9,
         gop_s=(plan.flops + plan.int8_ops) / timed.median_s / 1e9,
+        times_ms=[round(seconds * 1e3, 6) for seconds in timed.ours_s],
+        own_times_ms=[round(seconds * 1e3, 6) for seconds in timed.baseline_s],
         plan=str(plan),
     )
 
 
-def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
-    """The rows by number, with the least time that the rates allow; one that is the same as another has its times."""
+def with_final(row: Row, timed: Pairs) -> Row:
+    """A row with the result of its second contest."""
+    ratio = timed.interval
+    return replace(
+        row,
+        n_final_pairs=ratio.n,
+        final_ratio=ratio.median,
+        final_low=ratio.low,
+        final_high=ratio.high,
+        final_wins=timed.wins,
+    )
+
+
+def with_limits(rows: Mapping[int, Row], rates: Rates, n_weight_sets: int) -> list[Row]:
+    """The rows by number, with the least time that the rates allow; one that is the same as another has its times.
+
+    `n_weight_sets` took turns; see `copies.are_cold`.
+    """
     limited = []
+    cold = are_cold(n_weight_sets, min((row.n_bytes for row in rows.values() if row.n_bytes), default=0))
     for _, row in sorted(rows.items()):
         timed = rows.get(int(row.reason)) if row.status == "same" else row
         if timed is None or timed.median_ms is None or not (timed.n_bytes and timed.flops):
@@ -182,7 +234,8 @@ def with_limits(rows: Mapping[int, Row], rates: Rates) -> list[Row]:
             continue
         least = least_seconds(Work(timed.n_bytes, timed.flops, timed.int8_ops or 0), rates) * 1e3
         own = {name: getattr(row, name) for name in ("number", "settings", "status", "reason")}
-        limited.append(replace(timed, **own, least_ms=least, share=least / timed.median_ms))
+        share, reason = share_of(least, timed.median_ms, cold)
+        limited.append(replace(timed, **own, least_ms=least, share=share, share_reason=reason))
     return limited
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..base.checks import Array
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.short_repr import array_text, short_repr
 from .plain import MlaWeights
 from .quantize import QuantizationReport, WeightError, quantize_columns
@@ -16,7 +17,7 @@ __all__ = ["AttentionSource", "CheckpointLayer", "Int8Linear", "read_attention"]
 
 
 class CheckpointLayer(NamedTuple):
-    """What `Checkpoint.load_layer` gives.
+    """What `Checkpoint.load_layer` gives: `weights` and `w_uv`. `Checkpoint` has an example.
 
     `w_uv` (N, C, V) bf16 is the value half of `kv_b_proj`: attention multiplies its sums over the latents (T, N, C) by
     it, head by head, and has its values (T, N, V).
@@ -52,13 +53,18 @@ class AttentionSource(Protocol):
 
 
 def read_attention(
-    source: AttentionSource, dims: MlaDims, v_head_dim: int, epsilon: float, rope_interleave: bool
+    source: AttentionSource,
+    dims: MlaDims,
+    v_head_dim: int,
+    epsilon: float,
+    rope_interleave: bool,
+    head_shard: HeadShard | None = None,
 ) -> CheckpointLayer:
     """The weights of `source`; `Checkpoint.load_layer` says which becomes which.
 
     The mode is "none" unless the source gives int8 codes. w_dq and w_dkv_kr are int8 together: where it gives codes of
     one of them, the other is quantised by columns. Without `rope_interleave` the rope columns are two halves, and are
-    brought into pairs.
+    brought into pairs. `dims` and the source are of the heads of `head_shard`.
     """
     d = dims
     kv_b = source.weight("kv_b_proj", d.num_attention_heads * (d.qk_nope_head_dim + v_head_dim), d.kv_lora_rank)
@@ -87,6 +93,7 @@ def read_attention(
         gamma_ckv=source.vector("kv_a_layernorm", d.kv_lora_rank),
         epsilon_cq=epsilon,
         epsilon_ckv=epsilon,
+        head_shard=head_shard,
     )
     if errors:
         object.__setattr__(weights, "quantization", QuantizationReport(errors))  # which no constructor takes

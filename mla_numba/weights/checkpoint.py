@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from ..base.checks import (
     check_int,
 )
 from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
+from ..base.head_shard import HeadShard
 from ..base.model_config import read_config_file, read_model_config
 from ..base.modes import QUANT_MODES, QuantMode
 from ..base.short_repr import dims_text, short_repr
@@ -27,6 +30,7 @@ from .tensor_names import PREFIXES, AttentionNames, check_names, find_attentions
 
 __all__ = ["Checkpoint", "CheckpointLayer"]
 
+_BY_HEAD = ("q_b_proj", "kv_b_proj")
 _INT8_OF_MODE = {"a": ("q_a_proj", "kv_a_proj_with_mqa"), "b": ("q_b_proj",)}
 
 
@@ -38,11 +42,24 @@ class Checkpoint:
     (`pip install 'mla_numba[hf]'`).
 
     `config` is the parsed `config.json` (`RopeTable.from_hf(checkpoint.config)` has the rope's tables), `dims` the
-    model's `MlaDims`, `v_head_dim` its V.
+    model's `MlaDims`, `v_head_dim` its V, `layers` the numbers of the layers that are there.
 
-    Raises `ImportError` without safetensors, `OSError` for a file that is missing or cannot be read, `TypeError` or
-    `ValueError` naming the file and the field for a model that this prolog does not compute: of another family, without
-    `q_lora_rank`, or with a setting that changes queries, keys or the cache's rows.
+    Args:
+        folder: The folder.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: A file is missing or cannot be read.
+        TypeError: A field of the configuration, which the message names beside its file, is of another type.
+        ValueError: The model is none that this prolog computes: of another family, without `q_lora_rank`, or with a
+            setting that changes queries, keys or the cache's rows.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> checkpoint = mla.Checkpoint("DeepSeek-V3.2")  # doctest: +SKIP
+        >>> weights, w_uv = checkpoint.load_layer(0, "b")  # doctest: +SKIP
+        >>> prolog = mla.MlaProlog(weights)  # doctest: +SKIP
+        >>> rope = mla.RopeTable.from_hf(checkpoint.config)  # doctest: +SKIP
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -81,9 +98,10 @@ class Checkpoint:
         quant: QuantMode = "b",
         smooth_scales_cq: Array | None = None,
         *,
+        shard: tuple[int, int] | None = None,
         finished: Callable[[str], None] = lambda name: None,
     ) -> CheckpointLayer:
-        """The weights of one layer in a mode: "none" in bf16, "a", "b" or "ab" with int8 weights.
+        """The weights of one layer in a mode.
 
         From `model.layers.{layer}.self_attn` (or what stands for it: `language_model.model.layers`, DeepSeek's own
         `layers.{layer}.attn.wq_a`, ...), whose Linear weights are (out, in):
@@ -106,27 +124,44 @@ class Checkpoint:
         int8 codes with one scale a row become `w_uq_qr` in modes b and ab, `w_dq` and `w_dkv_kr` in a and ab: codes and
         scales unchanged, to the bit. All other codes become `bf16(float32(code) * scale)`, those of `kv_b_proj` in
         every mode. A weight that is then bf16, and is int8 in the wanted mode, is quantised as by
-        `MlaWeights.quantize`. `smooth_scales_cq` is for weights that are quantised here, so it cannot go with int8
-        codes of `q_b_proj`.
+        `MlaWeights.quantize`.
 
         The rope columns of these checkpoints are interleaved pairs, as the prolog takes them (`rope_interleave` of
         transformers' DeepseekV3Config, true by default; always so in V2 and V3.2). If a configuration says false, the
         columns are reordered, and the prolog's outputs are those of transformers.
 
-        Only these tensors are read, mapped into memory; `finished` is called with the name of each weight.
+        Only these tensors are read, mapped into memory; of q_b_proj and kv_b_proj only the rows of the shard's heads,
+        and all scales.
 
-        Raises `OSError` for a shard that is missing, `TypeError` or `ValueError` naming file and tensor for one that is
-        missing, of another dtype or shape or not finite, or in a shard that is truncated; and for a tensor of the
-        attention that the prolog would have to apply and does not: a bias, an offset, packed weights (by format).
+        Args:
+            layer: The layer's number, one of `layers`.
+            quant: "none" in bf16, "a", "b" or "ab" with int8 weights.
+            smooth_scales_cq: As for `MlaWeights.quantize`: for weights that are quantised here, so not with int8 codes
+                of `q_b_proj`.
+            shard: A rank and the number of ranks: the weights are those of the rank's heads (`HeadShard`), w_uv too.
+            finished: Called with the name of each weight that was read.
+
+        Returns:
+            The weights of the prolog, and the value half of `kv_b_proj`.
+
+        Raises:
+            OSError: A shard is missing.
+            TypeError: A tensor, named in the message beside its file, is of another dtype.
+            ValueError: It is missing, of another shape, not finite, or in a shard that is truncated; or the attention
+                has one that the prolog would have to apply and does not: a bias, an offset, packed weights (by format).
         """
         check_int("layer", layer, 0)
         check_choice("quant", quant, QUANT_MODES)
         if smooth_scales_cq is not None and "b" not in quant:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+        head_shard = None if shard is None else HeadShard(*_pair(shard), self.dims.num_attention_heads)
         names = self._names(layer)
         int8 = {module for mode, modules in _INT8_OF_MODE.items() if mode in quant for module in modules}
-        source = _Source(self._shards, self._block, names, int8, finished)
-        weights, w_uv = read_attention(source, self.dims, self.v_head_dim, self._epsilon, self._rope_interleave)
+        source = _Source(self._shards, self._block, names, int8, head_shard, finished)
+        dims = self.dims
+        if head_shard is not None:
+            dims = replace(dims, num_attention_heads=len(head_shard.heads))
+        weights, w_uv = read_attention(source, dims, self.v_head_dim, self._epsilon, self._rope_interleave, head_shard)
         if "b" in weights.quant and smooth_scales_cq is not None:
             raise ValueError(
                 f"smooth_scales_cq: expected None where {names.module('q_b_proj')} holds int8 codes "
@@ -162,7 +197,8 @@ class Checkpoint:
 class _Source:
     """Reads tensors of one layer; a shard is opened, and its header checked, once.
 
-    `int8` are the modules whose int8 codes stay as they are.
+    `int8` are the modules whose int8 codes stay as they are. Of the weights that have heads, only the rows of
+    `head_shard` are read.
     """
 
     def __init__(
@@ -171,12 +207,14 @@ class _Source:
         block: tuple[int, int],
         names: AttentionNames,
         int8: set[str],
+        head_shard: HeadShard | None,
         finished: Callable[[str], None],
     ) -> None:
         self._shards = shards
         self._block = block
         self._names = names
         self._int8 = int8
+        self._head_shard = head_shard
         self._finished = finished
         self._open: dict[Path, Shard] = {}
 
@@ -212,7 +250,12 @@ class _Source:
         return linear
 
     def _stored(self, module: str, n_out: int, n_in: int) -> StoredWeight:
-        return StoredWeight.open(self._shard, self._names.modules[module], (n_out, n_in), self._block)
+        kinds, shard = self._names.modules[module], self._head_shard
+        if shard is None or module not in _BY_HEAD:
+            return StoredWeight.open(self._shard, kinds, (n_out, n_in), self._block)
+        rows = n_out // len(shard.heads)
+        whole = StoredWeight.open(self._shard, kinds, (rows * shard.num_attention_heads, n_in), self._block)
+        return whole.rows(shard.heads.start * rows, n_out)
 
     def _shard(self, tensor: str) -> Shard:
         path = self._shards[tensor]
@@ -223,6 +266,12 @@ class _Source:
                     raise ValueError(f"{path}: {name}: expected the index to place it here, got another place or none")
             self._open[path] = shard
         return self._open[path]
+
+
+def _pair(shard: object) -> tuple[int, int]:
+    if not isinstance(shard, tuple) or len(shard) != 2:
+        raise TypeError(f"shard: expected a tuple (rank, size) or None, got {reprlib.repr(shard)}")
+    return shard
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -38,7 +38,8 @@ _ROWS = 128  # of a weight, taken at a time
 class StoredWeight:
     """Values (out, in), or codes whose value is `code * scale`.
 
-    `scales` is None for values, else float32 with an element for each block of `block` rows and columns.
+    `scales` is None for values, else float32 with an element for each block of `block` rows and columns, of the whole
+    weight; `stored` are its rows from `first_row` on.
     """
 
     shard: Shard
@@ -46,6 +47,7 @@ class StoredWeight:
     stored: Array
     scales: Array | None
     block: tuple[int, int]
+    first_row: int = 0
 
     @classmethod
     def open(
@@ -83,11 +85,16 @@ class StoredWeight:
             _check_zero(shard_of(kinds["weight_offset"]), kinds["weight_offset"], shape[0])
         return cls(shard, name, stored, *_scales(shard_of(scale_names[0]), scale_names[0], shape, block))
 
+    def rows(self, first: int, n: int) -> StoredWeight:
+        """Rows first..first+n of a whole weight."""
+        return replace(self, stored=self.stored[first : first + n], first_row=first)
+
     def int8(self) -> tuple[Array, Array] | None:
         """Codes (out, in) and a scale (out,) float32, as they are in the file; None where it holds something else."""
         if self.stored.dtype != INT8 or self.scales is None or self.scales.shape[1] != 1:
             return None
-        return self.stored, np.repeat(self.scales[:, 0], self.block[0])[: len(self.stored)]
+        scales = np.repeat(self.scales[:, 0], self.block[0])
+        return self.stored, scales[self.first_row : self.first_row + len(self.stored)]
 
     def read_bf16(self, out: Array) -> None:
         """Writes the weight as bf16 to `out` (out, in), of any strides: `bf16(float32(code) * scale)` of codes."""
@@ -96,7 +103,7 @@ class StoredWeight:
         for row in range(0, len(self.stored), step):
             values = self.stored[row : row + step]
             if self.scales is not None:
-                blocks = np.arange(row, row + len(values)) // n_rows
+                blocks = (self.first_row + np.arange(row, row + len(values))) // n_rows
                 scales = self.scales[blocks if blocks[0] != blocks[-1] else blocks[:1]]
                 if scales.shape[1] > 1:
                     scales = np.repeat(scales, n_columns, axis=1)[:, : values.shape[1]]
@@ -104,7 +111,7 @@ class StoredWeight:
                     values = _numbers(values) * scales
             with np.errstate(all="ignore"):
                 rounded = values.astype(BF16)
-            self.shard.check_finite(self.name, rounded, row)
+            self.shard.check_finite(self.name, rounded, self.first_row + row)
             out[row : row + step] = rounded
 
 

@@ -19,6 +19,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.memory import aligned_empty, writable_alias
 from ..base.modes import Numerics, QuantMode
 from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
@@ -33,7 +34,7 @@ from ..kernels.panels import (
 )
 from ..kernels.sweeps.arguments import Layer, Norm, Weight
 from .mapped_file import read_arrays, write_arrays
-from .packed_facts import FACTS, PRODUCTS, check_mode, gemm_sizes, is_vector, read_facts
+from .packed_facts import FACTS, PRODUCTS, check_mode, check_shard, gemm_sizes, is_vector, read_facts
 
 __all__ = ["PackedGemm", "PackedWeights"]
 
@@ -81,6 +82,17 @@ class PackedGemm:
         no_scales = np.zeros(0, np.float32)
         return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 
+    def part(self, panels: slice, n_panels: int) -> PackedGemm:
+        """Some of its `n_panels` panels, as views."""
+        n, width = len(self.panels) // n_panels, len(self.offset) // n_panels
+        columns = slice(panels.start * width, panels.stop * width)
+        return replace(
+            self,
+            panels=self.panels[panels.start * n : panels.stop * n],
+            offset=self.offset[columns],
+            col_scale=self.col_scale[columns],
+        )
+
     def as_argument(self) -> Weight:
         """As the kernels take it."""
         panels, offset, col_scale = (writable_alias(a.view()) for a in (self.panels, self.offset, self.col_scale))
@@ -89,7 +101,28 @@ class PackedGemm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedWeights:
-    """`MlaWeights` in the order of the kernels: `down` is [w_dq | w_dkv_kr], `up` w_uq_qr by heads, `uk` w_uk."""
+    """`MlaWeights` in the order of the kernels: what `MlaWeights.pack`, `load` and `mla-numba pack` make.
+
+    | field                | is                                                              |
+    |----------------------|-----------------------------------------------------------------|
+    | dims, quant          | as of `MlaWeights`                                              |
+    | down                 | w_dq and w_dkv_kr side by side                                  |
+    | up                   | w_uq_qr by heads                                                |
+    | uk                   | w_uk                                                            |
+    | gamma_cq, gamma_ckv  | (Rq,), (C,) float32                                             |
+    | smooth_scales_cq     | (Rq,) float32, or no elements                                   |
+    | epsilon_cq           | float32, of the query's norm                                    |
+    | epsilon_ckv          | float32, of the key's norm                                      |
+    | head_shard           | which heads of a layer these are, a `HeadShard`; None for all   |
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+        >>> weights.pack().save("layer.mla")
+        >>> packed = mla.PackedWeights.load("layer.mla", verify=True)  # mapped, and shared between processes
+        >>> packed.dims == weights.dims, packed.quant
+        (True, 'b')
+    """
 
     dims: MlaDims
     quant: QuantMode
@@ -101,6 +134,34 @@ class PackedWeights:
     smooth_scales_cq: Array
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
+    head_shard: HeadShard | None = None
+
+    def shard(self, rank: int, size: int) -> PackedWeights:
+        """The weights of one of `size` ranks that share the layer by heads: views of these.
+
+        Args:
+            rank: The rank, from 0.
+            size: The number of ranks, up to the number of heads, which it need not divide.
+
+        Returns:
+            The rank's weights, whose `head_shard` says which heads they are. `MlaWeights.shard` has an example.
+
+        Raises:
+            TypeError: `rank` or `size` is no int.
+            ValueError: There is no such rank, there are more ranks than heads, or the weights are a shard already.
+        """
+        if self.head_shard is not None:
+            raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")
+        n_heads = self.dims.num_attention_heads
+        shard = HeadShard(rank, size, n_heads)
+        heads = slice(shard.heads.start, shard.heads.stop)
+        return replace(
+            self,
+            dims=replace(self.dims, num_attention_heads=len(shard.heads)),
+            up=self.up.part(heads, n_heads),
+            uk=self.uk.part(heads, n_heads),
+            head_shard=shard,
+        )
 
     def __repr__(self) -> str:
         return short_repr(
@@ -108,7 +169,14 @@ class PackedWeights:
         )
 
     def arguments_for(self, numerics: Numerics) -> Layer:
-        """As the kernels take them for either numerics, "pypto" or "cann": views, whose shapes stay as they are now."""
+        """As the kernels take them: views, whose shapes stay as they are now.
+
+        Args:
+            numerics: "pypto" or "cann", see `MlaProlog`.
+
+        Returns:
+            An argument of the kernels.
+        """
         gamma_cq, gamma_ckv, smooth = (writable_alias(getattr(self, name).view()) for name in _VECTORS)
         return Layer(
             down=self.down.as_argument(),
@@ -123,7 +191,12 @@ class PackedWeights:
     def check(self, source: str = "weights") -> None:
         """Raises unless every array has the type and size that dims and quant give, on which the kernels rely.
 
-        `TypeError` for a field of another type, else `ValueError`; `source` begins the message.
+        Args:
+            source: What begins the message.
+
+        Raises:
+            TypeError: A field is of another type.
+            ValueError: A field has another value, dtype or size.
         """
         try:
             check_mode(self.dims, self.quant)
@@ -131,6 +204,7 @@ class PackedWeights:
                 if type(getattr(self, name)) is not np.float32:
                     raise TypeError(f"{name}: expected np.float32, got {type(getattr(self, name)).__name__}")
                 check_epsilon(name, getattr(self, name))
+            check_shard(self.head_shard, self.dims)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{source}.{error}") from None
         fits = {}
@@ -156,8 +230,12 @@ class PackedWeights:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a file that `load` maps; an older file of that name is replaced once the new one is complete.
 
-        For a symbolic link, its target is replaced. Raises `OSError` if the folder or the older file cannot be written,
-        `ValueError` if `path` is not a regular file but a device or a FIFO.
+        Args:
+            path: The file. For a symbolic link, its target is replaced.
+
+        Raises:
+            OSError: The folder or the older file cannot be written.
+            ValueError: `path` is not a regular file but a device or a FIFO.
         """
         gemms = {name: getattr(self, name) for name in PRODUCTS}
         arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in gemms.items() for part in _PARTS}
@@ -172,6 +250,8 @@ class PackedWeights:
             "epsilon_cq": float(self.epsilon_cq),
             "epsilon_ckv": float(self.epsilon_ckv),
         }
+        if self.head_shard is not None:
+            facts["head_shard"] = asdict(self.head_shard)
         write_arrays(path, facts, arrays)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,12 +262,21 @@ class PackedWeights:
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
         """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
 
-        The checksum of the header and the size of the file are always checked. `verify` also compares the checksums of
-        the weights, which reads all of them. Do not change a file in place while it is in use; replacing it is fine.
+        The checksum of the header and the size of the file are always checked. So no file makes a kernel read outside
+        of it, but whether its weights are right is not checked. Do not change a file in place while it is in use;
+        replacing it is fine.
 
-        Raises `OSError` if the file cannot be read. Raises `ValueError` naming the file if it is of another kind or
-        format version, truncated, corrupted, packed for the panels of another instruction set, or has a wrong field in
-        its header. So no file makes a kernel read outside of it, but whether its weights are right is not checked.
+        Args:
+            path: The file.
+            verify: Also compare the checksums of the weights, which reads all of them.
+
+        Returns:
+            Weights whose arrays are the file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file, which the message names, is of another kind or format version, truncated, corrupted,
+                packed for the panels of another instruction set, or has a wrong field in its header.
         """
         found, arrays = read_arrays(path, verify)
         facts = read_facts(str(path), found)
@@ -214,6 +303,7 @@ class PackedWeights:
             smooth_scales_cq=smooth,
             epsilon_cq=facts.epsilon_cq,
             epsilon_ckv=facts.epsilon_ckv,
+            head_shard=facts.head_shard,
         )
         weights.check(str(path))
         return weights
@@ -280,7 +370,7 @@ def pack_gemm(
 def pairs_are_exact() -> bool:
     """Whether this CPU's products of bf16 pairs round as two multiply-adds do.
 
-    Intel documents it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
+    Intel and Arm document it so, and the CPUs that were tried do it; one that did not would get multiply-adds.
     """
     if not ISA.bf16_dot:
         return True

@@ -13,11 +13,22 @@ from tiling import ceil_div, round_up
 
 from ..base.checks import check_epsilon, check_k_int8
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.modes import QUANT_MODES, QuantMode
 from ..kernels import ISA
 from ..kernels.scalars import NONE_NONZERO
 
-__all__ = ["FACTS", "PRODUCTS", "Facts", "GemmSize", "check_mode", "gemm_sizes", "is_vector", "read_facts"]
+__all__ = [
+    "FACTS",
+    "PRODUCTS",
+    "Facts",
+    "GemmSize",
+    "check_mode",
+    "check_shard",
+    "gemm_sizes",
+    "is_vector",
+    "read_facts",
+]
 
 PRODUCTS = ("down", "up", "uk")
 FACTS = ("kp", "n_parts", "least_magnitude")
@@ -33,6 +44,7 @@ class Facts(NamedTuple):
     gemms: dict[str, dict[str, int]]
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
+    head_shard: HeadShard | None
 
 
 class GemmSize(NamedTuple):
@@ -93,6 +105,16 @@ def check_mode(dims: object, quant: object) -> QuantMode:
     return mode
 
 
+def check_shard(shard: object, dims: MlaDims) -> None:
+    """Raises `TypeError` or `ValueError` unless it is None, or a shard of as many heads as `dims` has."""
+    if shard is None:
+        return
+    if not isinstance(shard, HeadShard):
+        raise TypeError(f"head_shard: expected HeadShard or None, got {type(shard).__name__}")
+    if len(shard.heads) != dims.num_attention_heads:
+        raise ValueError(f"head_shard: expected {dims.num_attention_heads} heads, got {shard}")
+
+
 def is_vector(array: object, dtype: str, *lengths: int) -> bool:
     """Whether it is an array (n,) as kernels take it, n one of `lengths`."""
     return (
@@ -118,14 +140,20 @@ def read_facts(source: str, facts: Mapping[str, Any]) -> Facts:
     sizes = _integers(source, "dims", _object(source, "dims", facts), names)
     gemms = _object(source, "gemms", facts)
     quant = facts.get("quant")
+    shard_facts = None
+    if "head_shard" in facts:
+        names = [field.name for field in fields(HeadShard)]
+        shard_facts = _integers(source, "head_shard", _object(source, "head_shard", facts), names)
     try:
         dims = MlaDims(**sizes)
         mode = check_mode(dims, quant)
         epsilon_cq, epsilon_ckv = (check_epsilon(name, facts.get(name)) for name in ("epsilon_cq", "epsilon_ckv"))
+        shard = HeadShard(**shard_facts) if shard_facts is not None else None
+        check_shard(shard, dims)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: expected the facts of a prolog, got others: {error}") from None
     found = {name: _integers(source, f"gemms.{name}", _object(source, name, gemms), FACTS) for name in PRODUCTS}
-    return Facts(packing, isa[:40], dims, mode, found, epsilon_cq, epsilon_ckv)
+    return Facts(packing, isa[:40], dims, mode, found, epsilon_cq, epsilon_ckv, shard)
 
 
 def _object(source: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.modes import QUANT_MODES, QuantMode, quant_mode
 from ..base.short_repr import dims_text, short_repr, size_text
 from ..kernels import max_threads
@@ -52,9 +53,13 @@ class MlaWeights:
     | smooth_scales_cq        | (1, Rq)          | float32, or None                             |
 
     Scales may also be (n, 1) or (1, n). bf16 is `ml_dtypes.bfloat16`. FRACTAL_NZ weights: `layouts.from_fractal_nz`.
-    `quantization` is the error report of weights that `quantize` made, None for others. Fields cannot be assigned;
-    `dataclasses.replace` makes weights with other fields. Raises `TypeError` or `ValueError` naming the first field
-    that does not fit the others.
+    `epsilon_cq` and `epsilon_ckv` belong to the two norms. `head_shard` says which heads of a layer these are, None for
+    all. `quantization` is the error report of weights that `quantize` made, None for others; a shard has that of the
+    whole. Fields cannot be assigned; `dataclasses.replace` makes weights with other fields.
+
+    Raises:
+        TypeError: A field, named in the message, is of another type or dtype.
+        ValueError: It has a shape or layout that does not fit the other fields, or a scale is missing.
 
     Examples:
         >>> import mla_numba as mla
@@ -81,6 +86,7 @@ class MlaWeights:
     smooth_scales_cq: Array | None = None
     epsilon_cq: float = 1e-5
     epsilon_ckv: float = 1e-5
+    head_shard: HeadShard | None = None
     quantization: QuantizationReport | None = field(init=False, default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -122,6 +128,10 @@ class MlaWeights:
             raise ValueError(f"w_uk: expected a kv_lora_rank of 4 quantisation groups, got {latent}")
         if self.smooth_scales_cq is not None and b is None:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
+        if self.head_shard is not None:
+            expect_type("head_shard", self.head_shard, HeadShard)
+            if len(self.head_shard.heads) != heads:
+                raise ValueError(f"head_shard: expected {heads} heads, as w_uk has, got {self.head_shard}")
 
     def __repr__(self) -> str:
         smooth = "smooth" if self.smooth_scales_cq is not None else ""
@@ -154,6 +164,24 @@ class MlaWeights:
         """Weights of the size a trained layer has: each product keeps its input's variance.
 
         The bf16 weights depend on `dims` and `seed` alone; `quant` and `smooth` quantise the same ones.
+
+        Args:
+            dims: Dimensions of the layer.
+            seed: Of the random numbers, from 0 on.
+            quant: "none", "a", "b" or "ab", see `quant`.
+            smooth: With random `smooth_scales_cq` from 0.5 to 2; only with "b" and "ab".
+
+        Returns:
+            Weights of that mode.
+
+        Raises:
+            TypeError: An argument is of another type.
+            ValueError: The seed is negative, the mode none of the four, or the dimensions do not fit the mode.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), seed=1, quant="ab")
+            <MlaWeights: H=256 N=4 Rq=96 C=64 D=32 R=32, quant='ab', 92.2 kB>
         """
         expect_type("dims", dims, MlaDims)
         check_choice("quant", quant, QUANT_MODES)
@@ -184,12 +212,27 @@ class MlaWeights:
         """The same weights in another mode: int8 by columns, `scale = max|column| / 127`, `code = rint(w / scale)`.
 
         `self` holds bf16 weights, or weights of mode "a" or "b" if `quant` is "ab"; weights that are int8 already stay
-        unchanged. `smooth_scales_cq` (1, Rq) multiplies the activations before they are quantised, so the rows of
-        w_uq_qr are divided by it first. The result's `quantization` is a `QuantizationReport` with the error of each
-        weight that became int8.
+        unchanged.
 
-        Raises `ValueError` if `self` holds other int8 weights, if a weight is not finite, and for smooth scales that
-        are 0, not finite, or given for a w_uq_qr that is int8 already.
+        Args:
+            quant: The mode that is wanted.
+            smooth_scales_cq: Factors (Rq,), (1, Rq) or (Rq, 1) float32 that multiply the activations before they are
+                quantised, so the rows of w_uq_qr are divided by them first.
+
+        Returns:
+            New weights, whose `quantization` is a `QuantizationReport` with the error of each weight that became int8.
+
+        Raises:
+            TypeError: An argument is of another type or dtype.
+            ValueError: `self` holds other int8 weights, a weight is not finite, or the smooth scales are 0, not finite,
+                or given for a w_uq_qr that is int8 already.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), quant="none")
+            >>> report = weights.quantize("ab").quantization  # print(report) shows a table
+            >>> {name: error.relative_rms < 0.01 for name, error in report.errors.items()}
+            {'w_dq': True, 'w_dkv_kr': True, 'w_uq_qr': True}
         """
         check_choice("quant", quant, QUANT_MODES)
         if self.quant != "none" and not (self.quant in ("a", "b") and quant == "ab"):
@@ -214,11 +257,63 @@ class MlaWeights:
         object.__setattr__(result, "quantization", QuantizationReport(errors))
         return result
 
+    def shard(self, rank: int, size: int) -> Self:
+        """The weights of one of `size` ranks that share the layer by heads: see `HeadShard`.
+
+        Of w_uq_qr, its scales and w_uk those of the rank's heads, copied; the others are the same arrays.
+
+        Args:
+            rank: The rank, from 0.
+            size: The number of ranks, up to the number of heads, which it need not divide.
+
+        Returns:
+            The rank's weights, whose `head_shard` says which heads they are.
+
+        Raises:
+            TypeError: `rank` or `size` is no int.
+            ValueError: There is no such rank, there are more ranks than heads, or the weights are a shard already.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+            >>> weights.shard(1, 3).w_uk.shape, str(weights.shard(1, 3).head_shard)
+            ((1, 32, 64), 'heads 2 to 2 of 4, rank 1 of 3')
+        """
+        if self.head_shard is not None:
+            raise ValueError(f"shard: expected the weights of all heads, got {self.head_shard}")
+        dims = self.dims
+        shard = HeadShard(rank, size, dims.num_attention_heads)
+        heads = slice(shard.heads.start, shard.heads.stop)
+        columns = slice(heads.start * dims.q_head_dim, heads.stop * dims.q_head_dim)
+        scale = self.dequant_scale_w_uq_qr
+        result = replace(
+            self,
+            w_uq_qr=np.ascontiguousarray(self.w_uq_qr[:, columns]),
+            w_uk=self.w_uk[heads].copy(),
+            dequant_scale_w_uq_qr=None if scale is None else scale[columns].copy(),
+            head_shard=shard,
+        )
+        object.__setattr__(result, "quantization", self.quantization)
+        return result
+
     def pack(self, n_threads: int | None = None) -> PackedWeights:
         """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
-        `n_threads`: at most Numba's thread count, which is the default. Raises what the class raises where an array was
-        given another shape or dtype in place meanwhile.
+        Args:
+            n_threads: At most Numba's thread count, which is the default.
+
+        Returns:
+            Packed weights, which share no memory with these.
+
+        Raises:
+            TypeError: An array was given another dtype in place meanwhile.
+            ValueError: It was given another shape, or there are fewer threads.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+            >>> mla.MlaProlog(weights.pack()).dims == weights.dims
+            True
         """
         n_threads = check_threads("n_threads", n_threads, max_threads())
         w, dims = replace(self), self.dims  # checked once more
@@ -251,4 +346,5 @@ class MlaWeights:
             smooth_scales_cq=widened(w.smooth_scales_cq),
             epsilon_cq=np.float32(w.epsilon_cq),
             epsilon_ckv=np.float32(w.epsilon_ckv),
+            head_shard=w.head_shard,
         )

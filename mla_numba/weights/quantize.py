@@ -18,6 +18,8 @@ _BLOCK = 256  # columns at a time: a block in float32 stays in cache
 class WeightError:
     """How far a quantised weight w' = smooth * code * scale lies from the bf16 weight w, in w's own units.
 
+    `QuantizationReport` has an example.
+
     - `max_abs`: the largest |w' - w|.
     - `relative_rms`: sqrt(sum (w' - w)^2 / sum w^2); 0 for a weight of zeros.
     - `saturated`: the share of codes that are -127 or 127, the ends of the range. The largest element of a column
@@ -31,7 +33,19 @@ class WeightError:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationReport:
-    """The error of each weight that `MlaWeights.quantize` made int8, by the weight's name; `print` shows a table."""
+    """The error of each weight that `MlaWeights.quantize` made int8; `print` shows a table.
+
+    Args:
+        errors: A `WeightError` for each weight, by its name.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> weights = mla.MlaWeights.random(dims, quant="a")
+        >>> error = weights.quantization.errors["w_dq"]
+        >>> error.max_abs < 0.01, error.relative_rms < 0.01, error.saturated >= 1 / dims.hidden_size
+        (True, True, True)
+    """
 
     errors: Mapping[str, WeightError]
 

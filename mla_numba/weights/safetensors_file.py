@@ -16,6 +16,7 @@ from ..base.checks import (
     INT8,
     Array,
 )
+from ..base.extras import missing
 from ..base.json_file import parse_object, read_object
 
 __all__ = ["Shard", "find_shards", "import_safetensors"]
@@ -104,8 +105,8 @@ def import_safetensors() -> tuple[Any, type[Exception]]:
     """safetensors' reader and its error; an extra, imported where it is needed."""
     try:
         from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError("checkpoint: expected the package safetensors: pip install 'mla_numba[hf]'") from error
+    except ModuleNotFoundError as error:
+        raise missing("checkpoint", "safetensors", "hf") from error
     return safe_open, SafetensorError
 
 

@@ -13,7 +13,12 @@ SCRIPTS = TESTS / "scripts"
 
 
 def python_environment(**changes):
-    """The environment of a fresh interpreter on this source tree."""
+    """The environment of a fresh interpreter on this source tree.
+
+    A CPU's name in `changes` chooses the instruction set, whatever `MLA_NUMBA_ISA` says here.
+    """
+    if "NUMBA_CPU_NAME" in changes:
+        changes = {"MLA_NUMBA_ISA": ""} | changes
     paths = [str(ROOT), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)} | changes
 

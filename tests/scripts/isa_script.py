@@ -42,7 +42,7 @@ def check_tiles_of_the_planner():
         (MICRO_TILES["int8"], ISA.kr_int8, ISA.a_int8_bytes),
     ):
         assert (tile.mr, tile.nr, tile.kr, tile.a_bytes) == (ISA.mr, ISA.nr, kr, a_bytes)
-    assert this_machine().isa == ISA.name
+    assert MlaProlog(make_weights(DIMS[0], "b")).isa == this_machine().isa == ISA.name
 
 
 def plain_python():

@@ -31,9 +31,16 @@ class Costs(JsonText):
     - ``task_s``: drawing a task; ``launch_s``: waking the other threads, once a tile of tokens.
     - ``overlap_loss``: the part of the shorter of moving and computing that is not hidden behind the longer.
 
+    Of avx512 and avxvnni only the rates of operations are measured; the others are those of avx512vnni and avx2.
     Those of AArch64 are not measured: rates of operations are what llvm-mca predicts for a Neoverse V2 at 3 GHz
     (neoni8mm), a Neoverse N1 at 3 GHz (neondot) and a Cortex-A72 at 1.8 GHz (neon), the others round numbers of the
     order that such machines have. ``mla-numba tune`` measures the rates of a machine.
+
+    Examples:
+        >>> from tiling import Costs
+        >>> costs = Costs.of_isa("portable")
+        >>> costs.core_bytes_s <= costs.memory_bytes_s
+        True
     """
 
     memory_bytes_s: float
@@ -60,11 +67,29 @@ class Costs(JsonText):
 
     @staticmethod
     def of_isa(isa: str) -> "Costs":
-        """The constants that come with the package for an instruction set of ``machine.ISA_NAMES``."""
+        """The constants that come with the package.
+
+        Args:
+            isa: An instruction set of ``machine.ISA_NAMES``.
+
+        Returns:
+            Its constants.
+
+        Raises:
+            ValueError: There is no such instruction set.
+        """
         return _of_isa(isa)
 
     def with_rates(self, rates: Rates, n_threads: int) -> Self:
-        """These constants with what ``n_threads`` threads of a machine were measured to reach."""
+        """These constants with what threads of a machine were measured to reach.
+
+        Args:
+            rates: What they reach together.
+            n_threads: How many they are.
+
+        Returns:
+            Constants of that machine.
+        """
         return replace(
             self,
             memory_bytes_s=rates.bandwidth_bytes_s,

@@ -23,8 +23,10 @@ __all__ = ["ORIGINS", "PrologPlan"]
 
 @dataclass(frozen=True)
 class PrologPlan(JsonText):
-    """How ``t`` tokens go through the prolog on one machine, and why so.
+    """How ``t`` tokens go through the prolog on one machine, and why so. ``plan_prolog`` has an example.
 
+    - ``dims, t, phase, quant, machine``: what it was made for.
+    - ``unroll_list``: numbers of tokens that a tile may have.
     - ``tiles``: ``(offset, factor)`` of each tile of tokens; ``tile_plans``: one plan per distinct factor.
     - ``n_threads``: threads asked for; ``n_workers``: most threads any tile uses.
     - ``acting``: ``(setting, value, effect)`` of each given setting that acted; ``inert``: ``(setting, value, reason)``
@@ -79,7 +81,17 @@ class PrologPlan(JsonText):
         return {tile.t: tile for tile in self.tile_plans}
 
     def tile_plan(self, factor: int) -> TilePlan:
-        """The plan of the tiles of ``factor`` tokens."""
+        """The plan of the tiles of one size.
+
+        Args:
+            factor: Their tokens.
+
+        Returns:
+            The plan of such a tile.
+
+        Raises:
+            ValueError: No tile of this plan has so many tokens.
+        """
         if factor not in self._plan_of:
             raise ValueError(f"factor: expected one of {sorted(self._plan_of)}, got {factor}")
         return self._plan_of[factor]
@@ -137,7 +149,14 @@ class PrologPlan(JsonText):
         return max((tile.workspace_bytes for tile in self.tile_plans), default=0)
 
     def chooser(self, tile: TilePlan) -> Chooser:
-        """What chooses, or would choose, the blocks of a tile of this plan."""
+        """What chooses, or would choose, the blocks of a tile of this plan.
+
+        Args:
+            tile: One of ``tile_plans``.
+
+        Returns:
+            The chooser, with its candidates.
+        """
         micro = {gemm.dtype: gemm.micro for gemm in tile.gemms}
         return Chooser(
             stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling

@@ -12,7 +12,7 @@ __all__ = ["DownPlan", "HeadsPlan", "RowPlan"]
 
 @dataclass(frozen=True)
 class DownPlan:
-    """Sweep 1: both products of the hidden states, in one parallel region.
+    """Sweep 1: both products of the hidden states, in one parallel region. ``plan_prolog`` has an example.
 
     ``grain`` is the number of tasks a worker takes at a time; the tasks of ``qa`` come before those of ``kva``.
     """
@@ -50,10 +50,11 @@ class DownPlan:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """Sweep 2: the elementwise steps, in tasks of whole token rows.
+    """Sweep 2: the elementwise steps, in tasks of whole token rows. ``plan_prolog`` has an example.
 
     Query rows (RmsNorm_qa, Quant_qMnRes) go in tasks of ``rows_q`` tokens at most, key rows (RmsNorm_compressedkv,
-    Quant_knope, RotaryPosEmb, ScatterUpdate_*) in tasks of ``rows_k``. ``quantised`` says whether codes and scales are
+    Quant_knope, RotaryPosEmb, ScatterUpdate_*) in tasks of ``rows_k``. There are ``t`` rows, of ``q_lora_rank``,
+    ``kv_lora_rank`` and ``qk_rope_head_dim`` elements. ``quantised`` says whether codes and scales are
     written, or bf16. The tasks of query rows come first. Hidden states are packed in tasks of ``rows_q``, too.
     """
 
@@ -120,7 +121,7 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class HeadsPlan:
-    """Sweep 3: one task is one head of one block of at most ``qb.mc`` tokens.
+    """Sweep 3: one task is one head of one block of at most ``qb.mc`` tokens. ``plan_prolog`` has an example.
 
     A task computes the head's qk_nope + qk_rope columns (``qb``), rotates the rope part, and multiplies the nope part
     by the head's w_uk (``wuk``) in row blocks of at most ``wuk.mc``. ``grain`` is the number of tasks a worker takes at

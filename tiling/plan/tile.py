@@ -15,7 +15,15 @@ __all__ = ["TilePlan"]
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads."""
+    """The three sweeps over one tile of ``t`` tokens, by ``n_workers`` threads. ``plan_prolog`` has an example.
+
+    Args:
+        t: Tokens.
+        n_workers: Threads.
+        down: Sweep 1.
+        rows: Sweep 2.
+        heads: Sweep 3.
+    """
 
     t: int
     n_workers: int

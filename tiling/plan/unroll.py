@@ -16,6 +16,19 @@ def loop_unroll(start: int, stop: int, step: int, unroll_list: Iterable[int]) ->
     does not divide the next larger one. ``index`` moves on by ``factor * step``. As in ``range``, the number of
     iterations is ``(stop - start) / step`` rounded up, and an empty range yields nothing.
 
+    Args:
+        start: First index.
+        stop: The index behind the last.
+        step: From one iteration to the next, at least 1.
+        unroll_list: Sizes of tiles, each at least 1, at most 4096 of them.
+
+    Yields:
+        First index and number of iterations of each tile.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: It is out of range.
+
     Examples:
         >>> from tiling import loop_unroll
         >>> list(loop_unroll(0, 13, 1, [5, 3]))

@@ -24,6 +24,24 @@ class CubeTile:
     """Tile of a matrix product: an inner (L0) block and the L1 block around it along m, k and n, in elements.
 
     ``0 < L0 <= L1`` and ``L1 % L0 == 0`` along each axis. Iterates, indexes and measures as its six ints do.
+
+    Args:
+        m_l0: Inner block along m.
+        m_l1: Block around it.
+        k_l0: Inner block along k.
+        k_l1: Block around it.
+        n_l0: Inner block along n.
+        n_l1: Block around it.
+
+    Raises:
+        TypeError: One is no int.
+        ValueError: One is below 1, or an L1 is no multiple of its L0.
+
+    Examples:
+        >>> from tiling import CubeTile
+        >>> tile = CubeTile.of([16, 16, 256, 512, 128, 128])
+        >>> tile.k_l1, list(tile)
+        (512, [16, 16, 256, 512, 128, 128])
     """
 
     m_l0: int
@@ -43,7 +61,19 @@ class CubeTile:
 
     @classmethod
     def of(cls, values: Iterable[int], name: str = "CubeTile") -> Self:
-        """Build from six ints ``[m_l0, m_l1, k_l0, k_l1, n_l0, n_l1]``; errors begin with ``name``."""
+        """Build from a sequence.
+
+        Args:
+            values: Six ints ``[m_l0, m_l1, k_l0, k_l1, n_l0, n_l1]``.
+            name: What errors begin with.
+
+        Returns:
+            The tile.
+
+        Raises:
+            TypeError: It is no sequence of ints.
+            ValueError: There are not six, or they do not fit.
+        """
         values = check_ints(name, values, 1, 6)
         _check_cube(name, values)
         return cls(*values)
@@ -104,9 +134,17 @@ class MlaTileConfig:
     - ``pre_quant_cube_tile, cube_qb_tile, cube_wuk_tile``: tiles of the down projections, of the query's up projection
       and of the per-head product.
     - ``unroll_list``: numbers of tokens a tile may have, see ``loop_unroll``.
-    - ``q_vec_tile0/1, k_vec_tile0/1``: elementwise tiles (rows, columns or heads) of query and key.
+    - ``q_vec_tile0, q_vec_tile1, k_vec_tile0, k_vec_tile1``: elementwise tiles (rows, columns or heads) of query and
+      key.
     - ``cube_l1_reuse_setting, cube_nbuffer_setting, vec_nbuffer_setting``: stage ordinal -> count, -1 for the rest.
     - ``dynamic_unaligned_enable``: allow tiles that are not full.
+
+    Examples:
+        >>> from tiling import MlaTileConfig
+        >>> config = MlaTileConfig(tile_bs=32, cube_qb_tile=[128, 128, 128, 256, 256, 256])
+        >>> config.m_tile = 32
+        >>> config
+        MlaTileConfig(tile_bs=32, m_tile=32, cube_qb_tile=CubeTile(128, 128, 128, 256, 256, 256))
     """
 
     tile_b: int = 8
@@ -138,7 +176,18 @@ class MlaTileConfig:
         object.__setattr__(self, name, _CONFIG_CHECKS[name](name, value))
 
     def replace(self, **changes: Any) -> Self:
-        """A checked copy with some settings changed; without arguments, a checked copy."""
+        """A checked copy.
+
+        Args:
+            **changes: Settings that are to differ.
+
+        Returns:
+            A new config.
+
+        Raises:
+            TypeError: There is no such setting, or it is of another type.
+            ValueError: A setting has another value.
+        """
         return dataclass_replace(self, **changes)
 
     def to_json(self) -> str:
@@ -148,7 +197,18 @@ class MlaTileConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The config that ``to_json`` wrote; settings that are missing keep their defaults."""
+        """The config that ``to_json`` wrote.
+
+        Args:
+            text: JSON; settings that are missing keep their defaults.
+
+        Returns:
+            An equal config.
+
+        Raises:
+            TypeError: A setting is of another type.
+            ValueError: The text is no JSON, has other settings, or one with another value.
+        """
         values = parse_object(check_str("text", text), "text")
         unknown = sorted(set(values) - set(_CONFIG_CHECKS))
         if unknown:
@@ -191,7 +251,22 @@ _CONFIG_CHECKS: dict[str, Callable[[str, Any], object]] = {
 
 @dataclass(frozen=True)
 class RopeTileShapeConfig:
-    """Tiles of the rotary embedding for operands of two, three and four axes, in elements; kept as tuples."""
+    """Tiles of the rotary embedding for operands of two, three and four axes, in elements; kept as tuples.
+
+    Args:
+        two_dim: Two ints.
+        three_dim: Three ints.
+        four_dim: Four ints.
+
+    Raises:
+        TypeError: One is no sequence of ints.
+        ValueError: It has another length, or an int below 1.
+
+    Examples:
+        >>> from tiling import RopeTileShapeConfig
+        >>> RopeTileShapeConfig([32, 64], [32, 32, 128], [16, 128, 128, 128]).two_dim
+        (32, 64)
+    """
 
     two_dim: Sequence[int]
     three_dim: Sequence[int]
@@ -207,8 +282,23 @@ class RopeTileShapeConfig:
 class PassOptions:
     """Scheduling settings: stage ordinal -> count, key -1 for the stages that are not named.
 
-    An empty mapping says nothing. Counts are at most 2^31 - 1. ``stitch_function_max_num`` and ``device_sched_mode``
-    belong to the NPU's scheduler.
+    An empty mapping says nothing. Counts are at most 2^31 - 1.
+
+    Args:
+        cube_l1_reuse_setting: Tiles of a product that share one block of A in cache.
+        cube_nbuffer_setting: Tasks of a product that a worker takes at a time.
+        vec_nbuffer_setting: Rows of an elementwise task; key -2 is a mode flag.
+        stitch_function_max_num: Of the NPU's scheduler.
+        device_sched_mode: Of the NPU's scheduler.
+
+    Raises:
+        TypeError: A setting is of another type.
+        ValueError: A key or a count is out of range.
+
+    Examples:
+        >>> from tiling import PassOptions
+        >>> PassOptions(cube_l1_reuse_setting={-1: 4, 3: 1})
+        PassOptions(cube_l1_reuse_setting={-1: 4, 3: 1})
     """
 
     cube_l1_reuse_setting: Mapping[int, int] = field(default_factory=dict)

@@ -21,10 +21,24 @@ _GENERATION: dict[NpuArch, NpuArch] = {
 
 
 def preset(name: PresetName, npuarch: NpuArch = "DAV_3510") -> MlaTileConfig:
-    """A fresh config with the settings of preset ``name``, one of ``PRESETS``.
+    """A fresh config with the settings of a preset.
 
-    The names say phase, batch and tokens per sequence; ``_bf16`` is the unquantised mode. ``npuarch`` is "DAV_3510"
-    (or "950") or "DAV_2201" (or "910"); only the two presets for 128 tokens differ between them.
+    Args:
+        name: One of ``PRESETS``. They say phase, batch and tokens per sequence; ``_bf16`` is the unquantised mode.
+        npuarch: "DAV_3510" (or "950"), or "DAV_2201" (or "910"); only the two presets for 128 tokens differ between
+            them.
+
+    Returns:
+        A config of its own.
+
+    Raises:
+        TypeError: A name is no string.
+        ValueError: There is no such preset or generation.
+
+    Examples:
+        >>> from tiling import preset
+        >>> preset("decode_b64_s2").unroll_list
+        [128, 64, 32, 16, 8, 4, 2, 1]
     """
     check_choice("preset", name, PRESETS)
     is_950 = _npu_arch(npuarch) == "DAV_3510"
@@ -93,6 +107,21 @@ def options_list(npuarch: NpuArch = "DAV_3510") -> dict[str, dict[str, int]]:
     """Runtime options of the decode entry point, as the reference operator chooses them for the NPU it runs on.
 
     Without an NPU to ask, the generation is an argument; it defaults to the newer one, as in ``preset``.
+
+    Args:
+        npuarch: As for ``preset``.
+
+    Returns:
+        Options of the runtime by name.
+
+    Raises:
+        TypeError: The name is no string.
+        ValueError: There is no such generation.
+
+    Examples:
+        >>> from tiling import options_list
+        >>> options_list("910")
+        {'runtime_options': {'device_sched_mode': 2, 'stitch_function_max_num': 128}}
     """
     if _npu_arch(npuarch) == "DAV_3510":
         return {"runtime_options": {"device_sched_mode": 3}}
@@ -100,7 +129,25 @@ def options_list(npuarch: NpuArch = "DAV_3510") -> dict[str, dict[str, int]]:
 
 
 def pass_options(phase: CallPhase, t: int, npuarch: NpuArch = "DAV_3510") -> PassOptions:
-    """Scheduling settings the reference entry point of ``phase`` ("prefill" or "decode") chooses for ``t`` tokens."""
+    """Scheduling settings that a reference entry point chooses.
+
+    Args:
+        phase: "prefill" or "decode".
+        t: Tokens of the call.
+        npuarch: As for ``preset``.
+
+    Returns:
+        The settings.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: It has another value.
+
+    Examples:
+        >>> from tiling import pass_options
+        >>> pass_options("prefill", 128)
+        PassOptions(cube_l1_reuse_setting={-1: 4}, stitch_function_max_num=128)
+    """
     check_choice("phase", phase, CALL_PHASES)
     check_int("t", t, 0, MAX_TOKENS)
     arch = _npu_arch(npuarch)

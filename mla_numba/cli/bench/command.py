@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import re
+import json
 import shlex
-import subprocess
+import signal
 import sys
-import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ...base.output_file import write_text
+from ...base.extras import how_to_install
+from ...base.output_file import is_stream, write_text
+from ...base.output_path import fault_of_file
 from .html_report import make_page
+from .parts import PAGE, PARTS
 from .results import Results
+from .run import Outcome, run_suite
+from .summary import summary
 
 __all__ = ["bench"]
 
 _ROOT = Path(__file__).parents[3]
-_DONE = re.compile(r"::(?P<name>\S+) (?:PASSED|FAILED|SKIPPED|ERROR|XFAIL).*\[ *(?P<percent>\d+)%\]")
 _NOTHING_RAN = 5  # pytest's exit status
-_TUNABLES = {
-    "hugetlb": 1,  # huge pages for weights
-    "mmap_max": 0,  # keep freed outputs: page faults would otherwise dominate at many tokens
-    "trim_threshold": 1 << 40,
-}
+_INTERRUPTED = 130
+_FOR_PAGE = {"matplotlib": "matplotlib", "jinja2": "Jinja2"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """The command's options."""
 
-    tokens: str | None
+    tokens: tuple[int, ...] | None
     weights: str | None
     only: tuple[str, ...]
     no_peers: bool
@@ -50,17 +49,38 @@ class BenchOptions:
     save: Path | None
     saved: Path | None
 
+    @property
+    def json(self) -> Path:
+        """Where results are kept: beside the page if nothing else is said."""
+        return self.save or self._beside(".json")
+
+    @property
+    def log(self) -> Path:
+        """Where pytest's output goes."""
+        return self._beside(".log")
+
+    def _beside(self, ending: str) -> Path:
+        page = PAGE if is_stream(self.output) else self.output
+        return page.with_name(page.name.removesuffix(page.suffix) + ending)
+
     def check(self) -> None:
-        """Refuses to begin where the page cannot be made, or would take the place of another file."""
-        if find_spec("matplotlib") is None:
-            raise click.ClickException("matplotlib: expected for the page, got none; pip install 'mla_numba[plot]'")
-        for name, other in (("--json", self.save), ("--from", self.saved)):
-            if other is not None and other.resolve() == self.output.resolve():
-                raise click.UsageError(f"--output: expected another file than that of {name}, got {self.output}")
+        """Refuses to begin where the page cannot be made, or a file would take the place of another."""
+        for module, name in _FOR_PAGE.items():
+            if find_spec(module) is None:
+                how = how_to_install("plot", name)
+                raise click.ClickException(f"{name}: expected for the page, got none; {how}")
+        files = {"--output": self.output}
+        files |= {"--json": self.json, "the log": self.log} if self.saved is None else {"--from": self.saved}
+        for name, path in files.items():
+            if name not in ("--output", "--from") and (fault := fault_of_file(path, streams=True)):
+                raise click.UsageError(f"{name}: {fault}")
+            others = [n for n, other in files.items() if n != name and other.resolve() == path.resolve()]
+            if others and not is_stream(path):
+                raise click.UsageError(f"{name}: expected another file than that of {others[0]}, got {path}")
 
     def of_pytest(self) -> list[str]:
         """Those that the suite takes."""
-        options = ["--tokens", self.tokens] if self.tokens else []
+        options = ["--tokens", ",".join(map(str, self.tokens))] if self.tokens else []
         options += ["--weights", self.weights] if self.weights else []
         flags = (("no-peers", self.no_peers), ("slow", self.slow), ("tiny", self.tiny))
         options += [f"--{name}" for name, given in flags if given]
@@ -72,20 +92,46 @@ def bench(ctx: click.Context, **given: Any) -> None:
     options = BenchOptions(**given)
     options.check()
     if options.saved is not None:
-        write_page(options.saved, f"mla-numba bench --from {options.saved}", options.output)
+        _write(options.output, _page(_read(options.saved), f"mla-numba bench --from {options.saved}"))
+        click.echo(f"wrote {options.output}", err=is_stream(options.output))
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        results = Path(scratch) / "results.json"
-        arguments = [*options.of_pytest(), f"--benchmark-json={results}"]
-        status = run_suite(find_suite(), options.only, arguments, options.threads)
-        if status == _NOTHING_RAN:
-            raise click.UsageError("expected options that leave a bench, got none")
-        if results.is_file() and results.stat().st_size:
-            if options.save is not None:
-                _write(options.save, results.read_text(encoding="utf-8"))
-            write_page(results, shlex.join(["mla-numba", *sys.argv[1:]]), options.output)
-    if status:
-        ctx.exit(1)
+    outcome = run_suite(find_suite(), options.only or PARTS, options.of_pytest(), options.threads, options.log)
+    with _uninterrupted():
+        status = _report(outcome, options)
+    ctx.exit(status)
+
+
+def _report(outcome: Outcome, options: BenchOptions) -> int:
+    """Writes results and page, and says where they are; the exit status of the command."""
+    if outcome.status == _NOTHING_RAN and not outcome.planned:
+        raise click.UsageError("expected options that leave a bench, got none")
+    files, found = [options.log], None
+    if outcome.benches:
+        _write(options.json, json.dumps(outcome.raw(), indent=1) + "\n")
+        found = Results.of(outcome.raw(), str(options.json))
+        _write(options.output, _page(found, shlex.join(["mla-numba", *sys.argv[1:]])))
+        files = [options.output, options.json, options.log]
+    wrote = ", ".join(map(str, files))
+    counted = f"{len(outcome.done)} of {len(outcome.planned)} benches are done"
+    if outcome.interrupted:
+        click.echo(f"interrupted: {counted} and kept; wrote {wrote}", err=True)
+        return _INTERRUPTED
+    quiet = is_stream(options.output) or is_stream(options.json)
+    if found is not None and summary(found):
+        click.echo(summary(found), err=quiet)
+    for name, reason in outcome.failed.items():
+        click.echo(f"failed: {name.rpartition('::')[2]}: {_last_line(reason)}", err=True)
+    if not outcome.is_whole or not outcome.planned:
+        click.echo(f"the suite ended early, with exit status {outcome.status}: {counted}; see {options.log}", err=True)
+    click.echo(f"wrote {wrote}", err=quiet)
+    return int(bool(outcome.failed) or not outcome.is_whole or not outcome.planned or outcome.status != 0)
+
+
+def _last_line(text: str) -> str:
+    """What an error of pytest says, in a line: the first that it marks, or the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    marked = [line.removeprefix("E").strip() for line in lines if line.startswith("E ")]
+    return (marked or lines[-1:] or [""])[0]
 
 
 def find_suite() -> Path:
@@ -102,63 +148,34 @@ def find_suite() -> Path:
             f"{Path.cwd()}; run the command there, or with --from on results that were kept"
         )
     if find_spec("pytest_benchmark") is None:
-        raise click.ClickException("pytest-benchmark: expected to run the suite, got none; pip install -e '.[bench]'")
+        how = how_to_install("bench", "pytest-benchmark")
+        raise click.ClickException(f"pytest-benchmark: expected to run the suite, got none; {how}")
     return root / "bench" / "suite"
 
 
-def run_suite(suite: Path, only: Sequence[str], arguments: Sequence[str], n_threads: int) -> int:
-    """Runs pytest behind a progress bar; its exit status, and on a failure what it wrote on stderr."""
-    files = [str(suite / f"bench_{part}.py") for part in only] or [str(suite)]
-    command = [sys.executable, "-m", "pytest", *files, "-v", "--color=no", "--benchmark-only", *arguments]
-    console = Console(stderr=True)
-    written = []
-    columns = (BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), TimeRemainingColumn(elapsed_when_finished=False))
-    with (
-        subprocess.Popen(
-            command,
-            cwd=suite.parents[1],
-            env=environment(n_threads),
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        ) as process,
-        Progress(*columns, TextColumn("{task.description}"), console=console) as progress,
-    ):
-        task = progress.add_task("preparing", total=100)
-        assert process.stdout is not None
-        for line in process.stdout:
-            written.append(line)
-            done = _DONE.search(line)
-            if done:
-                progress.update(task, completed=int(done["percent"]), description=done["name"])
-    status = process.returncode
-    if status not in (0, _NOTHING_RAN):
-        click.echo("".join(written), err=True)
-    return status
-
-
-def environment(n_threads: int) -> dict[str, str]:
-    """What libraries have to find when they load: their number of threads, and memory that is kept."""
-    threads = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())
-    return {"GLIBC_TUNABLES": tunables} | os.environ | dict.fromkeys(threads, str(n_threads)) | {"PYTHONPATH": path}
-
-
-def write_page(results: Path, command: str, output: Path) -> None:
-    """Makes the page of results, and says on stderr what was left out.
-
-    Raises `click.ClickException` where they are none, or the page can't be written.
-    """
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets the results be written whole: Ctrl-C has no effect for these seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        read = Results.read(results)
-        page = make_page(read, command)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _read(path: Path) -> Results:
+    try:
+        return Results.read(path)
     except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    _write(output, page.encode("utf-8", "xmlcharrefreplace").decode())  # names of others may hold lone surrogates
-    for reason in read.left_out:
-        click.echo(reason, err=True)
-    click.echo(f"wrote {output}")
+
+
+def _page(results: Results, command: str) -> str:
+    # Names of others may hold lone surrogates.
+    return make_page(results, command).encode("utf-8", "xmlcharrefreplace").decode()
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,119 +1,169 @@
-"""One HTML page of bench results, with all that it shows inside."""
+"""One HTML page of bench results, with all that it shows inside; needs matplotlib and Jinja2 (extra `plot`)."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from html import escape
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from ..chart_style import THEME, plain, tokens_text
 from ..shown import beyond_limit, share_text
-from .charts import bars, lines
+from .charts import lines
+from .findings import Finding, finding, milliseconds, span, where
+from .names import full_name
 from .results import Group, Results, Timing
 
 __all__ = ["make_page"]
 
-_STYLE = """
-body { max-width: 1000px; margin: 1.5rem auto; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif; color: #1c1c1c; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin: 1.4rem 0 0.3rem; }
-table { border-collapse: collapse; font-size: 13px; width: 100%; margin: 0.4rem 0; }
-th, td { padding: 0.15rem 0.5rem; text-align: right; vertical-align: top; white-space: nowrap; }
-th { border-bottom: 1px solid #999; font-weight: 600; }
-td.text, th.text { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-tr.ours td { background: #e8f3f6; }
-img { width: 100%; } code { overflow-wrap: anywhere; } .note { color: #555; font-size: 13px; }
-details { font-size: 13px; }
-"""
-_NOTE = (
-    "Times are of whole calls, in milliseconds. Each bench ran by itself, one after the other, so that a slow spell of "
-    "the machine falls on one of them: ratios below 1.1 need <code>bench/compare_peers.py</code>, which takes turns. "
-    "The share of the roofline is the least time that the machine's rates allow, measured right before and after each "
-    "bench, over the fastest round; where it passes 100 %, it is marked. GB/s and "
-    "Gop/s are at the median, and of the work, whatever an implementation makes of it. Machine GB/s is the read "
-    "bandwidth measured beside a bench: rows of a group compare only where it is about the same."
-)
-_HEADINGS = (
-    "min ms",
-    "median ms",
-    "IQR ms",
-    "rounds",
-    "time / ours",
-    "GB/s",
-    "Gop/s",
-    "share of roofline",
-    "machine GB/s",
-)
+_PARTS = {
+    "prolog": "Whole calls",
+    "sweeps": "Sweeps of a call",
+    "products": "Single products",
+    "packing": "Packing the weights",
+    "cold start": "Cold start",
+    "": "Other benches",
+}
+_MOST_TICKS = 8
+_MOST_REASONS = 3  # shown of one name
+_TICKS = (0.001, 0.01, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000, 10_000)
 
 
 def make_page(results: Results, command: str) -> str:
     """The page as text; `command` is how its results came about."""
-    facts = {"command": command} | results.facts
-    rows = "".join(
-        f'<tr><td class="text">{escape(n)}</td><td class="text">{escape(v)}</td></tr>' for n, v in facts.items()
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters |= {"tokens": tokens_text, "plain": plain, "ms": milliseconds, "full_name": full_name}
+    found = finding(results)
+    page: str = environment.get_template("page.html.j2").render(
+        theme=THEME,
+        share=lambda value: "" if value is None else share_text(value),
+        headline=found.headline if found else "Benches of mla_numba",
+        where=where(results),
+        found=found,
+        chart=None if found is None or not found.peers else _chart(found),
+        day=results.facts.get("run", ""),
+        unfinished=results.unfinished,
+        failed=results.failed,
+        left_out=_by_name(results.left_out),
+        parts=_parts(results),
+        facts={"command": command} | results.facts,
     )
-    families = results.families
-    links = "".join(f'<li><a href="#f{i}">{escape(_heading(*family))}</a></li>' for i, family in enumerate(families))
-    parts = [_family(i, _heading(*family), groups) for i, (family, groups) in enumerate(families.items())]
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>mla_numba benches</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>mla_numba benches</h1><table>{rows}</table>"
-        f'<p class="note">{_NOTE}</p>{_left_out_list(results.left_out)}<ul>{links}</ul>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return page
 
 
-def _left_out_list(reasons: Sequence[str]) -> str:
-    lines = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
-    return f"<p>Left out:</p><ul>{lines}</ul>" if reasons else ""
+def _chart(found: Finding) -> dict[str, Any]:
+    """Peers as dots on a logarithmic scale of time over ours; places are percentages of the width."""
+    values = [ratio for peer in found.peers for ratio in peer.ratios.values()]
+    low, high = min(0.95, *values) / 1.03, max(1.5, *values) * 1.06
+
+    def place(ratio: float) -> float:
+        return round(100 * math.log(ratio / low) / math.log(high / low), 2)
+
+    tokens = list(found.seconds)
+    sizes = {t: 9 + round(7 * i / max(1, len(tokens) - 1)) for i, t in enumerate(tokens)}
+    rows = []
+    for peer in found.peers:
+        dots = [
+            (place(ratio), sizes[t], tokens.index(t), f"{tokens_text(t)}: {ratio:.2f}")
+            for t, ratio in peer.ratios.items()
+        ]
+        at = [dot[0] for dot in dots]
+        rows.append(
+            {"name": peer.name, "span": span(list(peer.ratios.values())), "dots": dots, "from": min(at), "to": max(at)}
+        )
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    ticks = [tick for tick in ticks if len(ticks) <= _MOST_TICKS or math.log10(tick).is_integer()]
+    return {
+        "rows": rows,
+        "ticks": [(place(tick), f"{tick:g}") for tick in ticks],
+        "one": place(1),
+        "sizes": list(enumerate(sizes.items())),
+    }
 
 
-def _heading(family: str, state: str) -> str:
-    return f"{family}, weights {state}" if state else family
+def _by_name(reasons: Sequence[str]) -> dict[str, list[str]]:
+    """What was left out by its name in words, with some of the reasons."""
+    found: dict[str, list[str]] = {}
+    for reason in reasons:
+        name, known, why = reason.partition(" left out: ")
+        if not known:
+            name, known, why = reason.partition(" is not installed")
+            why = "is not installed" if known else ""
+        found.setdefault(full_name(name), []).append(why)
+    more = {name: len(whys) - _MOST_REASONS for name, whys in found.items()}
+    return {
+        name: [*whys[:_MOST_REASONS], *([f"and {more[name]} reasons of this kind more"] if more[name] > 0 else [])]
+        for name, whys in found.items()
+    }
 
 
-def _family(i: int, heading: str, groups: Sequence[Group]) -> str:
-    text = f'<h2 id="f{i}">{escape(heading)}</h2>'
-    if len({group.t for group in groups}) > 1:
-        text += _image(lines(groups), f"{heading}: time against tokens")
-    return text + "".join(_group(group, heading) for group in groups)
+def _parts(results: Results) -> list[dict[str, Any]]:
+    """Parts of the suite in the order of `_PARTS`; in each its families with a chart and a table a group."""
+    parts: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _PARTS}
+    for (family, state), groups in results.families.items():
+        heading = f"{family}, weights {state}" if state else family
+        parts[_kind(family)].append(
+            {
+                "heading": heading,
+                "chart": lines(groups, f"{heading}: time against tokens") if _has_lines(groups) else "",
+                "groups": [_group(group) for group in sorted(groups, key=lambda group: group.t or 0)],
+            }
+        )
+    named = [(name, parts[kind]) for kind, name in _PARTS.items() if parts[kind]]
+    return [{"id": f"part{i}", "name": name, "families": families} for i, (name, families) in enumerate(named)]
 
 
-def _group(group: Group, heading: str) -> str:
-    title = "" if group.title == heading else f"<h3>{escape(group.title)}</h3>"
-    baseline = group.baseline
-    headings = "".join(f"<th>{name}</th>" for name in _HEADINGS)
-    shortest = group.rows[0].median_s * 1e3
-    decimals = 4 if shortest < 1 else 3 if shortest < 100 else 1
-    body = "".join(_row_of_table(row, baseline, decimals) for row in group.rows)
-    beyond = escape(beyond_limit(row.share for row in group.rows))
-    beyond = beyond and f'<p class="note">{beyond}</p>'
-    made_of = "".join(f"<li><b>{escape(row.name)}</b>: {escape(_details(row))}</li>" for row in group.rows)
-    return (
-        f"{title}{_image(bars(group), group.title)}"
-        f'<table><tr><th class="text">implementation</th>{headings}</tr>{body}</table>'
-        f"{beyond}<details><summary>plans, operators, checks</summary><ul>{made_of}</ul></details>"
-    )
+def _kind(family: str) -> str:
+    if " product, " in family:
+        return "products"
+    return next((kind for kind in _PARTS if kind and family.startswith(kind)), "")
 
 
-def _row_of_table(row: Timing, baseline: Timing | None, decimals: int) -> str:
-    cells = [f"{seconds * 1e3:.{decimals}f}" for seconds in (row.min_s, row.median_s, row.iqr_s)]
-    cells += [str(row.rounds), "" if baseline is None else f"{row.median_s / baseline.median_s:.2f}"]
-    cells += ["" if rate is None else f"{rate:.1f}" for rate in (row.gb_per_s, row.gop_per_s)]
-    cells.append("" if row.share is None else share_text(row.share))
-    cells.append("" if row.machine_gb_s is None else f"{row.machine_gb_s:.0f}")
-    kind = ' class="ours"' if row.is_ours else ""
-    return f"<tr{kind}>{_text_cell(row.name)}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+def _has_lines(groups: Sequence[Group]) -> bool:
+    return len({group.t for group in groups if group.t is not None}) > 1
 
 
-def _text_cell(value: str) -> str:
-    return f'<td class="text">{escape(value)}</td>'
+def _group(group: Group) -> dict[str, Any]:
+    """A table: what its summary says, and its rows."""
+    least, slowest = group.rows[0].median_s, group.rows[-1].median_s
+    ours = group.baseline
+    title = tokens_text(group.t) if group.t is not None else group.title
+    said = "" if ours is None else f": {milliseconds(ours.median_s)} ms"
+    others = [row for row in group.rows if not row.is_ours]
+    if ours is not None and others:
+        said += f"; {full_name(others[0].name)} takes {plain(others[0].median_s / ours.median_s)} times as long"
+    return {
+        "title": title + said,
+        "is_open": group.t is None,
+        "rows": [_row(row, ours, (least, slowest)) for row in group.rows],
+        "beyond": beyond_limit(row.share for row in group.rows),
+        "details": [(full_name(row.name), _details(row)) for row in group.rows],
+        "has_ratio": ours is not None,
+        "has_work": any(row.n_bytes for row in group.rows),
+    }
+
+
+def _row(row: Timing, ours: Timing | None, span_s: tuple[float, float]) -> Mapping[str, Any]:
+    """A line of a table; `bar` is the median's place on a logarithmic scale, in percent."""
+    least, slowest = span_s
+    whole = math.log(slowest / least * 1.6) or 1.0
+    optional = {"gb_s": row.gb_per_s, "gop_s": row.gop_per_s, "machine_gb_s": row.machine_gb_s}
+    return {
+        "name": full_name(row.name),
+        "is_ours": row.is_ours,
+        "bar": round(100 * math.log(row.median_s / least * 1.6) / whole, 1),
+        "median": milliseconds(row.median_s),
+        "ratio": "" if ours is None else plain(row.median_s / ours.median_s),
+        "min": milliseconds(row.min_s),
+        "iqr": milliseconds(row.iqr_s),
+        "rounds": f"{row.rounds:,}",
+        "share": "" if row.least_s is None else share_text(row.share),
+        **{name: "" if value is None else plain(value) for name, value in optional.items()},
+    }
 
 
 def _details(row: Timing) -> str:
     return "; ".join(filter(None, (row.made_of, row.weights and f"weights {row.weights}", f"checked {row.verified}")))
-
-
-def _image(svg: str, alt: str) -> str:
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'

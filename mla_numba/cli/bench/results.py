@@ -136,11 +136,15 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """A run of the suite: facts about it by name, its groups in the order in which they ran, and what was left out."""
+    """A run of the suite: facts about it by name, its groups in the order in which they ran, what was left out, what
+    failed, and how many benches were done of how many, where those are not all.
+    """
 
     facts: dict[str, str]
     groups: tuple[Group, ...]
     left_out: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    unfinished: tuple[int, int] | None = None
 
     @property
     def families(self) -> dict[tuple[str, str], list[Group]]:
@@ -157,32 +161,38 @@ class Results:
         Raises `ValueError` where it is not one of this suite, naming what is missing or of another type, or holds no
         result; `OSError` where it can't be read.
         """
-        raw = read_object(path)
-        where = str(path)
+        return cls.of(read_object(path), str(path))
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any], source: str) -> Self:
+        """Of such JSON as an object; `source` is what errors name."""
+        where = source
         try:
             benches: dict[str, list[Timing]] = {}
             for i, bench in enumerate(list_in(raw, "benchmarks")):
-                where = f"{path}: benchmarks[{i}]"
+                where = f"{source}: benchmarks[{i}]"
                 if not isinstance(bench, dict):
                     raise ValueError(f"an object, got {short(bench)}")
                 group = "" if bench.get("group") is None else string_in(bench, "group")
                 benches.setdefault(group, []).append(Timing.of(bench))
-            where = str(path)
-            facts = _facts(raw)
-            left_out = _left_out(raw)
+            where = source
+            facts, suite = _facts(raw), object_in(raw, "mla_numba")
+            left_out, failed = _strings(suite, "left_out"), _strings(suite, "failed")
+            counts = [number_in(suite, name, int, 0) for name in ("benches_done", "benches_planned")]
         except ValueError as error:
             raise ValueError(f"{where}: expected JSON that the bench suite wrote, with {error}") from None
         if not benches:
-            raise ValueError(f"{path}: expected at least one result, got none")
-        return cls(facts, tuple(Group.of(title, rows) for title, rows in benches.items()), left_out)
+            raise ValueError(f"{source}: expected at least one result, got none")
+        groups = tuple(Group.of(title, rows) for title, rows in benches.items())
+        return cls(facts, groups, left_out, failed, (counts[0], counts[1]) if counts[0] < counts[1] else None)
 
 
-def _left_out(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    suite = object_in(raw, "mla_numba")
-    reasons = list_in(suite, "left_out") if "left_out" in suite else []
-    if not all(isinstance(reason, str) for reason in reasons):
-        raise ValueError(f"left_out: a list of strings, got {short(reasons)}")
-    return tuple(reasons)
+def _strings(holder: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """A list of strings that may be missing."""
+    values = list_in(holder, name) if name in holder else []
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name}: a list of strings, got {short(values)}")
+    return tuple(values)
 
 
 def _facts(raw: Mapping[str, Any]) -> dict[str, str]:

@@ -7,15 +7,14 @@ from typing import Any
 
 import click
 
-from ..options import finite, text_to_write, threads_option
+from ..bench.parts import PAGE, PARTS
+from ..options import finite, text_to_write, threads_option, token_list
 
 __all__ = ["bench"]
 
-PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
-
 
 @click.command()
-@click.option("--tokens", metavar="T,...", help="Only these numbers of tokens, of 1,8,32,128,512.")
+@click.option("--tokens", type=token_list, help="Tokens of a call, with commas.  [default: 1,8,32,128,512]")
 @click.option("--weights", type=click.Choice(["cold", "warm"]), help="Only with weights cold, or only warm.")
 @click.option("--only", type=click.Choice(PARTS), multiple=True, help="Only these parts; may be repeated.")
 @click.option("--no-peers", is_flag=True, help="Leave other libraries out.")
@@ -25,7 +24,7 @@ PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
               help="Time for each bench.")  # fmt: skip
 @threads_option
 @click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("mla-numba-bench.html"), show_default=True,
+    "--output", type=click.Path(path_type=Path), default=PAGE, show_default=True,
     callback=text_to_write, help="HTML file to write.",
 )  # fmt: skip
 @click.option(
@@ -33,7 +32,7 @@ PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
     "save",
     type=click.Path(path_type=Path),
     callback=text_to_write,
-    help="Also write pytest-benchmark's JSON.",
+    help="File for the results, as pytest-benchmark's JSON.  [default: beside the page]",
 )
 @click.option(
     "--from", "saved", type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -45,9 +44,10 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
 
     Runs pytest-benchmark on the folder bench of a checkout, which is not part of an installation. Every result is
     checked before it is timed. Needs the extras bench and plot. Libraries that are not installed are left out, and so
-    are those that fail or are wrong on this CPU; the page says which and why.
+    are those that fail or are wrong on this CPU; the page says which and why. Beside the page are the results as JSON
+    and what pytest wrote, as a log. After Ctrl-C all three hold what was done.
 
-    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed.
+    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed, 130 after Ctrl-C.
     """
     from ..bench.command import bench as work
 

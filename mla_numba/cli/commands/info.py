@@ -17,7 +17,7 @@ __all__ = ["info"]
 @json_option
 @click.pass_context
 def info(ctx: click.Context, /, **given: Any) -> None:
-    """Show versions, this machine, its register tiles and where compiled kernels are kept.
+    """Show versions and extras, this machine, its instruction set, and where kernels and tuned tilings are kept.
 
     With --measure also the rates that threads reach together (bytes read from memory, fp32 multiply-adds, int8 dot
     products) and the least time that they allow a decode call at DeepSeek-V3.2's dimensions, --quant b.

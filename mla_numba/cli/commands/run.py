@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ...base.modes import PAGED_MODES
+from ...base.modes import DOWN_WAYS, PAGED_MODES
 from ..options import (
     block_size_type,
     json_option,
@@ -42,6 +42,14 @@ __all__ = ["run"]
 @click.option(
     "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=text_to_write,
     help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
+)  # fmt: skip
+@click.option(
+    "--mpi", is_flag=True,
+    help="Share the heads among the ranks of mpiexec -n N python -m mpi4py -m mla_numba run --mpi.",
+)  # fmt: skip
+@click.option(
+    "--down", type=click.Choice(DOWN_WAYS), default="auto", show_default=True,
+    help="With --mpi: whether each rank computes the down-projection whole or a share of it.",
 )  # fmt: skip
 @json_option
 @click.pass_context

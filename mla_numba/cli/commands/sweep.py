@@ -10,6 +10,7 @@ import click
 from tiling import PRESETS
 from tiling.pypto.presets import NPU_ARCHS
 
+from ...tuning.fields import CPU_FIELDS, CUBE_ENTRIES, CUBES, PLAIN_CONFIG_FIELDS
 from ..options import folder_to_write, layer_options, seed_option, token_list, weight_sets_option
 from ..study.options import parse_axes
 
@@ -18,7 +19,12 @@ __all__ = ["sweep"]
 MAX_PAIRS = 1000
 
 
-@click.command()
+_FIELDS = f"""Fields of CpuTiling: {", ".join(CPU_FIELDS)}.
+
+Fields of MlaTileConfig: {", ".join(PLAIN_CONFIG_FIELDS)}. Entries of {", ".join(CUBES)}: {", ".join(CUBE_ENTRIES)}."""
+
+
+@click.command(epilog=_FIELDS)
 @click.option("--tokens", type=token_list, default="8,32,128", show_default=True, help="Tokens of a call, with commas.")
 @click.option(
     "--set",
@@ -26,9 +32,9 @@ MAX_PAIRS = 1000
     multiple=True,
     callback=parse_axes,
     metavar="FIELD=VALUES",
-    help="Vary a field of CpuTiling or of MlaTileConfig (cube tiles by entry, cube_qb_tile.k_l1): integers, ranges "
-    "FIRST:LAST:STEP or FIRST:LAST:*FACTOR, lists, with commas. Repeat it for more fields: all combinations are tried."
-    "  [default: down_kc with down_walk, then unroll_list]",
+    help="Vary a field of CpuTiling or of MlaTileConfig (named below; cube tiles by entry: cube_qb_tile.k_l1): "
+    "integers, ranges FIRST:LAST:STEP or FIRST:LAST:*FACTOR, lists, with commas. Repeat it for more fields: all "
+    "combinations are tried.  [default: down_kc with down_walk, then unroll_list]",
 )
 @click.option(
     "--where",
@@ -77,8 +83,10 @@ def sweep(ctx: click.Context, /, **given: Any) -> None:
     """Time many plans against the planner's own, check every bit of each, and draw the results.
 
     Candidates come in random order and are timed in pairs with the planner's own plan; clearly slower ones are
-    dropped early. After Ctrl-C the same command continues. Exit status: 0, or 1 if a bit of any candidate is wrong or
-    every candidate is refused.
+    dropped early. The best of each T meet it in longer contests, and the last lines say whether one is faster by more
+    than noise. After Ctrl-C the same command continues. It also times again what it timed while others took too much
+    of the machine. Exit status: 0, or 1 if a bit of any candidate is wrong or every candidate is refused, 130 after
+    Ctrl-C.
     """
     from ..study.command import sweep as work
 

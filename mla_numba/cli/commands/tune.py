@@ -27,14 +27,24 @@ __all__ = ["tune"]
 @weight_sets_option
 @seed_option
 @click.option("--dry-run", is_flag=True, help="Search only; keep nothing.")
+@click.option("--restart", is_flag=True, help="Search anew where the same command was interrupted.")
+@click.option("--list", "list_only", is_flag=True, help="Show what is kept, and search nothing.")
+@click.option(
+    "--forget",
+    is_flag=True,
+    help="Remove what is kept, and search nothing. With --tokens, --quant, --threads, --dims or --small only what is "
+    "kept for these.",
+)
 @json_option
 @click.pass_context
 def tune(ctx: click.Context, /, **given: Any) -> None:
     """Search for plans faster than the planner's own, and keep them for MlaProlog(tile_config="auto").
 
     A plan found for T tokens is used for all numbers of tokens up to the next power of two, on this machine, with these
-    dimensions, mode and threads. If nothing is faster, that is kept too, and the command says so. Exit status: 0, or 1
-    if a bit of any candidate is wrong, or if for some T every candidate is wrong or refused; nothing is kept for it.
+    dimensions, mode and threads. If nothing is faster by more than noise, that is kept too, and the command says so.
+    What was measured while others took too much of the machine is not kept. After Ctrl-C the same command goes on. Exit
+    status: 0, or 1 if a bit of any candidate is wrong, if for some T every candidate is wrong or refused, or if the
+    machine was busy; 130 after Ctrl-C.
     """
     from ..tune import tune as work
 

@@ -18,7 +18,7 @@ from ..faults import blame
 from ..progress import progress_bar
 from .options import StudyOptions
 
-__all__ = ["Choice"]
+__all__ = ["Choice", "own_plan"]
 
 # What is varied where --set says nothing: k blocks and panels of the down sweep, then the tiles of tokens.
 _DEFAULT = (
@@ -97,3 +97,11 @@ def _planner(options: StudyOptions) -> Callable[[Job], PrologPlan]:
         )  # fmt: skip
 
     return plan
+
+
+def own_plan(options: StudyOptions, t: int, quant: QuantMode) -> PrologPlan:
+    """The planner's own plan, with which candidates are paired."""
+    return plan_prolog(
+        options.sizes, t, None, this_machine(), micro=MICRO_TILES, phase=options.phase, quant=quant,
+        n_threads=options.threads,
+    )  # fmt: skip

@@ -10,53 +10,51 @@ from typing import Any
 import click
 
 from ..._version import __version__
+from ...base.extras import how_to_install
 from ...call.planning import this_machine
 from ...tuning.journal import Journal
-from ...tuning.rates import rates_as_dict
-from ...tuning.study import Effort, Job, Row, reasons_of, with_limits
+from ...tuning.study import Effort, Job
 from ..faults import own_plan_is_exact
-from ..shown import print_wide
-from .choice import Choice
+from ..interrupts import held_back, saying_what_is_kept
+from ..shown import TABLE_WIDTH, print_wide
+from .choice import Choice, own_plan
+from .closing import closing, counted
+from .found import Found
 from .options import StudyOptions, check_files
 from .plots import PICTURES, draw_all
+from .t4 import write_t4
 from .tables import show_rows, write_csv, write_json
 from .timing import open_journal, run_jobs
 
 __all__ = ["sweep"]
 
-_FILES = ("journal.jsonl", "sweep.csv", "sweep.json")
+_FILES = ("journal.jsonl", "sweep.csv", "sweep.json", "sweep.t4.json")
 _MOST_SHOWN = 5  # of each T
-_TABLE_WIDTH = 110
 
 
 def sweep(ctx: click.Context, **given: Any) -> None:
     """Times the candidates, writes and shows what came of it, and sets the exit status."""
     options = StudyOptions(**given)
     options.check_together()
-    choice = Choice.of(options)
-    check_files(options.out, [*_FILES, *(() if options.no_plot else PICTURES)])
-    jobs, n_left_out = choice.jobs(options)
-    spec = _spec(options, jobs)
-    journal = open_journal(options.out, spec, options.restart, options.threads)
+    with saying_what_is_kept(lambda: "nothing was timed"):
+        choice = Choice.of(options)
+        check_files(options.out, [*_FILES, *(() if options.no_plot else PICTURES)])
+        jobs, n_left_out = choice.jobs(options)
+        spec = _spec(options, jobs)
+        journal = open_journal(options.out, spec, options.restart, options.threads)
     effort = Effort(pairs=options.pairs, most=max(Effort.most, options.pairs))
-    interrupted = False
     try:
-        with own_plan_is_exact():
-            try:
-                run_jobs(jobs, journal, effort, options)
-            except KeyboardInterrupt:
-                interrupted = True
-        rows = with_limits(journal.rows, journal.rates)
-        _write(options, journal, spec, rows)
-        _show(options, journal, rows, n_left_out)
+        with own_plan_is_exact(), saying_what_is_kept(lambda: _kept(options, journal, spec, jobs)):
+            run_jobs(jobs, journal, effort, options, lambda said: click.echo(said, err=True))
+            found = Found.of(journal, jobs, options)
+            with held_back():
+                _write(options, journal, spec, found)
+            _show(options, journal, spec, found, (len(jobs), n_left_out))
     except BrokenPipeError:  # whoever reads the report has gone: click ends the command
         raise
     except OSError as error:
         raise click.ClickException(f"--out: expected to write there, got {error}") from None
-    if interrupted:
-        click.echo(f"interrupted: {len(jobs) - len(rows)} candidates are left; give the same command again to continue")
-        ctx.exit(130)
-    if any(row.status == "wrong" for row in rows):
+    if any(row.status == "wrong" for row in found.rows):
         ctx.exit(1)
 
 
@@ -70,37 +68,56 @@ def _spec(options: StudyOptions, jobs: Sequence[Job]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tables(out: Path) -> tuple[Path, Path]:
-    return out / "sweep.csv", out / "sweep.json"
+def _kept(options: StudyOptions, journal: Journal, spec: dict[str, Any], jobs: Sequence[Job]) -> str:
+    """Writes what an interrupted sweep has so far, and says what is left."""
+    with held_back():
+        found = Found.of(journal, jobs, options)
+        try:
+            _write(options, journal, spec, found)
+        except OSError as error:
+            raise click.ClickException(f"--out: expected to write there, got {error}") from None
+    left = len(jobs) - len(found.rows)
+    kept = f"{left} of {len(jobs)} candidates are left, the others" if left else "all candidates were timed and"
+    return f"{kept} are kept in {options.out}; give the same command again to continue"
 
 
-def _write(options: StudyOptions, journal: Journal, spec: dict[str, Any], rows: list[Row]) -> None:
-    csv, json = _tables(options.out)
-    write_csv(csv, rows)
-    write_json(json, journal.facts, spec, rows)
+def _files(out: Path) -> tuple[Path, Path, Path]:
+    return out / "sweep.csv", out / "sweep.json", out / "sweep.t4.json"
 
 
-def _show(options: StudyOptions, journal: Journal, rows: list[Row], n_left_out: int) -> None:
-    """Shows the best, and where all of it is; draws the pictures."""
-    print_wide(show_rows(rows, None if options.presets else _MOST_SHOWN), _TABLE_WIDTH)
-    click.echo(_summary(rows, n_left_out))
-    click.echo(", ".join(map(str, _tables(options.out))))
+def _write(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found) -> None:
+    csv, json, t4 = _files(options.out)
+    write_csv(csv, found.rows)
+    write_json(json, _facts(options, journal, found), spec, found)
+    write_t4(t4, journal.facts, found.rows)
+
+
+def _facts(options: StudyOptions, journal: Journal, found: Found) -> dict[str, Any]:
+    """What the journal knows of the machine, and the planner's own plan of each T and quant mode."""
+    groups = dict.fromkeys((row.t, row.quant) for row in found.rows)
+    own = [{"t": t, "quant": quant, "plan": str(own_plan(options, t, quant))} for t, quant in groups]
+    return {**journal.facts, "own_plans": own}
+
+
+def _show(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found, counts: tuple[int, int]) -> None:
+    """Shows what speaks against the figures, the best, what was found and where all of it is; draws the pictures."""
+    if found.conditions is not None and found.conditions.is_busy:
+        click.echo(found.conditions)
+    print_wide(show_rows(found.rows, None if options.presets else _MOST_SHOWN), TABLE_WIDTH)
+    click.echo(counted(found.rows, *counts))
+    click.echo(", ".join(map(str, _files(options.out))))
+    _draw(options, journal, spec, found)
+    for finding in found.findings:
+        click.echo(closing(finding, found.line_of(finding.best)))
+
+
+def _draw(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found) -> None:
+    """Draws the pictures, if they are wanted and matplotlib is there."""
     if options.no_plot:
         return
-    modes = ", ".join(dict.fromkeys(row.quant for row in rows))
-    title = f"{this_machine().name}, {options.threads} threads, quant {modes}"
+    record = {**_facts(options, journal, found), "sweep": spec, "findings": found.as_dicts()}
     try:
-        click.echo(", ".join(map(str, draw_all(options.out, rows, rates_as_dict(journal.rates), title))))
+        click.echo(", ".join(map(str, draw_all(options.out, record, found.rows))))
     except ImportError:
-        click.echo("no pictures: they need matplotlib (pip install 'mla_numba[plot]'); then give this command again")
-
-
-def _summary(rows: list[Row], n_left_out: int) -> str:
-    counts = {status: sum(row.status == status for row in rows) for status in dict.fromkeys(row.status for row in rows)}
-    exact = [row for row in rows if row.exact is not None]
-    wrong = [row for row in exact if not row.exact]
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
-    bits = f"{len(exact) - len(wrong)} of {len(exact)} plans gave every bit of the reference"
-    lines = [f"{said}; {n_left_out} left out by restrictions; {bits}"]
-    lines += reasons_of([row.reason for row in rows if row.status == "refused"])
-    return "\n".join([*lines, *(f"wrong: {row.settings} at {row.t} tokens: {row.reason}" for row in wrong)])
+        how = how_to_install("plot", "matplotlib")
+        click.echo(f"no pictures: they need matplotlib ({how}); then give this command again")

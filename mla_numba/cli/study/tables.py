@@ -16,7 +16,8 @@ from rich.table import Column, Table
 
 from ...base.output_file import write_text
 from ...tuning.study import Row
-from ..shown import beyond_limit, share_text
+from ..shown import no_share, share_text
+from .found import Found
 
 __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
 
@@ -24,7 +25,7 @@ __all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A line for each row; the settings are columns of their own, lists and mappings as JSON."""
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
-    own = [f.name for f in fields(Row) if f.name not in ("settings", "plan")]
+    own = [f.name for f in fields(Row) if f.name not in ("settings", "plan", "times_ms", "own_times_ms")]
     text = StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow([*own[:3], *names, *own[3:], "plan"])
@@ -36,9 +37,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     write_text(path, text.getvalue())
 
 
-def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], rows: Sequence[Row]) -> None:
-    """Machine, versions and rates, what was studied, and every row with its whole plan."""
-    write_text(path, json.dumps({**facts, "sweep": spec, "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], found: Found) -> None:
+    """Machine, versions and rates, what was studied, what was found, and every row with its whole plan."""
+    rows = [asdict(row) for row in found.rows]
+    write_text(path, json.dumps({**facts, "sweep": spec, "findings": found.as_dicts(), "rows": rows}, indent=1) + "\n")
 
 
 def best_rows(rows: Sequence[Row]) -> list[Row]:
@@ -49,18 +51,18 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
 
 def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = None) -> Table:
     """A table of the best rows, at most `most` of each T; times by the baseline's are those of pairs."""
-    names = ("T", "quant", "ms", "own ms", "ratio", "final", "GB/s", "Gop/s", "limit")
+    names = ("T", "quant", "ms", "own ms", "ratio", "final, 95 %", "GB/s", "Gop/s", "limit")
     table = Table(
         Column("settings", overflow="fold"),
         *(Column(name, justify="right", no_wrap=True) for name in names),
         box=box.SIMPLE,
         title=title,
         caption="ms: median; ratio: time by that of the planner's own plan, median of pairs, below 1 is faster;\n"
-        "final: the same, timed longer; limit: least possible time by the median",
+        "final: the same, timed longer, with its interval; limit: least possible time by the median",
         caption_justify="right",
     )
     shown: dict[tuple[int, str], int] = {}
-    shares = []
+    reasons = []
     for row in best_rows(rows):
         group = row.t, row.quant
         shown[group] = shown.get(group, 0) + 1
@@ -75,14 +77,14 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             f"{row.median_ms:.3f}",
             f"{row.baseline_ms:.3f}",
             f"{row.ratio:.3f}",
-            "" if row.final_ratio is None else f"{row.final_ratio:.3f}",
+            "" if row.final is None else str(row.final),
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
-            share_text(row.share or 0),
+            share_text(row.share),
         )
-        shares.append(row.share)
-    if beyond_limit(shares):
-        table.caption = f"{table.caption}\n{beyond_limit(shares)}"
+        reasons.append(row.share_reason)
+    if any(reasons):
+        table.caption = f"{table.caption}\n{no_share(reasons)}"
     return table
 
 

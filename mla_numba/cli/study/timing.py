@@ -1,9 +1,10 @@
-"""Timing what the journal of a study lacks, and the finals."""
+"""Timing what the journal of a study lacks, then the finals, between two probes of the machine."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,14 @@ from tiling import Rates
 
 from ...base.modes import QuantMode
 from ...call.planning import this_machine
+from ...tuning.conditions import Load
 from ...tuning.contest import Arena
 from ...tuning.journal import Journal
 from ...tuning.rates import Probes, rates_as_dict
-from ...tuning.study import Effort, Job, Row, finals, run_job, time_pairs
+from ...tuning.study import Effort, Job, Row, finals, run_job, time_pairs, with_final
+from ...tuning.verdict import Control, controls_in
+from ...tuning.watch import Watch, best_rates
+from ..interrupts import held_back
 from ..progress import progress_bar
 from ..versions import versions
 from .options import StudyOptions
@@ -34,6 +39,8 @@ def _facts_of(n_threads: int, rates: Rates) -> dict[str, Any]:
         "rates": rates_as_dict(rates),
         "rates_exact": asdict(rates),
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "controls": [],
+        "conditions": [],
     }
 
 
@@ -58,9 +65,6 @@ class _Arenas:
         self._jobs, self._options = jobs, options
         self._made: dict[str, Arena] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._made)
-
     def of(self, quant: QuantMode) -> Arena:
         if quant not in self._made:
             tokens = list(dict.fromkeys(job.t for job in self._jobs if job.quant == quant))
@@ -72,39 +76,105 @@ class _Arenas:
         return self._made[quant]
 
 
-def run_jobs(jobs: Sequence[Job], journal: Journal, effort: Effort, options: StudyOptions) -> None:
-    """Runs the jobs that the journal lacks, then the finals."""
-    arenas = _Arenas(jobs, options)
-    with progress_bar("sweep", len(jobs)) as advance:
-        advance("making weights and checking the baseline", len(journal.rows))
-        for job in journal.left(jobs, options.seed):
-            row = run_job(job, arenas.of(job.quant), effort)
-            journal.add(row)
-            advance(_note(row), 1)
-    by_number = {job.number: job for job in jobs}
-    left = [by_number[number] for number in finals(journal.rows) if journal.rows[number].final_ratio is None]
-    if not arenas and not left:
+class _Study:
+    """What is left of a study, and how it is timed; each result is kept as soon as it is there."""
+
+    def __init__(self, jobs: Sequence[Job], journal: Journal, effort: Effort, options: StudyOptions) -> None:
+        self.journal, self._effort, self._options = journal, effort, options
+        self._by_number = {job.number: job for job in jobs}
+        self._arenas = _Arenas(jobs, options)
+
+    def is_busy(self, cores: float | None) -> bool:
+        return Load(0.0, cores).disturbs(self._options.threads)
+
+    def jobs_left(self) -> list[Job]:
+        """Jobs without a row, and those that were timed while others took too much."""
+        return self.journal.left(
+            list(self._by_number.values()), self._options.seed, lambda row: self.is_busy(row.others)
+        )
+
+    def finals_left(self) -> list[Job]:
+        """The best of each T that did not have their second contest, or had it while others took too much."""
+        rows = self.journal.rows
+        return [
+            self._by_number[number]
+            for number in finals(rows)
+            if rows[number].final_ratio is None or self.is_busy(rows[number].final_others)
+        ]
+
+    def controls_left(self) -> list[tuple[int, QuantMode]]:
+        """T and quant modes with timed rows whose baseline was not timed against itself, or at a busy time."""
+        done = {(c.t, c.quant) for c in self.controls if not self.is_busy(c.others)}
+        timed = [number for number, row in self.journal.rows.items() if row.ratio is not None]
+        groups = {(job.t, job.quant) for job in map(self._by_number.__getitem__, timed)}
+        return sorted(groups - done)
+
+    @property
+    def controls(self) -> list[Control]:
+        return controls_in(self.journal.facts.get("controls", []))
+
+    def run(self, job: Job, watch: Watch) -> Row:
+        row = replace(run_job(job, self._arenas.of(job.quant), self._effort), others=watch.lately().cores)
+        with held_back():
+            self.journal.add(row)
+        return row
+
+    @property
+    def _longer(self) -> Effort:
+        effort = self._effort
+        return replace(effort, pairs=max(15, 3 * effort.pairs), seconds=3 * effort.seconds, most=2 * effort.most)
+
+    def run_final(self, job: Job, watch: Watch) -> Row:
+        arena = self._arenas.of(job.quant)
+        timed, _ = time_pairs(arena, arena.contender(job.t, job.candidate.config, job.options), self._longer)
+        row = replace(with_final(self.journal.rows[job.number], timed), final_others=watch.lately().cores)
+        with held_back():
+            self.journal.add(row)
+        return row
+
+    def run_control(self, t: int, quant: QuantMode, watch: Watch) -> Control:
+        arena = self._arenas.of(quant)
+        timed, _ = time_pairs(arena, arena.contender(t), replace(self._longer, hopeless=math.inf))
+        control = Control(t, quant, timed.interval, watch.lately().cores)
+        kept = [each.as_dict() for each in self.controls if (each.t, each.quant) != (t, quant)]
+        with held_back():
+            self.journal.change_facts({"controls": [*kept, control.as_dict()]})
+        return control
+
+    def end(self, watch: Watch) -> None:
+        """Keeps what the machine was like, and the best rates that were seen."""
+        seen = watch.end()
+        rates = best_rates(self.journal.rates, best_rates(seen.before, seen.after))
+        conditions = [*self.journal.facts.get("conditions", []), seen.conditions.as_dict()]
+        with held_back():
+            self.journal.change_facts(
+                {"rates": rates_as_dict(rates), "rates_exact": asdict(rates), "conditions": conditions}
+            )
+
+
+def run_jobs(
+    jobs: Sequence[Job], journal: Journal, effort: Effort, options: StudyOptions, warn: Callable[[str], None]
+) -> None:
+    """Runs the jobs that the journal lacks, the finals, and the controls; `warn` hears if the machine is busy."""
+    study = _Study(jobs, journal, effort, options)
+    left = study.jobs_left()
+    if not left and not study.finals_left() and not study.controls_left():
         return
-    longer = replace(effort, pairs=3 * effort.pairs, seconds=3 * effort.seconds, most=2 * effort.most)
-    with progress_bar("final", len(left)) as advance:
+    watch = Watch(Probes(options.threads))
+    if watch.so_far.is_busy:
+        warn(str(watch.so_far))
+    with progress_bar("sweep", len(jobs)) as advance:
+        advance("making weights and checking the baseline", len(jobs) - len(left))
         for job in left:
-            arena = arenas.of(job.quant)
-            timed, _ = time_pairs(arena, arena.contender(job.t, job.candidate.config, job.options), longer)
-            row = replace(journal.rows[job.number], final_ratio=timed.ratio, final_wins=timed.wins)
-            journal.add(row)
-            advance(_note(row), 1)
-    rates = _best(journal.rates, Probes(options.threads).rates())
-    journal.change_facts({"rates": rates_as_dict(rates), "rates_exact": asdict(rates)})
-
-
-def _best(before: Rates, after: Rates) -> Rates:
-    """What the machine was seen to reach, before or after: other tenants take their part at times."""
-    return Rates(
-        max(before.bandwidth_bytes_s, after.bandwidth_bytes_s),
-        max(before.flops_s, after.flops_s),
-        max(before.ops_s, after.ops_s),
-        None if after.bf16_flops_s is None else max(before.bf16_flops_s or 0, after.bf16_flops_s),
-    )
+            advance(_note(study.run(job, watch)), 1)
+    finalists, groups = study.finals_left(), study.controls_left()
+    with progress_bar("final", len(finalists) + len(groups)) as advance:
+        for job in finalists:
+            advance(_note(study.run_final(job, watch)), 1)
+        for group in groups:
+            control = study.run_control(*group, watch)
+            advance(f"T {control.t}: {control.ratio.median:.2f} of the baseline's time against itself", 1)
+    study.end(watch)
 
 
 def _note(row: Row) -> str:

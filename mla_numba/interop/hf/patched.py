@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from torch import nn
+from transformers.utils import logging
 
 from ...base.checks import (
     check_choice,
@@ -65,7 +66,8 @@ def patch(
     Returns a handle that undoes it. `generate` and direct calls of the model work as before: greedy, sampling, beams,
     left padding, chunks of a prompt, caches that are passed on. DeepSeek-V3.2 and GLM-5 keep their own indexer, which
     takes q_norm from the prolog. There are no gradients. The weights are packed now: if they change later, calls are
-    refused until `Patched.refresh` packs them again.
+    refused until `Patched.refresh` packs them again. On a terminal a progress bar counts the layers that are packed;
+    `transformers.utils.logging.disable_progress_bar()` turns it off.
 
     Raises `TypeError` for a model that holds no such attention or has weights that are not bf16, `ValueError` naming
     the module for one without `q_lora_rank`, with biases, on another device or with weights that are not finite, for a
@@ -139,16 +141,16 @@ class Patched:
     def _pack(self, parts: list[AttentionPart], checkpoint: Checkpoint | None) -> None:
         """Packs all layers, and then gives all of them their new weights."""
         made, reports = [], []
-        for part in parts:
+        for part in logging.tqdm(parts, desc="Packing weights", unit="layer", disable=None):
             (weights, w_uv), report = part.load(checkpoint, self.quant)
             prolog = MlaProlog(weights, n_threads=self._settings.n_threads, numerics=self._settings.numerics)
-            made.append((TorchProlog(prolog), to_torch(w_uv)))
+            made.append((prolog, TorchProlog(prolog), to_torch(w_uv)))
             reports.append(report)
-        for part, forward, (torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
+        for part, forward, (_, torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
             if not self._settings.keep_projections:
                 part.free()
             forward.take(torch_prolog, values, PackedFrom(part.name, part.attention, REPLACED))
-        self.prologs = [torch_prolog.prolog for torch_prolog, _ in made]
+        self.prologs = [prolog for prolog, _, _ in made]
         self.quantization = reports
 
     def refresh(self, checkpoint: Checkpoint | str | os.PathLike[str] | None = None) -> None:

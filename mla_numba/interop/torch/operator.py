@@ -26,11 +26,14 @@ from torch import Tensor
 from ...base.checks import Array
 from ...base.modes import CacheMode
 from ...cache import PagedCache
+from ...distributed import ShardedProlog
 from ...prolog import MlaProlog, PrologOutput
 from .cache import TorchCache
 from .tensors import refuse_gradient, to_numpy, to_torch
 
 __all__ = ["make_handle", "mla_prolog", "mla_prolog_out"]
+
+AnyProlog = MlaProlog | ShardedProlog
 
 _TAKES = (
     "Tensor handle, Tensor x, Tensor cos, Tensor sin, Tensor? cache_index, "
@@ -44,19 +47,19 @@ _library.define(f"mla_prolog_out({_TAKES}, {_OUT}) -> ()")
 mla_prolog = torch.ops.mla_numba.mla_prolog.default
 mla_prolog_out = torch.ops.mla_numba.mla_prolog_out.default
 
-_prologs: WeakValueDictionary[int, MlaProlog] = WeakValueDictionary()
+_prologs: WeakValueDictionary[int, AnyProlog] = WeakValueDictionary()
 # From a number that no other process has, so that the handle in a saved graph finds nothing rather than another layer.
 _next_key = count(secrets.randbits(62))
 
 
-def make_handle(prolog: MlaProlog) -> Tensor:
+def make_handle(prolog: AnyProlog) -> Tensor:
     """A handle of `prolog`, which does not keep it alive."""
     key = next(_next_key)
     _prologs[key] = prolog
     return torch.tensor(key, dtype=torch.int64, device="cpu")
 
 
-def _prolog_of(handle: Tensor) -> MlaProlog:
+def _prolog_of(handle: Tensor) -> AnyProlog:
     """Raises `ValueError` for a handle whose prolog is gone."""
     key = handle.item() if handle.numel() == 1 else handle.tolist()
     found = _prologs.get(key) if isinstance(key, int) else None
@@ -81,7 +84,7 @@ def _cache_index(tensor: Tensor | None, cache: PagedCache) -> Array | None:
 
 
 def _compute(
-    prolog: MlaProlog, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor,
+    prolog: AnyProlog, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor,
     kr_cache: Tensor, k_scale_cache: Tensor | None, cache_mode: CacheMode, outputs: tuple[Tensor | None, ...] | None,
 ) -> PrologOutput:  # fmt: skip
     """A call on the tensors' memory. Whatever is wrong is raised before a tensor has changed."""

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
+from ...base.modes import DownWay
 from ...base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
+from ...distributed import ShardedProlog
 from ...prolog import MlaProlog, PrologChoices
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
@@ -39,6 +41,9 @@ class TorchProlog(torch.nn.Module):
     """The MLA prolog of one layer as a module.
 
     - `source`: an `MlaProlog`, or the weights of one.
+    - `group`: a process group of torch.distributed whose ranks share the layer by heads, as in
+      `mla_numba.distributed.ShardedProlog`; the source is then weights, and every rank makes a module and calls it.
+    - `down`: as of `ShardedProlog`, with a group.
     - `settings`: those of `MlaProlog`, none beside one.
 
     The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
@@ -46,16 +51,31 @@ class TorchProlog(torch.nn.Module):
     module at the same time.
     """
 
-    prolog: MlaProlog
+    prolog: MlaProlog | ShardedProlog
 
-    def __init__(self, source: MlaProlog | MlaWeights | PackedWeights, **settings: Unpack[PrologChoices]) -> None:
+    def __init__(
+        self,
+        source: MlaProlog | MlaWeights | PackedWeights,
+        *,
+        group: Any = None,
+        down: DownWay = "auto",
+        **settings: Unpack[PrologChoices],
+    ) -> None:
         super().__init__()
+        if group is None and down != "auto":
+            raise ValueError(f"down: expected 'auto' without a group, got {down!r}")
         if isinstance(source, MlaProlog):
+            if group is not None:
+                raise TypeError("source: expected MlaWeights or PackedWeights with a group, got MlaProlog")
             if settings:
                 raise TypeError(f"{next(iter(settings))}: expected no settings beside an MlaProlog, which has its own")
         elif not isinstance(source, (MlaWeights, PackedWeights)):
             raise TypeError(f"source: expected MlaProlog, MlaWeights or PackedWeights, got {type(source).__name__}")
-        self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
+        if group is not None:
+            assert not isinstance(source, MlaProlog)
+            self.prolog = ShardedProlog(source, group, down=down, **settings)
+        else:
+            self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
         self._take_handle()
 
     def __setattr__(self, name: str, value: Any) -> None:

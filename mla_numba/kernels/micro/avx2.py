@@ -64,7 +64,8 @@ def _pair_of_codes(builder: ir.IRBuilder, vectors: Vectors, a: Any, pair: int) -
 def _multiply_pairs(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
     """vpmaddwd adds two int16 products in each int32 lane; vpmaddubsw would saturate."""
     halves = vectors.halves
-    madd = declare(builder, "llvm.x86.avx2.pmadd.wd", vectors.words, [halves, halves])
+    name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[vectors.lanes]
+    madd = declare(builder, name, vectors.words, [halves, halves])
     return builder.add(acc, builder.call(madd, [builder.bitcast(value, halves), builder.bitcast(column, halves)]))
 
 

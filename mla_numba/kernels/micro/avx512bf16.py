@@ -8,8 +8,9 @@ from llvmlite import ir
 
 from ..isa import Isa, MicroKernel
 from ..llvm_ir import I32, Vectors, declare, load
-from .avx512vnni import AVX512VNNI, INT8_VPDPBUSD
+from .avx512vnni import AVX512VNNI
 from .multiply_adds import bf16_multiply_adds
+from .vpdpbusd import INT8_VPDPBUSD
 
 __all__ = ["AVX512BF16", "BF16_VDPBF16PS"]
 

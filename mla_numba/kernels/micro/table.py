@@ -16,8 +16,10 @@ from numba.core import config
 
 from ..isa import Isa
 from .avx2 import AVX2
+from .avx512 import AVX512
 from .avx512bf16 import AVX512BF16
 from .avx512vnni import AVX512VNNI
+from .avxvnni import AVXVNNI
 from .cpu_features import host_features, named_features
 from .neon import NEON
 from .neondot import NEONDOT
@@ -31,7 +33,7 @@ ISA_VARIABLE = "MLA_NUMBA_ISA"
 # From the most capable on
 ISAS = {
     isa.name: isa
-    for isa in (AVX512BF16, AVX512VNNI, AVX2, NEONI8MM, NEONDOT, NEON, PORTABLE)
+    for isa in (AVX512BF16, AVX512VNNI, AVX512, AVXVNNI, AVX2, NEONI8MM, NEONDOT, NEON, PORTABLE)
 }  # fmt: skip
 _FEATURES = frozenset().union(*(isa.features for isa in ISAS.values()))
 

@@ -133,9 +133,13 @@ class Cuts(NamedTuple):
 
 
 class TokenTile(NamedTuple):
-    """Tokens t0..t0+t, up to phase `last`: DOWN, QUERY or HEADS; whether spans are written."""
+    """Tokens t0..t0+t, from phase `first`, PACK or QUERY, up to `last`, DOWN, QUERY or HEADS.
+
+    Spans are written where it is `traced`. A tile that begins with QUERY finds q_a and kv_a in the buffers.
+    """
 
     t0: Index
     t: Index
+    first: Index
     last: Index
     traced: bool

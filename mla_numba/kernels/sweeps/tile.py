@@ -43,10 +43,11 @@ def prolog_tile(
     of_pack, of_down = _row_tasks(PACK, t, cuts.rows_x), pair_tasks(DOWN, pair)
     of_query, of_key = _row_tasks(QUERY, t, cuts.rows_q), _row_tasks(KEY, t, cuts.rows_k)
 
-    pack(worker, team, of_pack, PackRows(tokens.x, buffers.x, layer.down.kp, layer.down.n_parts, cann, y, t0, t))
-    wait(team, of_pack)
-    down(worker, team, of_down, pair)
-    wait(team, of_down)
+    if tile.first == PACK:
+        pack(worker, team, of_pack, PackRows(tokens.x, buffers.x, layer.down.kp, layer.down.n_parts, cann, y, t0, t))
+        wait(team, of_pack)
+        down(worker, team, of_down, pair)
+        wait(team, of_down)
     if tile.last >= QUERY:
         rows = QueryRows(
             buffers.q_a, layer.query_norm, cann, tokens.q_norm, tokens.q_norm_scale, buffers.q, layer.up.kp, y, t0, t

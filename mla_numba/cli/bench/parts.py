@@ -1,0 +1,8 @@
+"""The parts of the suite that `mla-numba bench` runs, and the page that it writes if no other is named."""
+
+from pathlib import Path
+
+__all__ = ["PAGE", "PARTS"]
+
+PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
+PAGE = Path("mla-numba-bench.html")

@@ -1,0 +1,1 @@
+"""What `mla-numba tune` found, and what it keeps, as tables and sentences."""

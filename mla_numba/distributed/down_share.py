@@ -1,0 +1,137 @@
+"""A rank's share of the down-projection: a run of the packed panels of [w_dq | w_dkv_kr]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from tiling import ceil_div
+
+from ..base.checks import Array
+from ..base.dims import MlaDims
+from ..base.memory import UINT16, aligned_empty
+from ..call.bind import BoundCall, PrologOutput
+from ..kernels import ISA
+from ..kernels.launch import plain
+from ..kernels.sweeps.arguments import Cuts, TokenTile
+from ..kernels.sweeps.phase import DOWN, HEADS, PACK, QUERY
+from ..kernels.sweeps.tile import prolog_tile
+from ..prolog import MlaProlog
+
+__all__ = ["Columns", "DownShare", "LocalProlog"]
+
+
+class Columns(NamedTuple):
+    """Columns of both down-projections."""
+
+    q_a: range
+    kv_a: range
+
+    @property
+    def n(self) -> int:
+        """How many there are of both."""
+        return len(self.q_a) + len(self.kv_a)
+
+
+@dataclass(frozen=True, slots=True)
+class DownShare:
+    """How `size` ranks divide the columns of both down-projections, by whole panels of NR columns."""
+
+    dims: MlaDims
+    size: int
+
+    @property
+    def _n_panels(self) -> tuple[int, int]:
+        return ceil_div(self.dims.q_lora_rank, ISA.nr), ceil_div(self.dims.kv_a_dim, ISA.nr)
+
+    @property
+    def n_panels(self) -> int:
+        """Panels of both."""
+        return sum(self._n_panels)
+
+    def panels(self, rank: int) -> slice:
+        """The panels of a rank."""
+        n = self.n_panels
+        return slice(n * rank // self.size, n * (rank + 1) // self.size)
+
+    def columns(self, rank: int) -> Columns:
+        """The columns of a rank."""
+        n_q, _ = self._n_panels
+        mine, nr = self.panels(rank), ISA.nr
+        q_rank, kv = self.dims.q_lora_rank, self.dims.kv_a_dim
+        q = range(min(mine.start * nr, q_rank), min(mine.stop * nr, q_rank))
+        begin, end = max(mine.start - n_q, 0), max(mine.stop - n_q, 0)
+        return Columns(q, range(min(begin * nr, kv), min(end * nr, kv)))
+
+    def n_bytes(self, t: int) -> list[int]:
+        """Bytes that each rank sends of `t` tokens."""
+        return [2 * t * self.columns(rank).n for rank in range(self.size)]
+
+    def assemble(self, parts: Array, t: int) -> tuple[Array, Array]:
+        """q_a (t, Rq) and kv_a (t, C + R), uint16, of all ranks' parts: of each its q_a and then its kv_a."""
+        q_a = aligned_empty((t, self.dims.q_lora_rank), UINT16)
+        kv_a = aligned_empty((t, self.dims.kv_a_dim), UINT16)
+        words, at = parts.view(UINT16), 0
+        for rank in range(self.size):
+            for whole, columns in zip((q_a, kv_a), self.columns(rank), strict=True):
+                n = t * len(columns)
+                whole[:, columns.start : columns.stop] = words[at : at + n].reshape(t, len(columns))
+                at += n
+        return q_a, kv_a
+
+
+class LocalProlog(MlaProlog):
+    """The prolog of a rank's heads, which can leave most of the down-projection to other ranks."""
+
+    def run_split(
+        self,
+        call: BoundCall,
+        share: DownShare,
+        rank: int,
+        exchange: Callable[[Array], Array],
+        most_threads: int | None = None,
+    ) -> PrologOutput:
+        """Computes a bound call, as `run` does, with only this rank's columns of the down-projection.
+
+        `exchange` takes this rank's part, q_a (T, n) and then kv_a (T, m) of its columns as bytes, and gives the parts
+        of all ranks. It is called once.
+        """
+        call.check_fits(self.dims, self.weights.quant)
+        tokens = call.tokens_now()
+        t = tokens.x.shape[0]
+        n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
+        plan = self._plans.plan(t, n_threads)
+        memory = self._take_memory(plan)
+        try:
+            columns = share.columns(rank)
+            part = aligned_empty((t * columns.n,), UINT16)
+            n_q = t * len(columns.q_a)
+            q_a, kv_a = part[:n_q].reshape(t, -1), part[n_q:].reshape(t, -1)
+            down = self.weights.down.part(share.panels(rank), share.n_panels)
+            layer = plain(self.weights.arguments_for(self.numerics)._replace(down=down.as_argument()))
+            for offset, factor in plan.tiles:
+                cuts, buffers, _ = memory.prepare(plan.tile_plan(factor))
+                rows = slice(offset, offset + factor)
+                own = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
+                tile = TokenTile(offset, factor, PACK, DOWN, False)
+                own_cuts = _for_a_share(cuts, share.size)
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, layer, own, own_cuts, tile)
+            q_a, kv_a = share.assemble(exchange(part.view(np.uint8)), t)
+            for offset, factor in plan.tiles:
+                cuts, buffers, _ = memory.prepare(plan.tile_plan(factor))
+                rows = slice(offset, offset + factor)
+                whole = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
+                tile = TokenTile(offset, factor, QUERY, HEADS, False)
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, whole, cuts, tile)
+        finally:
+            self._memory.append(memory)
+        return call.out
+
+
+def _for_a_share(cuts: Cuts, size: int) -> Cuts:
+    """The cuts of a down-projection for a rank's share of the columns: as many tasks, of fewer panels each."""
+    down = cuts.down
+    return cuts._replace(down=down._replace(walk0=max(down.walk0 // size, 1), walk1=max(down.walk1 // size, 1)))

@@ -1,0 +1,46 @@
+"""A communicator over mpi4py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..base.checks import Array
+from ..base.memory import aligned_empty
+
+__all__ = ["MpiCommunicator", "world"]
+
+
+class MpiCommunicator:
+    """Over an intracommunicator of mpi4py. Its collectives are those of the communicator itself, no duplicate."""
+
+    def __init__(self, comm: Any) -> None:
+        from mpi4py import MPI
+
+        if not isinstance(comm, MPI.Intracomm) or comm == MPI.COMM_NULL:
+            kind = "MPI.COMM_NULL" if comm == MPI.COMM_NULL else type(comm).__name__
+            raise TypeError(f"comm: expected an intracommunicator of mpi4py, got {kind}")
+        self._comm = comm
+        self._byte = MPI.BYTE
+        self.rank: int = comm.Get_rank()
+        self.size: int = comm.Get_size()
+
+    def all_gather(self, part: Array, n_bytes: Sequence[int]) -> Array:
+        """See `Communicator`."""
+        out = aligned_empty((sum(n_bytes),), np.uint8)
+        begins = np.cumsum([0, *n_bytes[:-1]]).tolist()
+        self._comm.Allgatherv([part, self._byte], [out, (list(n_bytes), begins), self._byte])
+        return out
+
+
+def world() -> Any:
+    """MPI.COMM_WORLD. Raises `ImportError` where mpi4py, or an MPI library for it, is missing."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # the latter where mpi4py finds no MPI library
+        raise ImportError(
+            f"comm: expected mpi4py and an MPI library (pip install mpi4py mpich), got none: {error}"
+        ) from None
+    return MPI.COMM_WORLD

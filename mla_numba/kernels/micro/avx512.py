@@ -1,0 +1,26 @@
+"""AVX-512 without VNNI: int8 products two k at once by vpmaddwd, bf16 ones by multiply-adds."""
+
+from __future__ import annotations
+
+from ..isa import Isa
+from .avx2 import AVX2
+from .multiply_adds import bf16_multiply_adds
+
+__all__ = ["AVX512"]
+
+# 24 accumulators, 4 halves of bf16 B, a mask and a broadcast fill 30 of 32 registers. To widen B by vpunpck, as AVX2
+# does, takes as many instructions here, since the mask has a register to stay in.
+AVX512 = Isa(
+    "avx512",
+    lanes=16,
+    mr=12,
+    nr=32,
+    kr_bf16=2,
+    kr_int8=AVX2.kr_int8,
+    a_offset=0,
+    a_int8_bytes=2,
+    features=AVX2.features | {"avx512f", "avx512bw", "avx512vl"},
+    int8_order=AVX2.int8_order,
+    int8=AVX2.int8,
+    bf16=bf16_multiply_adds(a_in_pairs=False),
+)

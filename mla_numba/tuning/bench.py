@@ -1,0 +1,183 @@
+"""A benchmark of any calls: in turns, with intervals, between two probes of the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import median
+from typing import Any
+
+from tiling import Rates, Work, least_seconds
+from tiling.roofline import HasWork
+
+from ..base.checks import check_int, check_number
+from ..kernels import max_threads
+from .conditions import Conditions
+from .copies import are_cold
+from .interval import Interval, median_interval
+from .limit import Share, share_of
+from .rates import Probes, rates_as_dict
+from .turns import Call, quiet, rounds
+from .watch import Watch, mean_rates
+
+__all__ = ["Bench", "do_bench"]
+
+_LEAST_ROUNDS = 15
+_MOST_ROUNDS = 1000
+_MAX_ROUNDS = 10**6
+_MAX_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """Milliseconds of calls that took turns, and the machine's state around them.
+
+    - `ms`: of each implementation one a round; entries of one round were measured within moments of each other.
+    - `conditions`: what others took of the machine; where `conditions.is_busy`, none of the figures counts.
+    - `before`, `after`: rates of the machine, on which the limit rests.
+    - `work`: what a call moves and computes, None if it was not said. `n_copies`: copies of weights that took turns.
+    """
+
+    ms: Mapping[str, tuple[float, ...]]
+    conditions: Conditions
+    before: Rates
+    after: Rates
+    work: Work | None
+    n_copies: Mapping[str, int]
+
+    @property
+    def rates(self) -> Rates:
+        """The mean of the rates before and after."""
+        return mean_rates(self.before, self.after)
+
+    @property
+    def least_ms(self) -> float | None:
+        """The least possible milliseconds of a call at these rates, None where the work was not said."""
+        return None if self.work is None else least_seconds(self.work, self.rates) * 1e3
+
+    def median(self, name: str) -> Interval:
+        """The median milliseconds of an implementation, with its interval."""
+        return median_interval(self.ms[name])
+
+    def ratio(self, name: str, by: str) -> Interval:
+        """How many times as long as `by` an implementation takes: the median over rounds, with its interval."""
+        return median_interval([a / b for a, b in zip(self.ms[name], self.ms[by], strict=True)])
+
+    def share(self, name: str) -> Share | None:
+        """The least possible time over the median one, or why that is none; None where the work was not said."""
+        least = self.least_ms
+        if least is None or self.work is None:
+            return None
+        return share_of(least, median(self.ms[name]), are_cold(self.n_copies[name], self.work.total_bytes))
+
+    def __str__(self) -> str:
+        """A busy machine first; then a line for each implementation, its time by that of the first one behind it."""
+        lines = [str(self.conditions)] if self.conditions.is_busy else []
+        first = next(iter(self.ms))
+        for name in self.ms:
+            line = f"{name}: {self.median(name)} ms"
+            if name != first:
+                line += f", {self.ratio(name, first)} times {first}"
+            share = self.share(name)
+            if share is not None:
+                line += f", no share of the limit: {share.reason}" if share.value is None else ""
+                line += "" if share.value is None else f", {share.value:.0%} of the limit"
+            lines.append(line)
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        first = next(iter(self.ms))
+        shares = {name: self.share(name) for name in self.ms}
+        return {
+            "conditions": self.conditions.as_dict(),
+            "rates_before": rates_as_dict(self.before),
+            "rates_after": rates_as_dict(self.after),
+            "least_ms": self.least_ms,
+            "implementations": [
+                {
+                    "name": name,
+                    "min_ms": min(ms),
+                    "median_ms": self.median(name)._asdict(),
+                    "ratio": self.ratio(name, first)._asdict(),
+                    "share": None if share is None else share.value,
+                    "share_reason": "" if share is None else share.reason,
+                    "ms": list(ms),
+                }
+                for (name, ms), share in zip(self.ms.items(), shares.values(), strict=True)
+            ],
+        }
+
+
+def do_bench(
+    fn: Call | Sequence[Call] | Mapping[str, Call | Sequence[Call]],
+    *,
+    n_rounds: int | None = None,
+    seconds: float = 1.0,
+    work: HasWork | None = None,
+    n_threads: int | None = None,
+    probes: Probes | None = None,
+    probe_seconds: float = 0.1,
+) -> Bench:
+    """Times calls without arguments, in turns, and looks at the machine before and behind.
+
+    - `fn`: a call; several calls of one implementation, such as one for each copy of its weights, which are taken in
+      turns so that weights come from memory (`copies_to_be_cold` says how many that needs); or such calls by name.
+    - `n_rounds`: how often each implementation is called; by default until `seconds` have been spent in calls, yet 15
+      times at least and 1000 times at most. Each call is made once before, uncounted.
+    - `work`: what a call moves and computes, such as `prolog.plan(t)`; with it there is a share of the limit.
+    - `n_threads`: threads that the calls use, by default all of Numba's; `probes`: made once for that many threads, to
+      be used again and again. Each rate is measured for `probe_seconds`.
+
+    Raises `ValueError` for no call, and for numbers that are out of range; `TypeError` for what cannot be called.
+    """
+    contenders = _contenders(fn)
+    if n_rounds is not None:
+        check_int("n_rounds", n_rounds, 1, _MAX_ROUNDS)
+    if not 0 <= check_number("seconds", seconds) <= _MAX_SECONDS:
+        raise ValueError(f"seconds: expected a number from 0 to {_MAX_SECONDS:.0f}, got {seconds}")
+    if probes is None:
+        probes = Probes(max_threads() if n_threads is None else n_threads)
+    elif n_threads not in (None, probes.n_threads):
+        raise ValueError(f"n_threads: expected the {probes.n_threads} of the probes, got {n_threads}")
+    for calls in contenders.values():
+        for call in calls:
+            call()
+    watch = Watch(probes, probe_seconds)
+    with quiet():
+        taken = _take(contenders, n_rounds, seconds)
+    seen = watch.end()
+    ms = {
+        name: tuple(each * 1e3 for each in times)
+        for name, times in zip(contenders, zip(*taken, strict=True), strict=True)
+    }
+    stated = None if work is None else Work(work.total_bytes, work.flops, work.int8_ops)
+    n_copies = {name: len(calls) for name, calls in contenders.items()}
+    return Bench(ms, seen.conditions, seen.before, seen.after, stated, n_copies)
+
+
+def _contenders(fn: Call | Sequence[Call] | Mapping[str, Call | Sequence[Call]]) -> dict[str, list[Call]]:
+    """Calls by the name of what makes them."""
+    named = fn if isinstance(fn, Mapping) else {"fn": fn}
+    contenders = {name: [calls] if callable(calls) else list(calls) for name, calls in named.items()}
+    if not contenders or not all(contenders.values()):
+        raise ValueError("fn: expected at least one call of each implementation, got none")
+    for calls in contenders.values():
+        for call in calls:
+            if not callable(call):
+                raise TypeError(f"fn: expected what can be called without arguments, got {type(call).__name__}")
+    return contenders
+
+
+def _take(contenders: Mapping[str, Sequence[Call]], n_rounds: int | None, seconds: float) -> list[tuple[float, ...]]:
+    """Seconds of so many rounds, or of as many as `seconds` allow."""
+    turns = rounds(list(contenders.values()))
+    if n_rounds is not None:
+        return list(islice(turns, n_rounds))
+    taken: list[tuple[float, ...]] = []
+    spent = 0.0
+    while len(taken) < _LEAST_ROUNDS or (len(taken) < _MOST_ROUNDS and spent < seconds):
+        taken.append(next(turns))
+        spent += sum(taken[-1])
+    return taken
