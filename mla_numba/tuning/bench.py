@@ -9,11 +9,9 @@ from statistics import median
 from typing import Any
 
 from tiling import Rates, Work, least_seconds
-from tiling.html import table, to_html
 from tiling.roofline import HasWork
 
 from ..base.checks import check_int, check_number
-from ..base.short_repr import short_repr
 from ..kernels import max_threads
 from .conditions import Conditions
 from .copies import are_cold
@@ -33,12 +31,15 @@ _MAX_SECONDS = 86400.0
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Milliseconds of calls that took turns, and the machine's state around them. `do_bench` has an example.
+    """Milliseconds of calls that took turns, and the machine's state around them; `do_bench` has an example.
 
-    - `ms`: of each implementation one a round; entries of one round were measured within moments of each other.
-    - `conditions`: what others took of the machine; where `conditions.is_busy`, none of the figures counts.
-    - `before`, `after`: rates of the machine, on which the limit rests.
-    - `work`: what a call moves and computes, None if it was not said. `n_copies`: copies of weights that took turns.
+    | field             | what it is                                                                              |
+    |-------------------|-----------------------------------------------------------------------------------------|
+    | `ms`              | by implementation: milliseconds, one a round; those of one round are moments apart      |
+    | `conditions`      | what others took of the machine; where `conditions.is_busy`, none of the figures counts |
+    | `before`, `after` | rates of the machine, from which the limit follows                                      |
+    | `work`            | what a call moves and computes, None if it was not said                                 |
+    | `n_copies`        | by implementation: the copies of weights that took turns                                |
     """
 
     ms: Mapping[str, tuple[float, ...]]
@@ -62,55 +63,38 @@ class Bench:
         """The median milliseconds of an implementation, with its interval.
 
         Args:
-            name: One of `ms`.
+            name: The implementation.
 
         Returns:
-            The median of its calls.
+            The median of its rounds.
         """
         return median_interval(self.ms[name])
 
     def ratio(self, name: str, by: str) -> Interval:
-        """How many times as long as another one an implementation takes.
+        """How many times as long as another an implementation takes, round by round.
 
         Args:
-            name: One of `ms`.
+            name: The implementation.
             by: The other one.
 
         Returns:
-            The median over rounds, with its interval.
+            The median of the ratios, with its interval.
         """
         return median_interval([a / b for a, b in zip(self.ms[name], self.ms[by], strict=True)])
 
     def share(self, name: str) -> Share | None:
-        """The least possible time over the median one, or why that is none.
+        """What part of the machine's limit an implementation reaches at its median.
 
         Args:
-            name: One of `ms`.
+            name: The implementation.
 
         Returns:
-            The share; None where the work was not said.
+            The share, or why there is none; None where the work was not said.
         """
         least = self.least_ms
         if least is None or self.work is None:
             return None
         return share_of(least, median(self.ms[name]), are_cold(self.n_copies[name], self.work.total_bytes))
-
-    def __repr__(self) -> str:
-        n_rounds = max(map(len, self.ms.values()))
-        busy = "busy machine" if self.conditions.is_busy else ""
-        return short_repr(self, busy, *(f"{name} {self.median(name)} ms" for name in self.ms), f"{n_rounds} rounds")
-
-    def _repr_html_(self) -> str:
-        """A table for notebooks: a row for each implementation."""
-        first = next(iter(self.ms))
-        rows = []
-        for name in self.ms:
-            share = self.share(name)
-            limit = "" if share is None else share.reason if share.value is None else f"{share.value:.0%}"
-            by_first = "" if name == first else str(self.ratio(name, first))
-            rows.append((name, str(self.median(name)), by_first, limit))
-        caption = str(self.conditions) if self.conditions.is_busy else ""
-        return to_html(table(caption, ("", "ms, 95 %", f"times {first}", "of the limit"), rows))
 
     def __str__(self) -> str:
         """A busy machine first; then a line for each implementation, its time by that of the first one behind it."""
@@ -128,7 +112,11 @@ class Bench:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """All of it, as JSON takes it.
+
+        Returns:
+            Conditions, rates, and the figures of each implementation; ratios are by the first of them.
+        """
         first = next(iter(self.ms))
         shares = {name: self.share(name) for name in self.ms}
         return {
@@ -163,30 +151,33 @@ def do_bench(
 ) -> Bench:
     """Times calls without arguments, in turns, and looks at the machine before and behind.
 
+    Each call is made once before, uncounted. Then each implementation is called once a round; the order moves on by one
+    each round, and whoever's turn it is takes its next call.
+
     Args:
-        fn: A call; several calls of one implementation, such as one for each copy of its weights, which are taken in
-            turns so that weights come from memory (`copies_to_be_cold` says how many that needs); or such calls by
-            name.
-        n_rounds: How often each implementation is called; by default until `seconds` have been spent in calls, yet 15
-            times at least and 1000 times at most. Each call is made once before, uncounted.
-        seconds: Of calls, where `n_rounds` is None.
+        fn: A call; several calls of one implementation, such as one for each copy of its weights, so that weights come
+            from memory (`copies_to_be_cold` says how many copies that takes); or such calls by name.
+        n_rounds: How often each implementation is called, at most a million times. None goes on until `seconds` have
+            been spent in calls, yet 15 times at least and 1000 times at most.
+        seconds: At most a day.
         work: What a call moves and computes, such as `prolog.plan(t)`; with it there is a share of the limit.
-        n_threads: Threads that the calls use, by default all of Numba's.
-        probes: Made once for that many threads, to be used again and again.
-        probe_seconds: For which each rate of the machine is measured.
+        n_threads: Threads that the calls use; None is all of Numba's.
+        probes: Made once for that many threads, to be used again and again; None makes them here.
+        probe_seconds: How long each rate is measured, before and behind.
 
     Returns:
-        Times of every call; `print` says medians with their intervals.
+        The times, and the machine's state around them.
 
     Raises:
-        TypeError: What is given cannot be called, or a number is of another type.
-        ValueError: There is no call, or a number is out of range.
+        TypeError: `fn` holds what cannot be called, or a number has another type.
+        ValueError: `fn` holds no call, a number is out of range, or `probes` are for another number of threads.
 
     Examples:
-        >>> from mla_numba.testing import do_bench
-        >>> found = do_bench({"sum": lambda: sum(range(99)), "len": lambda: len("")}, n_rounds=9, probe_seconds=0)
-        >>> list(found.ms), len(found.ms["sum"]), found.median("sum").n
-        (['sum', 'len'], 9, 9)
+        >>> from mla_numba.testing import Probes, do_bench
+        >>> probes = Probes(1, buffer_bytes=2**20)
+        >>> bench = do_bench({"sum": lambda: sum(range(99)), "max": lambda: max(range(99))}, n_rounds=9, probes=probes)
+        >>> sorted(bench.ms), bench.ratio("max", "sum").n, bench.share("sum")
+        (['max', 'sum'], 9, None)
     """
     contenders = _contenders(fn)
     if n_rounds is not None:

@@ -19,13 +19,13 @@ def copies_to_be_cold(n_bytes: int) -> int:
     Together they fill the last-level cache four times, 256 MiB at least and 1 GiB at most; there are at least two.
 
     Args:
-        n_bytes: Bytes of the weights of a call, such as `prolog.weights.nbytes`.
+        n_bytes: The bytes of one copy, at least 1.
 
     Returns:
-        Their number.
+        The number of copies.
 
     Raises:
-        TypeError: `n_bytes` is no int.
+        TypeError: `n_bytes` is no integer.
         ValueError: It is below 1.
 
     Examples:

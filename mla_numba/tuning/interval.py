@@ -13,11 +13,13 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """The `median` of `n` values, and an interval that holds the true median with a probability of at least 95 %.
+    """The median of some values, and how far it is known; `median_interval` has an example.
 
-    `median_interval` has an example.
-
-    `low` and `high` are None where there are too few values for such an interval: fewer than six.
+    | field         | what it is                                                                               |
+    |---------------|------------------------------------------------------------------------------------------|
+    | `median`      | the median                                                                               |
+    | `low`, `high` | an interval that holds the true median with 95 % at least; None for fewer than six values |
+    | `n`           | how many values there are                                                                |
     """
 
     median: float
@@ -45,7 +47,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     that reach `confidence` the largest is taken.
 
     Args:
-        values: Numbers in any order.
+        values: At least one number.
         confidence: The least probability, between 0 and 1.
 
     Returns:

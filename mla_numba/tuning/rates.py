@@ -64,23 +64,19 @@ class Probed(NamedTuple):
 
 
 class Probes:
-    """Buffers for measuring what threads reach, kept so that `rates` may be asked again and again.
+    """Buffers for measuring what threads reach, kept so that it may be measured again and again.
+
+    `do_bench` has an example.
 
     Args:
-        n_threads: The most threads that are to be measured; by default all of Numba's.
-        buffer_bytes: How much memory the read probe takes; by default four last-level caches a thread, for a cache may
-            be shared by a few cores only, yet at least 256 MiB and at most 1 GiB.
-        steps: Length of a task of the other two probes.
+        n_threads: The most threads to be measured; None is all of Numba's.
+        buffer_bytes: How much memory the read probe takes. None is four last-level caches a thread, for a cache may be
+            shared by a few cores only, yet at least 256 MiB and at most 1 GiB.
+        steps: Length of a task of the other probes; None suits the machine.
 
     Raises:
-        TypeError: A number is no int.
+        TypeError: An argument is no integer.
         ValueError: It is out of range.
-
-    Examples:
-        >>> from mla_numba.testing import Probes
-        >>> rates = Probes(n_threads=1, buffer_bytes=2**20, steps=64).rates(seconds=0)
-        >>> rates.bandwidth_bytes_s > 0, rates.flops_s > 0, rates.ops_s > 0
-        (True, True, True)
     """
 
     def __init__(
@@ -102,7 +98,7 @@ class Probes:
         self._sums = np.empty(self.n_threads, np.int64)
         self._counters = np.zeros(tasks.n_counters(self.n_threads), np.int64)
         shape = (self.n_threads, peaks.CHAINS * ISA.lanes)
-        # x = 1/2, y = 1: every float32 chain goes to 2, through no denormal number.
+        # x = 1/2, y = 1: every float32 chain goes up, or to 2 where it is multiplied, through no denormal number.
         self._fma = self._dot = aligned_empty(shape, np.float32)
         self._fma[...] = np.linspace(0, 4, self._fma.size, dtype=np.float32).reshape(shape)
         self._bf16_operands = np.repeat(np.array([0x3F803F80, 0xBF803F80], np.uint32), ISA.lanes)  # (1, 1), (1, -1)
@@ -117,31 +113,31 @@ class Probes:
         """What threads reach together.
 
         Args:
-            n_threads: How many; by default all of these probes.
-            seconds: For which each rate is measured, 3600 at most.
+            n_threads: How many; None is all of them.
+            seconds: How long each rate is measured, 3600 at most.
 
         Returns:
-            Bytes and operations a second.
+            The rates, each the best of many short runs.
 
         Raises:
-            TypeError: A number is of another type.
-            ValueError: There are more threads than these probes have, or the seconds are out of range.
+            TypeError: An argument is no number.
+            ValueError: It is out of range.
         """
         return self.measure(n_threads, seconds).rates
 
     def measure(self, n_threads: int | None = None, seconds: float = 0.3) -> Probed:
-        """What threads reach together, and how far the runs were apart.
+        """The same, and how far the runs were apart.
 
         Args:
-            n_threads: As for `rates`.
-            seconds: As for `rates`.
+            n_threads: How many; None is all of them.
+            seconds: How long each rate is measured, 3600 at most.
 
         Returns:
-            The rates, and by how much the slowest quarter of the runs was behind the fastest.
+            The rates, and the spread of the runs.
 
         Raises:
-            TypeError: As `rates`.
-            ValueError: As `rates`.
+            TypeError: An argument is no number.
+            ValueError: It is out of range.
         """
         n = self.n_threads if n_threads is None else check_int("n_threads", n_threads, 1)
         if n > self.n_threads:

@@ -23,6 +23,9 @@ from .found import Found
 __all__ = ["show_rows", "write_csv", "write_json"]
 
 
+_BUSY = "*"  # behind a figure that others disturbed
+
+
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """A line for each row; the settings are columns of their own, lists and mappings as JSON."""
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
@@ -48,12 +51,13 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
     """A table of the best rows, at most `most` of each T; times by the baseline's are those of pairs."""
     names = ("T", "quant", "ms", "own ms", "ratio", "final, 95 %", "GB/s", "Gop/s", "limit")
     table = Table(
-        Column("settings", overflow="fold"),
+        Column("settings", overflow="fold", min_width=24),
         *(Column(name, justify="right", no_wrap=True) for name in names),
         box=box.SIMPLE,
         title=title,
         caption="ms: median; ratio: time by that of the planner's own plan, median of pairs, below 1 is faster;\n"
-        "final: the same, timed longer, with its interval; limit: least possible time by the median",
+        "final: the same, timed longer, with its interval; *: others took too much of the machine for it to count;\n"
+        "limit: least possible time by the median",
         caption_justify="right",
     )
     shown: dict[tuple[int, str], int] = {}
@@ -71,11 +75,11 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             row.quant,
             f"{row.median_ms:.3f}",
             f"{row.baseline_ms:.3f}",
-            f"{row.ratio:.3f}",
-            "" if row.final is None else str(row.final),
+            f"{row.ratio:.3f}" + _BUSY * row.busy,
+            "" if row.final is None else str(row.final) + _BUSY * row.final_busy,
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
-            share_text(row.share),
+            share_text(row.share) + _BUSY * row.busy,
         )
         reasons.append(row.share_reason)
     if any(reasons):
