@@ -500,6 +500,9 @@ def test_a_search_goes_on_from_its_journal(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected the journal of this search, got that of another"):
         SearchJournal(path, {"seed": 1})
     journal = SearchJournal(path, {"seed": 0})
+    optuna = pytest.importorskip("optuna")
+    optuna.create_study(study_name="T 9", storage=journal._storage)  # interrupted before it was told what it is for
+    assert SearchJournal(path, {"seed": 0}).trials(9).kept() == []
     journal.drop(5)
     assert journal.trials(5).kept() == []
     journal.remove()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -125,6 +126,10 @@ class _Run:
         self.fault = ""
         self.rates: dict[str, float] = {}
 
+    @cached_property
+    def _probes(self) -> Probes:
+        return Probes(self._options.threads)
+
     def left(self) -> str:
         """What an interrupted run says."""
         if self._options.dry_run:
@@ -176,7 +181,7 @@ class _Run:
         """Searches for one T, between two looks at the machine; keeps what it finds unless others disturbed it."""
         options = self._options
         store = self._journal.trials(t) if self._journal else None
-        watch = Watch(Probes(options.threads), _PROBE_S)
+        watch = Watch(self._probes, _PROBE_S)
         if watch.so_far.is_busy:
             click.echo(watch.so_far, err=True)
         try:
