@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SCRIPTS, assert_same_bits, make_weights
+from helpers import MODES, SCRIPTS, assert_same_bits, make_weights
 
-from mla_numba import HeadShard, MlaDims
+from mla_numba import HeadShard, MlaDims, MlaProlog
 from mla_numba.distributed import ShardedProlog
 from mla_numba.distributed.communicator import all_gather_facts, as_communicator
 from mla_numba.distributed.down_share import DownShare
-from mla_numba.distributed.ways import Link, RankRates, measure_link, way_of
+from mla_numba.distributed.ways import Link, RankRates, down_work, measure_link, way_of
 from mla_numba.kernels import ISA
 from tiling import ceil_div
 
@@ -176,9 +176,20 @@ def test_what_is_no_communicator(comm):
 
 
 def test_the_way_is_the_faster_one():
-    plan = ShardedProlog(make_weights(DIMS, "b"), OneRank()).plan(8).local
+    work = down_work(make_weights(DIMS, "b").pack(), 8)
     slow = [RankRates(1e6, 1e6, 1e6)] * 2
-    assert way_of(plan, [10, 10], slow, Link(1e-6, 1e9))[0] == "split"
-    way, reason = way_of(plan, [10, 10], slow, Link(1e9, 1e9))
+    assert way_of(work, [10, 10], slow, Link(1e-6, 1e9))[0] == "split"
+    assert way_of(work, [20, 0], slow, Link(1e-6, 1e9))[0] == "replicated"  # one of them has all columns
+    way, reason = way_of(work, [10, 10], slow, Link(1e9, 1e9))
     assert way == "replicated"
     assert "exchange" in reason
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_work_to_choose_by_is_that_of_one_tile(mode):
+    weights = make_weights(DIMS, mode).pack()
+    plan = MlaProlog(weights, n_threads=1).plan(8)
+    assert [factor for _, factor in plan.tiles] == [8]
+    got, want = down_work(weights, 8), plan.tile_plan(8).sweep_work["down"]
+    assert (got.flops, got.int8_ops) == (want.flops, want.int8_ops)
+    assert got.total_bytes == pytest.approx(want.total_bytes, rel=0.02)  # bf16 weights have scales that nothing reads

@@ -24,7 +24,7 @@ from ..weights.plain import MlaWeights
 from .agreement import agree, on_all_ranks
 from .communicator import Communicator, as_communicator
 from .down_share import DownShare, LocalProlog
-from .ways import Link, measure_link, way_of
+from .ways import Link, down_work, measure_link, way_of
 
 __all__ = ["ShardedPlan", "ShardedProlog", "ShardedTimes"]
 
@@ -151,7 +151,6 @@ class ShardedProlog:
             raise ValueError(
                 "down: expected 'replicated' or 'auto' where ranks have other instruction sets, got 'split'"
             )
-        self._ways: dict[int, tuple[DownWay, str]] = {}
 
     def _make(
         self, weights: MlaWeights | PackedWeights, phase: CallPhase, down: DownWay, settings: PrologSettings
@@ -222,18 +221,17 @@ class ShardedProlog:
             ValueError: As `MlaProlog.plan`.
         """
         local = self.prolog.plan(check_int("t", t, 0))
-        way, reason = self._choose(local)
+        way, reason = self._choose(t)
         sent = self._share.n_bytes(t)
         return ShardedPlan(local, way, reason, sum(sent) - sent[self.rank] if way == "split" else 0, self.size)
 
-    def _choose(self, plan: PrologPlan) -> tuple[DownWay, str]:
+    def _choose(self, t: int) -> tuple[DownWay, str]:
+        """The way, by nothing that differs between ranks: not by a plan, which is a rank's own."""
         if self._way != "auto":
             return self._way, "as was asked for"
         if not self._agreed.same_panels:
             return "replicated", "ranks have other instruction sets, and so other panels"
-        if plan.t not in self._ways:
-            self._ways[plan.t] = way_of(plan, self._share.n_bytes(plan.t), self._agreed.rates, self._link)
-        return self._ways[plan.t]
+        return way_of(down_work(self.weights, t), self._share.n_bytes(t), self._agreed.rates, self._link)
 
     def allocate_output(self, t: int) -> PrologOutput:
         """Uninitialised outputs of this rank's heads, to be passed as `out`.
@@ -363,7 +361,7 @@ class ShardedProlog:
 
     def _run(self, call: BoundCall, exchange: _Exchange, most_threads: int | None) -> PrologOutput:
         t = call.tokens.x.shape[0]
-        if t == 0 or self._choose(self.prolog.plan(t))[0] == "replicated":
+        if t == 0 or self._choose(t)[0] == "replicated":
             return self.prolog.run(call, most_threads=most_threads)
         send = partial(exchange, n_bytes=self._share.n_bytes(t))
         return self.prolog.run_split(call, self._share, self.rank, send, most_threads)

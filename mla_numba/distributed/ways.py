@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tiling import Costs, PrologPlan, Rates, Work, least_seconds
+from tiling import Costs, Rates, Work, least_seconds
 
 from ..base.modes import DownWay
+from ..weights.packed import PackedWeights
 from .communicator import Communicator, all_gather_facts
 
-__all__ = ["Link", "RankRates", "measure_link", "way_of"]
+__all__ = ["Link", "RankRates", "down_work", "measure_link", "way_of"]
 
 _PROBE_BYTES = (64, 1 << 20)
 _RUNS = 5
@@ -72,15 +73,27 @@ def measure_link(comm: Communicator) -> Link:
     return Link(few, n_bytes / max(many - few, 1e-9))
 
 
-def way_of(plan: PrologPlan, sent_bytes: Sequence[int], rates: Sequence[RankRates], link: Link) -> tuple[DownWay, str]:
-    """The faster way for a plan, and why. `sent_bytes` and `rates` are those of the ranks: all decide alike."""
-    size, t = len(rates), plan.t
-    if size == 1 or t == 0:
+def down_work(weights: PackedWeights, t: int) -> Work:
+    """The down-projection of `t` tokens whose weights are read once, however a rank cuts it: alike on every rank."""
+    d = weights.dims
+    n = d.q_lora_rank + d.kv_a_dim
+    n_ops = 2 * t * d.hidden_size * n
+    n_bytes = weights.down.nbytes + 2 * t * (d.hidden_size + n)
+    return Work(n_bytes, int8_ops=n_ops) if "a" in weights.quant else Work(n_bytes, flops=n_ops)
+
+
+def way_of(whole: Work, sent_bytes: Sequence[int], rates: Sequence[RankRates], link: Link) -> tuple[DownWay, str]:
+    """The faster way to a down-projection, and why.
+
+    `sent_bytes` are those of each rank, in proportion to its columns, and `rates` what it reaches. All arguments have
+    to be the same on every rank, for all have to choose alike.
+    """
+    size, total, most = len(rates), sum(sent_bytes), max(sent_bytes)
+    if size == 1 or total == 0:
         return "replicated", "one rank computes all" if size == 1 else "there are no tokens"
-    down = sum((plan.tile_plan(factor).sweep_work["down"] for _, factor in plan.tiles), Work(0))
-    part = Work(down.total_bytes // size, down.flops // size, down.int8_ops // size)
-    whole_s, part_s = (max(rate.seconds(work) for rate in rates) for work in (down, part))
-    exchange_s = link.seconds(sum(sent_bytes) - min(sent_bytes))
+    part = Work(*(n * most // total for n in (whole.total_bytes, whole.flops, whole.int8_ops)))
+    whole_s, part_s = (max(rate.seconds(work) for rate in rates) for work in (whole, part))
+    exchange_s = link.seconds(total - min(sent_bytes))
     way: DownWay = "split" if part_s + exchange_s < whole_s else "replicated"
     reason = (
         f"all columns on each rank take {whole_s * 1e6:.0f} us at least, a share of them {part_s * 1e6:.0f} and the "

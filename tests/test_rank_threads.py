@@ -1,0 +1,60 @@
+"""A layer shared among ranks that are threads: settings that differ, more ranks than panels, errors, copies."""
+
+import numpy as np
+import pytest
+from helpers import assert_none, make_cache, make_inputs, make_weights
+from helpers.rank_threads import on_ranks
+
+from mla_numba import CpuTiling, MlaDims, PagedCache
+from mla_numba.distributed import ShardedProlog
+from mla_numba.distributed.ways import Link
+from mla_numba.oracle.bits import check_output, reference_run
+
+DIMS = MlaDims(130, 7, 50, 64, 33, 32)
+BY_LINES = CpuTiling(unroll_list=(8, 4, 1))  # more than one tile of tokens
+
+
+@pytest.mark.parametrize("cache_mode", ["PA_BSND", "BSND"])
+@pytest.mark.parametrize(("mode", "numerics"), [("none", "pypto"), ("a", "pypto"), ("ab smooth", "cann")])
+def test_more_ranks_than_panels_of_the_down_projection(mode, numerics, cache_mode):
+    """In tiles, to outputs that are given, and again from a bound call."""
+    t, weights, quantized = 13, make_weights(DIMS, mode), "b" in mode
+    x, cos, sin, slots = make_inputs(DIMS, t, 15)
+    if cache_mode == "BSND":
+        empty, slots = PagedCache.allocate(DIMS, 3, 5, "BSND", quantized=quantized), None
+    else:
+        empty = make_cache(DIMS, quantized, 3, 5)
+    want = reference_run(weights, x, cos, sin, slots, empty, numerics=numerics)
+
+    def run(comm):
+        settings = {"numerics": numerics, "tile_config": BY_LINES, "check_finite": True}
+        sharded = ShardedProlog(weights, comm, down="split", n_threads=1, **settings)
+        cache, out = empty.copy(), sharded.allocate_output(t)
+        every = sharded(x, cos, sin, slots, cache, out, gather=True)
+        assert every.q_norm is out.q_norm
+        assert_none(check_output(every, cache, want))
+        out.query_nope.view(np.uint16)[...] = 1
+        call = sharded.bind(x, cos, sin, slots, cache, out)
+        assert sharded.run(call, most_threads=1) is out
+        heads = np.s_[:, sharded.heads.start : sharded.heads.stop]
+        mine = want._replace(query_nope=want.query_nope[heads], query_rope=want.query_rope[heads])
+        assert_none(check_output(out, cache, mine))
+        return "exact"
+
+    assert on_ranks(7, run) == ["exact"] * 7
+
+
+def test_ranks_choose_alike_whatever_their_own_plans(monkeypatch):
+    """Where one took the way with an exchange and another that without, the first would wait for ever."""
+    monkeypatch.setattr("mla_numba.distributed.sharded.measure_link", lambda comm: Link(1e-5, 1e9))
+    weights = make_weights(DIMS, "b")
+
+    def run(comm):
+        own = {"tile_config": CpuTiling(unroll_list=(1,)), "phase": "prefill"} if comm.rank else {}
+        sharded = ShardedProlog(weights, comm, n_threads=1, **own)
+        plans = [sharded.plan(t) for t in (1, 8, 64, 512, 4096)]
+        return [plan.reason for plan in plans], len(plans[2].local.tiles)
+
+    (first, n_tiles), (second, more_tiles) = on_ranks(2, run)
+    assert more_tiles > n_tiles
+    assert first == second
