@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..base.extras import how_to_install
 from ..base.memory import aligned_empty
 
 __all__ = ["MpiCommunicator", "world"]
+
+_MOST_COUNTS = 2**31 - 1  # what a library of MPI 3 counts to, such as Open MPI 5
 
 
 class MpiCommunicator:
@@ -31,9 +34,20 @@ class MpiCommunicator:
     def all_gather(self, part: Array, n_bytes: Sequence[int]) -> Array:
         """See `Communicator`."""
         out = aligned_empty((sum(n_bytes),), np.uint8)
-        begins = np.cumsum([0, *n_bytes[:-1]]).tolist()
-        self._comm.Allgatherv([part, self._byte], [out, (list(n_bytes), begins), self._byte])
+        if len(out) <= _MOST_COUNTS:
+            self._gather(part, out, n_bytes, self._byte)
+            return out
+        unit = math.gcd(*n_bytes)
+        units = self._byte.Create_contiguous(unit).Commit()
+        try:
+            self._gather(part, out, [n // unit for n in n_bytes], units)
+        finally:
+            units.Free()
         return out
+
+    def _gather(self, part: Array, out: Array, counts: Sequence[int], datatype: Any) -> None:
+        begins = np.cumsum([0, *counts[:-1]]).tolist()
+        self._comm.Allgatherv([part, datatype], [out, (list(counts), begins), datatype])
 
 
 def world() -> Any:
