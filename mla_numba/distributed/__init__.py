@@ -1,6 +1,7 @@
 """The prolog of a layer that several processes share by heads, over MPI or a process group of PyTorch."""
 
+from .agreement import OtherRankError
 from .communicator import Communicator
 from .sharded import ShardedPlan, ShardedProlog, ShardedTimes
 
-__all__ = ["Communicator", "ShardedPlan", "ShardedProlog", "ShardedTimes"]
+__all__ = ["Communicator", "OtherRankError", "ShardedPlan", "ShardedProlog", "ShardedTimes"]

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+
 from tiling import Costs
 
+from ..base.checks import Array
 from ..base.head_shard import HeadShard
 from ..base.modes import DownWay
 from ..kernels import ISA
 from ..prolog import MlaProlog
-from ..weights.packed import PackedWeights
 from .communicator import Communicator, all_gather_facts
 from .ways import RankRates
 
@@ -50,7 +52,7 @@ def on_all_ranks(comm: Communicator, make: Callable[[], _T]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What the ranks have in common: rates by rank, and whether all have the same register tiles."""
+    """What every rank has heard: the rates of each, and whether all have the same register tiles."""
 
     rates: list[RankRates]
     same_panels: bool
@@ -64,9 +66,10 @@ def agree(comm: Communicator, prolog: MlaProlog, down: DownWay, costs: Costs) ->
     facts = all_gather_facts(comm, _facts(prolog) | {"down": down, "host": platform.node()})
     for name in ("size", "layer", "quant", "numerics", "epsilons", "down"):
         _compare(name, [each[name] for each in facts])
+    _compare("norms, by checksum", [each["norms"] for each in facts])
     same_panels = all(each["isa"] == facts[0]["isa"] for each in facts)
     if same_panels:
-        _compare("w_dq, w_dkv_kr and norms, by checksum", [each["checksum"] for each in facts])
+        _compare("w_dq and w_dkv_kr, by checksum", [each["panels"] for each in facts])
     _compare_shards(comm, [HeadShard(**each["shard"]) for each in facts])
     hosts = [each["host"] for each in facts]
     mine = RankRates.of(costs, prolog.n_threads, hosts.count(hosts[comm.rank]))
@@ -87,16 +90,15 @@ def _facts(prolog: MlaProlog) -> dict[str, Any]:
         "epsilons": [float(weights.epsilon_cq), float(weights.epsilon_ckv)],
         "shard": asdict(shard),
         "isa": [ISA.name, ISA.nr],
-        "checksum": _checksum(weights),
+        "norms": _checksum(weights.gamma_cq, weights.gamma_ckv, weights.smooth_scales_cq),
+        "panels": _checksum(weights.down.panels, weights.down.col_scale),
     }
 
 
-def _checksum(weights: PackedWeights) -> int:
-    """Of what every rank has whole."""
-    arrays = (weights.down.panels, weights.down.col_scale, weights.gamma_cq, weights.gamma_ckv)
+def _checksum(*arrays: Array) -> int:
     value = 0
-    for array in (*arrays, weights.smooth_scales_cq):
-        value = zlib.crc32(array.view("uint8").data, value)
+    for array in arrays:
+        value = zlib.crc32(array.view(np.uint8).data, value)
     return value
 
 
