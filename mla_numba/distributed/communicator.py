@@ -45,12 +45,12 @@ def as_communicator(comm: Any) -> Communicator:
 
     Raises `TypeError` for anything else.
     """
-    home = type(comm).__module__.split(".")[0]
-    if home == "mpi4py":
+    homes = {base.__module__.split(".")[0] for base in type(comm).__mro__}
+    if "mpi4py" in homes:
         from .mpi import MpiCommunicator
 
         return MpiCommunicator(comm)
-    if home == "torch":
+    if "torch" in homes:
         from .torch_group import TorchCommunicator
 
         return TorchCommunicator(comm)
