@@ -86,7 +86,9 @@ def test_a_rank_that_raises_ends_the_job_with_its_own_error(kind):
 
 @pytest.mark.parametrize("kind", LAUNCHERS)
 def test_a_rank_that_is_killed_ends_the_job(kind):
-    assert launch(kind, 2, "killed").returncode != 0
+    done = launch(kind, 2, "killed")
+    assert done.returncode != 0
+    assert "signal 9" in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
 
 
 class TestShards:

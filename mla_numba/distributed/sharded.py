@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, NoReturn, Unpack
 
 import numpy as np
 
@@ -93,7 +93,8 @@ class ShardedProlog:
     Making one and calling it are collective: every rank does both, in the same order, with the same tokens. An error in
     the making is raised on every rank: where it arose as it is, elsewhere as `OtherRankError`. An argument that is
     wrong on one rank only raises there, while the others wait for it: let the launcher end the job then, as
-    `python -m mpi4py` and torchrun do.
+    `python -m mpi4py` and torchrun do. Let one thread of a rank make all calls, for their order is what holds the ranks
+    together. It cannot be copied or pickled, which raises `TypeError`; a `TorchProlog` and its copies share it.
 
     Args:
         weights: `MlaWeights` or `PackedWeights`, all heads on every rank or on each its own shard
@@ -381,6 +382,12 @@ class ShardedProlog:
                 at, head = at + t * n * width, head + n
             whole.append(out.view(queries.dtype))
         return own._replace(query_nope=whole[0], query_rope=whole[1])
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "ShardedProlog: expected to stay in its process, as its communicator does, got a copy; its weights can be "
+            "pickled"
+        )
 
     def __repr__(self) -> str:
         """One line."""
