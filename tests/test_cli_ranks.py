@@ -15,6 +15,7 @@ from helpers.checkpoint_maker import make_checkpoint
 
 from mla_numba import Checkpoint, HeadShard, MlaDims, PackedWeights
 from mla_numba.base.extras import how_to_install
+from mla_numba.cli import run_ranks as run_ranks_module
 from mla_numba.cli.main import main
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -64,6 +65,36 @@ def test_more_ranks_than_heads():
     done = run_ranks(2, "--dims", "130,1,50,64,33,32", "--tokens", "4", "--threads", "1")
     assert done.returncode != 0
     assert "size: expected at most 1 ranks, one for each head, got 2" in done.stderr
+
+
+@NEEDS_MPI
+def test_a_rank_that_fails_ends_the_others():
+    """Whatever starts the command: here not mpi4py."""
+    one = ["-n", "1", sys.executable, "-m", "mla_numba", "run", "--mpi", *SMALL]
+    command = [MPIEXEC, *one, ":", *one, "--dims", "2000000,7,2000000000,64,33,32"]
+    done = subprocess.run(command, capture_output=True, text=True, env=python_environment(), timeout=240, check=False)
+    assert done.returncode != 0
+    assert "Unable to allocate" in done.stderr
+
+
+def test_all_ranks_wait_for_the_first_to_show_a_wrong_bit(monkeypatch):
+    """Where one ends with status 1, `python -m mpi4py` ends all."""
+    events = []
+
+    class OneRank:
+        rank, size = 0, 1
+
+        def all_gather(self, part, n_bytes):
+            events.append("gather")
+            return part
+
+    monkeypatch.setattr(run_ranks_module, "world", OneRank)
+    monkeypatch.setattr(run_ranks_module.verify, "check_output", lambda *_: ["q_norm: 1 wrong"])
+    monkeypatch.setattr(run_ranks_module, "print_wide", lambda *_: events.append("table"))
+    result = invoke("run", *SMALL, "--mpi")
+    assert result.exit_code == 1
+    assert "rank 0: q_norm: 1 wrong" in result.output
+    assert events.index("table") < len(events) - 1
 
 
 @pytest.mark.parametrize(
