@@ -10,7 +10,7 @@ from helpers import assert_none, make_cache, make_inputs, make_weights
 from helpers.rank_threads import LeftAloneError, on_ranks
 
 from mla_numba import CpuTiling, MlaDims, PagedCache
-from mla_numba.distributed import ShardedProlog, agreement
+from mla_numba.distributed import OtherRankError, ShardedProlog, agreement
 from mla_numba.distributed.ways import Link
 from mla_numba.oracle.bits import check_output, reference_run
 
@@ -113,6 +113,14 @@ def test_an_error_in_a_call_leaves_everything_as_it_was_on_the_others():
         return "as it was"
 
     assert on_ranks(2, run) == ["as it was"] * 2
+
+
+def test_an_error_while_one_rank_makes_its_prolog_is_told_to_the_others():
+    weights = make_weights(DIMS, "b")
+    told, own = on_ranks(2, lambda comm: ShardedProlog(None if comm.rank else weights, comm, n_threads=1))
+    assert type(own) is TypeError
+    assert type(told) is OtherRankError
+    assert str(told) == str(pickle.loads(pickle.dumps(told))) == f"rank 1 of 2: TypeError: {own}"
 
 
 @pytest.mark.parametrize("again", [pickle.dumps, copy.copy, copy.deepcopy])

@@ -2,6 +2,7 @@
 
 from .agreement import OtherRankError
 from .communicator import Communicator
-from .sharded import ShardedPlan, ShardedProlog, ShardedTimes
+from .sharded import ShardedProlog
+from .sharded_plan import ShardedPlan, ShardedTimes
 
 __all__ = ["Communicator", "OtherRankError", "ShardedPlan", "ShardedProlog", "ShardedTimes"]

@@ -26,7 +26,21 @@ _T = TypeVar("_T")
 
 
 class OtherRankError(RuntimeError):
-    """Another rank failed where all ranks work together."""
+    """Another rank failed where all ranks work together. `ShardedProlog` has an example of what that is.
+
+    Args:
+        rank: The rank that failed.
+        size: The number of ranks.
+        said: Its error's type and text.
+    """
+
+    def __init__(self, rank: int, size: int, said: str) -> None:
+        super().__init__(rank, size, said)
+        self.rank, self.size, self.said = rank, size, said
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"rank {self.rank} of {self.size}: {self.said}"
 
 
 def on_all_ranks(comm: Communicator, make: Callable[[], _T]) -> _T:
@@ -45,7 +59,7 @@ def on_all_ranks(comm: Communicator, make: Callable[[], _T]) -> _T:
         raise error
     for rank, facts in enumerate(said):
         if facts["error"]:
-            raise OtherRankError(f"rank {rank} of {comm.size}: {facts['error']}")
+            raise OtherRankError(rank, comm.size, facts["error"])
     assert made is not None
     return made
 

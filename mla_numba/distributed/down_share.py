@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from tiling import ceil_div
 
 from ..base.checks import Array
 from ..base.dims import MlaDims
+from ..base.head_shard import HeadShard
 from ..base.memory import UINT16, aligned_empty
 from ..call.bind import BoundCall, PrologOutput
 from ..kernels import ISA
@@ -20,6 +22,7 @@ from ..kernels.sweeps.arguments import Cuts, TokenTile
 from ..kernels.sweeps.phase import DOWN, HEADS, PACK, QUERY
 from ..kernels.sweeps.tile import prolog_tile
 from ..prolog import MlaProlog
+from .assemble import assemble
 
 __all__ = ["Columns", "DownShare", "LocalProlog"]
 
@@ -74,25 +77,34 @@ class DownShare:
         """q_a (t, Rq) and kv_a (t, C + R), uint16, of all ranks' parts: of each its q_a and then its kv_a."""
         q_a = aligned_empty((t, self.dims.q_lora_rank), UINT16)
         kv_a = aligned_empty((t, self.dims.kv_a_dim), UINT16)
-        words, at = parts.view(UINT16), 0
-        for rank in range(self.size):
-            for whole, columns in zip((q_a, kv_a), self.columns(rank), strict=True):
-                n = t * len(columns)
-                whole[:, columns.start : columns.stop] = words[at : at + n].reshape(t, len(columns))
-                at += n
+        assemble(parts, (q_a, kv_a), map(self.columns, range(self.size)))
         return q_a, kv_a
 
 
 class LocalProlog(MlaProlog):
     """The prolog of a rank's heads, which can leave most of the down-projection to other ranks."""
 
+    @cached_property
+    def head_shard(self) -> HeadShard:
+        """Which heads of the layer these are."""
+        shard = self.weights.head_shard
+        assert shard is not None
+        return shard
+
+    @cached_property
+    def share(self) -> DownShare:
+        """How the ranks divide the columns of the down-projection."""
+        return DownShare(self.dims, self.head_shard.size)
+
+    @cached_property
+    def _layer_of_share(self) -> Any:
+        """As `_layer`, with this rank's columns of the down-projection only."""
+        self.weights.check()
+        down = self.weights.down.part(self.share.panels(self.head_shard.rank), self.share.n_panels)
+        return plain(self.weights.arguments_for(self.numerics)._replace(down=down.as_argument()))
+
     def run_split(
-        self,
-        call: BoundCall,
-        share: DownShare,
-        rank: int,
-        exchange: Callable[[Array], Array],
-        most_threads: int | None = None,
+        self, call: BoundCall, exchange: Callable[[Array], Array], most_threads: int | None = None
     ) -> PrologOutput:
         """Computes a bound call, as `run` does, with only this rank's columns of the down-projection.
 
@@ -106,20 +118,20 @@ class LocalProlog(MlaProlog):
         plan = self._plans.plan(t, n_threads)
         memory = self._take_memory(plan)
         try:
-            columns = share.columns(rank)
+            columns = self.share.columns(self.head_shard.rank)
             part = aligned_empty((t * columns.n,), UINT16)
             n_q = t * len(columns.q_a)
             q_a, kv_a = part[:n_q].reshape(t, -1), part[n_q:].reshape(t, -1)
-            down = self.weights.down.part(share.panels(rank), share.n_panels)
-            layer = plain(self.weights.arguments_for(self.numerics)._replace(down=down.as_argument()))
             for offset, factor in plan.tiles:
                 cuts, buffers, _ = memory.prepare(plan.tile_plan(factor))
                 rows = slice(offset, offset + factor)
                 own = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
                 tile = TokenTile(offset, factor, PACK, DOWN, False)
-                own_cuts = _for_a_share(cuts, share.size)
-                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, layer, own, own_cuts, tile)
-            q_a, kv_a = share.assemble(exchange(part.view(np.uint8)), t)
+                own_cuts = _for_a_share(cuts, self.share.size)
+                prolog_tile(
+                    cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer_of_share, own, own_cuts, tile
+                )
+            q_a, kv_a = self.share.assemble(exchange(part.view(np.uint8)), t)
             for offset, factor in plan.tiles:
                 cuts, buffers, _ = memory.prepare(plan.tile_plan(factor))
                 rows = slice(offset, offset + factor)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, Unpack
 
 import numpy as np
 
-from tiling import Costs, PrologPlan, Work
+from tiling import Costs
 
 from ..base.checks import Array, check_choice, check_flag, check_int, expect_type
 from ..base.dims import MlaDims
@@ -22,66 +21,13 @@ from ..prolog import PrologSettings
 from ..weights.packed import PackedWeights
 from ..weights.plain import MlaWeights
 from .agreement import agree, on_all_ranks
+from .assemble import assemble
 from .communicator import Communicator, as_communicator
-from .down_share import DownShare, LocalProlog
+from .down_share import LocalProlog
+from .sharded_plan import ShardedPlan, ShardedTimes
 from .ways import Link, down_work, measure_link, way_of
 
-__all__ = ["ShardedPlan", "ShardedProlog", "ShardedTimes"]
-
-
-@dataclass(frozen=True)
-class ShardedPlan:
-    """How a rank computes its share of `t` tokens. `ShardedProlog` has an example.
-
-    - `local`: the plan of its heads.
-    - `down`: "replicated" or "split", and `reason`, why; the same on every rank.
-    - `exchanged_bytes`: what arrives at the rank in the down-projection's all-gather, 0 where there is none.
-    - `size`: the number of ranks.
-    """
-
-    local: PrologPlan
-    down: DownWay
-    reason: str
-    exchanged_bytes: int
-    size: int
-
-    @property
-    def work(self) -> Work:
-        """What the rank moves from and to memory and computes; where the down-projection is split, its even share."""
-        whole = self.local.work
-        if self.down != "split":
-            return whole
-        down = Work(0)
-        for _, factor in self.local.tiles:
-            qa, _, kva, _ = self.local.tile_plan(factor).gemms
-            down += Work(
-                qa.weight_bytes + kva.weight_bytes, qa.work.flops + kva.work.flops, qa.work.int8_ops + kva.work.int8_ops
-            )
-        left, n = self.size - 1, self.size
-        return Work(
-            whole.total_bytes - down.total_bytes * left // n,
-            whole.flops - down.flops * left // n,
-            whole.int8_ops - down.int8_ops * left // n,
-        )
-
-    def __str__(self) -> str:
-        """Some lines."""
-        return f"down-projection {self.down}: {self.reason}\n{self.local}"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardedTimes:
-    """What a call took on this rank. `ShardedProlog` has an example.
-
-    Args:
-        total_s: Seconds of all of it.
-        exchange_s: Seconds of that in all-gathers.
-        exchanged_bytes: Bytes that arrived in them.
-    """
-
-    total_s: float
-    exchange_s: float
-    exchanged_bytes: int
+__all__ = ["ShardedProlog"]
 
 
 class ShardedProlog:
@@ -139,14 +85,11 @@ class ShardedProlog:
     ) -> None:
         self._comm: Communicator = as_communicator(comm)
         self.prolog = on_all_ranks(self._comm, partial(self._make, weights, phase, down, settings))
-        shard = self.prolog.weights.head_shard
-        assert shard is not None
-        self._shard = shard
+        self._shard = self.prolog.head_shard
         machine, quant, n_threads = self.prolog.machine, self.prolog.weights.quant, self.prolog.n_threads
         _, costs, _ = stored_choice(machine, self.prolog.dims, quant, n_threads, 0)
         self._agreed = agree(self._comm, self.prolog, down, costs or Costs.of_isa(machine.isa))
         self._link = measure_link(self._comm)
-        self._share = DownShare(self.prolog.dims, self._comm.size)
         self._way = down
         if down == "split" and not self._agreed.same_panels:
             raise ValueError(
@@ -223,7 +166,7 @@ class ShardedProlog:
         """
         local = self.prolog.plan(check_int("t", t, 0))
         way, reason = self._choose(t)
-        sent = self._share.n_bytes(t)
+        sent = self.prolog.share.n_bytes(t)
         return ShardedPlan(local, way, reason, sum(sent) - sent[self.rank] if way == "split" else 0, self.size)
 
     def _choose(self, t: int) -> tuple[DownWay, str]:
@@ -232,7 +175,7 @@ class ShardedProlog:
             return self._way, "as was asked for"
         if not self._agreed.same_panels:
             return "replicated", "ranks have other instruction sets, and so other panels"
-        return way_of(down_work(self.weights, t), self._share.n_bytes(t), self._agreed.rates, self._link)
+        return way_of(down_work(self.weights, t), self.prolog.share.n_bytes(t), self._agreed.rates, self._link)
 
     def allocate_output(self, t: int) -> PrologOutput:
         """Uninitialised outputs of this rank's heads, to be passed as `out`.
@@ -364,24 +307,21 @@ class ShardedProlog:
         t = call.tokens.x.shape[0]
         if t == 0 or self._choose(t)[0] == "replicated":
             return self.prolog.run(call, most_threads=most_threads)
-        send = partial(exchange, n_bytes=self._share.n_bytes(t))
-        return self.prolog.run_split(call, self._share, self.rank, send, most_threads)
+        send = partial(exchange, n_bytes=self.prolog.share.n_bytes(t))
+        return self.prolog.run_split(call, send, most_threads)
 
     def _gathered(self, own: PrologOutput, exchange: _Exchange) -> PrologOutput:
         """With the queries of all heads."""
         t = len(own.query_nope)
-        shards = [len(self._shard.of_rank(rank).heads) for rank in range(self.size)]
-        whole = []
+        heads = [self._shard.of_rank(rank).heads for rank in range(self.size)]
+        every = []
         for queries in (own.query_nope, own.query_rope):
             width = queries.shape[2]
-            parts = exchange(queries.reshape(-1).view(np.uint8), n_bytes=[2 * t * n * width for n in shards])
-            out = aligned_empty((t, sum(shards), width), UINT16)
-            words, at, head = parts.view(UINT16), 0, 0
-            for n in shards:
-                out[:, head : head + n] = words[at : at + t * n * width].reshape(t, n, width)
-                at, head = at + t * n * width, head + n
-            whole.append(out.view(queries.dtype))
-        return own._replace(query_nope=whole[0], query_rope=whole[1])
+            parts = exchange(queries.reshape(-1).view(np.uint8), n_bytes=[2 * t * len(each) * width for each in heads])
+            whole = aligned_empty((t, self._shard.num_attention_heads * width), UINT16)
+            assemble(parts, [whole], ([range(each.start * width, each.stop * width)] for each in heads))
+            every.append(whole.view(queries.dtype).reshape(t, self._shard.num_attention_heads, width))
+        return own._replace(query_nope=every[0], query_rope=every[1])
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(

@@ -15,8 +15,7 @@ import pytest
 from helpers import MODES, assert_none, make_cache, make_inputs, make_weights
 
 from mla_numba import MlaDims, PrologOutput
-from mla_numba.distributed import ShardedProlog
-from mla_numba.distributed.agreement import OtherRankError
+from mla_numba.distributed import OtherRankError, ShardedProlog
 from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(130, 7, 50, 64, 33, 32)  # 7 heads: of the numbers of ranks that are tried only 1 divides them
