@@ -216,7 +216,7 @@ def test_page_and_command_say_what_was_left_out(saved, tmp_path):
     assert "Not complete: 5 of 9 benches were done" in said
     assert "Failed: x::y" in said
     assert "<0>" not in page
-    assert [f"left out: {reason}" for reason in reasons] == summary(Results.read(saved)).splitlines()[-6:]
+    assert [*reasons[:5], f"left out: {reasons[5]}"] == summary(Results.read(saved)).splitlines()[-6:]
     result = CliRunner().invoke(main, ["bench", "--from", str(saved), "--output", str(tmp_path / "x.html")])
     assert result.exit_code == 0
     assert "its int8 products saturate" in (tmp_path / "x.html").read_text()

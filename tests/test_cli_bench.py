@@ -17,7 +17,7 @@ from helpers.bench_results import words
 
 from mla_numba.cli.bench import command as cli_bench
 from mla_numba.cli.bench import run
-from mla_numba.cli.bench.progress import Progress
+from mla_numba.cli.bench.progress import Progress, seconds_left
 from mla_numba.cli.bench.results import Results
 from mla_numba.cli.bench.run import Outcome
 from mla_numba.cli.main import main
@@ -171,9 +171,21 @@ def until(holds, process):
 def test_the_bar_goes_by_expected_seconds():
     """Half of the benches are done, in a tenth of the time that all may take."""
     bar = Progress()
-    bar.show({"a": 1.0, "b": 9.0}, ["a"], "x::b")
+    bar.show({"a": 1.0, "b": 9.0}, [], "suite/x.py::a[T1-mla_numba-b]")
+    bar.show({"a": 1.0, "b": 9.0}, ["a"], "suite/x.py::b[T1-mla_numba-b]")
     (task,) = bar._bars.tasks
-    assert (task.completed, task.total, task.fields["count"], task.fields["note"]) == (1.0, 10.0, "1/2", "b")
+    assert (task.completed, task.total, task.fields["count"]) == (1.0, 10.0, "1/2")
+    assert task.fields["note"] == "x.py::b[T1-mla_numba-b]"
+    assert re.fullmatch(r"left 0:00:\d\d", task.fields["left"])
+
+
+def test_the_time_left_goes_by_the_pace_so_far():
+    planned = {"a": 2.0, "b": 10.0, "c": 8.0}
+    assert seconds_left(planned, {}, 0.0) == 20.0
+    assert seconds_left(planned, {}, 1.5) == 18.5
+    assert seconds_left(planned, {"a": 3.0}, 0.0) == 27.0  # half as slow again as expected
+    assert seconds_left(planned, {"a": 3.0, "b": 9.0}, 6.0) == 2.0
+    assert seconds_left(planned, {"a": 1.0, "b": 5.0}, 60.0) == 0.0
 
 
 def test_nothing_is_drawn_while_a_bench_is_timed(monkeypatch):
