@@ -124,9 +124,9 @@ def test_a_bench_that_takes_the_process_with_it_ends_nothing(tmp_path, monkeypat
     assert "Failed: " in page
 
 
-@pytest.mark.parametrize("wait", ["nothing", "first", "page"])
+@pytest.mark.parametrize("wait", ["nothing", "first", "page", "terminated"])
 def test_interrupt_keeps_what_was_done(wait, tmp_path):
-    """Ctrl-C before anything is done, after the first bench, and again while the page is written."""
+    """Ctrl-C before anything is done, after the first bench, and again while the page is written; and SIGTERM."""
     page, log = tmp_path / "page.html", tmp_path / "page.log"
     command = [*SWEEPS, "--tokens", "1,2,3,4,5,6,7,8", "--output", str(page)]
     process = subprocess.Popen(
@@ -135,7 +135,7 @@ def test_interrupt_keeps_what_was_done(wait, tmp_path):
     )  # fmt: skip
     try:
         until(lambda: log.exists() and (wait == "nothing" or "PASSED" in log.read_text()), process)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM if wait == "terminated" else signal.SIGINT)
         while wait == "page" and not page.exists() and process.poll() is None:  # an impatient hand
             time.sleep(0.05)
             process.send_signal(signal.SIGINT)
@@ -188,25 +188,22 @@ def test_the_time_left_goes_by_the_pace_so_far():
     assert seconds_left(planned, {"a": 1.0, "b": 5.0}, 60.0) == 0.0
 
 
-def test_nothing_is_drawn_while_a_bench_is_timed(monkeypatch):
+def test_nothing_is_drawn_while_a_bench_is_timed(tmp_path, monkeypatch):
     """The clock goes on while a bench is prepared; from "timing" to "done" there is not one redraw."""
     child = (
         "import json, time\n"
-        "def say(**event):\n"
-        f"    print({run._PREFIX!r} + json.dumps(event), flush=True)\n"
+        "def say(end='\\n', **event):\n"
+        f"    print({run._PREFIX!r} + json.dumps(event), end=end, flush=True)\n"
         "say(start='x'); time.sleep(0.3); say(timing=True); time.sleep(0.3); say(done='x', suite={}); print('log')\n"
+        "say(end='', done='cut')\n"
     )
     monkeypatch.setattr(run, "_REDRAW_S", 0.02)
-    drawn, log, seen = [], io.StringIO(), []
-    bar = SimpleNamespace(redraw=lambda: drawn.append(list(seen)))
-    process = subprocess.Popen([sys.executable, "-c", child], text=True, stdout=subprocess.PIPE)
-    for event in run._events(process, log, bar):
-        seen.append(next(iter(event)))
-    process.wait()
-    process.stdout.close()
-    assert seen == ["start", "timing", "done"]
-    assert drawn.count(["start"]) > 1
-    assert drawn.count(["start", "timing"]) == 0
+    outcome, log, drawn = Outcome(), io.StringIO(), []
+    bar = SimpleNamespace(redraw=lambda: drawn.append((outcome.running, outcome.is_timed)), show=lambda *_: None)
+    assert run._follow([sys.executable, "-c", child], tmp_path, 1, outcome, log, bar) == 0
+    assert outcome.done == ["x"]
+    assert drawn.count(("x", False)) > 1
+    assert not any(timed for _, timed in drawn)
     assert log.getvalue() == "log\n"
 
 
