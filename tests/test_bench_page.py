@@ -52,6 +52,14 @@ def test_results_are_read(saved):
     )
     assert results.facts["commit"] == "0123456789ab, with changes"
     assert results.facts["run"] == "2026-01-02 03:04:05 UTC"
+    assert "PyTorch held to" not in results.facts
+
+
+def test_the_page_names_limits_that_pytorch_was_held_to(tmp_path):
+    path, limits = tmp_path / "results.json", "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2"
+    path.write_text(json.dumps(RAW | {"machine_info": RAW["machine_info"] | {"torch_limits": limits}}))
+    assert Results.read(path).facts["PyTorch held to"] == limits
+    assert limits in words(make_page(Results.read(path), ""))
 
 
 @pytest.mark.parametrize(
