@@ -33,12 +33,7 @@ RUNS = {
 BY_CPU_NAME = {name for name, (*_, environment) in RUNS.items() if "NUMBA_CPU_NAME" in environment}
 # By their own names those that no CPU's name stands for above, and one that is held back from what this CPU has.
 _ALREADY = {"avx512vnni", "portable"} if platform.machine() == "x86_64" else set()
-_SCOPES = {"avx512": "two modes", "avxvnni": "two modes"}
-RUNS |= {
-    f"named {isa}": (isa, _SCOPES.get(isa, "one mode"), {"MLA_NUMBA_ISA": isa})
-    for isa in ISAS
-    if isa not in {ISA.name, *_ALREADY}
-}
+RUNS |= {f"named {isa}": (isa, "one mode", {"MLA_NUMBA_ISA": isa}) for isa in ISAS if isa not in {ISA.name, *_ALREADY}}
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}
 BF16 = AVX512 | {"avx512bf16"}
