@@ -3,6 +3,7 @@
 import json
 import platform
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -192,7 +193,7 @@ def test_the_choice_of_this_process():
 
 @pytest.mark.skipif("avx2" not in CHOICE.others, reason="nothing is held back where no other has more")
 def test_vector_code_keeps_to_its_instruction_set():
-    """AVX-512 has 32 registers, which LLVM would use in the kernels of AVX2 too."""
+    """LLVM would use the 32 registers of AVX-512 in the kernels of AVX2 too, and VNNI for two of their instructions."""
     probe = (
         "from numba.core.compiler_lock import global_compiler_lock as lock\n"
         "from numba.core.registry import cpu_target\n"
@@ -201,7 +202,7 @@ def test_vector_code_keeps_to_its_instruction_set():
     )
     assembly = run_python("-c", probe, MLA_NUMBA_ISA="avx2")
     assert re.search(r"vfmadd.*ymm", assembly)
-    assert re.findall(r"zmm|[xy]mm(?:1[6-9]|[23]\d)|\bk[0-7]\b", assembly) == []
+    assert re.findall(r"zmm|[xy]mm(?:1[6-9]|[23]\d)|\bk[0-7]\b|vpdp", assembly) == []
 
 
 @pytest.mark.parametrize(
@@ -217,7 +218,14 @@ def test_linux_says_what_an_aarch64_cpu_has(monkeypatch, words, expected):
     monkeypatch.setattr(cpu_features.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(cpu_features.sys, "platform", "linux")
     monkeypatch.setattr(cpu_features, "_auxiliary", lambda word: words.get(word, 0))
-    assert host_features() & {"neon", "dotprod", "i8mm", "bf16"} == expected
+    of_arm = {"neon", "dotprod", "i8mm", "bf16"}
+    assert host_features() & of_arm == expected
+    monkeypatch.setattr(cpu_features.llvm, "get_host_cpu_features", lambda: dict.fromkeys(of_arm, True))
+    assert host_features() == expected
+    for word, bits in (("armv7l", sys.maxsize), ("aarch64", 2**31 - 1)):  # processes of 32 bits
+        monkeypatch.setattr(cpu_features.platform, "machine", lambda word=word: word)
+        monkeypatch.setattr(cpu_features.sys, "maxsize", bits)
+        assert host_features() == frozenset()
 
 
 ARM = ("neon", "dotprod", "i8mm")
