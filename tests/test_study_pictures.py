@@ -26,7 +26,7 @@ RECORD = {
     "rates": {"read_gb_s": 1.0, "fma_gflop_s": 1.0, "dot_gop_s": 1.0},
     "own_plans": [{"t": t, "quant": "b", "plan": "own"} for t in (8, 32)],
     "controls": [
-        {"t": t, "quant": "b", "others": 0.0, "n_pairs": 21, "ratio": 1.0, "low": 0.993, "high": 1.07} for t in (8, 32)
+        {"t": t, "quant": "b", "busy": False, "n_pairs": 21, "ratio": 1.0, "low": 0.993, "high": 1.07} for t in (8, 32)
     ],
     "sweep": {"dims": asdict(MlaDims(64, 2, 32, 32, 16, 16))},
 }
