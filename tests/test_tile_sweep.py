@@ -15,7 +15,6 @@ from mla_numba.cli.study.closing import closing, counted
 from mla_numba.cli.study.found import Found
 from mla_numba.cli.study.t4 import write_t4
 from mla_numba.cli.study.tables import (
-    best_rows,
     show_rows,
     write_csv,
     write_json,
@@ -24,6 +23,7 @@ from mla_numba.tuning.contest import Arena, ExactnessError, Pairs
 from mla_numba.tuning.interval import Interval
 from mla_numba.tuning.journal import Journal
 from mla_numba.tuning.line import line_of
+from mla_numba.tuning.results import best_rows, read_sweep
 from mla_numba.tuning.space import (
     Candidate,
     Grid,
@@ -428,6 +428,42 @@ def test_csv_and_json(tmp_path):
         "t": 8, "quant": "b", "verdict": "noise", "number": 0, "tile_config": "CpuTiling(down_kc=64)",
         "control": CONTROL.as_dict(),
     }  # fmt: skip
+
+
+def test_results_are_read_back_and_shown_in_a_notebook(tmp_path):
+    found = Found(ROWS, findings(ROWS, [CONTROL], 1, False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
+    write_json(tmp_path / "sweep.json", {"machine": {"isa": "x"}}, {"seed": 1}, found)
+    for place in (tmp_path, tmp_path / "sweep.json"):
+        results = read_sweep(place)
+        assert results.rows == tuple(ROWS)
+        assert results.facts == {"machine": {"isa": "x"}, "findings": found.as_dicts()}
+        assert results.spec == {"seed": 1}
+    assert results.best() == best_rows(ROWS)
+    assert repr(results).startswith(f"<SweepResults: {len(ROWS)} rows, ")
+    assert len(repr(results)) < 200
+    page = results._repr_html_()
+    header, *lines = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in page.split("<tr>")[1:]]
+    names = list(dict.fromkeys(name for row in best_rows(ROWS) for name in row.settings))
+    assert header == ["T", "quant", *names, "ms", "planner's ms", "ratio", "final, 95 %", "status"]
+    assert [line[0] for line in lines] == [str(row.t) for row in best_rows(ROWS)]
+    assert [float(line[header.index("ratio")]) for line in lines] == [row.ratio for row in best_rows(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected the file of a sweep, with sweep and rows, got another"),
+        ('{"sweep": {}, "rows": [1]}', "expected the file of a sweep, with sweep and rows, got another"),
+        ('{"sweep": {}, "rows": [{}]}', "row 0: expected the fields of a row"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, content, message):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_sweep(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_sweep(tmp_path / "none")
 
 
 def shown(rows):

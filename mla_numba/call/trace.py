@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tiling import TilePlan
 from tiling.html import table, to_html
 
-from ..base.checks import Array
+from ..base.checks import Array, check_choice
 from ..base.output_file import write_text
 from ..base.short_repr import short_repr
 from ..kernels.sweeps.phase import PHASES
@@ -77,6 +77,7 @@ class TileTrace:
 
     def end_of(self, phase: str) -> int:
         """When the last task of a phase was done; who found none there says nothing of it."""
+        check_choice("phase", phase, PHASES)
         ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
         return max(ends, default=self.begin_ns)
 
@@ -155,7 +156,12 @@ class Trace:
 
         Returns:
             Seconds by worker.
+
+        Raises:
+            TypeError: `phase` is no string.
+            ValueError: It is none of the phases.
         """
+        check_choice("phase", phase, PHASES)
         spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
         seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
         for span in spans:

@@ -142,7 +142,6 @@ class _Run:
         """Searches for each T in turn."""
         options = self._options
         with self._open(), own_plan_is_exact(), progress_bar("tune, seconds", options.budget) as advance:
-            advance("making weights and checking the baseline", 0)
             arena: Arena | None = None
             for t in options.tokens:
                 earlier = self._journal.trials(t).outcome if self._journal else None
@@ -151,10 +150,11 @@ class _Run:
                     self.is_kept = True
                     advance(f"T {t}: found before", options.budget / len(options.tokens))
                     continue
-                arena = arena or Arena(
-                    options.sizes, options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
-                    n_weight_sets=options.weight_sets,
-                )  # fmt: skip
+                with advance.busy("making weights and checking the baseline"):
+                    arena = arena or Arena(
+                        options.sizes, options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
+                        n_weight_sets=options.weight_sets,
+                    )  # fmt: skip
                 self.found.append(self._one(arena, t, advance))
             busy = [found.is_busy for found in self.found]
             if self._journal and (not any(busy) or all(busy)):

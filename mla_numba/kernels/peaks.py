@@ -1,7 +1,7 @@
 """Probes of the machine: how fast memory is read and how fast the cores multiply, in the microkernels' own vector code.
 
     read_stream:  sums[w] = sum of the words that worker w read
-    fma_peak:     acc = acc * x + y, again and again, in registers
+    fma_peak:     acc = acc + x * y, again and again, in registers; on the portable instruction set acc * x + y
     bf16_peak:    acc = acc + dot(x's pairs, y's pairs), likewise, with the instruction for pairs of bf16
     dot_peak:     acc = acc + dot(acc's pieces, x's pieces), likewise; on the portable instruction set as fma_peak
 
@@ -70,11 +70,14 @@ def _sum_words(words: Typed, start: Typed, n: Typed) -> Any:
 
 
 def fma_chain(acc: Values, operands: Values, steps: Index) -> None:
-    """acc = acc * x + y, `steps` times; one rounding where the instruction set has a fused multiply-add."""
+    """acc = acc + x * y, `steps` times, with one rounding, or acc * x + y where there is no fused multiply-add.
+
+    AArch64 has only multiply-adds that add to the register they change. A product apart would leave the loop.
+    """
     x, y = operands.reshape(2, LANES)
     chains = acc.reshape(CHAINS, LANES)
     for _ in range(steps):
-        chains[...] = chains * x + y
+        chains[...] = chains * x + y if ISA.int8 is None else chains + x * y
 
 
 @overload_callee(fma_chain)
@@ -215,7 +218,7 @@ def _define_chain(name: str, element: ir.Type, emit_step: Callable[..., Any]) ->
 def _step_fma(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
     if ISA.int8 is None:
         return builder.fadd(builder.fmul(acc, x), y)
-    return builder.call(declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
+    return builder.call(declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [x, y, acc])
 
 
 def _step_bf16(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:

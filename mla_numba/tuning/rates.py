@@ -98,7 +98,7 @@ class Probes:
         self._sums = np.empty(self.n_threads, np.int64)
         self._counters = np.zeros(tasks.n_counters(self.n_threads), np.int64)
         shape = (self.n_threads, peaks.CHAINS * ISA.lanes)
-        # x = 1/2, y = 1: every float32 chain goes to 2, through no denormal number.
+        # x = 1/2, y = 1: every float32 chain goes up, or to 2 where it is multiplied, through no denormal number.
         self._fma = self._dot = aligned_empty(shape, np.float32)
         self._fma[...] = np.linspace(0, 4, self._fma.size, dtype=np.float32).reshape(shape)
         self._bf16_operands = np.repeat(np.array([0x3F803F80, 0xBF803F80], np.uint32), ISA.lanes)  # (1, 1), (1, -1)

@@ -15,11 +15,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ...base.output_file import write_text
+from ...tuning.results import best_rows
 from ...tuning.study import Row
 from ..shown import no_share, share_text
 from .found import Found
 
-__all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
+__all__ = ["show_rows", "write_csv", "write_json"]
 
 
 _BUSY = "*"  # behind a figure that others disturbed
@@ -44,12 +45,6 @@ def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], fo
     """Machine, versions and rates, what was studied, what was found, and every row with its whole plan."""
     rows = [asdict(row) for row in found.rows]
     write_text(path, json.dumps({**facts, "sweep": spec, "findings": found.as_dicts(), "rows": rows}, indent=1) + "\n")
-
-
-def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Timed rows, the best of each T and quant mode first: by the longer contest where there was one."""
-    timed = [row for row in rows if row.ratio is not None and row.status != "same"]
-    return sorted(timed, key=lambda row: (row.t, row.quant, row.final_ratio is None, row.final_ratio or row.ratio))
 
 
 def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = None) -> Table:

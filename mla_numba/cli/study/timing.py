@@ -22,7 +22,7 @@ from ...tuning.study import Effort, Job, Row, finals, run_job, time_pairs, with_
 from ...tuning.verdict import Control, controls_in
 from ...tuning.watch import Watch, best_rates
 from ..interrupts import held_back
-from ..progress import progress_bar
+from ..progress import Bar, progress_bar
 from ..versions import versions
 from .options import StudyOptions
 
@@ -108,6 +108,11 @@ class _Study:
     def controls(self) -> list[Control]:
         return controls_in(self.journal.facts.get("controls", []))
 
+    def prepare(self, quant: QuantMode, bar: Bar) -> None:
+        """Makes the weights of a mode, and checks its baseline, where that is still to be done."""
+        with bar.busy("making weights and checking the baseline"):
+            self._arenas.of(quant)
+
     def run(self, job: Job, watch: Watch) -> Row:
         row = run_job(job, self._arenas.of(job.quant), self._effort)
         load = watch.lately()
@@ -163,14 +168,17 @@ def run_jobs(
     if watch.so_far.is_busy:
         warn(str(watch.so_far))
     with progress_bar("sweep", len(jobs)) as advance:
-        advance("making weights and checking the baseline", len(jobs) - len(left))
+        advance("", len(jobs) - len(left))
         for job in left:
+            study.prepare(job.quant, advance)
             advance(_note(study.run(job, watch)), 1)
     finalists, groups = study.finals_left(), study.controls_left()
     with progress_bar("final", len(finalists) + len(groups)) as advance:
         for job in finalists:
+            study.prepare(job.quant, advance)
             advance(_note(study.run_final(job, watch)), 1)
         for group in groups:
+            study.prepare(group[1], advance)
             control = study.run_control(*group, watch)
             advance(f"T {control.t}: {control.ratio.median:.2f} of the baseline's time against itself", 1)
     study.end(watch)
