@@ -180,10 +180,7 @@ def do_bench(
         (['max', 'sum'], 9, None)
     """
     contenders = _contenders(fn)
-    if n_rounds is not None:
-        check_int("n_rounds", n_rounds, 1, _MAX_ROUNDS)
-    if not 0 <= check_number("seconds", seconds) <= _MAX_SECONDS:
-        raise ValueError(f"seconds: expected a number from 0 to {_MAX_SECONDS:.0f}, got {seconds}")
+    _check_length(n_rounds, seconds)
     if probes is None:
         probes = Probes(max_threads() if n_threads is None else n_threads)
     elif n_threads not in (None, probes.n_threads):
@@ -202,6 +199,14 @@ def do_bench(
     stated = None if work is None else Work(work.total_bytes, work.flops, work.int8_ops)
     n_copies = {name: len(calls) for name, calls in contenders.items()}
     return Bench(ms, seen.conditions, seen.before, seen.after, stated, n_copies)
+
+
+def _check_length(n_rounds: int | None, seconds: float) -> None:
+    """Raises for numbers that are out of range."""
+    if n_rounds is not None:
+        check_int("n_rounds", n_rounds, 1, _MAX_ROUNDS)
+    if not 0 <= check_number("seconds", seconds) <= _MAX_SECONDS:
+        raise ValueError(f"seconds: expected a number from 0 to {_MAX_SECONDS:.0f}, got {seconds}")
 
 
 def _contenders(fn: Call | Sequence[Call] | Mapping[str, Call | Sequence[Call]]) -> dict[str, list[Call]]:
