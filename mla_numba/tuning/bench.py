@@ -9,9 +9,11 @@ from statistics import median
 from typing import Any
 
 from tiling import Rates, Work, least_seconds
+from tiling.html import table, to_html
 from tiling.roofline import HasWork
 
 from ..base.checks import check_int, check_number
+from ..base.short_repr import short_repr
 from ..kernels import max_threads
 from .conditions import Conditions
 from .copies import are_cold
@@ -95,6 +97,23 @@ class Bench:
         if least is None or self.work is None:
             return None
         return share_of(least, median(self.ms[name]), are_cold(self.n_copies[name], self.work.total_bytes))
+
+    def __repr__(self) -> str:
+        n_rounds = max(map(len, self.ms.values()))
+        busy = "busy machine" if self.conditions.is_busy else ""
+        return short_repr(self, busy, *(f"{name} {self.median(name)} ms" for name in self.ms), f"{n_rounds} rounds")
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row for each implementation."""
+        first = next(iter(self.ms))
+        rows = []
+        for name in self.ms:
+            share = self.share(name)
+            limit = "" if share is None else share.reason if share.value is None else f"{share.value:.0%}"
+            by_first = "" if name == first else str(self.ratio(name, first))
+            rows.append((name, str(self.median(name)), by_first, limit))
+        caption = str(self.conditions) if self.conditions.is_busy else ""
+        return to_html(table(caption, ("", "ms, 95 %", f"times {first}", "of the limit"), rows))
 
     def __str__(self) -> str:
         """A busy machine first; then a line for each implementation, its time by that of the first one behind it."""
