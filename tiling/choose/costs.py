@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from tiling.check import check_rate
+from tiling.check import check_rate, check_str
 from tiling.json import JsonText
 from tiling.rates import Rates
 
@@ -76,9 +76,10 @@ class Costs(JsonText):
             Its constants.
 
         Raises:
+            TypeError: ``isa`` is no string.
             ValueError: There is no such instruction set.
         """
-        return _of_isa(isa)
+        return _of_isa(check_str("isa", isa))
 
     def with_rates(self, rates: Rates, n_threads: int) -> Self:
         """These constants with what threads of a machine were measured to reach.
