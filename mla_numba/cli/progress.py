@@ -117,13 +117,15 @@ class Steps(logging.Handler):
         self._propagate = _log.propagate
         _log.propagate = False
         _log.addHandler(self)
-        self._progress.start()
+        if not self._progress.disable:  # rich 13 writes an empty line even then
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:
+            self._progress.stop()
         _log.removeHandler(self)
         _log.propagate = self._propagate
 
@@ -211,7 +213,7 @@ def progress_bar(what: str, total: float) -> Iterator[Bar]:
     )
     bar, begin = Bar(progress, total), time.perf_counter()
     try:
-        with progress:
+        with nullcontext() if progress.disable else progress:
             progress.refresh()
             yield bar
             progress.refresh()

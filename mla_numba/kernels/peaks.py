@@ -36,7 +36,6 @@ from .jit.callee import overload_callee
 from .kinds import Index, Int64, Typed, Values, Word, Words
 from .launch import kernel
 from .llvm_ir import AHEAD_L2_BYTES, F32, I8, I32, I64, IN_L2, counted_loop, declare, internal_function, load, prefetch
-from .micro.hold_back import hold_back
 from .micro.table import ISA
 from .scalars import row_of, window
 from .threads.tasks import block_of, ceil_div, draw
@@ -151,7 +150,6 @@ def _read_function(module: ir.Module) -> ir.Function:
         return existing
     vector = ISA.vectors.words
     function = internal_function(module, ir.FunctionType(I32, [I8.as_pointer(), I64]), name)
-    hold_back(function)
     address, steps = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
@@ -188,7 +186,6 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
     pointer = I8.as_pointer()
     fnty = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64])
     function = internal_function(module, fnty, name, ISA.attributes)
-    hold_back(function)
     acc, operands, steps = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     x, y = (load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))

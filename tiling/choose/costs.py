@@ -8,6 +8,7 @@ from typing import Self
 
 from tiling.check import check_rate, check_str
 from tiling.json import JsonText
+from tiling.modes import IsaName
 from tiling.rates import Rates
 
 __all__ = ["COSTS_FILE", "Costs"]
@@ -66,7 +67,7 @@ class Costs(JsonText):
             check_rate(f.name, getattr(self, f.name))
 
     @staticmethod
-    def of_isa(isa: str) -> "Costs":
+    def of_isa(isa: IsaName) -> "Costs":
         """The constants that come with the package.
 
         Args:
