@@ -7,10 +7,11 @@ first products of each are compared with the microkernel's oracle, bit for bit.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numba
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from mla_numba.call.planning import this_machine
-from mla_numba.cli.options import finite
+from mla_numba.cli.options import finite, json_option
 from mla_numba.cli.shown import share_text
 from mla_numba.kernels import ISA
 from mla_numba.kernels.llvm_ir import IN_L1
@@ -103,8 +104,27 @@ def best_seconds(run: Callable[[], None], seconds: float) -> float:
     return min(times)
 
 
-def measure(case: Case, probes: Probes, seconds: float) -> tuple[float, float]:
-    """Operations a second of a case, and of its peak, in turns."""
+class Measured(NamedTuple):
+    """Operations a second of a case, and of its peak."""
+
+    case: Case
+    ops_s: float
+    peak_ops_s: float
+
+    @property
+    def share(self) -> float:
+        """The share of the peak; more than 1 where that was measured in a slower moment."""
+        return self.ops_s / self.peak_ops_s
+
+    @property
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        numbers = {"ops_s": self.ops_s, "peak_ops_s": self.peak_ops_s, "share": self.share}
+        return {"weight": self.case.name, "mr": self.case.mr, "nr": NR, "k": self.case.k, **numbers}
+
+
+def measure(case: Case, probes: Probes, seconds: float) -> Measured:
+    """Times a case and its peak in turns."""
     case.check()
     c = case.sums()
     n_times = max(int(2e7) // case.n_ops, 1)  # about a tenth of a millisecond
@@ -113,35 +133,44 @@ def measure(case: Case, probes: Probes, seconds: float) -> tuple[float, float]:
         took = best_seconds(lambda: case.run(n_times, c), seconds / 3)
         rates.append(n_times * case.n_ops / took)
         peaks.append(getattr(probes.rates(1, seconds / 3), case.peak))
-    return max(rates), max(peaks)
+    return Measured(case, max(rates), max(peaks))
+
+
+def show(kernels: list[Measured], k: int) -> None:
+    """Prints a row for each."""
+    shown = Table(
+        Column("weight"), *(Column(h, justify="right") for h in ("tile", "Gop/s", "peak", "share")), box=box.MARKDOWN
+    )
+    for case, rate, peak in kernels:
+        tile = f"{case.mr} x {NR}"
+        shown.add_row(case.name, tile, f"{rate / 1e9:.0f}", f"{peak / 1e9:.0f}", share_text(rate / peak))
+    console = Console()
+    console.print(f"{this_machine()}; one thread, k = {k}", soft_wrap=True)
+    console.print(shown)
+    if max(kernel.share for kernel in kernels) > 1:
+        console.print(
+            "(!) more than 100 %: the peak was measured in a slower moment than the microkernel; no share of it"
+        )
 
 
 @click.command(help=__doc__)
-@click.option("--k", default=512, type=click.IntRange(4), show_default=True, help="Length of k, a multiple of 4.")
+@click.option("--k", default=512, type=click.IntRange(1), show_default=True, help="Length of k, a multiple of KR.")
 @click.option(
     "--seconds", default=0.6, type=click.FloatRange(0, 3600), show_default=True, callback=finite,
     help="Of measuring each.",
 )  # fmt: skip
-def main(k: int, seconds: float) -> None:
-    if k % 4:
-        raise click.UsageError(f"--k: expected a multiple of 4, got {k}")
+@json_option
+def main(k: int, seconds: float, as_json: bool) -> None:
+    kr = max(ISA.kr_bf16, ISA.kr_int8)
+    if k % kr:
+        raise click.UsageError(f"--k: expected a multiple of {kr}, got {k}")
     probes = Probes(1)
-    shown = Table(
-        Column("weight"), *(Column(h, justify="right") for h in ("tile", "Gop/s", "peak", "share")), box=box.MARKDOWN
-    )
-    shares = []
-    for case in cases(k):
-        rate, peak = measure(case, probes, seconds)
-        tile = f"{case.mr} x {NR}"
-        shown.add_row(case.name, tile, f"{rate / 1e9:.0f}", f"{peak / 1e9:.0f}", share_text(rate / peak))
-        shares.append(rate / peak)
-    console = Console()
-    console.print(f"{this_machine()}; one thread, k = {k}", soft_wrap=True)
-    console.print(shown)
-    if max(shares) > 1:
-        console.print(
-            "(!) more than 100 %: the peak was measured in a slower moment than the microkernel; no share of it"
-        )
+    kernels = [measure(case, probes, seconds) for case in cases(k)]
+    if as_json:
+        machine = asdict(this_machine())
+        click.echo(json.dumps({"machine": machine, "kernels": [kernel.as_dict for kernel in kernels]}))
+    else:
+        show(kernels, k)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ takes. The limit is what the multiplications alone would take, spread evenly ove
 prints the loops, `--markdown` a table for the documentation; with `--measure` that has a column of what
 `bench/microkernels.py` measures on this machine.
 
-Predicted is one core whose operands are all in L1. llvm-mca's tables are not right everywhere, see docs/benchmarks.md.
+Predicted is one core whose operands are all in L1. docs/instruction_sets.md says where llvm-mca's tables are wrong.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from typing import NamedTuple
 
 import click
 from rich import box
-from rich.console import Console
 from rich.table import Column, Table
 from shared.inner_loops import InnerLoop, loops_of
 from shared.llvm_mca import Prediction, find_llvm_mca, predict
 
-from mla_numba.cli.shown import share_text
-from mla_numba.kernels import ISA, ISAS
+from mla_numba.cli.shown import print_wide, share_text
+from mla_numba.kernels import CHOICE, ISA, ISA_VARIABLE, ISAS
 from mla_numba.kernels.micro.assembly import Target
-from mla_numba.kernels.micro.table import CHOICE, ISA_VARIABLE
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 # CPUs that have an instruction set, and whose ports llvm-mca has a table of.
@@ -71,7 +69,7 @@ def rows_of(isa: str, target: Target, llvm_mca: str) -> list[Row]:
     tile = f"{ISAS[isa].mr} x {ISAS[isa].nr}"
     return [
         Row(isa, "int8" if kernel.is_int8 else "bf16", tile, target.cpu, loop, predict(llvm_mca, target, loop))
-        for kernel, loop in loops_of(ISAS[isa], target)
+        for kernel, loop in loops_of(ISAS[isa], target.assembly(ISAS[isa]))
     ]
 
 
@@ -84,7 +82,7 @@ def measured_shares() -> dict[tuple[str, str], float]:
         done = subprocess.run([sys.executable, script, "--json"], env=environment, stdout=subprocess.PIPE, check=True)
         for kernel in json.loads(done.stdout)["kernels"]:
             if kernel["mr"] == ISAS[isa].mr:
-                shares[isa, kernel["weight"]] = min(kernel["share"], 1)
+                shares[isa, kernel["weight"]] = kernel["share"]
     return shares
 
 
@@ -125,9 +123,7 @@ def main(
     if measure and not as_markdown:
         raise click.UsageError("--measure: expected with --markdown")
     if llvm_mca is None:
-        raise click.UsageError(
-            "--llvm-mca: expected llvm-mca on the path, got none (Debian has it in the package llvm)"
-        )
+        raise click.UsageError("--llvm-mca: expected one on the path, got none (Debian has it in the package llvm)")
     chosen = [
         (isa, target)
         for isa, targets in TARGETS.items()
@@ -136,7 +132,6 @@ def main(
     ]
     if not chosen:
         raise click.UsageError("--isa, --cpu: expected a CPU that has the instruction set, got none")
-    console = Console(soft_wrap=True)
     rows = []
     for isa, target in chosen:
         try:
@@ -144,11 +139,11 @@ def main(
         except RuntimeError as error:
             raise click.ClickException(f"{isa} on {target.cpu}: {error}") from None
     for row in rows if loops else []:
-        console.print(f"{row.isa}, {row.product}, {row.cpu}:", *row.loop.instructions, "", sep="\n", markup=False)
+        click.echo("\n".join([f"{row.isa}, {row.product}, {row.cpu}:", *row.loop.instructions, ""]))
     if as_markdown:
         click.echo(markdown(rows, measured_shares() if measure else {}))
     else:
-        console.print(table_of(rows))
+        print_wide(table_of(rows), 110)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import click
 
 import mla_numba as mla
+from mla_numba.cli.bench.names import COMPOSITIONS
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "docs" / "runs" / "zen5.json"
@@ -23,22 +24,16 @@ CHART = Path("docs/pictures/ratios.svg")
 PAGES = (Path("README.md"), Path("docs/performance.md"))
 OURS = "mla_numba"
 
-# Names of bench/shared/peers.py, and what a reader sees.
-PEERS = {
-    "P1": "eager, weights as they come",
-    "P1t": "eager, best weight layout",
-    "P2": "eager, float32 weights",
-    "P2p": "eager, prepacked weights",
-    "P3w": "compiled, prepacked weights",
-}
+PEERS = COMPOSITIONS
 DRAWN = ("P1t", "P2p", "P3w")
 
-WIDTH, LEFT, RIGHT, TOP = 800, 130, 60, 104
-TITLE = "Time of a call in PyTorch over the time in mla_numba"
+WIDTH, LEFT, RIGHT, TOP = 800, 130, 60, 110
+AXIS = "time of a call in PyTorch / time in mla_numba"
 BAR, BAR_STEP, GROUP_GAP = 15, 18, 16
 
 STYLE = """\
     text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+    .title { font-size: 19px; font-weight: 700; }
     .name { font-weight: 600; }
     .small { font-size: 11.5px; fill: #57606a; }
     .ours { stroke: #1f2328; stroke-width: 1.5; stroke-dasharray: 4 3; }
@@ -91,12 +86,13 @@ def draw(rows: list[Ratios], where: str) -> str:
     group = BAR_STEP * len(DRAWN) + GROUP_GAP
     bottom = TOP + group * len(rows)
     scale = (WIDTH - LEFT - RIGHT) / max(row.ratios[name] for row in rows for name in DRAWN)
-    parts = [f'<text class="name" x="12" y="24">{TITLE}</text>']
+    title = f"PyTorch takes {span([row.ratios[name] for row in rows for name in DRAWN])} times as long as mla_numba"
+    parts = [f'<text class="title" x="12" y="27">{title}</text>']
     for x, name in zip((12, 262, 512), DRAWN, strict=True):
-        parts.append(f'<rect class="{name}" x="{x}" y="42" width="13" height="13" rx="2"/>')
-        parts.append(f'<text x="{x + 19}" y="53">{PEERS[name]}</text>')
+        parts.append(f'<rect class="{name}" x="{x}" y="46" width="13" height="13" rx="2"/>')
+        parts.append(f'<text x="{x + 19}" y="57">{PEERS[name]}</text>')
     one = LEFT + scale
-    parts.append(f'<text class="name" x="{one:.1f}" y="86" text-anchor="middle">mla_numba = 1</text>')
+    parts.append(f'<text class="name" x="{one:.1f}" y="91" text-anchor="middle">mla_numba = 1</text>')
     for i, row in enumerate(rows):
         y = TOP + i * group
         middle = y + (group - GROUP_GAP) / 2
@@ -109,13 +105,14 @@ def draw(rows: list[Ratios], where: str) -> str:
             width = ratio * scale
             parts.append(f'<rect class="{name}" x="{LEFT}" y="{top}" width="{width:.1f}" height="{BAR}" rx="2"/>')
             parts.append(f'<text x="{LEFT + width + 6:.1f}" y="{top + 12}">{ratio:.2f}</text>')
-    parts.append(f'<path class="ours" d="M{one:.1f} 94V{bottom - GROUP_GAP + 6}"/>')
-    parts.append(f'<text class="small" x="{LEFT}" y="{bottom + 14}">{where}</text>')
+    parts.append(f'<path class="ours" d="M{one:.1f} 98V{bottom - GROUP_GAP + 6}"/>')
+    parts.append(f'<text class="small" x="{LEFT}" y="{bottom + 10}">{AXIS}</text>')
+    parts.append(f'<text class="small" x="{LEFT}" y="{bottom + 28}">{where}</text>')
     body = "\n".join(f"  {part}" for part in parts)
     said = "; ".join(f"{row.tokens}: {', '.join(f'{row.ratios[name]:.2f}' for name in DRAWN)}" for row in rows)
     return f"""\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 26}" role="img" aria-labelledby="title desc">
-  <title id="title">{TITLE}</title>
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 40}" role="img" aria-labelledby="title desc">
+  <title id="title">{title}</title>
   <desc id="desc">By tokens of a call, {", ".join(PEERS[name] for name in DRAWN)}: {said}.</desc>
   <style>
 {STYLE}

@@ -21,12 +21,12 @@ from .base.short_repr import dims_text, fields_text, short_repr, size_text
 from .cache import PagedCache
 from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
+from .call.ranges import parts_of_a_tile, profiler_range
 from .call.trace import Trace
 from .call.workspace import Memory
 from .kernels import max_threads
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
-from .kernels.sweeps.phase import HEADS, PACK
 from .kernels.sweeps.tile import prolog_tile
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
@@ -394,13 +394,17 @@ class MlaProlog:
         plan = self._plans.plan(tokens.x.shape[0], n_threads)
         memory = self._take_memory(plan)
         try:
-            for offset, factor in plan.tiles:
-                cuts, buffers, taken = memory.prepare(plan.tile_plan(factor))
-                tile = TokenTile(offset, factor, PACK, HEADS, trace is not None)
-                begin = time.perf_counter_ns()
-                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
-                if trace is not None:
-                    trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans)
+            with profiler_range(f"prolog of {plan.t} tokens"):
+                for offset, factor in plan.tiles:
+                    tile_plan = plan.tile_plan(factor)
+                    cuts, buffers, taken = memory.prepare(tile_plan)
+                    begin = time.perf_counter_ns()
+                    for name, first, last in parts_of_a_tile():
+                        tile = TokenTile(offset, factor, first, last, trace is not None)
+                        with profiler_range(name):
+                            prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
+                    if trace is not None:
+                        trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans, tile_plan)
         finally:
             self._memory.append(memory)
         return call.out

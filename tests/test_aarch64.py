@@ -14,9 +14,9 @@ import pytest
 from helpers import SCRIPTS
 from helpers.aarch64 import QEMU, TRIPLE, Case, Program, missing_tools, tile_functions
 
-from mla_numba.kernels import ISAS
+from mla_numba.kernels import ISAS, peaks
 from mla_numba.kernels.isa import Isa
-from mla_numba.kernels.llvm_ir import F32, IN_L1, IN_L2, ONCE
+from mla_numba.kernels.llvm_ir import F32, I32, IN_L1, IN_L2, ONCE
 from mla_numba.kernels.micro.assembly import Target
 from mla_numba.kernels.micro.epilogue import store_tile
 from mla_numba.kernels.micro.operands import A, B, C, Y
@@ -180,12 +180,13 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def assembly():
-    return {isa: Target(TRIPLE, "generic").assembly(ISAS[isa]) for isa in CPUS}
+    """As for a CPU in whose own order of instructions sums would be stored and loaded in the loop."""
+    return {isa: Target(TRIPLE, "neoverse-n1").assembly(ISAS[isa]) for isa in CPUS}
 
 
 @pytest.mark.parametrize(("isa", "kind"), STEPS)
 def test_the_loop_over_k_multiplies_and_does_little_else(assembly, isa, kind):
-    """Which it does whatever CPU LLVM compiles for."""
+    """Which it does whatever CPU LLVM compiles for: `Isa.tune` says in which order."""
     multiply, n_multiply, n_other = STEPS[isa, kind]
     for store in ("i16",) if ISAS[isa].bf16_dot else ("i16", "float"):
         loop = inner_loop(assembly[isa], f"mla_numba_ukernel_{kind}_{isa}_{store}_{ISAS[isa].mr}", multiply)
@@ -193,6 +194,27 @@ def test_the_loop_over_k_multiplies_and_does_little_else(assembly, isa, kind):
         assert sum(bool(re.match(multiply, line)) for line in loop) == n_multiply, "\n".join(loop)
         assert len(vector) <= n_multiply + n_other, "\n".join(loop)
         assert not [line for line in loop if "[sp" in line], "\n".join(loop)  # all sums stay in registers
+
+
+@pytest.mark.parametrize(("isa", "kind"), [*STEPS, ("neoni8mm", "fma")])
+def test_probes_multiply_and_do_little_else(monkeypatch, isa, kind):
+    """So that no microkernel beats them."""
+    for name, value in (("ISA", ISAS[isa]), ("LANES", 4), ("CHAINS", 24), ("hold_back", lambda _function: None)):
+        monkeypatch.setattr(peaks, name, value)
+    element, step = {
+        "fma": (F32, peaks._step_fma),
+        "bf16": (F32, peaks._step_bf16 if ISAS[isa].bf16_dot else peaks._step_fma),
+        "int8": (I32, peaks._step_dot),
+    }[kind]
+
+    def define(module):
+        peaks._chain_function(module, "probe", element, step).linkage = ""
+
+    multiply, times = {"neoni8mm bf16": ("bfmlal[tb]", 2), "neoni8mm int8": ("smmla", 1), "neondot int8": ("sdot", 1),
+                       "neon int8": ("smull2?|sadalp", 4)}.get(f"{isa} {kind}", ("fmla", 1))  # fmt: skip
+    loop = inner_loop("\n" + Target(TRIPLE, "generic").assembly_of(define), f"mla_numba_probe_{isa}", multiply)
+    assert sum(bool(re.match(multiply, line)) for line in loop) == 24 * times, "\n".join(loop)
+    assert len(loop) <= 24 * times + 3, "\n".join(loop)  # it counts steps, and goes on
 
 
 def inner_loop(assembly, function, multiply):

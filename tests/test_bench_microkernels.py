@@ -1,6 +1,7 @@
 """The bench of the microkernels by themselves."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -27,12 +28,32 @@ def test_cases_are_checked_against_the_oracle():
             wrong.check()
 
 
-def test_the_command_prints_a_row_a_kernel():
+def run_bench(*arguments):
     script = str(ROOT / "bench" / "microkernels.py")
-    done = subprocess.run(
-        [sys.executable, script, "--k", "64", "--seconds", "0.01"], capture_output=True, text=True, timeout=900
-    )
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, timeout=900)
+
+
+def test_the_command_prints_a_row_a_kernel():
+    done = run_bench("--k", "64", "--seconds", "0.01")
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and "%" in line]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and ("%" in line or "(!)" in line)]
     assert len(rows) == (5 if ISA.bf16_dot else 4)
-    assert ("% (!)" in done.stdout) == ("more than 100 %" in done.stdout)
+    assert any("(!)" in row for row in rows) == ("more than 100 %" in done.stdout)
+
+
+def test_the_command_writes_json():
+    done = run_bench("--k", "64", "--seconds", "0", "--json")
+    written = json.loads(done.stdout)
+    assert written["machine"]["isa"] == ISA.name
+    kernels = {(kernel["weight"], kernel["mr"]): kernel for kernel in written["kernels"]}
+    assert {("int8", MR), ("bf16", MR), ("int8", 1), ("bf16", 1)} <= set(kernels)
+    for kernel in kernels.values():
+        assert kernel["share"] == pytest.approx(kernel["ops_s"] / kernel["peak_ops_s"])
+
+
+@pytest.mark.skipif(max(ISA.kr_bf16, ISA.kr_int8) == 1, reason="any length will do")
+def test_the_command_refuses_a_part_of_a_step():
+    kr = max(ISA.kr_bf16, ISA.kr_int8)
+    done = run_bench("--k", "65")
+    assert done.returncode == 2
+    assert f"--k: expected a multiple of {kr}, got 65" in done.stderr

@@ -94,10 +94,31 @@ def test_options_leave_benches_out():
     assert not [name for name in names if "empty_kernel_cache" in name]
 
 
+def test_any_numbers_of_tokens_are_taken_in_order():
+    names = collected("--tokens", "700,3,3", "--no-peers", "--weights", "cold")
+    numbers = [name.rpartition("[")[2].partition("-")[0] for name in names if "test_prolog" in name]
+    assert list(dict.fromkeys(numbers)) == ["T3", "T700"]
+    assert not [name for name in names if "T8-" in name or "T1-" in name]
+    assert any("test_product[down-T700-mla_numba-cold]" in name for name in names)
+    assert any("test_heads_product[heads-mla_numba-T3-cold]" in name for name in names)
+
+
+def test_products_of_more_tokens_than_a_tile_has_are_left_out(suite):
+    with pytest.raises(
+        pytest.skip.Exception, match="products left out: more than 512 tokens go through a call in tiles"
+    ):
+        ProductCases(suite).contender("down", "mla_numba", 513)
+
+
+def test_after_a_name_come_the_others():
+    names = collected("--tokens", "1", "--no-peers")
+    assert collected("--tokens", "1", "--no-peers", "--after", names[3]) == names[4:]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1,3", "--tokens: expected some of (1, 8, 32, 128, 512), got [3]"),
+        ("1,0", "--tokens: expected numbers > 0, got 0"),
         ("x", "--tokens: expected integers with commas, got 'x'"),
     ],
 )

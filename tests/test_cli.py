@@ -135,12 +135,13 @@ def test_what_the_library_logs_is_shown_as_progress_and_nowhere_else(monkeypatch
 RANDOM = cli_run.MlaWeights.random
 
 
-def test_run_writes_a_trace_of_the_last_call(tmp_path):
+def test_run_writes_a_trace_of_its_calls(tmp_path):
     path = tmp_path / "trace.json"
-    result = invoke("run", *SMALL, "--trace", str(path))
+    result = invoke("run", *SMALL, "--repeats", "2", "--trace", str(path))
     assert result.exit_code == 0, result.output
     events = json.loads(path.read_text())["traceEvents"]
-    assert [event["cat"] for event in events] == ["pack", "down", "query", "key", "heads"]
+    kinds = [event["cat"] for event in events if event["ph"] == "X"]
+    assert kinds == ["call", "tile", "pack", "down", "query", "key", "heads"] * 2
     lines = [line.split() for line in result.output.splitlines()]
     assert ["phase", "thread", "0"] in lines
     waiting = next(line for line in lines if line[:1] == ["waiting"])

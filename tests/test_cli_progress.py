@@ -117,6 +117,19 @@ def test_a_bar_on_a_pipe_is_a_line_at_its_end(capsys):
     assert capsys.readouterr().err == "sweep: 2 of 3, 0 s\n"
 
 
+def test_the_clock_of_a_bar_runs_while_something_is_prepared(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    with progress_bar("sweep", 3) as bar:
+        with bar.busy("making weights"):
+            wait_for("0:00:01", terminal)
+        assert any("making weights" in line for line in terminal.lines())
+        before = terminal.getvalue()
+        time.sleep(0.5)
+        assert terminal.getvalue() == before
+        bar("T 8: 0.99", 1)
+    assert bar.done == 1
+
+
 def test_the_report_is_alone_on_standard_output(tmp_path):
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()

@@ -14,6 +14,7 @@ from helpers import python_environment
 from helpers.checkpoint_maker import make_checkpoint
 
 from mla_numba import Checkpoint, HeadShard, MlaDims, PackedWeights
+from mla_numba.base.extras import how_to_install
 from mla_numba.cli.main import main
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -83,7 +84,8 @@ def test_without_mpi4py(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     result = invoke("run", *SMALL, "--mpi")
     assert result.exit_code == 1
-    assert "expected mpi4py and an MPI library (pip install mpi4py mpich), got none" in result.output
+    how = how_to_install("mpi", "mpi4py mpich")
+    assert f"expected mpi4py and an MPI library ({how}), got none" in result.output
 
 
 def test_a_file_of_one_rank(tmp_path):

@@ -59,7 +59,7 @@ def test_sweep_leaves_a_table_files_and_pictures(tmp_path):
     assert [(c["t"], c["n_pairs"] >= 15) for c in read["controls"]] == [(4, True), (9, True)]
     assert said.strip().splitlines()[-1].startswith(("T 9, quant b: ", "    tile_config=CpuTiling("))
     assert said.startswith("busy machine, do not trust these figures: ") == read["conditions"][-1]["busy"]
-    assert "left" in err
+    assert "sweep: 6 of 6, " in err
     if find_spec("matplotlib"):
         assert {p.name for p in out.glob("*.png")} == {"heat_map.png", "roofline.png"}
     assert {(plan["t"], plan["quant"]) for plan in read["own_plans"]} == {(4, "b"), (9, "b")}
@@ -500,6 +500,9 @@ def test_a_search_goes_on_from_its_journal(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected the journal of this search, got that of another"):
         SearchJournal(path, {"seed": 1})
     journal = SearchJournal(path, {"seed": 0})
+    optuna = pytest.importorskip("optuna")
+    optuna.create_study(study_name="T 9", storage=journal._storage)  # interrupted before it was told what it is for
+    assert SearchJournal(path, {"seed": 0}).trials(9).kept() == []
     journal.drop(5)
     assert journal.trials(5).kept() == []
     journal.remove()

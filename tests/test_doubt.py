@@ -1,6 +1,7 @@
 """How far a median is known, shares of the limit, and what speaks against figures: a busy machine."""
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -254,6 +255,10 @@ def test_a_bench_by_hand():
         "a: 1.000 (1.000 to 1.000) ms, 50% of the limit\n"
         "b: 1.500 (1.500 to 2.000) ms, 1.500 (1.500 to 2.000) times a, 33% of the limit"
     )
+    assert repr(found) == "<Bench: a 1.000 (1.000 to 1.000) ms, b 1.500 (1.500 to 2.000) ms, 9 rounds>"
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", found._repr_html_())
+    assert cells == ["a", "1.000 (1.000 to 1.000)", "", "50%", "b", "1.500 (1.500 to 2.000)", *cells[6:]]
+    assert cells[6:] == ["1.500 (1.500 to 2.000)", "33%"]
     first, second = found.as_dict()["implementations"]
     assert (first["name"], first["share"], first["ratio"]["median"]) == ("a", 0.5, 1.0)
     assert (second["median_ms"], second["min_ms"]) == ({"median": 1.5, "low": 1.5, "high": 2.0, "n": 9}, 1.5)

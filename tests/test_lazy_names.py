@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 
 import pytest
 from helpers import ROOT, run_python
@@ -92,3 +93,66 @@ def test_completion_completes():
     env = {"_MLA_NUMBA_COMPLETE": "bash_complete", "COMP_WORDS": "mla-numba run --qu", "COMP_CWORD": "2"}
     code = "import sys; sys.argv = ['mla-numba']; from mla_numba.cli import main; main(prog_name='mla-numba')"
     assert run_python("-c", code, **env).strip() == "plain,--quant"
+
+
+def test_threads_that_ask_at_once_get_whole_modules():
+    code = """
+import random, sys, threading
+import mla_numba
+sys.setswitchinterval(1e-5)
+names, errors, start = list(mla_numba.__all__), [], threading.Barrier(8)
+random.seed(int(sys.argv[1]))
+random.shuffle(names)
+
+def ask(first):
+    start.wait()
+    for name in names[first:] + names[:first]:
+        try:
+            getattr(mla_numba, name)
+        except Exception as error:
+            errors.append((name, error))
+
+threads = [threading.Thread(target=ask, args=(4 * k,)) for k in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(errors)
+"""
+    for seed in range(3):
+        assert run_python("-c", code, str(seed)) == "[]\n"
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "mla_numba.interop.hf"])
+def test_no_module_takes_a_name_from_its_own_package(package):
+    """It would wait for a thread that imports it, which waits for it."""
+    folder = ROOT.joinpath(*package.split("."))
+    found = []
+    for path in folder.rglob("*.py"):
+        depth = len(path.relative_to(folder).parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and path.parent / path.name != folder / "__init__.py":
+                inner = node.level == depth and node.module is None
+                found += [path.name] * (inner or (node.level == 0 and node.module == package))
+    assert found == []
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_during_an_import_has_the_whole_module(tmp_path):
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(0.5)\nvalue = 3\n")
+    code = """
+import os, signal, threading, time
+from tiling.lazy_names import lazy_names
+get, _ = lazy_names("tiling", {"slow_module": ("value",)})
+thread = threading.Thread(target=get, args=("value",))
+thread.start()
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(get("value"))
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+thread.join()
+"""
+    path = os.pathsep.join([str(ROOT), str(tmp_path)])
+    assert run_python("-W", "ignore", "-c", code, PYTHONPATH=path).split() == ["3"]

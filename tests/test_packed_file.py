@@ -12,7 +12,7 @@ import pytest
 from helpers import BF16, MODES, assert_same_bits, make_call, make_inputs, make_weights, run_python
 
 from mla_numba import MlaDims, MlaProlog, PackedWeights
-from mla_numba.kernels import ISA
+from mla_numba.kernels import CHOICE, ISA
 from mla_numba.oracle.bits import reference_run
 from mla_numba.weights import packed
 from mla_numba.weights.mapped_file import read_arrays, write_arrays
@@ -242,6 +242,9 @@ class TestMovedToAnotherCpu:
             "except ValueError as error: print(error)\n"
         )
         assert run_python("-c", probe, str(saved)).strip() == "130"
+        for isa in CHOICE.others[-1:]:
+            said = run_python("-c", probe, str(saved), MLA_NUMBA_ISA=isa)
+            assert said.strip().endswith(f"on this machine, or take these by MLA_NUMBA_ISA={ISA.name}")
         if ISA.name == "avx512bf16":  # AVX-512 VNNI takes a head's columns in another order
             said = run_python("-c", probe, str(saved), NUMBA_CPU_NAME="cascadelake")
             assert "a_offset 128, odd_k_first 0), got those of avx512bf16" in said

@@ -30,6 +30,7 @@ MODULES = (
     "rope_table",
     "testing",
     "tolerance",
+    "tuning.results",
     "verify",
 )
 INTEROP = {"interop.torch": "torch", "interop.hf": "transformers"}  # and what importing them needs

@@ -15,16 +15,15 @@ from mla_numba.cli.study.closing import closing, counted
 from mla_numba.cli.study.found import Found
 from mla_numba.cli.study.t4 import write_t4
 from mla_numba.cli.study.tables import (
-    best_rows,
     show_rows,
     write_csv,
     write_json,
 )
-from mla_numba.tuning import conditions
 from mla_numba.tuning.contest import Arena, ExactnessError, Pairs
 from mla_numba.tuning.interval import Interval
 from mla_numba.tuning.journal import Journal
 from mla_numba.tuning.line import line_of
+from mla_numba.tuning.results import best_rows, read_sweep
 from mla_numba.tuning.space import (
     Candidate,
     Grid,
@@ -419,7 +418,7 @@ def test_csv_and_json(tmp_path):
     assert (lines[1]["down_walk"], lines[1]["unroll_list"], lines[1]["ratio"]) == ("2", "", "1.2")
     assert (lines[6]["unroll_list"], lines[6]["plan"]) == ("[4, 2]", "line")
     assert (lines[7]["status"], lines[7]["median_ms"]) == ("refused", "")
-    found = Found(ROWS, findings(ROWS, [CONTROL], 1, False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
+    found = Found(ROWS, findings(ROWS, [CONTROL], False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
     write_json(tmp_path / "x.json", {"machine": {"isa": "x"}}, {"seed": 1}, found)
     read = json.loads((tmp_path / "x.json").read_text())
     assert read["machine"] == {"isa": "x"}
@@ -429,6 +428,42 @@ def test_csv_and_json(tmp_path):
         "t": 8, "quant": "b", "verdict": "noise", "number": 0, "tile_config": "CpuTiling(down_kc=64)",
         "control": CONTROL.as_dict(),
     }  # fmt: skip
+
+
+def test_results_are_read_back_and_shown_in_a_notebook(tmp_path):
+    found = Found(ROWS, findings(ROWS, [CONTROL], 1, False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
+    write_json(tmp_path / "sweep.json", {"machine": {"isa": "x"}}, {"seed": 1}, found)
+    for place in (tmp_path, tmp_path / "sweep.json"):
+        results = read_sweep(place)
+        assert results.rows == tuple(ROWS)
+        assert results.facts == {"machine": {"isa": "x"}, "findings": found.as_dicts()}
+        assert results.spec == {"seed": 1}
+    assert results.best() == best_rows(ROWS)
+    assert repr(results).startswith(f"<SweepResults: {len(ROWS)} rows, ")
+    assert len(repr(results)) < 200
+    page = results._repr_html_()
+    header, *lines = [re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row) for row in page.split("<tr>")[1:]]
+    names = list(dict.fromkeys(name for row in best_rows(ROWS) for name in row.settings))
+    assert header == ["T", "quant", *names, "ms", "planner's ms", "ratio", "final, 95 %", "status"]
+    assert [line[0] for line in lines] == [str(row.t) for row in best_rows(ROWS)]
+    assert [float(line[header.index("ratio")]) for line in lines] == [row.ratio for row in best_rows(ROWS)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected the file of a sweep, with sweep and rows, got another"),
+        ('{"sweep": {}, "rows": [1]}', "expected the file of a sweep, with sweep and rows, got another"),
+        ('{"sweep": {}, "rows": [{}]}', "row 0: expected the fields of a row"),
+        ("[]", "expected a JSON object"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(tmp_path, content, message):
+    (tmp_path / "sweep.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_sweep(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_sweep(tmp_path / "none")
 
 
 def shown(rows):
@@ -475,7 +510,7 @@ def test_the_line_to_paste_makes_the_same_config():
     assert line_of(Candidate((("down_kc", 0),), None, "refused")) == ""
 
 
-CONTROL = Control(8, "b", Interval(1.0, 0.99, 1.01, 30), 0.0)
+CONTROL = Control(8, "b", Interval(1.0, 0.99, 1.01, 30), busy=False)
 FASTER = {"final_ratio": 0.95, "final_low": 0.94, "final_high": 0.96, "final_wins": 1.0, "n_final_pairs": 30}
 
 
@@ -502,8 +537,8 @@ def test_faster_is_what_is_below_noise(ratio, wins, faster):
         (FASTER, CONTROL, False, "faster",
          "down_kc 64 takes 0.950 (0.940 to 0.960) of the time of the planner's own plan, more than noise (the own plan "
          "against itself: 1.000 (0.990 to 1.010))\n    tile_config=CpuTiling(down_kc=64)"),
-        (FASTER, CONTROL._replace(others=1.9), False, "busy", "nothing can be said, since others took too much of the"),
-        (FASTER | {"final_others": 1.9}, CONTROL, False, "busy", "nothing can be said, since others took too much of"),
+        (FASTER, CONTROL._replace(busy=True), False, "busy", "nothing can be said, since others took too much of the"),
+        (FASTER | {"final_busy": True}, CONTROL, False, "busy", "nothing can be said, since others took too much of"),
         (FASTER, CONTROL, True, "busy", "nothing can be said, since others took too much of the machine; the best, "),
         (FASTER | {"final_high": 1.0}, CONTROL, False, "noise",
          "nothing is faster than the planner's own plan by more than noise; the best, down_kc 64, took 0.950 (0.9"),
@@ -512,11 +547,10 @@ def test_faster_is_what_is_below_noise(ratio, wins, faster):
     ],
     ids=range(7),
 )  # fmt: skip
-def test_a_sweep_closes_with_what_was_found(final, control, is_busy, verdict, said, monkeypatch):
-    monkeypatch.setattr(conditions, "n_cpus", lambda: 2)
+def test_a_sweep_closes_with_what_was_found(final, control, is_busy, verdict, said):
     rows = [replace(row(0, ratio=0.9, down_kc=64), **final), row(1, ratio=None, status="refused")]
     controls = [control] if control else []
-    (found,) = findings(rows, controls, 2, is_busy)
+    (found,) = findings(rows, controls, is_busy)
     assert (found.t, found.quant, found.best, found.verdict) == (8, "b", rows[0], verdict)
     assert closing(found, "CpuTiling(down_kc=64)").startswith(f"T 8, quant b: {said}")
     if control:
@@ -525,12 +559,12 @@ def test_a_sweep_closes_with_what_was_found(final, control, is_busy, verdict, sa
 
 def test_finals_count_before_what_was_timed_briefly():
     rows = [replace(row(0, ratio=0.9), **FASTER), row(1, ratio=0.5), row(2, 32, ratio=1.2)]
-    assert [(found.t, found.best.number) for found in findings(rows, [CONTROL], 1, False)] == [(8, 0), (32, 2)]
+    assert [(found.t, found.best.number) for found in findings(rows, [CONTROL], False)] == [(8, 0), (32, 2)]
 
 
 def test_controls_of_another_form_are_refused():
     for kept in ([{"t": 8}], [8], [{}]):
-        with pytest.raises(ValueError, match="controls: expected t, quant, others, n_pairs, ratio, low and high, got"):
+        with pytest.raises(ValueError, match="controls: expected t, quant, busy, n_pairs, ratio, low and high, got"):
             controls_in(kept)
 
 
@@ -568,6 +602,14 @@ LEFT_OUT = [row(1, ratio=None, status="refused"), row(2, ratio=None, status="wro
 def test_rows_that_were_timed_at_a_busy_time_are_timed_again(tmp_path):
     journal = Journal(tmp_path / "journal.jsonl", {}, lambda: FACTS)
     jobs = [Job(i, 8, "b", Candidate((), None)) for i in range(3)]
-    journal.add(replace(row(0), others=1.5))
-    journal.add(replace(row(1), others=0.1))
-    assert {job.number for job in journal.left(jobs, 0, lambda row: row.others > 1)} == {0, 2}
+    journal.add(replace(row(0), busy=True))
+    journal.add(row(1))
+    assert {job.number for job in journal.left(jobs, 0, lambda row: row.busy)} == {0, 2}
+    assert {job.number for job in journal.left(jobs, 0)} == {2}
+
+
+def test_figures_of_a_busy_time_are_marked():
+    rows = [replace(row(0, ratio=0.25), busy=True), replace(row(1, 32, ratio=0.5), final_busy=True, **FASTER)]
+    assert "0.250*" in shown(rows)
+    assert "0.950 (0.940 to 0.960)*" in shown(rows)
+    assert shown([row(0)]).count("*") == 1  # in the legend

@@ -1,14 +1,19 @@
 """The trace of a call: what it says of itself, and what it leaves alone."""
 
 import json
+import sys
 import time
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 from helpers import make_cache, make_inputs, make_weights
+from helpers.cli import invoke
 from rich.console import Console
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.call.planning import MICRO_TILES, this_machine
+from mla_numba.call.ranges import parts_of_a_tile, profiler_range
 from mla_numba.call.trace import (
     PHASES,
     SWEEPS,
@@ -148,19 +153,107 @@ def test_a_second_worker_held_back_until_the_first_has_done_all():
 def test_chrome_trace_by_hand(tmp_path):
     by_hand().to_chrome(tmp_path / "trace.json")
     read = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))
-    events = read["traceEvents"]
-    assert len(events) == 3 * len(PHASES)
-    assert events[6] == {
-        "name": "Matmul_qa, Matmul_kva", "cat": "down", "ph": "X", "ts": 1.551, "dur": 2.5, "pid": 0, "tid": 1,
-        "args": {"t0": 0, "t": 8, "tasks": 4},
+    spans = [event for event in read["traceEvents"] if event["ph"] == "X" and event["pid"] == 1]
+    assert len(spans) == 3 * len(PHASES)
+    assert spans[6] == {
+        "name": "Matmul_qa, Matmul_kva", "cat": "down", "ph": "X", "ts": 1.551, "dur": 2.5, "pid": 1, "tid": 1,
+        "args": {"call": 0, "t0": 0, "t": 8, "tasks": 4, "tasks of all": 8},
     }  # fmt: skip
-    assert events[-1]["name"].startswith("QuantMatmul_qb")
-    assert (events[-1]["ts"], events[-1]["args"]) == (25.95, {"t0": 8, "t": 1, "tasks": 1})
+    assert spans[-1]["name"].startswith("QuantMatmul_qb")
+    assert spans[-1]["ts"] == 25.95
+    assert spans[-1]["args"] == {"call": 0, "t0": 8, "t": 1, "tasks": 1, "tasks of all": 1}
+
+
+def rows_of(events):
+    """Names of the rows of a trace."""
+    return {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+
+
+def test_a_chrome_trace_of_a_loop_has_all_calls_and_names_its_rows(tmp_path):
+    first, second = by_hand(), by_hand()
+    later = 50_000
+    second.tiles = [
+        replace(tile, begin_ns=tile.begin_ns + later, end_ns=tile.end_ns + later,
+                spans=tuple(s._replace(begin_ns=s.begin_ns + later, end_ns=s.end_ns + later) for s in tile.spans))
+        for tile in second.tiles
+    ]  # fmt: skip
+    first.to_chrome(tmp_path / "trace.json", second)
+    events = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert rows_of(events) == {(0, 0): "calls", (0, 1): "tiles of tokens", (1, 0): "worker 0", (1, 1): "worker 1"}
+    assert [e["args"]["name"] for e in events if e["name"] == "process_name"] == [
+        "mla_numba: calls", "mla_numba: workers"
+    ]  # fmt: skip
+    calls = [e for e in events if e.get("cat") == "call"]
+    assert [(e["name"], e["ts"], e["dur"], e["args"]) for e in calls] == [
+        ("call 0", 0.0, 29.05, {"t": 9}), ("call 1", 50.0, 29.05, {"t": 9})
+    ]  # fmt: skip
+    tiles = [e for e in events if e.get("cat") == "tile"]
+    assert [(e["name"], e["args"]["call"], e["tid"]) for e in tiles] == [
+        ("tile of 8 tokens", 0, 1), ("tile of 1 tokens", 0, 1), ("tile of 8 tokens", 1, 1), ("tile of 1 tokens", 1, 1)
+    ]  # fmt: skip
+
+
+def test_a_phase_says_what_its_products_compute(traced):
+    _, trace = traced
+    tile, d = trace.tiles[0], DIMS
+    down, heads = tile.products_of("down"), tile.products_of("heads")
+    assert down == {
+        "Matmul_qa": 2 * 40 * d.hidden_size * d.q_lora_rank,
+        "Matmul_kva": 2 * 40 * d.hidden_size * (d.kv_lora_rank + d.qk_rope_head_dim),
+    }
+    up = d.q_lora_rank * (d.qk_nope_head_dim + d.qk_rope_head_dim)
+    assert list(heads.values()) == [
+        2 * 40 * d.num_attention_heads * up, 2 * 40 * d.num_attention_heads * d.qk_nope_head_dim * d.kv_lora_rank
+    ]  # fmt: skip
+    assert (tile.products_of("query"), by_hand().tiles[0].products_of("down")) == ({}, {})
+
+
+def test_run_traces_every_call(tmp_path):
+    path = tmp_path / "trace.json"
+    options = ["--threads", "1", "--tokens", "3", "--repeats", "4", "--no-check", "--trace", str(path)]
+    result = invoke("run", "--dims", ",".join(map(str, asdict(DIMS).values())), *options)
+    assert result.exit_code == 0, result.output
+    events = json.loads(path.read_text())["traceEvents"]
+    assert [e["name"] for e in events if e.get("cat") == "call"] == [f"call {i}" for i in range(4)]
+    down = [e for e in events if e.get("cat") == "down"]
+    assert [e["args"]["call"] for e in down] == [0, 1, 2, 3]
+    assert set(down[0]["args"]["operations of all"]) == {"Matmul_qa", "Matmul_kva"}
+
+
+def test_torch_s_profiler_has_ranges_for_a_call_and_its_sweeps():
+    torch = pytest.importorskip("torch")
+    prolog, arguments = make_call(1)
+    plain = [array.tobytes() for array in (*prolog(*arguments), *arguments[4].arrays().values())]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        _, trace = prolog.profile(*arguments)
+    ranges = [event.name for event in profile.events() if event.name.startswith("mla_numba: ")]
+    assert ranges == [
+        f"mla_numba: prolog of {T} tokens",
+        *["mla_numba: down sweep", "mla_numba: rows and heads sweeps"] * 2,
+    ]
+    assert plain == [array.tobytes() for array in (*arguments[5], *arguments[4].arrays().values())]
+    assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
+
+
+def test_without_torch_nothing_is_imported_for_ranges(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch.autograd.profiler", raising=False)
+    nothing = profiler_range("tile")
+    assert len(parts_of_a_tile()) == 1
+    seen = []
+    profiler = SimpleNamespace(_is_profiler_enabled=False, record_function=seen.append)
+    monkeypatch.setitem(sys.modules, "torch.autograd.profiler", profiler)
+    assert profiler_range("tile") is nothing
+    profiler._is_profiler_enabled = True
+    profiler_range("tile")
+    assert seen == ["mla_numba: tile"]
+    assert len(parts_of_a_tile()) == 2
 
 
 def test_chrome_trace_of_no_tokens(tmp_path):
     Trace().to_chrome(tmp_path / "trace.json")
-    assert json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"] == []
+    events = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert {event["ph"] for event in events} == {"M"}
+    assert rows_of(events) == {(0, 0): "calls", (0, 1): "tiles of tokens"}
 
 
 def shown(trace):

@@ -41,7 +41,7 @@ tiling.plan_prolog(dims, 8, micro={"bf16": tiling.MicroTile(4, 64, 1, 2), "int8"
 for name in tiling.PRESETS:
     mla.preset(name, "950")
 """
-WRONG = {  # a line, and the name in it that is none
+WRONG = {  # a line, and what the message about it says: mostly the name in it that is none
     'mla.MlaProlog(weights, "decod")': "decod",
     'mla.MlaProlog(weights, phase="decod")': "decod",
     'mla.MlaProlog(weights, numerics="npu")': "npu",
@@ -57,6 +57,10 @@ WRONG = {  # a line, and the name in it that is none
     'mla.pass_options("decod", 8)': "decod",
     'tiling.plan_prolog(dims, 8, micro={}, quant="c")': "c",
     'from_records(np.zeros((1, 656), np.uint8), order="vllm")': "vllm",
+    'tiling.Machine("CPU", "x86_64", "sse", 1, 1, 1, 1, 1)': "sse",
+    'tiling.Costs.of_isa("sse")': "sse",
+    "mla.mla_prolog_quant_d(1)": "Too few arguments",
+    'mla.mla_prolog_quant_p(cache_mod="TND")': "cache_mod",
     'mla.Checkpoint("folder").load_layer(0, "int8")': "int8",
     'DumpSettings(cache_mode="PA")': "PA",
     'dump_settings("folder", numerics="npu")': "npu",
@@ -131,7 +135,7 @@ def test_each_list_is_that_of_its_type():
         "QUANT_MODES": "QuantMode", "CALL_PHASES": "CallPhase", "DTYPES": "Dtype", "PRESETS": "PresetName",
         "NPU_ARCHS": "NpuArch", "ORIGINS": "Origin", "NUMERICS": "Numerics", "PAGED_MODES": "PagedMode",
         "CONTIGUOUS_MODES": "ContiguousMode", "CACHE_MODES": "CacheMode", "DUMP_FORMATS": "DumpFormat",
-        "DUMP_STYLES": "DumpStyle", "SCALE_DTYPES": "ScaleDtype",
+        "DUMP_STYLES": "DumpStyle", "SCALE_DTYPES": "ScaleDtype", "DOWN_WAYS": "DownWay", "ISA_NAMES": "IsaName",
     }  # fmt: skip
     assert set(mla_numba.modes.__all__) == set(modes.__all__) - {"quant_mode"}
     lists = {name for module in (modes, tiling.modes) for name in module.__all__ if name.isupper()}

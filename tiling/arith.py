@@ -15,6 +15,9 @@ def ceil_div(a: int, b: int) -> int:
     Returns:
         The least int that is not below the quotient.
 
+    Raises:
+        ZeroDivisionError: ``b`` is 0.
+
     Examples:
         >>> from tiling import ceil_div
         >>> ceil_div(7, 2), ceil_div(-7, 2)
@@ -32,6 +35,9 @@ def round_up(a: int, b: int) -> int:
 
     Returns:
         The multiple.
+
+    Raises:
+        ZeroDivisionError: ``b`` is 0.
 
     Examples:
         >>> from tiling import round_up

@@ -11,16 +11,15 @@ from pathlib import Path
 
 from tiling.check import MAX_THREADS, check_choice, check_int, check_str
 from tiling.json import JsonText
+from tiling.modes import ISA_NAMES, IsaName
 
 __all__ = ["ISA_NAMES", "Machine"]
 
-# Those that there are kernels for, the most capable first
-ISA_NAMES = ("avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable")
 
 _AVX2 = frozenset({"avx2", "fma"})
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512vl"}
 # What each instruction set needs of a CPU, by Linux' names of flags.
-CPU_FLAGS = {
+CPU_FLAGS: dict[IsaName, frozenset[str]] = {
     "avx512bf16": _AVX512 | {"avx512_vnni", "avx512_bf16"},
     "avx512vnni": _AVX512 | {"avx512_vnni"},
     "avx512": _AVX512,
@@ -29,7 +28,7 @@ CPU_FLAGS = {
     "neoni8mm": frozenset({"asimd", "asimddp", "i8mm", "bf16"}),
     "neondot": frozenset({"asimd", "asimddp"}),
     "neon": frozenset({"asimd"}),
-    "portable": frozenset[str](),
+    "portable": frozenset(),
 }
 # Where macOS names the same: on Intel in a list of words, on Apple's own CPUs one key each, which is "1".
 _MACOS_FLAGS = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "avxvnni": "avx_vnni"}
@@ -87,7 +86,7 @@ class Machine(JsonText):
 
     name: str
     arch: str
-    isa: str
+    isa: IsaName
     l1d_bytes: int
     l2_bytes: int
     l3_bytes: int
@@ -123,7 +122,7 @@ class Machine(JsonText):
         )
 
 
-def isa_of(flags: Iterable[str]) -> str:
+def isa_of(flags: Iterable[str]) -> IsaName:
     """The best instruction set of ``ISA_NAMES`` that the CPU flags (lower case, as in /proc/cpuinfo) allow."""
     flags = set(flags)
     return next(name for name in ISA_NAMES if flags >= CPU_FLAGS[name])

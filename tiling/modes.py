@@ -5,12 +5,14 @@ from typing import Literal, get_args
 __all__ = [
     "CALL_PHASES",
     "DTYPES",
+    "ISA_NAMES",
     "NPU_ARCHS",
     "ORIGINS",
     "PRESETS",
     "QUANT_MODES",
     "CallPhase",
     "Dtype",
+    "IsaName",
     "NpuArch",
     "Origin",
     "PresetName",
@@ -42,3 +44,7 @@ NPU_ARCHS: tuple[NpuArch, ...] = get_args(NpuArch)
 Origin = Literal["planner", "config", "tiling", "tuned"]
 """Where the blocks of a plan come from."""
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
+
+IsaName = Literal["avx512bf16", "avx512vnni", "avx512", "avxvnni", "avx2", "neoni8mm", "neondot", "neon", "portable"]
+"""Instruction sets that the kernels are written for, the best first."""
+ISA_NAMES: tuple[IsaName, ...] = get_args(IsaName)

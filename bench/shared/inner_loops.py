@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from mla_numba.kernels import Isa
 from mla_numba.kernels.isa import MicroKernel
-from mla_numba.kernels.micro.assembly import Target
 
 __all__ = ["MULTIPLIES", "InnerLoop", "inner_loop", "loops_of"]
 
@@ -19,11 +18,11 @@ MULTIPLIES = re.compile(
 )
 _JUMPS = re.compile(r"(?:j[a-z]+|b|b\.[a-z]+|cbn?z|tbn?z)(?=\s)")
 _INTO_L1 = re.compile(r"prefetcht0|pldl1keep")
-_STACK = re.compile(r"\((?:.*,)?%[re][sb]p\b|\[(?:sp|x29)\b")
+_STACK = re.compile(r"\((?:.*,)?%rsp\b|\[(?:sp|x29)\b")
 
 
 class InnerLoop(NamedTuple):
-    """The instructions of one turn, in the order in which they run; those that jump are left out."""
+    """The instructions of one turn, from the block on that multiplies most; those that jump are left out."""
 
     instructions: tuple[str, ...]
 
@@ -49,9 +48,8 @@ class _Block(NamedTuple):
     followers: list[int]
 
 
-def loops_of(isa: Isa, target: Target) -> Iterator[tuple[MicroKernel, InnerLoop]]:
-    """The loops of an instruction set's microkernels, for all rows of the register tile."""
-    assembly = target.assembly(isa)
+def loops_of(isa: Isa, assembly: str) -> Iterator[tuple[MicroKernel, InnerLoop]]:
+    """The loops of an instruction set's microkernels, for all rows of the register tile, in its assembly language."""
     for kernel in (isa.int8, isa.bf16):
         assert kernel is not None
         yield kernel, inner_loop(assembly, f"mla_numba_{kernel.name}_{isa.name}_i16_{isa.mr}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numba
 from shared.contenders import OURS
+from shared.held_to import limits_set
 
 import mla_numba as mla
 from mla_numba.call.planning import this_machine
@@ -151,6 +152,7 @@ def settings(tiny: bool) -> dict[str, Any]:
         "threads": max_threads(),
         "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "malloc": os.environ.get("GLIBC_TUNABLES", "not set"),
+        "torch_limits": limits_set(dict(os.environ)) or "none",
         "dims": dims_text(tiny),
     }
 

@@ -16,7 +16,7 @@ from tiling import (
     pass_options,
     plan_prolog,
 )
-from tiling.modes import Dtype
+from tiling.modes import ISA_NAMES, Dtype
 
 from .._version import __version__
 from ..base.checks import check_choice
@@ -36,7 +36,7 @@ _PLANS_KEPT = 64
 
 def this_machine() -> Machine:
     """This machine, with the instruction set that the kernels are built for."""
-    return replace(Machine.detect(), isa=ISA.name)
+    return replace(Machine.detect(), isa=check_choice("isa", ISA.name, ISA_NAMES))
 
 
 def stored_choice(

@@ -13,9 +13,7 @@ from ..base.modes import QuantMode
 from ..dumps import DumpSettings, write_dump
 from ..dumps.names import INPUTS, OUTPUTS, SCALES
 from .faults import said_plainly
-from .options import (
-    check_smooth,
-)
+from .options import check_smooth
 from .progress import Advance, Steps
 
 __all__ = ["dump"]

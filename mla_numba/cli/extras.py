@@ -14,6 +14,7 @@ EXTRAS = {
     "transformers": "transformers",
     "safetensors": "hf",
     "matplotlib": "plot",
+    "jinja2": "plot",
     "optuna": "tune",
     "mpi4py": "mpi",
     "pytest-benchmark": "bench",

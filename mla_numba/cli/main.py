@@ -21,7 +21,7 @@ from .interrupts import interruptible
 
 __all__ = ["main"]
 
-_WIDTH = 120  # of help on a terminal that is so wide
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 class Commands(click.Group):
@@ -44,9 +44,6 @@ class Commands(click.Group):
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(limit=10**6)) for name, command in found if command])
-
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": _WIDTH}
 
 
 @click.group(cls=Commands, context_settings=_CONTEXT)

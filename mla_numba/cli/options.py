@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
@@ -100,7 +100,13 @@ def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     return value
 
 
-class _IntList(click.ParamType[tuple[int, ...]]):
+if TYPE_CHECKING:
+    _IntTupleType = click.ParamType[tuple[int, ...]]
+else:
+    _IntTupleType = click.ParamType  # which takes no parameters in older versions of click
+
+
+class _IntList(_IntTupleType):
     """Integers of a range with commas between them."""
 
     name = "integers"

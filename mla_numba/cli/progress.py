@@ -33,7 +33,7 @@ from rich.text import Text
 
 from .ticker import ticking
 
-__all__ = ["Advance", "Steps", "progress_bar", "seconds_text"]
+__all__ = ["Advance", "Bar", "Steps", "progress_bar", "seconds_text"]
 
 _log = logging.getLogger("mla_numba")
 _REDRAW_S = 0.2
@@ -117,13 +117,15 @@ class Steps(logging.Handler):
         self._propagate = _log.propagate
         _log.propagate = False
         _log.addHandler(self)
-        self._progress.start()
+        if not self._progress.disable:  # rich 13 writes an empty line even then
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if not self._progress.disable:
+            self._progress.stop()
         _log.removeHandler(self)
         _log.propagate = self._propagate
 
@@ -174,9 +176,32 @@ class Steps(logging.Handler):
             self._progress.update(self._task, refresh=True, **changes)
 
 
+class Bar:
+    """A bar that is called with a note and how far on."""
+
+    def __init__(self, progress: Progress, total: float) -> None:
+        self.done = 0.0
+        self._progress = progress
+        self._task = progress.add_task("", total=total, note="")
+        self._redraw = _now_and_then(progress)
+
+    def __call__(self, note: str, by: float) -> None:
+        """Says what was done."""
+        self.done += by
+        self._progress.update(self._task, advance=by, note=note)
+        self._redraw()
+
+    @contextmanager
+    def busy(self, note: str) -> Iterator[None]:
+        """The clock runs while something is prepared that is not timed."""
+        self._progress.update(self._task, note=note)
+        with nullcontext() if self._progress.disable else ticking(self._redraw, _REDRAW_S):
+            yield
+
+
 @contextmanager
-def progress_bar(what: str, total: float) -> Iterator[Callable[[str, float], None]]:
-    """A bar with the time left; what it gives takes a note and how far on."""
+def progress_bar(what: str, total: float) -> Iterator[Bar]:
+    """A bar with the time left."""
     progress = _on_stderr(
         TextColumn(what),
         BarColumn(bar_width=20),
@@ -186,21 +211,12 @@ def progress_bar(what: str, total: float) -> Iterator[Callable[[str, float], Non
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    done, begin = 0.0, time.perf_counter()
+    bar, begin = Bar(progress, total), time.perf_counter()
     try:
-        with progress:
-            task = progress.add_task("", total=total, note="")
-            redraw = _now_and_then(progress)
-
-            def advance(note: str, by: float) -> None:
-                nonlocal done
-                done += by
-                progress.update(task, advance=by, note=note)
-                redraw()
-
+        with nullcontext() if progress.disable else progress:
             progress.refresh()
-            yield advance
+            yield bar
             progress.refresh()
     finally:
         if progress.disable:
-            click.echo(f"{what}: {done:.0f} of {total:.0f}, {seconds_text(time.perf_counter() - begin)}", err=True)
+            click.echo(f"{what}: {bar.done:.0f} of {total:.0f}, {seconds_text(time.perf_counter() - begin)}", err=True)

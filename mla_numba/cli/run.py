@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,7 +51,7 @@ def run(ctx: click.Context, **given: Any) -> None:
         report = run_prolog(options, tiles, weights, cache, steps)
     if options.trace_file is not None:
         try:
-            report.trace.to_chrome(options.trace_file)
+            report.traces[0].to_chrome(options.trace_file, *report.traces[1:])
         except (OSError, ValueError) as error:
             raise click.ClickException(f"--trace: {error}") from None
     if options.as_json:
@@ -82,15 +83,20 @@ def show(report: Report, *, with_trace: bool) -> None:
 class Report:
     """What came of a run. `seconds` are those of its steps; `mismatches` is None where nothing was compared.
 
-    `trace` is that of the last call.
+    `traces` are those of all timed calls with --trace, else that of the last one.
     """
 
     plan: PrologPlan
     sweeps: list[SweepTimes]
-    trace: Trace
+    traces: list[Trace]
     seconds: dict[str, float]
     n_arrays: int
     mismatches: list[verify.Mismatch] | None
+
+    @property
+    def trace(self) -> Trace:
+        """That of the last call."""
+        return self.traces[-1]
 
     @property
     def exact(self) -> bool | None:
@@ -144,7 +150,8 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
     with steps.step(f"timing {given.repeats} calls", given.repeats, timed=True) as advance:
-        sweeps, trace = time_sweeps(prolog, inputs, cache, out, given.repeats, advance)
+        n_traces = None if given.trace_file else 1
+        sweeps, traces = time_sweeps(prolog, inputs, cache, out, given.repeats, advance, n_traces)
     mismatches = None
     if not given.no_check:
         with steps.step("computing the reference"):
@@ -152,7 +159,7 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
         with steps.step("comparing"):
             mismatches = verify.check_output(out, cache, reference)
     n_arrays = len(cache.arrays()) + sum(array is not None for array in out)
-    return Report(plan, sweeps, trace, dict(steps.seconds), n_arrays, mismatches)
+    return Report(plan, sweeps, traces, dict(steps.seconds), n_arrays, mismatches)
 
 
 def time_sweeps(
@@ -162,20 +169,22 @@ def time_sweeps(
     out: PrologOutput,
     repeats: int,
     advance: Callable[[], None] = lambda: None,
-) -> tuple[list[SweepTimes], Trace]:
-    """Times of each sweep and, under "total", of the whole call, and the trace of the last of at least one call.
+    n_traces: int | None = 1,
+) -> tuple[list[SweepTimes], list[Trace]]:
+    """Times of each sweep and, under "total", of the whole call, and the traces of the last `n_traces` calls.
 
-    `advance` is called between calls.
+    None keeps the traces of all calls. There is at least one. `advance` is called between calls.
     """
-    trace = Trace()
+    traces: deque[Trace] = deque(maxlen=n_traces)
     plan = prolog.plan(inputs.x.shape[0])
     work = plan.sweep_work | {"total": plan.work}
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         begin = time.perf_counter()
         _, trace = prolog.profile(*inputs, cache, out)
+        traces.append(trace)
         spent = trace.seconds | {"total": time.perf_counter() - begin}
         for name, seconds in spent.items():
             times[name].append(seconds)
         advance()
-    return [SweepTimes(name, w.total_bytes, w.n_ops, tuple(times[name])) for name, w in work.items()], trace
+    return [SweepTimes(name, w.total_bytes, w.n_ops, tuple(times[name])) for name, w in work.items()], list(traces)

@@ -92,9 +92,9 @@ def _run_rank(comm: Communicator, options: RunOptions, tiles: TileSettings, step
         prolog(*inputs, cache, out)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
-    with _step(steps, f"timing {options.repeats} calls on {comm.size} ranks"):
+    with _step(steps, f"timing {options.repeats} calls on {comm.size} ranks", timed=True):
         times = [prolog.profile(*inputs, cache, out)[1] for _ in range(options.repeats)]
-    with _step(steps, "measuring what the ranks reach together"):
+    with _step(steps, "measuring what the ranks reach together", timed=True):
         all_gather_facts(comm, {})  # at one time
         rates = Probes(prolog.n_threads).rates(prolog.n_threads, _PROBE_S)
     mismatches = None
@@ -120,9 +120,9 @@ def _run_rank(comm: Communicator, options: RunOptions, tiles: TileSettings, step
 
 
 @contextmanager
-def _step(steps: Steps | None, name: str) -> Iterator[None]:
+def _step(steps: Steps | None, name: str, *, timed: bool = False) -> Iterator[None]:
     """A step that the first rank shows."""
-    with nullcontext() if steps is None else steps.step(name, timed=True):
+    with nullcontext() if steps is None else steps.step(name, timed=timed):
         yield
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -125,6 +126,10 @@ class _Run:
         self.fault = ""
         self.rates: dict[str, float] = {}
 
+    @cached_property
+    def _probes(self) -> Probes:
+        return Probes(self._options.threads)
+
     def left(self) -> str:
         """What an interrupted run says."""
         if self._options.dry_run:
@@ -137,7 +142,6 @@ class _Run:
         """Searches for each T in turn."""
         options = self._options
         with self._open(), own_plan_is_exact(), progress_bar("tune, seconds", options.budget) as advance:
-            advance("making weights and checking the baseline", 0)
             arena: Arena | None = None
             for t in options.tokens:
                 earlier = self._journal.trials(t).outcome if self._journal else None
@@ -146,10 +150,11 @@ class _Run:
                     self.is_kept = True
                     advance(f"T {t}: found before", options.budget / len(options.tokens))
                     continue
-                arena = arena or Arena(
-                    options.sizes, options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
-                    n_weight_sets=options.weight_sets,
-                )  # fmt: skip
+                with advance.busy("making weights and checking the baseline"):
+                    arena = arena or Arena(
+                        options.sizes, options.quant, options.tokens, n_threads=options.threads, seed=options.seed,
+                        n_weight_sets=options.weight_sets,
+                    )  # fmt: skip
                 self.found.append(self._one(arena, t, advance))
             busy = [found.is_busy for found in self.found]
             if self._journal and (not any(busy) or all(busy)):
@@ -176,7 +181,7 @@ class _Run:
         """Searches for one T, between two looks at the machine; keeps what it finds unless others disturbed it."""
         options = self._options
         store = self._journal.trials(t) if self._journal else None
-        watch = Watch(Probes(options.threads), _PROBE_S)
+        watch = Watch(self._probes, _PROBE_S)
         if watch.so_far.is_busy:
             click.echo(watch.so_far, err=True)
         try:

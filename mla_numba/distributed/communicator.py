@@ -18,7 +18,7 @@ __all__ = ["Communicator", "all_gather_facts", "as_communicator"]
 
 @runtime_checkable
 class Communicator(Protocol):
-    """Ranks that call the same collectives in the same order."""
+    """Ranks that call the same collectives in the same order. `ShardedProlog` has an example."""
 
     @property
     def rank(self) -> int:
@@ -31,8 +31,12 @@ class Communicator(Protocol):
     def all_gather(self, part: Array, n_bytes: Sequence[int]) -> Array:
         """The parts of all ranks one after the other, in the order of ranks.
 
-        `part` (n_bytes[rank],) uint8 is this rank's; `n_bytes` is the same on every rank. The result is
-        (sum(n_bytes),) uint8.
+        Args:
+            part: This rank's part (n_bytes[rank],) uint8.
+            n_bytes: Bytes of each rank's part, the same on every rank.
+
+        Returns:
+            All parts (sum(n_bytes),) uint8.
         """
 
 

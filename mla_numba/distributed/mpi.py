@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..base.checks import Array
+from ..base.extras import how_to_install
 from ..base.memory import aligned_empty
 
 __all__ = ["MpiCommunicator", "world"]
@@ -40,7 +41,6 @@ def world() -> Any:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # the latter where mpi4py finds no MPI library
-        raise ImportError(
-            f"comm: expected mpi4py and an MPI library (pip install mpi4py mpich), got none: {error}"
-        ) from None
+        how = how_to_install("mpi", "mpi4py mpich")
+        raise ImportError(f"comm: expected mpi4py and an MPI library ({how}), got none: {error}") from None
     return MPI.COMM_WORLD

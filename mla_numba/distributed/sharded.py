@@ -31,7 +31,7 @@ __all__ = ["ShardedPlan", "ShardedProlog", "ShardedTimes"]
 
 @dataclass(frozen=True)
 class ShardedPlan:
-    """How a rank computes its share of `t` tokens.
+    """How a rank computes its share of `t` tokens. `ShardedProlog` has an example.
 
     - `local`: the plan of its heads.
     - `down`: "replicated" or "split", and `reason`, why; the same on every rank.
@@ -71,7 +71,13 @@ class ShardedPlan:
 
 @dataclass(frozen=True, slots=True)
 class ShardedTimes:
-    """Seconds of a call on this rank: all of it, what of that were all-gathers, and the bytes that arrived in them."""
+    """What a call took on this rank. `ShardedProlog` has an example.
+
+    Args:
+        total_s: Seconds of all of it.
+        exchange_s: Seconds of that in all-gathers.
+        exchanged_bytes: Bytes that arrived in them.
+    """
 
     total_s: float
     exchange_s: float
@@ -104,6 +110,21 @@ class ShardedProlog:
         ValueError: There are more ranks than heads, or ranks have other weights or settings than another one; or as for
             `MlaProlog`.
         OtherRankError: Another rank failed.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.distributed import ShardedProlog
+        >>> from mla_numba.inputs import random_inputs
+        >>> class Alone:  # instead of MPI.COMM_WORLD or a process group
+        ...     rank, size = 0, 1
+        ...     def all_gather(self, part, n_bytes):
+        ...         return part
+        >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32))
+        >>> sharded = ShardedProlog(weights, Alone(), n_threads=1)
+        >>> cache = mla.PagedCache.allocate(weights.dims, n_blocks=2, block_size=16)
+        >>> out, times = sharded.profile(*random_inputs(weights.dims, t=3, seed=0, capacity=32), cache)
+        >>> sharded.heads, out.query_nope.shape, sharded.plan(3).down, times.exchanged_bytes
+        (range(0, 4), (3, 4, 64), 'replicated', 0)
     """
 
     def __init__(
@@ -188,7 +209,18 @@ class ShardedProlog:
         return self._link
 
     def plan(self, t: int) -> ShardedPlan:
-        """How `t` tokens are computed; not collective."""
+        """How tokens are computed; not collective.
+
+        Args:
+            t: Tokens of a call.
+
+        Returns:
+            This rank's plan.
+
+        Raises:
+            TypeError: As `MlaProlog.plan`.
+            ValueError: As `MlaProlog.plan`.
+        """
         local = self.prolog.plan(check_int("t", t, 0))
         way, reason = self._choose(local)
         sent = self._share.n_bytes(t)
@@ -204,7 +236,14 @@ class ShardedProlog:
         return self._ways[plan.t]
 
     def allocate_output(self, t: int) -> PrologOutput:
-        """Uninitialised outputs of this rank's heads for `t` tokens, to be passed as `out`."""
+        """Uninitialised outputs of this rank's heads, to be passed as `out`.
+
+        Args:
+            t: Tokens of the call.
+
+        Returns:
+            Arrays with the shapes and dtypes of `PrologOutput`.
+        """
         return self.prolog.allocate_output(t)
 
     def __call__(
@@ -249,7 +288,24 @@ class ShardedProlog:
         *,
         gather: bool = False,
     ) -> tuple[PrologOutput, ShardedTimes]:
-        """A call, and its times on this rank."""
+        """A call, and its times on this rank.
+
+        Args:
+            x: As for a call.
+            cos: As for a call.
+            sin: As for a call.
+            cache_index: As for a call.
+            cache: As for a call.
+            out: As for a call.
+            gather: As for a call.
+
+        Returns:
+            What a call returns, and what it took.
+
+        Raises:
+            TypeError: As for a call.
+            ValueError: As for a call.
+        """
         check_flag("gather", gather)
         exchange = _Exchange(self._comm)
         begin = time.perf_counter()
@@ -267,11 +323,39 @@ class ShardedProlog:
         cache: PagedCache,
         out: PrologOutput | None = None,
     ) -> BoundCall:
-        """Checks the arguments of a call and holds them for `run`, as `MlaProlog.bind` does; not collective."""
+        """Checks the arguments of a call and holds them for `run`, as `MlaProlog.bind` does; not collective.
+
+        Args:
+            x: As for a call.
+            cos: As for a call.
+            sin: As for a call.
+            cache_index: As for a call.
+            cache: As for a call.
+            out: As for a call.
+
+        Returns:
+            What `run` takes.
+
+        Raises:
+            TypeError: As for a call.
+            ValueError: As for a call.
+        """
         return self.prolog.bind(x, cos, sin, cache_index, cache, out)
 
     def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
-        """Computes a bound call, as `MlaProlog.run` does, with every rank."""
+        """Computes a bound call, as `MlaProlog.run` does, with every rank.
+
+        Args:
+            call: What `bind` returned.
+            most_threads: Lowers the number of threads of this run.
+
+        Returns:
+            The outputs of the bound call.
+
+        Raises:
+            TypeError: As `MlaProlog.run`.
+            ValueError: As `MlaProlog.run`.
+        """
         if most_threads is not None:
             check_int("most_threads", most_threads, 1)
         expect_type("call", call, BoundCall)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..base.checks import expect_type
 from ..layouts import pa_nz_to_pa_bsnd
 from ..oracle.tolerance import Agreement, compare_within
 from .read import Dump
@@ -23,7 +24,11 @@ def check_dump(dump: Dump, exact: bool = False) -> list[Agreement]:
 
     Returns:
         A verdict for each of `dump.outputs`.
+
+    Raises:
+        TypeError: `dump` is none.
     """
+    expect_type("dump", dump, Dump)
     want = dump.reference()
     nz = dump.settings.cache_mode == "PA_NZ"
     before = dump.cache.arrays()

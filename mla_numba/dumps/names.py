@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from tiling.check import check_choice, check_str
+
 from ..base.modes import DUMP_STYLES, DumpStyle
 
 __all__ = ["INPUTS", "NZ_WEIGHTS", "OUTPUTS", "SCALES", "STYLES", "FileMeaning", "meaning_of", "name_in"]
@@ -94,11 +96,17 @@ def name_in(style: DumpStyle, argument: str) -> str:
     Returns:
         The name.
 
+    Raises:
+        TypeError: One of them is no string.
+        ValueError: There is no such style or argument.
+
     Examples:
         >>> from mla_numba.dump_names import name_in
         >>> name_in("pypto", "w_uq_qr"), name_in("reference", "q_norm_out")
         ('wUqQr', 'q_norm_golden')
     """
+    check_choice("style", style, DUMP_STYLES)
+    check_choice("argument", argument, INPUTS | SCALES | OUTPUTS)
     is_output = argument in OUTPUTS
     if style == "numbers" and argument not in SCALES:
         return f"golden_{list(OUTPUTS).index(argument)}" if is_output else f"input_{list(INPUTS).index(argument)}"
@@ -116,6 +124,9 @@ def meaning_of(stem: str, folder: str = "") -> FileMeaning | None:
     Returns:
         The argument; None where nothing tells.
 
+    Raises:
+        TypeError: One of them is no string.
+
     Examples:
         >>> from mla_numba.dump_names import meaning_of
         >>> meaning_of("weightUqQr_nz")
@@ -123,7 +134,8 @@ def meaning_of(stem: str, folder: str = "") -> FileMeaning | None:
         >>> meaning_of("0", "golden").argument
         'q_norm_out'
     """
-    folder = folder.lower().removesuffix("s")
+    folder = check_str("folder", folder).lower().removesuffix("s")
+    check_str("stem", stem)
     text = f"{folder}.{stem.lower()}" if folder else stem.lower()
     numbered = _NUMBERED.fullmatch(text)
     if numbered:

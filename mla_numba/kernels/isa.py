@@ -46,9 +46,9 @@ class MicroKernel:
     `order` says which of these is the outermost loop: "passes" holds the columns of one pass in registers, "rows" those
     of all passes, "columns" the values of all rows. LLVM then moves instructions, but not far.
 
-    Of an instruction that multiplies `square` rows by as many columns at once, an accumulator holds a square of sums,
-    a row of it behind the other, and a step loads `square` times as many vectors of B; `value` is then given a list of
-    rows' addresses, of which the last may have but one.
+    An instruction may multiply `square` rows by as many columns at once. An accumulator then holds a square of sums,
+    one row of it behind the other, and a step loads `square` times as many vectors of B. `value` is then given a list
+    of rows' addresses; of an odd number of rows the last list has one.
 
     `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
     is right where no sum is subnormal: such a microkernel is used for no others.

@@ -1,7 +1,7 @@
 """Probes of the machine: how fast memory is read and how fast the cores multiply, in the microkernels' own vector code.
 
     read_stream:  sums[w] = sum of the words that worker w read
-    fma_peak:     acc = acc * x + y, again and again, in registers
+    fma_peak:     acc = acc + x * y, again and again, in registers; on the portable instruction set acc * x + y
     bf16_peak:    acc = acc + dot(x's pairs, y's pairs), likewise, with the instruction for pairs of bf16
     dot_peak:     acc = acc + dot(acc's pieces, x's pieces), likewise; on the portable instruction set as fma_peak
 
@@ -36,7 +36,6 @@ from .jit.callee import overload_callee
 from .kinds import Index, Int64, Typed, Values, Word, Words
 from .launch import kernel
 from .llvm_ir import AHEAD_L2_BYTES, F32, I8, I32, I64, IN_L2, counted_loop, declare, internal_function, load, prefetch
-from .micro.hold_back import hold_back
 from .micro.table import ISA
 from .scalars import row_of, window
 from .threads.tasks import block_of, ceil_div, draw
@@ -70,11 +69,14 @@ def _sum_words(words: Typed, start: Typed, n: Typed) -> Any:
 
 
 def fma_chain(acc: Values, operands: Values, steps: Index) -> None:
-    """acc = acc * x + y, `steps` times; one rounding where the instruction set has a fused multiply-add."""
+    """acc = acc + x * y, `steps` times, with one rounding, or acc * x + y where there is no fused multiply-add.
+
+    AArch64 has only multiply-adds that add to the register they change. A product apart would leave the loop.
+    """
     x, y = operands.reshape(2, LANES)
     chains = acc.reshape(CHAINS, LANES)
     for _ in range(steps):
-        chains[...] = chains * x + y
+        chains[...] = chains * x + y if ISA.int8 is None else chains + x * y
 
 
 @overload_callee(fma_chain)
@@ -148,7 +150,6 @@ def _read_function(module: ir.Module) -> ir.Function:
         return existing
     vector = ISA.vectors.words
     function = internal_function(module, ir.FunctionType(I32, [I8.as_pointer(), I64]), name)
-    hold_back(function)
     address, steps = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
 
@@ -185,7 +186,6 @@ def _chain_function(module: ir.Module, name: str, element: ir.Type, emit_step: C
     pointer = I8.as_pointer()
     fnty = ir.FunctionType(ir.VoidType(), [pointer, pointer, I64])
     function = internal_function(module, fnty, name, ISA.attributes)
-    hold_back(function)
     acc, operands, steps = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     x, y = (load(builder, operands, i * LANES * 4, vector, 4) for i in range(2))
@@ -215,7 +215,7 @@ def _define_chain(name: str, element: ir.Type, emit_step: Callable[..., Any]) ->
 def _step_fma(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:
     if ISA.int8 is None:
         return builder.fadd(builder.fmul(acc, x), y)
-    return builder.call(declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [acc, x, y])
+    return builder.call(declare(builder, f"llvm.fma.v{LANES}f32", acc.type, [acc.type] * 3), [x, y, acc])
 
 
 def _step_bf16(builder: ir.IRBuilder, acc: Any, x: Any, y: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.checks import Array
+from ..base.checks import Array, expect_type
 from ..base.modes import Numerics
 from ..base.short_repr import short_repr
 from ..cache import PagedCache
@@ -72,7 +72,7 @@ def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
         Where they differ first, and how many elements do.
 
     Raises:
-        TypeError: The dtypes differ.
+        TypeError: One of them is no array, or the dtypes differ.
         ValueError: The shapes differ.
 
     Examples:
@@ -83,6 +83,8 @@ def compare_bits(name: str, got: Array, want: Array) -> Mismatch | None:
         >>> print(compare_bits("y", -want, want))
         y: 2 of 2 elements differ, first at [0]: expected 0.0, got -0.0
     """
+    for array in (got, want):
+        expect_type(name, array, np.ndarray)
     if got.dtype != want.dtype:
         raise TypeError(f"{name}: expected dtype {want.dtype}, got {got.dtype}")
     if got.shape != want.shape:
@@ -120,9 +122,12 @@ def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOu
         An entry for each array that differs; an empty list if every bit is equal.
 
     Raises:
-        TypeError: Dtypes differ, or only one of the two has an array.
+        TypeError: An argument is of another type, dtypes differ, or only one of the two has an array.
         ValueError: Shapes differ.
     """
+    expect_type("output", output, PrologOutput)
+    expect_type("cache", cache, PagedCache)
+    expect_type("reference", reference, ReferenceOutput)
     arrays = output._asdict() | {"kv_cache": cache.kv, "kr_cache": cache.kr, "k_scale_cache": cache.k_scale}
     found = []
     for name, want in reference._asdict().items():
@@ -200,6 +205,9 @@ def poison(*arrays: Array | None) -> None:
     Args:
         *arrays: Arrays of floats or ints, written in place; None is passed over.
 
+    Raises:
+        TypeError: One of them is no array.
+
     Examples:
         >>> import numpy as np
         >>> from mla_numba.verify import poison
@@ -210,6 +218,7 @@ def poison(*arrays: Array | None) -> None:
     """
     for array in arrays:
         if array is not None:
+            expect_type("arrays", array, np.ndarray)
             array.fill(np.iinfo(array.dtype).min if array.dtype.kind == "i" else np.nan)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..base.checks import Array
+from ..base.checks import Array, check_choice
 from ..base.short_repr import short_repr
 from .bits import Mismatch, compare_bits
 
@@ -64,13 +64,21 @@ def tolerance_of(name: str, dtype: np.dtype[Any]) -> Tolerance:
     Returns:
         One of `TOLERANCES`.
 
+    Raises:
+        TypeError: `name` is no string.
+        ValueError: There is no tolerance for such an output with such elements.
+
     Examples:
         >>> import numpy as np
         >>> from mla_numba.tolerance import tolerance_of
         >>> print(tolerance_of("q_norm_out", np.dtype(np.int8)))
         1 + 0 |expected|, 0.5% of all beyond it
     """
-    return TOLERANCES[name, "int8" if dtype == np.int8 else "float"]
+    kind = "int8" if dtype == np.int8 else "float"
+    check_choice("name", name, dict.fromkeys(output for output, _ in TOLERANCES))
+    if (name, kind) not in TOLERANCES:
+        raise ValueError(f"{name}: expected elements of another type than {dtype}, which this output never has")
+    return TOLERANCES[name, kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +164,8 @@ def compare_within(
         The verdict, and how far the two are apart.
 
     Raises:
-        TypeError: The dtypes differ.
-        ValueError: The shapes differ.
+        TypeError: One of them is no array, or the dtypes differ.
+        ValueError: The shapes differ, or the output has no tolerance of its own and none is given.
 
     Examples:
         >>> import numpy as np

@@ -12,7 +12,7 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 
@@ -162,14 +162,18 @@ _NAMES_HERE = {
 }
 
 
-def _for_phase(phase: CallPhase, name: str) -> Callable[..., None]:
+_P = ParamSpec("_P")
+
+
+def _for_phase(compute: Callable[_P, None], phase: CallPhase, name: str) -> Callable[_P, None]:
     """`mla_prolog_quant_compute` for one phase, under the reference's name, with its 26 arguments and `numerics`."""
+    run: Any = compute  # to checkers, who cannot say that `phase` is none of the arguments
 
-    @functools.wraps(mla_prolog_quant_compute)
-    def entry(*args: Any, **kwargs: Any) -> None:
-        mla_prolog_quant_compute(*args, **kwargs, phase=phase)
+    @functools.wraps(compute)
+    def entry(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        run(*args, **kwargs, phase=phase)
 
-    signature = inspect.signature(mla_prolog_quant_compute)
+    signature = inspect.signature(compute)
     shown = [p for p in signature.parameters.values() if p.name != "phase"]
     entry.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
     entry.__name__ = entry.__qualname__ = name
@@ -187,9 +191,9 @@ def _doc_of(phase: CallPhase) -> str:
     return about + example + "\n".join(line for line in shown if not line.startswith("    phase: "))
 
 
-mla_prolog_quant_p = _for_phase("prefill", "mla_prolog_quant_p")
+mla_prolog_quant_p = _for_phase(mla_prolog_quant_compute, "prefill", "mla_prolog_quant_p")
 """`mla_prolog_quant_compute` with the scheduling settings of the prefill phase: the same arguments but `phase`."""
-mla_prolog_quant_d = _for_phase("decode", "mla_prolog_quant_d")
+mla_prolog_quant_d = _for_phase(mla_prolog_quant_compute, "decode", "mla_prolog_quant_d")
 """`mla_prolog_quant_compute` with the scheduling settings of the decode phase: the same arguments but `phase`."""
 
 

@@ -31,12 +31,15 @@ _MAX_SECONDS = 86400.0
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """Milliseconds of calls that took turns, and the machine's state around them.
+    """Milliseconds of calls that took turns, and the machine's state around them; `do_bench` has an example.
 
-    - `ms`: of each implementation one a round; entries of one round were measured within moments of each other.
-    - `conditions`: what others took of the machine; where `conditions.is_busy`, none of the figures counts.
-    - `before`, `after`: rates of the machine, on which the limit rests.
-    - `work`: what a call moves and computes, None if it was not said. `n_copies`: copies of weights that took turns.
+    | field             | what it is                                                                              |
+    |-------------------|-----------------------------------------------------------------------------------------|
+    | `ms`              | by implementation: milliseconds, one a round; those of one round are moments apart      |
+    | `conditions`      | what others took of the machine; where `conditions.is_busy`, none of the figures counts |
+    | `before`, `after` | rates of the machine, from which the limit follows                                      |
+    | `work`            | what a call moves and computes, None if it was not said                                 |
+    | `n_copies`        | by implementation: the copies of weights that took turns                                |
     """
 
     ms: Mapping[str, tuple[float, ...]]
@@ -57,15 +60,37 @@ class Bench:
         return None if self.work is None else least_seconds(self.work, self.rates) * 1e3
 
     def median(self, name: str) -> Interval:
-        """The median milliseconds of an implementation, with its interval."""
+        """The median milliseconds of an implementation, with its interval.
+
+        Args:
+            name: The implementation.
+
+        Returns:
+            The median of its rounds.
+        """
         return median_interval(self.ms[name])
 
     def ratio(self, name: str, by: str) -> Interval:
-        """How many times as long as `by` an implementation takes: the median over rounds, with its interval."""
+        """How many times as long as another an implementation takes, round by round.
+
+        Args:
+            name: The implementation.
+            by: The other one.
+
+        Returns:
+            The median of the ratios, with its interval.
+        """
         return median_interval([a / b for a, b in zip(self.ms[name], self.ms[by], strict=True)])
 
     def share(self, name: str) -> Share | None:
-        """The least possible time over the median one, or why that is none; None where the work was not said."""
+        """What part of the machine's limit an implementation reaches at its median.
+
+        Args:
+            name: The implementation.
+
+        Returns:
+            The share, or why there is none; None where the work was not said.
+        """
         least = self.least_ms
         if least is None or self.work is None:
             return None
@@ -87,7 +112,11 @@ class Bench:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """What JSON holds of it."""
+        """All of it, as JSON takes it.
+
+        Returns:
+            Conditions, rates, and the figures of each implementation; ratios are by the first of them.
+        """
         first = next(iter(self.ms))
         shares = {name: self.share(name) for name in self.ms}
         return {
@@ -122,15 +151,33 @@ def do_bench(
 ) -> Bench:
     """Times calls without arguments, in turns, and looks at the machine before and behind.
 
-    - `fn`: a call; several calls of one implementation, such as one for each copy of its weights, which are taken in
-      turns so that weights come from memory (`copies_to_be_cold` says how many that needs); or such calls by name.
-    - `n_rounds`: how often each implementation is called; by default until `seconds` have been spent in calls, yet 15
-      times at least and 1000 times at most. Each call is made once before, uncounted.
-    - `work`: what a call moves and computes, such as `prolog.plan(t)`; with it there is a share of the limit.
-    - `n_threads`: threads that the calls use, by default all of Numba's; `probes`: made once for that many threads, to
-      be used again and again. Each rate is measured for `probe_seconds`.
+    Each call is made once before, uncounted. Then each implementation is called once a round; the order moves on by one
+    each round, and whoever's turn it is takes its next call.
 
-    Raises `ValueError` for no call, and for numbers that are out of range; `TypeError` for what cannot be called.
+    Args:
+        fn: A call; several calls of one implementation, such as one for each copy of its weights, so that weights come
+            from memory (`copies_to_be_cold` says how many copies that takes); or such calls by name.
+        n_rounds: How often each implementation is called, at most a million times. None goes on until `seconds` have
+            been spent in calls, yet 15 times at least and 1000 times at most.
+        seconds: At most a day.
+        work: What a call moves and computes, such as `prolog.plan(t)`; with it there is a share of the limit.
+        n_threads: Threads that the calls use; None is all of Numba's.
+        probes: Made once for that many threads, to be used again and again; None makes them here.
+        probe_seconds: How long each rate is measured, before and behind.
+
+    Returns:
+        The times, and the machine's state around them.
+
+    Raises:
+        TypeError: `fn` holds what cannot be called, or a number has another type.
+        ValueError: `fn` holds no call, a number is out of range, or `probes` are for another number of threads.
+
+    Examples:
+        >>> from mla_numba.testing import Probes, do_bench
+        >>> probes = Probes(1, buffer_bytes=2**20)
+        >>> bench = do_bench({"sum": lambda: sum(range(99)), "max": lambda: max(range(99))}, n_rounds=9, probes=probes)
+        >>> sorted(bench.ms), bench.ratio("max", "sum").n, bench.share("sum")
+        (['max', 'sum'], 9, None)
     """
     contenders = _contenders(fn)
     if n_rounds is not None:

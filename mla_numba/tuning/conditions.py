@@ -107,11 +107,14 @@ def watch_idle(seconds: float = _PAUSE_S) -> Load:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the machine was like before, during and after a measurement with `n_threads` threads.
+    """What the machine was like around a measurement; `do_bench` has an example.
 
-    `before`, `during`, `after`: cores that others took, of `n_cpus`; None where that is not known. `spread`: by how
-    much the slowest quarter of repeated probes was behind the fastest. `slower`: rates at which many threads together
-    were slower than few.
+    | field                       | what it is                                                                    |
+    |-----------------------------|-------------------------------------------------------------------------------|
+    | `n_threads`, `n_cpus`       | threads that were measured; CPUs that this process may run on                 |
+    | `before`, `during`, `after` | how many cores others took; None where that is not known                      |
+    | `spread`                    | by how much the slowest quarter of repeated probes was behind the fastest     |
+    | `slower`                    | rates at which all threads together were slower than one, a sentence for each |
     """
 
     n_threads: int

@@ -17,6 +17,21 @@ def copies_to_be_cold(n_bytes: int) -> int:
     """How many copies of weights of `n_bytes` have to take turns for each call to read its own from memory.
 
     Together they fill the last-level cache four times, 256 MiB at least and 1 GiB at most; there are at least two.
+
+    Args:
+        n_bytes: The bytes of one copy, at least 1.
+
+    Returns:
+        The number of copies.
+
+    Raises:
+        TypeError: `n_bytes` is no integer.
+        ValueError: It is below 1.
+
+    Examples:
+        >>> from mla_numba.testing import copies_to_be_cold
+        >>> copies_to_be_cold(2**31)
+        2
     """
     total = min(max(_CACHES * this_machine().l3_bytes, _LEAST_BYTES), _MOST_BYTES)
     return max(2, ceil_div(total, check_int("n_bytes", n_bytes, 1)))

@@ -13,9 +13,13 @@ CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
-    """The median of `n` values, and an interval that holds the true median with a probability of at least 95 %.
+    """The median of some values, and how far it is known; `median_interval` has an example.
 
-    `low` and `high` are None where there are too few values for such an interval: fewer than six.
+    | field         | what it is                                                                               |
+    |---------------|------------------------------------------------------------------------------------------|
+    | `median`      | the median                                                                               |
+    | `low`, `high` | an interval that holds the true median with 95 % at least; None for fewer than six values |
+    | `n`           | how many values there are                                                                |
     """
 
     median: float
@@ -40,11 +44,22 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
     The number of values below the true median is binomial, whatever their distribution. So the k-th least and the
     k-th largest value enclose it with a probability that is known exactly, and nothing is drawn at random. Of all k
-    that reach `confidence` the largest is taken. Raises `ValueError` without a value, or for a `confidence` that is not
-    between 0 and 1.
+    that reach `confidence` the largest is taken.
 
-    >>> median_interval([5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 7.0])
-    Interval(median=4.0, low=1.0, high=7.0, n=7)
+    Args:
+        values: At least one number.
+        confidence: The least probability, between 0 and 1.
+
+    Returns:
+        The median with its interval.
+
+    Raises:
+        ValueError: There is no value, or `confidence` is not between 0 and 1.
+
+    Examples:
+        >>> from mla_numba.testing import median_interval
+        >>> median_interval([5.0, 1.0, 4.0, 2.0, 3.0, 6.0, 7.0])
+        Interval(median=4.0, low=1.0, high=7.0, n=7)
     """
     if not values:
         raise ValueError("values: expected at least one, got none")

@@ -18,7 +18,7 @@ from ..base.modes import QUANT_MODES
 from ..base.output_file import output_file
 from .study import Job, Row
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "row_in"]
 
 _MAX_BYTES = 1 << 30
 _MAX_LINE = 1 << 24  # the header lists all jobs
@@ -51,7 +51,7 @@ class Journal:
             self.facts = self._read_header(*header)
             jobs = {job[0]: tuple(job[1:3]) for job in self._spec.get("jobs", [])}
             for where, line in lines:
-                row = _row_in(where, line)
+                row = row_in(where, line)
                 if jobs and jobs.get(row.number) != (row.t, row.quant):
                     raise ValueError(f"{where}: expected a job of this sweep, got number {row.number}, t {row.t}")
                 self.rows[row.number] = row
@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, line
 
 
-def _row_in(where: str, line: dict[str, Any]) -> Row:
+def row_in(where: str, line: dict[str, Any]) -> Row:
     """The row that a line holds, if each field has a value that a study gives it."""
     known = {f.name: "str" if f.name == "quant" else str(f.type) for f in fields(Row)}
     needed = {"number", "t", "quant", "settings", "status"}

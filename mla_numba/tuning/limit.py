@@ -11,7 +11,13 @@ SLOW_PROBES = "the machine was slower while its rates were measured"
 
 
 class Share(NamedTuple):
-    """The least possible time over a measured one, from 0 to 1; None with the reason where it would be more."""
+    """The share of the machine's limit that a time reaches; `do_bench` has an example.
+
+    | field    | what it is                                                               |
+    |----------|--------------------------------------------------------------------------|
+    | `value`  | the least possible time over the measured one; None where it would be above 1 |
+    | `reason` | why there is none, else empty                                            |
+    """
 
     value: float | None
     reason: str = ""

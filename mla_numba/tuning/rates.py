@@ -64,10 +64,19 @@ class Probed(NamedTuple):
 
 
 class Probes:
-    """Buffers for measuring up to `n_threads` threads, kept so that `rates` may be asked again and again.
+    """Buffers for measuring what threads reach, kept so that it may be measured again and again.
 
-    `buffer_bytes`: how much memory the read probe takes; by default four last-level caches a thread, for a cache may be
-    shared by a few cores only, yet at least 256 MiB and at most 1 GiB. `steps`: length of a task of the other two.
+    `do_bench` has an example.
+
+    Args:
+        n_threads: The most threads to be measured; None is all of Numba's.
+        buffer_bytes: How much memory the read probe takes. None is four last-level caches a thread, for a cache may be
+            shared by a few cores only, yet at least 256 MiB and at most 1 GiB.
+        steps: Length of a task of the other probes; None suits the machine.
+
+    Raises:
+        TypeError: An argument is no integer.
+        ValueError: It is out of range.
     """
 
     def __init__(
@@ -89,7 +98,7 @@ class Probes:
         self._sums = np.empty(self.n_threads, np.int64)
         self._counters = np.zeros(tasks.n_counters(self.n_threads), np.int64)
         shape = (self.n_threads, peaks.CHAINS * ISA.lanes)
-        # x = 1/2, y = 1: every float32 chain goes to 2, through no denormal number.
+        # x = 1/2, y = 1: every float32 chain goes up, or to 2 where it is multiplied, through no denormal number.
         self._fma = self._dot = aligned_empty(shape, np.float32)
         self._fma[...] = np.linspace(0, 4, self._fma.size, dtype=np.float32).reshape(shape)
         self._bf16_operands = np.repeat(np.array([0x3F803F80, 0xBF803F80], np.uint32), ISA.lanes)  # (1, 1), (1, -1)
@@ -101,11 +110,35 @@ class Probes:
             self._dot_operands = rng.integers(0, 256, 8 * ISA.lanes, np.uint8).view(np.int32)
 
     def rates(self, n_threads: int | None = None, seconds: float = 0.3) -> Rates:
-        """What `n_threads` threads reach, all of them by default; each rate is measured for `seconds`, 3600 at most."""
+        """What threads reach together.
+
+        Args:
+            n_threads: How many; None is all of them.
+            seconds: How long each rate is measured, 3600 at most.
+
+        Returns:
+            The rates, each the best of many short runs.
+
+        Raises:
+            TypeError: An argument is no number.
+            ValueError: It is out of range.
+        """
         return self.measure(n_threads, seconds).rates
 
     def measure(self, n_threads: int | None = None, seconds: float = 0.3) -> Probed:
-        """The same, and how far the runs were apart."""
+        """The same, and how far the runs were apart.
+
+        Args:
+            n_threads: How many; None is all of them.
+            seconds: How long each rate is measured, 3600 at most.
+
+        Returns:
+            The rates, and the spread of the runs.
+
+        Raises:
+            TypeError: An argument is no number.
+            ValueError: It is out of range.
+        """
         n = self.n_threads if n_threads is None else check_int("n_threads", n_threads, 1)
         if n > self.n_threads:
             raise ValueError(f"n_threads: expected at most the {self.n_threads} of these probes, got {n}")

@@ -62,12 +62,13 @@ class Row:
     """What came of a job.
 
     `status`: "done", "stopped" (hopeless), "wrong" (a bit differs), "same" (as another job's plan) or "refused", with
-    `reason`; that of "same" is the other job's number. Times are milliseconds of a call; `times_ms` and
-    `own_times_ms` are those of the plan and of the baseline, pair by pair. `ratio` is the median of the time over the
-    baseline's in pairs, below 1: faster, and `ratio_low` to `ratio_high` its interval of 95 %, None for fewer than six
-    pairs. `final_ratio` is that of a longer second contest, which the best of each T have, with its own interval.
-    `others` and `final_others` are the cores that others took meanwhile, as far as that is known. Rates are those of
-    the median time. `share` is the least possible time over it; None where it would be above 1, with `share_reason`.
+    `reason`; that of "same" is the other job's number. Times are milliseconds of a call; `times_ms` and `own_times_ms`
+    are those of the plan and of the baseline, pair by pair. `ratio` is the median of the time over the baseline's in
+    pairs, below 1: faster, and `ratio_low` to `ratio_high` its interval of 95 %, None for fewer than six pairs.
+    `final_ratio` is that of a longer second contest, which the best of each T have, with its own interval. `others` and
+    `final_others` are the cores that others took meanwhile, as far as that is known; `busy` and `final_busy` whether
+    that was too much for the times to count. Rates are those of the median time. `share` is the least possible time
+    over it; None where it would be above 1, with `share_reason`.
     """
 
     number: int
@@ -85,12 +86,14 @@ class Row:
     ratio_high: float | None = None
     wins: float | None = None
     others: float | None = None
+    busy: bool = False
     n_final_pairs: int | None = None
     final_ratio: float | None = None
     final_low: float | None = None
     final_high: float | None = None
     final_wins: float | None = None
     final_others: float | None = None
+    final_busy: bool = False
     exact: bool | None = None
     n_bytes: int | None = None
     flops: int | None = None

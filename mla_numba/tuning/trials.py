@@ -40,7 +40,7 @@ class SearchJournal:
             of_spec = {study.user_attrs.get("spec") for study in self._storage.get_all_studies()}
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{path}: expected the journal of a search, got {error!r}") from None
-        if of_spec - {self._spec}:
+        if of_spec - {self._spec, None}:  # a study has none if its process ended right after making it
             raise ValueError(f"{path}: expected the journal of this search, got that of another")
 
     def trials(self, t: int) -> Trials:

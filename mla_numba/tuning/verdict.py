@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .conditions import Load
 from .interval import Interval
 from .study import Row
 
@@ -29,16 +28,16 @@ def is_faster(ratio: Interval, wins: float, control: Interval | None) -> bool:
 
 
 class Control(NamedTuple):
-    """The planner's own plan against itself: what differs from 1 there is noise. `others`: cores that others took."""
+    """The planner's own plan against itself: what differs from 1 there is noise. `busy`: others took too much of it."""
 
     t: int
     quant: str
     ratio: Interval
-    others: float | None
+    busy: bool
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
-        kept = {"t": self.t, "quant": self.quant, "others": self.others, "n_pairs": self.ratio.n}
+        kept = {"t": self.t, "quant": self.quant, "busy": self.busy, "n_pairs": self.ratio.n}
         return kept | {"ratio": self.ratio.median, "low": self.ratio.low, "high": self.ratio.high}
 
 
@@ -50,12 +49,12 @@ def controls_in(kept: Sequence[Mapping[str, Any]]) -> list[Control]:
                 each["t"],
                 each["quant"],
                 Interval(each["ratio"], each["low"], each["high"], each["n_pairs"]),
-                each["others"],
+                each["busy"],
             )
             for each in kept
         ]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"controls: expected t, quant, others, n_pairs, ratio, low and high, got {error}") from None
+        raise ValueError(f"controls: expected t, quant, busy, n_pairs, ratio, low and high, got {error}") from None
 
 
 class Finding(NamedTuple):
@@ -72,7 +71,7 @@ class Finding(NamedTuple):
     verdict: str
 
 
-def findings(rows: Sequence[Row], controls: Sequence[Control], n_threads: int, is_busy: bool) -> list[Finding]:
+def findings(rows: Sequence[Row], controls: Sequence[Control], is_busy: bool) -> list[Finding]:
     """A finding for each T and quant mode that has timed rows; `is_busy`: nothing can be said of any of them."""
     found = []
     for t, quant in sorted({(row.t, row.quant) for row in rows if row.ratio is not None}):
@@ -82,16 +81,15 @@ def findings(rows: Sequence[Row], controls: Sequence[Control], n_threads: int, i
         ]
         finals = [row for row in timed if row.final is not None]
         best = min(finals or timed, key=lambda row: row.final_ratio or row.ratio or 0)
-        verdict = _verdict(best, control, n_threads)
+        verdict = _verdict(best, control)
         found.append(Finding(t, quant, best, control, "busy" if is_busy and verdict != "open" else verdict))
     return found
 
 
-def _verdict(best: Row, control: Control | None, n_threads: int) -> str:
+def _verdict(best: Row, control: Control | None) -> str:
     if control is None:
         return "open"
-    seen = [control.others, best.others if best.final is None else best.final_others]
-    if any(Load(0.0, cores).disturbs(n_threads) for cores in seen):
+    if control.busy or (best.busy if best.final is None else best.final_busy):
         return "busy"
     final = best.final
     if final is None:

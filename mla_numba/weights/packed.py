@@ -23,7 +23,7 @@ from ..base.head_shard import HeadShard
 from ..base.memory import aligned_empty, writable_alias
 from ..base.modes import Numerics, QuantMode
 from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
-from ..kernels import ISA
+from ..kernels import CHOICE, ISA, ISA_VARIABLE
 from ..kernels.panels import (
     Matrices,
     Order,
@@ -434,9 +434,10 @@ def _packing() -> dict[str, int | str]:
 def _check_packing(source: str | os.PathLike[str], packing: dict[str, int | str], isa: str) -> None:
     """Raises `ValueError` naming the source of panels that these kernels would read otherwise."""
     if packing != _packing():
+        otherwise = f", or take these by {ISA_VARIABLE}={isa}" if isa in CHOICE.others else ""
         raise ValueError(
             f"{source}: expected panels as {ISA.name} reads them ({_as_text(_packing())}), got those of "
-            f"{isa} ({_as_text(packing)}); pack the weights again on this machine"
+            f"{isa} ({_as_text(packing)}); pack the weights again on this machine{otherwise}"
         )
 
 

@@ -61,5 +61,5 @@ def make_objects(folder):
         tiling.Rates(1e10, 1e12, 1e12), layouts.RecordFields(*rows), settings, dump.outputs[0],
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
-        compare_within("q_norm_out", got, got).tolerance,
+        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4),
     ]  # fmt: skip

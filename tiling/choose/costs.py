@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from tiling.check import check_rate
+from tiling.check import check_rate, check_str
 from tiling.json import JsonText
+from tiling.modes import IsaName
 from tiling.rates import Rates
 
 __all__ = ["COSTS_FILE", "Costs"]
@@ -66,7 +67,7 @@ class Costs(JsonText):
             check_rate(f.name, getattr(self, f.name))
 
     @staticmethod
-    def of_isa(isa: str) -> "Costs":
+    def of_isa(isa: IsaName) -> "Costs":
         """The constants that come with the package.
 
         Args:
@@ -76,9 +77,10 @@ class Costs(JsonText):
             Its constants.
 
         Raises:
+            TypeError: ``isa`` is no string.
             ValueError: There is no such instruction set.
         """
-        return _of_isa(isa)
+        return _of_isa(check_str("isa", isa))
 
     def with_rates(self, rates: Rates, n_threads: int) -> Self:
         """These constants with what threads of a machine were measured to reach.

@@ -14,7 +14,7 @@ from .findings import Finding, finding, milliseconds, span, where
 from .names import full_name
 from .results import Group, Results, Timing
 
-__all__ = ["make_page"]
+__all__ = ["make_head", "make_page"]
 
 _PARTS = {
     "prolog": "Whole calls",
@@ -31,27 +31,44 @@ _TICKS = (0.001, 0.01, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000, 10
 
 def make_page(results: Results, command: str) -> str:
     """The page as text; `command` is how its results came about."""
+    return _render(
+        "page.html.j2",
+        **_first(results),
+        left_out=_by_name(results.left_out),
+        parts=_parts(results),
+        facts={"command": command} | results.facts,
+    )
+
+
+def make_head(results: Results) -> tuple[str, str]:
+    """The style of the page, and what stands on it first, as well-formed XML: for a picture of it."""
+    return _render("style.css.j2", theme=THEME), _render("head.html.j2", **_first(results))
+
+
+def _render(template: str, **values: Any) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters |= {"tokens": tokens_text, "plain": plain, "ms": milliseconds, "full_name": full_name}
+    text: str = environment.get_template(template).render(**values)
+    return text
+
+
+def _first(results: Results) -> dict[str, Any]:
+    """What the head of the page shows."""
     found = finding(results)
-    page: str = environment.get_template("page.html.j2").render(
-        theme=THEME,
-        share=lambda value: "" if value is None else share_text(value),
-        headline=found.headline if found else "Benches of mla_numba",
-        where=where(results),
-        found=found,
-        chart=None if found is None or not found.peers else _chart(found),
-        day=results.facts.get("run", ""),
-        unfinished=results.unfinished,
-        failed=results.failed,
-        left_out=_by_name(results.left_out),
-        parts=_parts(results),
-        facts={"command": command} | results.facts,
-    )
-    return page
+    return {
+        "theme": THEME,
+        "share": lambda value: "" if value is None else share_text(value),
+        "headline": found.headline if found else "Benches of mla_numba",
+        "where": where(results),
+        "found": found,
+        "chart": None if found is None or not found.peers else _chart(found),
+        "day": results.facts.get("run", ""),
+        "unfinished": results.unfinished,
+        "failed": results.failed,
+    }
 
 
 def _chart(found: Finding) -> dict[str, Any]:

@@ -210,6 +210,8 @@ def _facts(raw: Mapping[str, Any]) -> dict[str, str]:
         "system": string_in(machine, "system"),
         "run": string_in(raw, "datetime")[:19].replace("T", " ") + " UTC",
     }
+    if machine.get("torch_limits", "none") != "none":
+        facts["PyTorch held to"] = string_in(machine, "torch_limits")
     if commit.get("id"):
         facts["commit"] = string_in(commit, "id")[:12] + (", with changes" if commit.get("dirty") else "")
     return facts

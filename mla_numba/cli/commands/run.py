@@ -41,7 +41,7 @@ __all__ = ["run"]
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
     "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=text_to_write,
-    help="Write when each thread did what in the last call, for chrome://tracing or ui.perfetto.dev.",
+    help="Write when each thread did what in each timed call, for chrome://tracing or ui.perfetto.dev.",
 )  # fmt: skip
 @click.option(
     "--mpi", is_flag=True,

@@ -34,7 +34,7 @@ class Found(NamedTuple):
         kept = journal.facts.get("conditions", [])
         conditions = _conditions_in(kept[-1]) if kept else None
         is_busy = conditions is not None and conditions.is_busy
-        found = findings(rows, controls_in(journal.facts.get("controls", [])), options.threads, is_busy)
+        found = findings(rows, controls_in(journal.facts.get("controls", [])), is_busy)
         lines = {job.number: line_of(job.candidate, options.base, options.npuarch) for job in jobs}
         return cls(rows, found, conditions, lines)
 

@@ -15,6 +15,7 @@ __all__ = ["BOUNDS", "Axis", "axes_of", "draw_heat_map", "with_unit"]
 
 BOUNDS = (0.80, 0.85, 0.90, 0.95, 0.98, 1.02, 1.05, 1.11, 1.18, 1.25)  # of the colours, the same in every picture
 _PANELS = 3  # a line
+_MOST_LABELS = 10  # of a panel's columns
 _MOST_TEXTS = 30  # columns of cells in a line of panels; more have no room for text
 
 
@@ -90,11 +91,13 @@ def draw_heat_map(study: Study, x: Axis, y: Axis) -> Any:
             [_tint(study, best[i, j]) if (i, j) in best else math.nan for j in range(len(x.labels))]
             for i in range(len(y.labels))
         ]
-        image = panel.pcolormesh(cells, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=2)
+        image = panel.pcolormesh(cells, cmap=colours, norm=norm, edgecolors=PAPER, linewidth=2 if with_text else 0.3)
         _mark(panel, study, best, with_text)
         panel.set_title(tokens_text(t), fontweight="bold", fontsize=12, color=INK)
-        panel.set_xticks([j + 0.5 for j in range(len(x.labels))], x.labels, rotation=90 if len(x.labels) > 6 else 0)
-        panel.set_yticks([i + 0.5 for i in range(len(y.labels))], y.labels)
+        for axis, labels, most in ((panel.xaxis, x.labels, _MOST_LABELS), (panel.yaxis, y.labels, 2 * _MOST_LABELS)):
+            places = range(0, len(labels), math.ceil(len(labels) / most))
+            axis.set_ticks([place + 0.5 for place in places], [labels[place] for place in places])
+        panel.tick_params(axis="x", rotation=90 if len(x.labels) > 6 else 0)
         panel.tick_params(length=0, labelsize=10)
         panel.set_xlabel(with_unit(x.name))
         for spine in panel.spines.values():
@@ -103,7 +106,7 @@ def draw_heat_map(study: Study, x: Axis, y: Axis) -> Any:
         panel.set_ylabel(with_unit(y.name))
     for panel in panels[len(tokens) :]:
         panel.set_visible(False)
-    bar = figure.colorbar(image, ax=list(panels), ticks=BOUNDS, format="%.2f", aspect=30, pad=0.02)
+    bar = figure.colorbar(image, ax=list(panels), ticks=BOUNDS, format="%.2f", pad=0.02, **_bar_size(n_lines))
     bar.set_label("time / time of the planner's plan", fontsize=10)
     bar.ax.tick_params(labelsize=9.5, length=0)
     bar.outline.set_visible(False)
@@ -113,6 +116,11 @@ def draw_heat_map(study: Study, x: Axis, y: Axis) -> Any:
     how += " Empty: not timed." if _has_gaps(rows, x, y) else ""
     head(figure, study.verdict("blocks", rows), how, study.where)
     return figure
+
+
+def _bar_size(n_lines: int) -> dict[str, Any]:
+    """The bar of colours is as high as one line of panels."""
+    return {"shrink": 1 / n_lines, "anchor": (0.0, 1.0), "aspect": 30}
 
 
 def _best_cells(rows: Sequence[Row], x: Axis, y: Axis) -> dict[tuple[int, int], Row]:
@@ -154,7 +162,7 @@ def _mark(panel: Any, study: Study, cells: dict[tuple[int, int], Row], with_text
 
 def _tint(study: Study, row: Row) -> float:
     """The ratio by which a cell is coloured: 1 where it may be noise."""
-    return shown(row).median if study.differs(row) and not study.in_doubt(row) else 1.0
+    return shown(row).median if study.differs(row) else 1.0
 
 
 def _cell_text(study: Study, row: Row) -> str:

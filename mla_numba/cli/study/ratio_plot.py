@@ -74,8 +74,7 @@ def _span(study: Study, row: Row) -> tuple[float, float]:
 def _point(panel: Any, study: Study, row: Row, place: int) -> None:
     own = study.is_own(row)
     ratio = 1.0 if own else shown(row).median
-    clear = study.differs(row) and not study.in_doubt(row)
-    colour = SAME if not clear else FASTER if ratio < 1 else SLOWER
+    colour = SAME if not study.differs(row) else FASTER if ratio < 1 else SLOWER
     panel.plot(_span(study, row), [place, place], color=colour, linewidth=2, solid_capstyle="butt")
     face = colour if row.final_ratio is not None else PAPER
     panel.plot([ratio], [place], "o", markersize=8, color=colour, markerfacecolor=face, markeredgewidth=2)
@@ -90,6 +89,5 @@ def _message(study: Study, rows: list[Row], values: Mapping[int, str], what: str
     slowest = max((row for row in rows if not study.is_own(row)), key=lambda row: shown(row).median, default=None)
     if slowest is None or shown(slowest).median < 1.05 or not said.startswith("No "):
         return said
-    return (
-        f"{said}; {values[slowest.number]} takes {shown(slowest).median:.2f} times as long at {tokens_text(slowest.t)}"
-    )
+    whole = values[slowest.number].replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{said}; {whole} takes {shown(slowest).median:.2f} times as long at {tokens_text(slowest.t)}"

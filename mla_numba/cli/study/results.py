@@ -13,6 +13,7 @@ from ..chart_style import tokens_text
 
 __all__ = ["SAME", "Study", "better", "settings_text", "shown", "value_text"]
 
+_MOST_NAMED = 2  # in a title
 SAME = 0.02  # what a picture shows as no difference
 
 
@@ -45,16 +46,18 @@ class Study(NamedTuple):
         return self.own_plans.get((row.t, row.quant)) == row.plan
 
     def differs(self, row: Row) -> bool:
-        """Whether the time is another than that of the planner's own plan, by the interval of the ratio."""
+        """Whether the time is another than that of the planner's own plan: by the interval of the ratio, and for a
+        faster plan in a longer contest. Of many candidates some seem faster in the first.
+        """
         found = shown(row)
-        if self.is_own(row):
+        if self.is_own(row) or (row.t, row.quant) in self.busy:
             return False
         if found.low is None or found.high is None:
             return row.status == "stopped"
-        return found.high < 1 or found.low > 1
+        return found.low > 1 or (found.high < 1 and row.final is not None)
 
     def in_doubt(self, row: Row) -> bool:
-        """Whether it seemed faster, but was timed briefly alone: of many candidates some seem so."""
+        """Whether it seemed faster by more than 2 %, but was timed briefly alone."""
         return row.final_ratio is None and shown(row).median < 1 - SAME and not self.is_own(row)
 
     def noise(self, rows: Iterable[Row]) -> str:
@@ -89,8 +92,12 @@ class Study(NamedTuple):
             return "Others took too much of the machine: these ratios say nothing"
         if not faster:
             return f"No {what} are faster than the planner's own by more than noise"
+        gains = [1 - (row.final_ratio or 1) for row in faster]
+        if len(faster) > _MOST_NAMED:
+            return f"Other {what} take {min(gains):.0%} to {max(gains):.0%} less at {len(faster)} numbers of tokens"
         said = [
-            f"{1 - (row.final_ratio or 1):.0%} less at {tokens_text(row.t)} ({settings_text(row)})" for row in faster
+            f"{gain:.0%} less at {tokens_text(row.t)} ({settings_text(row)})"
+            for gain, row in zip(gains, faster, strict=True)
         ]
         return f"Other {what} take {', '.join(said)}"
 

@@ -98,7 +98,7 @@ def _message(own_ms: Mapping[tuple[int, str], float], shares: Sequence[float]) -
     if not real:
         return "Faster than the rates measured beside it allow: no share of the limit can be told"
     tokens = [t for t, _ in own_ms]
-    span = f"{tokens[0]} to {tokens[-1]} tokens" if len(set(tokens)) > 1 else tokens_text(tokens[0])
+    span = f"{tokens[0]} to {tokens[-1]:,} tokens" if len(set(tokens)) > 1 else tokens_text(tokens[0])
     least, most = f"{min(real):.0%}", f"{max(real):.0%}"
     share = least if least == most else f"{least} to {most}"
     return f"The planner's plans reach {share} of what the machine allows, {span}"

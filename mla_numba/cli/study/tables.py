@@ -15,11 +15,15 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ...base.output_file import write_text
+from ...tuning.results import best_rows
 from ...tuning.study import Row
 from ..shown import no_share, share_text
 from .found import Found
 
-__all__ = ["best_rows", "show_rows", "write_csv", "write_json"]
+__all__ = ["show_rows", "write_csv", "write_json"]
+
+
+_BUSY = "*"  # behind a figure that others disturbed
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -43,22 +47,17 @@ def write_json(path: Path, facts: Mapping[str, Any], spec: Mapping[str, Any], fo
     write_text(path, json.dumps({**facts, "sweep": spec, "findings": found.as_dicts(), "rows": rows}, indent=1) + "\n")
 
 
-def best_rows(rows: Sequence[Row]) -> list[Row]:
-    """Timed rows, the best of each T and quant mode first: by the longer contest where there was one."""
-    timed = [row for row in rows if row.ratio is not None and row.status != "same"]
-    return sorted(timed, key=lambda row: (row.t, row.quant, row.final_ratio is None, row.final_ratio or row.ratio))
-
-
 def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = None) -> Table:
     """A table of the best rows, at most `most` of each T; times by the baseline's are those of pairs."""
     names = ("T", "quant", "ms", "own ms", "ratio", "final, 95 %", "GB/s", "Gop/s", "limit")
     table = Table(
-        Column("settings", overflow="fold"),
+        Column("settings", overflow="fold", min_width=24),
         *(Column(name, justify="right", no_wrap=True) for name in names),
         box=box.SIMPLE,
         title=title,
         caption="ms: median; ratio: time by that of the planner's own plan, median of pairs, below 1 is faster;\n"
-        "final: the same, timed longer, with its interval; limit: least possible time by the median",
+        "final: the same, timed longer, with its interval; *: others took too much of the machine for it to count;\n"
+        "limit: least possible time by the median",
         caption_justify="right",
     )
     shown: dict[tuple[int, str], int] = {}
@@ -76,11 +75,11 @@ def show_rows(rows: Sequence[Row], most: int | None = 5, title: str | None = Non
             row.quant,
             f"{row.median_ms:.3f}",
             f"{row.baseline_ms:.3f}",
-            f"{row.ratio:.3f}",
-            "" if row.final is None else str(row.final),
+            f"{row.ratio:.3f}" + _BUSY * row.busy,
+            "" if row.final is None else str(row.final) + _BUSY * row.final_busy,
             f"{row.gb_s:.1f}",
             f"{row.gop_s:.0f}",
-            share_text(row.share),
+            share_text(row.share) + _BUSY * row.busy,
         )
         reasons.append(row.share_reason)
     if any(reasons):

@@ -15,7 +15,6 @@ from tiling import Rates
 
 from ...base.modes import QuantMode
 from ...call.planning import this_machine
-from ...tuning.conditions import Load
 from ...tuning.contest import Arena
 from ...tuning.journal import Journal
 from ...tuning.rates import Probes, rates_as_dict
@@ -23,7 +22,7 @@ from ...tuning.study import Effort, Job, Row, finals, run_job, time_pairs, with_
 from ...tuning.verdict import Control, controls_in
 from ...tuning.watch import Watch, best_rates
 from ..interrupts import held_back
-from ..progress import progress_bar
+from ..progress import Bar, progress_bar
 from ..versions import versions
 from .options import StudyOptions
 
@@ -84,14 +83,10 @@ class _Study:
         self._by_number = {job.number: job for job in jobs}
         self._arenas = _Arenas(jobs, options)
 
-    def is_busy(self, cores: float | None) -> bool:
-        return Load(0.0, cores).disturbs(self._options.threads)
-
     def jobs_left(self) -> list[Job]:
         """Jobs without a row, and those that were timed while others took too much."""
-        return self.journal.left(
-            list(self._by_number.values()), self._options.seed, lambda row: self.is_busy(row.others)
-        )
+        jobs = list(self._by_number.values())
+        return self.journal.left(jobs, self._options.seed, lambda row: row.busy)
 
     def finals_left(self) -> list[Job]:
         """The best of each T that did not have their second contest, or had it while others took too much."""
@@ -99,12 +94,12 @@ class _Study:
         return [
             self._by_number[number]
             for number in finals(rows)
-            if rows[number].final_ratio is None or self.is_busy(rows[number].final_others)
+            if rows[number].final_ratio is None or rows[number].final_busy
         ]
 
     def controls_left(self) -> list[tuple[int, QuantMode]]:
         """T and quant modes with timed rows whose baseline was not timed against itself, or at a busy time."""
-        done = {(c.t, c.quant) for c in self.controls if not self.is_busy(c.others)}
+        done = {(c.t, c.quant) for c in self.controls if not c.busy}
         timed = [number for number, row in self.journal.rows.items() if row.ratio is not None]
         groups = {(job.t, job.quant) for job in map(self._by_number.__getitem__, timed)}
         return sorted(groups - done)
@@ -113,8 +108,15 @@ class _Study:
     def controls(self) -> list[Control]:
         return controls_in(self.journal.facts.get("controls", []))
 
+    def prepare(self, quant: QuantMode, bar: Bar) -> None:
+        """Makes the weights of a mode, and checks its baseline, where that is still to be done."""
+        with bar.busy("making weights and checking the baseline"):
+            self._arenas.of(quant)
+
     def run(self, job: Job, watch: Watch) -> Row:
-        row = replace(run_job(job, self._arenas.of(job.quant), self._effort), others=watch.lately().cores)
+        row = run_job(job, self._arenas.of(job.quant), self._effort)
+        load = watch.lately()
+        row = replace(row, others=load.cores, busy=row.ratio is not None and load.disturbs(self._options.threads))
         with held_back():
             self.journal.add(row)
         return row
@@ -127,7 +129,9 @@ class _Study:
     def run_final(self, job: Job, watch: Watch) -> Row:
         arena = self._arenas.of(job.quant)
         timed, _ = time_pairs(arena, arena.contender(job.t, job.candidate.config, job.options), self._longer)
-        row = replace(with_final(self.journal.rows[job.number], timed), final_others=watch.lately().cores)
+        load = watch.lately()
+        row = with_final(self.journal.rows[job.number], timed)
+        row = replace(row, final_others=load.cores, final_busy=load.disturbs(self._options.threads))
         with held_back():
             self.journal.add(row)
         return row
@@ -135,7 +139,7 @@ class _Study:
     def run_control(self, t: int, quant: QuantMode, watch: Watch) -> Control:
         arena = self._arenas.of(quant)
         timed, _ = time_pairs(arena, arena.contender(t), replace(self._longer, hopeless=math.inf))
-        control = Control(t, quant, timed.interval, watch.lately().cores)
+        control = Control(t, quant, timed.interval, watch.lately().disturbs(self._options.threads))
         kept = [each.as_dict() for each in self.controls if (each.t, each.quant) != (t, quant)]
         with held_back():
             self.journal.change_facts({"controls": [*kept, control.as_dict()]})
@@ -164,14 +168,17 @@ def run_jobs(
     if watch.so_far.is_busy:
         warn(str(watch.so_far))
     with progress_bar("sweep", len(jobs)) as advance:
-        advance("making weights and checking the baseline", len(jobs) - len(left))
+        advance("", len(jobs) - len(left))
         for job in left:
+            study.prepare(job.quant, advance)
             advance(_note(study.run(job, watch)), 1)
     finalists, groups = study.finals_left(), study.controls_left()
     with progress_bar("final", len(finalists) + len(groups)) as advance:
         for job in finalists:
+            study.prepare(job.quant, advance)
             advance(_note(study.run_final(job, watch)), 1)
         for group in groups:
+            study.prepare(group[1], advance)
             control = study.run_control(*group, watch)
             advance(f"T {control.t}: {control.ratio.median:.2f} of the baseline's time against itself", 1)
     study.end(watch)

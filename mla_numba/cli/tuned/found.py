@@ -49,14 +49,17 @@ def show(found: Sequence[Found], where: str) -> None:
 def _table(found: Sequence[Found]) -> Table:
     names = ("T", "trials", "own ms", "best ms", "ratio, 95 %", "wins", "own by itself")
     caption = "medians of a contest after the search; ratio: best by own, pair by pair"
+    if any(each.is_busy for each in found):
+        caption += "\n*: others took too much of the machine for it to count"
     table = Table(*(Column(name, justify="right") for name in names), box=box.SIMPLE, caption=caption)
-    for outcome, _ in found:
+    for each in found:
+        outcome = each.outcome
         cells = [""] * 5
         contest = outcome.contest
         if contest is not None:
             cells = [f"{contest.baseline_median_s * 1e3:.3f}", f"{contest.median_s * 1e3:.3f}", str(outcome.interval)]
             cells += [f"{contest.wins:.0%}", str(outcome.noise)]
-        table.add_row(str(outcome.t), str(outcome.n_trials), *cells)
+        table.add_row(f"{outcome.t}*" if each.is_busy else str(outcome.t), str(outcome.n_trials), *cells)
     return table
 
 

@@ -51,28 +51,42 @@ def patch(
 ) -> Patched:
     """Puts a prolog into every attention of a model of transformers, in place.
 
-    - `model`: a DeepSeek-V3, V3.1, V3.2, Kimi-K2, GLM-5, GLM-4.7-Flash, Youtu or Mistral-4 for causal LM, its `Model`,
-      or what contains one; bf16, on the CPU.
-    - `quant`: "none" leaves the weights as they are; "a", "b" and "ab" quantise them (`MlaWeights.quantize`), and with
-      "b" the cache is int8.
-    - `checkpoint`: a `Checkpoint` or its folder, to read the weights of the projections from. None takes the model's
-      own parameters. For the checkpoint that the model was loaded from, both give the same bits.
-    - `block_size`: tokens in a block of the cache. `n_blocks`: blocks of each layer's cache, allocated at once, with an
-      error when there are too few; None lets the cache grow.
-    - `n_threads`, `numerics`: as for `MlaProlog`.
-    - `keep_projections`: False frees the memory of the weights that the prologs replace. The model can then not be
-      unpatched or saved.
-
-    Returns a handle that undoes it. `generate` and direct calls of the model work as before: greedy, sampling, beams,
+    `generate` and direct calls of the model work as before: greedy, sampling, beams,
     left padding, chunks of a prompt, caches that are passed on. DeepSeek-V3.2 and GLM-5 keep their own indexer, which
     takes q_norm from the prolog. There are no gradients. The weights are packed now: if they change later, calls are
     refused until `Patched.refresh` packs them again. On a terminal a progress bar counts the layers that are packed;
     `transformers.utils.logging.disable_progress_bar()` turns it off.
 
-    Raises `TypeError` for a model that holds no such attention or has weights that are not bf16, `ValueError` naming
-    the module for one without `q_lora_rank`, with biases, on another device or with weights that are not finite, for a
-    checkpoint of other dimensions, for queries that are scaled by their position, and for a model that is patched
-    already. The model is then as it was.
+    Args:
+        model: A DeepSeek-V3, V3.1, V3.2, Kimi-K2, GLM-5, GLM-4.7-Flash, Youtu or Mistral-4 for causal LM, its `Model`,
+            or what contains one; bf16, on the CPU.
+        quant: "none" leaves the weights as they are; "a", "b" and "ab" quantise them (`MlaWeights.quantize`), and with
+            "b" the cache is int8.
+        checkpoint: A `Checkpoint` or its folder, to read the weights of the projections from. None takes the model's
+            own parameters. For the checkpoint that the model was loaded from, both give the same bits.
+        block_size: Tokens in a block of the cache.
+        n_blocks: Blocks of each layer's cache, allocated at once, with an error when there are too few; None lets the
+            cache grow.
+        n_threads: As for `MlaProlog`.
+        numerics: As for `MlaProlog`.
+        keep_projections: False frees the memory of the weights that the prologs replace. The model can then not be
+            unpatched or saved.
+
+    Returns:
+        A handle that undoes it.
+
+    Raises:
+        TypeError: The model holds no such attention, or has weights that are not bf16. It is then as it was.
+        ValueError: A module, named in the message, has no `q_lora_rank`, has biases, is on another device, has weights
+            that are not finite, or scales queries by their position; the checkpoint has other dimensions; or the model
+            is patched already. It is then as it was.
+
+    Examples:
+        >>> from transformers import AutoModelForCausalLM  # doctest: +SKIP
+        >>> from mla_numba.interop.hf import patch  # doctest: +SKIP
+        >>> model = AutoModelForCausalLM.from_pretrained("DeepSeek-V3", dtype="bfloat16")  # doctest: +SKIP
+        >>> with patch(model, quant="b") as patched:  # doctest: +SKIP
+        ...     model.generate(**inputs, max_new_tokens=20)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a module of transformers, got {type(model).__name__}")
@@ -102,7 +116,8 @@ class Patched:
     """A patched model, as `patch` returns it.
 
     `model` is the model, `quant` the mode, `prologs` the `MlaProlog` of each layer, `quantization` the error that
-    quantising each layer's weights brought. As a context manager it unpatches at the end of the block.
+    quantising each layer's weights brought. As a context manager it unpatches at the end of the block. `patch` has an
+    example.
     """
 
     def __init__(
@@ -156,11 +171,16 @@ class Patched:
     def refresh(self, checkpoint: Checkpoint | str | os.PathLike[str] | None = None) -> None:
         """Packs the weights again after they have changed: by an update, `load_state_dict` or a merged adapter.
 
-        `checkpoint`: a `Checkpoint` or its folder to read the projections from; None takes the model's own parameters,
-        even if `patch` was given a checkpoint. Caches that were filled before hold rows of the old weights.
+        Caches that were filled before hold rows of the old weights.
 
-        Raises what `patch` raises for weights that do not fit; the model is then unchanged. Raises `ValueError` without
-        a checkpoint if the projections were not kept.
+        Args:
+            checkpoint: A `Checkpoint` or its folder to read the projections from; None takes the model's own
+                parameters, even if `patch` was given a checkpoint.
+
+        Raises:
+            TypeError: As `patch`; the model is then unchanged.
+            ValueError: As `patch`, the model is then unchanged; or there is no checkpoint, and the projections were not
+                kept.
         """
         if checkpoint is None and not self._settings.keep_projections:
             raise ValueError(
@@ -181,8 +201,9 @@ class Patched:
     def unpatch(self) -> None:
         """Gives the model its own attention back; its weights were never changed. Calling it again does nothing.
 
-        Raises `ValueError` if the weights were not kept. Raises it with the name of a module around whose `forward`
-        something else, such as a hook of accelerate, was put since; the model is then unchanged.
+        Raises:
+            ValueError: The weights were not kept, or something else, such as a hook of accelerate, was put since around
+                the `forward` of a module, which the message names; the model is then unchanged.
         """
         if not self._settings.keep_projections:
             raise ValueError("keep_projections: expected True for a model to be unpatched, got False")

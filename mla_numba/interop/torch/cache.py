@@ -17,7 +17,10 @@ __all__ = ["TorchCache", "TorchKeyRows"]
 
 
 class TorchKeyRows(NamedTuple):
-    """Rows read from a cache: kv (n, C), float32 `code * scale` or the bf16 values of a bf16 one; kr (n, R) bf16."""
+    """Rows read from a cache: kv (n, C), float32 `code * scale` or the bf16 values of a bf16 one; kr (n, R) bf16.
+
+    `TorchProlog` has an example.
+    """
 
     kv: Tensor
     kr: Tensor
@@ -35,8 +38,8 @@ class TorchCache(NamedTuple):
     | kr      | (n_blocks, block_size, 1, R) | bf16 rotated key                                              |
     | k_scale | (n_blocks, block_size, 1, 4) | float32 or fp16; or None when unquantised                     |
 
-    A tuple of tensors and nothing else, so that one can be made within a compiled graph; they are checked in each call,
-    and by `numpy`.
+    A tuple of tensors and `cache_mode`, and nothing else, so that one can be made within a compiled graph; they are
+    checked in each call, and by `numpy`. `TorchProlog` has an example.
     """
 
     kv: Tensor
@@ -57,12 +60,38 @@ class TorchCache(NamedTuple):
         cache_mode: CacheMode = "PA_BSND",
         quantized: bool = True,
     ) -> Self:
-        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows."""
+        """A cache of zeros for `n_blocks * block_size` tokens; in BSND they are B and S, in TND rows.
+
+        Args:
+            dims: As for `PagedCache.allocate`.
+            n_blocks: As for `PagedCache.allocate`.
+            block_size: As for `PagedCache.allocate`.
+            cache_mode: As for `PagedCache.allocate`.
+            quantized: As for `PagedCache.allocate`.
+
+        Returns:
+            The cache.
+
+        Raises:
+            TypeError: As `PagedCache.allocate`.
+            ValueError: As `PagedCache.allocate`.
+        """
         return cls.from_numpy(PagedCache.allocate(dims, n_blocks, block_size, cache_mode, quantized))
 
     @classmethod
     def from_numpy(cls, cache: PagedCache) -> Self:
-        """The same cache: tensors over its arrays. Raises `ValueError` for one that is read-only."""
+        """The same cache: tensors over its arrays.
+
+        Args:
+            cache: The cache.
+
+        Returns:
+            Tensors that share its memory.
+
+        Raises:
+            TypeError: It is no `PagedCache`.
+            ValueError: An array is read-only.
+        """
         expect_type("cache", cache, PagedCache)
         k_scale = None if cache.k_scale is None else to_torch(cache.k_scale, "k_scale_cache")
         return cls(to_torch(cache.kv, "kv_cache"), to_torch(cache.kr, "kr_cache"), k_scale, cache.cache_mode)
@@ -70,11 +99,24 @@ class TorchCache(NamedTuple):
     def numpy(self) -> PagedCache:
         """The same cache: arrays over its tensors.
 
-        Raises `TypeError` or `ValueError` naming the tensor that is not on the CPU or does not fit a `PagedCache`.
+        Raises:
+            TypeError: A tensor, named in the message, is of another dtype.
+            ValueError: It is not on the CPU, or does not fit a `PagedCache`.
         """
         k_scale = None if self.k_scale is None else to_numpy(self.k_scale, "k_scale_cache")
         return PagedCache(to_numpy(self.kv, "kv_cache"), to_numpy(self.kr, "kr_cache"), k_scale, self.cache_mode)
 
     def gather(self, slots: Tensor) -> TorchKeyRows:
-        """Copies of the rows of `slots`, dequantised: `PagedCache.gather`, with its errors."""
+        """Copies of the rows of `slots`, dequantised, as `PagedCache.gather` makes them.
+
+        Args:
+            slots: Slots (n,) int64 or int32, each in [0, capacity).
+
+        Returns:
+            Their rows: kv (n, C) float32 or bf16, kr (n, R) bf16.
+
+        Raises:
+            TypeError: `slots` is no tensor, or of another dtype.
+            ValueError: It has another shape, or a slot is outside the cache.
+        """
         return TorchKeyRows(*map(to_torch, self.numpy().gather(to_numpy(slots, "slots"))))

@@ -26,7 +26,10 @@ __all__ = ["TorchCache", "TorchKeyRows", "TorchOutput", "TorchProlog", "to_numpy
 
 
 class TorchOutput(NamedTuple):
-    """The tensors of a `PrologOutput`, whose shapes and dtypes these are; q_norm_scale is None as it is there."""
+    """The tensors of a `PrologOutput`: `query_nope`, `query_rope`, `q_norm` and `q_norm_scale`, or None as it is there.
+
+    `TorchProlog` has an example.
+    """
 
     query_nope: Tensor
     query_rope: Tensor
@@ -40,15 +43,35 @@ class TorchOutput(NamedTuple):
 class TorchProlog(torch.nn.Module):
     """The MLA prolog of one layer as a module.
 
-    - `source`: an `MlaProlog`, or the weights of one.
-    - `group`: a process group of torch.distributed whose ranks share the layer by heads, as in
-      `mla_numba.distributed.ShardedProlog`; the source is then weights, and every rank makes a module and calls it.
-    - `down`: as of `ShardedProlog`, with a group.
-    - `settings`: those of `MlaProlog`, none beside one.
-
     The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
     copy of the module shares them. A call uses at most `torch.get_num_threads()` threads. Several threads may call one
     module at the same time.
+
+    Args:
+        source: An `MlaProlog`, or the weights of one.
+        group: A process group of torch.distributed whose ranks share the layer by heads, as in
+            `mla_numba.distributed.ShardedProlog`; the source is then weights, and every rank makes a module and calls
+            it.
+        down: As of `ShardedProlog`, with a group.
+        **settings: Those of `MlaProlog`, `phase` among them; none beside an `MlaProlog`.
+
+    Raises:
+        TypeError: `source` or a setting is of another type, or there are settings or a group beside an `MlaProlog`.
+        ValueError: A setting has another value, or `down` is given without a group.
+
+    Examples:
+        >>> import torch
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> from mla_numba.interop.torch import TorchCache, TorchProlog, to_torch
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> module = TorchProlog(mla.MlaWeights.random(dims), phase="decode")
+        >>> cache = TorchCache.allocate(dims, n_blocks=2, block_size=16)
+        >>> x, cos, sin, cache_index = map(to_torch, random_inputs(dims, t=3, seed=0, capacity=32))
+        >>> module(x, cos, sin, cache_index, cache).query_nope.shape
+        torch.Size([3, 4, 64])
+        >>> cache.gather(cache_index).kv.shape
+        torch.Size([3, 64])
     """
 
     prolog: MlaProlog | ShardedProlog
@@ -99,13 +122,23 @@ class TorchProlog(torch.nn.Module):
         cache: TorchCache,
         out: TorchOutput | None = None,
     ) -> TorchOutput:
-        """Computes T tokens and writes their cache rows, as `MlaProlog` does.
+        """Computes T tokens and writes their cache rows, as `MlaProlog` does. All are contiguous tensors on the CPU.
 
-        x (T, H), cos and sin (T, R): bf16. cache_index (T,): int64 or int32 flat slots, -1 for none; None with a BSND
-        or TND cache. `out`: where to write the outputs (`allocate_output`). All are contiguous tensors on the CPU.
+        Args:
+            x: Hidden states (T, H) bf16.
+            cos: Cosines (T, R) bf16.
+            sin: Sines (T, R) bf16.
+            cache_index: Flat slots (T,) int64 or int32, -1 for none; None with a BSND or TND cache.
+            cache: The cache, whose rows are written in place.
+            out: Where to write the outputs (`allocate_output`).
 
-        Raises `TypeError` or `ValueError` naming the argument, what was expected and what it got. Outputs and cache are
-        then unchanged. A tensor that requires grad is an error where gradients are recorded.
+        Returns:
+            Queries and normalised queries: `out`, or new tensors.
+
+        Raises:
+            TypeError: An argument, named in the message, is of another type or dtype; outputs and cache are unchanged.
+            ValueError: It has another shape, layout, device or value, or requires grad where gradients are recorded;
+                outputs and cache are unchanged.
         """
         for name, tensor in (("x", x), ("cos", cos), ("sin", sin), ("cache_index", cache_index)):
             if not isinstance(tensor, Tensor) and not (tensor is None and name == "cache_index"):
@@ -122,7 +155,14 @@ class TorchProlog(torch.nn.Module):
         return out
 
     def allocate_output(self, t: int) -> TorchOutput:
-        """Uninitialised outputs for `t` tokens, to be passed as `out`."""
+        """Uninitialised outputs, to be passed as `out`.
+
+        Args:
+            t: Tokens of the call.
+
+        Returns:
+            Tensors with the shapes and dtypes of `PrologOutput`.
+        """
         nope, rope, q_norm, scale = self.prolog.allocate_output(t)
         scale = None if scale is None else to_torch(scale)
         return TorchOutput(to_torch(nope), to_torch(rope), to_torch(q_norm), scale)

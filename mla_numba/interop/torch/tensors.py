@@ -29,9 +29,26 @@ def to_numpy(tensor: Tensor, name: str = "tensor") -> Array:
     Nothing is copied, and the array keeps the memory alive. A tensor that requires grad is accepted only where no
     gradients are recorded (`torch.no_grad`), since nothing that reads the array is part of a graph.
 
-    Raises `TypeError` if it is not a tensor, has no memory of its own (under a transform, or fake) or has a dtype that
-    NumPy lacks; `ValueError` if it is not on the CPU, not strided, a conjugate or negative view, or would have its
-    gradient recorded. Errors call it `name`.
+    Args:
+        tensor: A tensor on the CPU.
+        name: What errors call it.
+
+    Returns:
+        The array.
+
+    Raises:
+        TypeError: It is not a tensor, has no memory of its own (under a transform, or fake), or has a dtype that NumPy
+            lacks.
+        ValueError: It is not on the CPU, not strided, a conjugate or negative view, or would have its gradient
+            recorded.
+
+    Examples:
+        >>> import torch
+        >>> from mla_numba.interop.torch import to_numpy
+        >>> tensor = torch.zeros(2, 3, dtype=torch.bfloat16)
+        >>> to_numpy(tensor)[0] = 1
+        >>> tensor.sum().item()
+        3.0
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -69,9 +86,26 @@ def refuse_gradient(name: str, tensor: Tensor) -> None:
 def to_torch(array: Array, name: str = "array") -> Tensor:
     """The tensor over a NumPy array's memory: its shape, strides and dtype, `ml_dtypes.bfloat16` as bf16.
 
-    Nothing is copied, and the tensor keeps the memory alive. Raises `TypeError` if it is not an array or has a dtype
-    that torch lacks; `ValueError` if it is read-only, which a tensor cannot be, or has strides that a tensor cannot
-    have (negative, or not a multiple of the element).
+    Nothing is copied, and the tensor keeps the memory alive.
+
+    Args:
+        array: A writable array.
+        name: What errors call it.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        TypeError: It is not an array, or has a dtype that torch lacks.
+        ValueError: It is read-only, which a tensor cannot be, or has strides that a tensor cannot have (negative, or
+            not a multiple of the element).
+
+    Examples:
+        >>> import ml_dtypes
+        >>> import numpy as np
+        >>> from mla_numba.interop.torch import to_torch
+        >>> to_torch(np.ones(2, ml_dtypes.bfloat16)).dtype
+        torch.bfloat16
     """
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name}: expected a NumPy array, got {type(array).__name__}")

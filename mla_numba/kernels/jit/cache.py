@@ -98,7 +98,8 @@ class KernelCache(caching.FunctionCache):
         self._cache_file = _Files(self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
         self._lock_path = Path(self.cache_path) / f"{py_func.__name__}.lock"
         self._lock: FileLock | None = None
-        self._name = f"{Path(self.cache_path).name}.{py_func.__name__}"
+        build = Path(self.cache_path).name.partition("-")[0]  # without the instruction set
+        self._name = f"{build}.{py_func.__name__}"
         self._begin = 0.0
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from llvmlite import binding as llvm
 from llvmlite import ir
@@ -35,17 +36,21 @@ class Target(NamedTuple):
 
     def assembly(self, isa: Isa) -> str:
         """The microkernels of an instruction set in the CPU's assembly language."""
-        machine, module = self._compiled(isa)
+        return self.assembly_of(lambda module: define_microkernels(module, isa))
+
+    def assembly_of(self, define: Callable[[ir.Module], Any]) -> str:
+        """What `define` puts into a module in the CPU's assembly language."""
+        machine, module = self._compiled(define)
         text: str = machine.emit_assembly(module)
         return text
 
     def object_code(self, isa: Isa) -> bytes:
         """The same as an object file, to be linked for that CPU."""
-        machine, module = self._compiled(isa)
+        machine, module = self._compiled(lambda module: define_microkernels(module, isa))
         code: bytes = machine.emit_object(module)
         return code
 
-    def _compiled(self, isa: Isa) -> tuple[llvm.TargetMachine, llvm.ModuleRef]:
+    def _compiled(self, define: Callable[[ir.Module], Any]) -> tuple[llvm.TargetMachine, llvm.ModuleRef]:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         target = llvm.Target.from_triple(self.triple)
@@ -53,7 +58,7 @@ class Target(NamedTuple):
         module = ir.Module("mla_numba.microkernels")
         module.triple = self.triple
         module.data_layout = str(machine.target_data)
-        define_microkernels(module, isa)
+        define(module)
         compiled = llvm.parse_assembly(str(module))
         compiled.verify()
         passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))

@@ -10,7 +10,7 @@ from ..isa import BlockOrder, Isa, MicroKernel
 from ..llvm_ir import I8, I32, Vectors, declare, load
 from .multiply_adds import float_value, multiply_add
 
-__all__ = ["AVX2"]
+__all__ = ["AVX2", "INT8_VPMADDWD", "round_two"]
 
 _WORDS_A_SIDE = 4  # vpunpck takes words from each half of a vector by itself
 
@@ -69,7 +69,7 @@ def _multiply_pairs(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: An
     return builder.add(acc, builder.call(madd, [builder.bitcast(value, halves), builder.bitcast(column, halves)]))
 
 
-def _round_two(builder: ir.IRBuilder, vectors: Vectors, low: Any, high: Any) -> Any:
+def round_two(builder: ir.IRBuilder, vectors: Vectors, low: Any, high: Any) -> Any:
     """Ties to even, a NaN becomes a quiet one: upon halves of both vectors side by side, which are then put in order.
 
     The upper half is one more where the lower one is above 0x8000, or equal and the upper one odd.
@@ -104,11 +104,11 @@ def _halves_of(vectors: Vectors, value: int) -> Any:
 
 _BF16 = MicroKernel(
     "ukernel_bf16", is_int8=False, load=_of_step, value=float_value, multiply=multiply_add, column=_bf16_column,
-    passes=2, round_two=_round_two,
+    passes=2, round_two=round_two,
 )  # fmt: skip
-_INT8 = MicroKernel(
+INT8_VPMADDWD = MicroKernel(
     "ukernel_int8", is_int8=True, load=_of_step, value=_pair_of_codes, multiply=_multiply_pairs, column=_int8_column,
-    passes=2, round_two=_round_two,
+    passes=2, round_two=round_two,
 )  # fmt: skip
 
 # 12 accumulators, 2 of B, a broadcast, and a zero or a product fill the 16 registers. Code for a CPU that has more
@@ -126,6 +126,6 @@ AVX2 = Isa(
     tune="znver3",
     bf16_order=BlockOrder("[KR][NR] for vpunpck", _bf16_place),
     int8_order=BlockOrder("[KR / 2][NR][2]", _int8_place),
-    int8=_INT8,
+    int8=INT8_VPMADDWD,
     bf16=_BF16,
 )

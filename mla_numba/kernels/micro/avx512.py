@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..isa import Isa
-from .avx2 import AVX2
+from .avx2 import AVX2, INT8_VPMADDWD
 from .multiply_adds import bf16_multiply_adds
 
 __all__ = ["AVX512"]
@@ -20,7 +22,8 @@ AVX512 = Isa(
     a_offset=0,
     a_int8_bytes=2,
     features=AVX2.features | {"avx512f", "avx512bw", "avx512vl"},
+    tune="skylake-avx512",
     int8_order=AVX2.int8_order,
-    int8=AVX2.int8,
+    int8=replace(INT8_VPMADDWD, round_two=None),
     bf16=bf16_multiply_adds(a_in_pairs=False),
 )

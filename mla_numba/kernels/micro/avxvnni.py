@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..isa import Isa
-from .avx2 import AVX2
+from .avx2 import AVX2, round_two
 from .vpdpbusd import INT8_VPDPBUSD
 
 __all__ = ["AVXVNNI"]
@@ -19,7 +21,8 @@ AVXVNNI = Isa(
     a_offset=128,
     a_int8_bytes=1,
     features=AVX2.features | {"avxvnni"},
+    tune="alderlake",
     bf16_order=AVX2.bf16_order,
-    int8=INT8_VPDPBUSD,
+    int8=replace(INT8_VPDPBUSD, round_two=round_two),
     bf16=AVX2.bf16,
 )

@@ -26,12 +26,13 @@ def host_features() -> frozenset[str]:
     llvm.initialize_native_target()
     known = llvm.get_host_cpu_features()
     found = {name for name, present in known.items() if present}
-    if platform.machine().lower() in ("aarch64", "arm64"):
-        if sys.platform == "linux":
-            found -= _HWCAPS.keys()
-            found |= {name for name, (word, bit) in _HWCAPS.items() if _auxiliary(word) >> bit & 1}
-        else:  # LLVM lists only some of them there; it knows the others by the name of the CPU
-            found |= named_features(llvm.get_host_cpu_name(), "", _HWCAPS.keys() - known.keys())
+    if platform.machine().lower() not in ("aarch64", "arm64") or sys.maxsize < 2**32:
+        found -= _HWCAPS.keys()  # 32-bit Arm has features of these names too, and other instructions
+    elif sys.platform == "linux":
+        found -= _HWCAPS.keys()
+        found |= {name for name, (word, bit) in _HWCAPS.items() if _auxiliary(word) >> bit & 1}
+    else:  # LLVM lists only some of them there; it knows the others by the name of the CPU
+        found |= named_features(llvm.get_host_cpu_name(), "", _HWCAPS.keys() - known.keys())
     return frozenset(found)
 
 

@@ -19,7 +19,6 @@ from numba.core.registry import cpu_target
 from ..jit.folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, say_ready, trusted_folder
 from ..jit.fork import check_process
 from .assembly import define_microkernels
-from .hold_back import hold_back
 from .table import ISA
 
 __all__ = ["load_microkernels"]
@@ -69,8 +68,6 @@ def _build(codegen: Any) -> Any:
     library.enable_object_caching()
     module = library.create_ir_module("mla_numba.microkernels")
     define_microkernels(module, ISA)
-    for function in module.functions:
-        hold_back(function)
     library.add_ir_module(module)
     library.finalize()
     return library
