@@ -52,32 +52,39 @@ def said(figure: Any) -> str:
 
 
 def of_trace(record: Mapping[str, Any]) -> dict[str, str]:
-    """A line for each thread, a bar for each of its phases."""
-    spans = [event for event in record["traceEvents"] if event["ph"] == "X" and event["cat"] in PHASES]
-    threads = sorted({span["tid"] for span in spans})
+    """The first call: a line for each worker, a bar for each of its phases."""
+    spans = [event for event in first_call(record) if event["ph"] == "X" and event["cat"] in PHASES]
+    workers = sorted({span["tid"] for span in spans})
     end = max(span["ts"] + span["dur"] for span in spans) / 1e3
-    busy = sum(span["dur"] for span in spans) / 1e3 / end / len(threads)
+    busy = sum(span["dur"] for span in spans) / 1e3 / end / len(workers)
     tokens = max(span["args"]["t0"] + span["args"]["t"] for span in spans)
     with rc_context(SETTINGS):
-        figure = Figure(figsize=(10, 1.75 + 0.62 * len(threads)), layout="constrained")
+        figure = Figure(figsize=(10, 1.75 + 0.62 * len(workers)), layout="constrained")
         axes = figure.subplots()
         for span in spans:
             at, width = span["ts"] / 1e3, span["dur"] / 1e3
-            axes.barh(threads.index(span["tid"]), width, left=at, height=0.72, color=PHASE_COLOURS[span["cat"]])
+            axes.barh(workers.index(span["tid"]), width, left=at, height=0.72, color=PHASE_COLOURS[span["cat"]])
             if width > 0.12 * end:
                 text = f"{PHASE_NAMES[span['cat']]}: {span['args']['tasks']} tasks"
-                axes.text(at + width / 2, threads.index(span["tid"]), text, ha="center", va="center", color="#fefefe")
-        axes.set_yticks(range(len(threads)), [f"thread {thread}" for thread in threads])
-        axes.set_ylim(len(threads) - 0.5, -0.5)
+                axes.text(at + width / 2, workers.index(span["tid"]), text, ha="center", va="center", color="#fefefe")
+        axes.set_yticks(range(len(workers)), [f"worker {worker}" for worker in workers])
+        axes.set_ylim(len(workers) - 0.5, -0.5)
         axes.set_xlim(0, end * 1.01)
         axes.set_xlabel("ms since the call began")
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)
-        message = f"A call of {tokens_text(tokens)} takes {end:.2f} ms, and its threads work {busy:.0%} of that time"
+        message = (
+            f"A call of {tokens_text(tokens)} takes {end:.2f} ms, and its workers are busy {busy:.0%} of that time"
+        )
         narrow = [name for phase, name in PHASE_NAMES.items() if all(
             span["dur"] / 1e3 <= 0.12 * end for span in spans if span["cat"] == phase)]  # fmt: skip
         head(figure, message, f"Too narrow for their names: {', '.join(narrow)}.", "mla-numba run --trace")
         return {"trace.svg": svg_text(figure, message)}
+
+
+def first_call(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The events of the first call of a trace, and those of none."""
+    return [event for event in record["traceEvents"] if event.get("args", {}).get("call", 0) == 0]
 
 
 def of_bench(record: Mapping[str, Any]) -> dict[str, str]:
@@ -183,7 +190,7 @@ def main(take_sweep: Path | None, take_bench: Path | None, take_trace: Path | No
     if take_bench is not None:
         take(take_bench, "bench.json", small_bench)
     if take_trace is not None:
-        take(take_trace, "trace.json", dict)
+        take(take_trace, "trace.json", lambda record: record | {"traceEvents": first_call(record)})
     for record in DRAWN:
         for path, text in render(record).items():
             file = ROOT / path

@@ -16,6 +16,7 @@ from helpers import ROOT
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba.oracle.bits import reference_run
+from mla_numba.tuning import copies
 from tiling import Rates, Work, least_seconds
 
 pytest.importorskip("pytest_benchmark")
@@ -190,9 +191,9 @@ def test_cold_calls_take_turns_and_warm_ones_do_not():
     [(32, 85, 4), (32, 8, 32), (96, 85, 5), (1024, 85, 13), (0, 300, 2), (32, 1, 256)],
 )
 def test_copies_fill_several_caches(l3_mib, weight_mib, want, monkeypatch):
-    machine = replace(rotation.this_machine(), l3_bytes=l3_mib << 20)
-    monkeypatch.setattr(rotation, "this_machine", lambda: machine)
-    assert rotation.copies(weight_mib << 20) == want
+    machine = replace(copies.this_machine(), l3_bytes=l3_mib << 20)
+    monkeypatch.setattr(copies, "this_machine", lambda: machine)
+    assert copies.copies_to_be_cold(weight_mib << 20) == want
 
 
 def test_a_stopwatch_runs_only_while_it_is_told_to():

@@ -32,8 +32,8 @@ RUNS = {
     "python alderlake": ("avxvnni", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "alderlake"}),
 }
 BY_CPU_NAME = {name for name, (*_, environment) in RUNS.items() if "NUMBA_CPU_NAME" in environment}
-# By their own names those that no CPU's name stands for above, and AVX2, held back from what this CPU has.
-_ALREADY = {"avx512vnni", "avx512", "avxvnni", "portable"} if platform.machine() == "x86_64" else set()
+# By their own names those that no CPU's name stands for above, and one that is held back from what this CPU has.
+_ALREADY = {"avx512vnni", "portable"} if platform.machine() == "x86_64" else set()
 RUNS |= {f"named {isa}": (isa, "one mode", {"MLA_NUMBA_ISA": isa}) for isa in ISAS if isa not in {ISA.name, *_ALREADY}}
 AVX2 = frozenset({"avx2", "fma", "avx", "sse2"})
 AVX512 = AVX2 | {"avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512dq"}

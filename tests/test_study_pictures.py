@@ -26,7 +26,7 @@ RECORD = {
     "rates": {"read_gb_s": 1.0, "fma_gflop_s": 1.0, "dot_gop_s": 1.0},
     "own_plans": [{"t": t, "quant": "b", "plan": "own"} for t in (8, 32)],
     "controls": [
-        {"t": t, "quant": "b", "others": 0.0, "n_pairs": 21, "ratio": 1.0, "low": 0.993, "high": 1.07} for t in (8, 32)
+        {"t": t, "quant": "b", "busy": False, "n_pairs": 21, "ratio": 1.0, "low": 0.993, "high": 1.07} for t in (8, 32)
     ],
     "sweep": {"dims": asdict(MlaDims(64, 2, 32, 32, 16, 16))},
 }
@@ -199,6 +199,9 @@ def test_only_a_longer_contest_that_was_won_counts_as_faster():
     assert busy.verdict("blocks", GRID[:4]) == "Others took too much of the machine: these ratios say nothing"
     assert [study.differs(row) for row in GRID] == [True, False, False, True, True]
     assert not any(busy.differs(row) for row in GRID[:4])
+    assert not study.differs(replace(GRID[0], final_busy=True))
+    assert study.differs(replace(GRID[0], busy=True))
+    assert not study.differs(replace(GRID[3], busy=True))
     many = [replace(GRID[4], t=t) for t in (1, 2, 8, 32)]
     controls = [RECORD["controls"][0] | {"t": t} for t in (1, 2, 8, 32)]
     said = Study.of(RECORD | {"controls": controls, "own_plans": []}, many).verdict("blocks", many)

@@ -431,7 +431,7 @@ def test_csv_and_json(tmp_path):
 
 
 def test_results_are_read_back_and_shown_in_a_notebook(tmp_path):
-    found = Found(ROWS, findings(ROWS, [CONTROL], 1, False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
+    found = Found(ROWS, findings(ROWS, [CONTROL], False), None, {0: "CpuTiling(down_kc=64)", 2: "", 6: ""})
     write_json(tmp_path / "sweep.json", {"machine": {"isa": "x"}}, {"seed": 1}, found)
     for place in (tmp_path, tmp_path / "sweep.json"):
         results = read_sweep(place)

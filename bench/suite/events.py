@@ -26,7 +26,6 @@ class Events:
 
     def __init__(self, config: pytest.Config, head: Callable[[], dict[str, Any]], max_seconds: float) -> None:
         self._config, self._head, self._max_seconds = config, head, max_seconds
-        self._came_of: dict[str, Any] = {}
 
     def say(self, **event: Any) -> None:
         """Writes an event."""
@@ -51,23 +50,19 @@ class Events:
         """The bench is timed from now on: nothing else should work on this machine."""
         self.say(timing=True)
 
-    @pytest.hookimpl(wrapper=True)
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[Any]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Keeps what came of a bench's steps."""
+        """A bench is over, or failed while it was prepared or cleaned up: says at once what came of it."""
         report = yield
+        suite = {"versions": versions(), "threading_layer": threading_layer()}
         if report.failed or report.skipped:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            self._came_of = {"outcome": report.outcome, "reason": reason.removeprefix("Skipped: ")}
+            self.say(done=item.nodeid, suite=suite, outcome=report.outcome, reason=reason.removeprefix("Skipped: "))
         elif report.when == "call":
             fixture = getattr(item, "funcargs", {}).get("benchmark")
             timed = fixture is not None and fixture.stats is not None
-            self._came_of = {"outcome": "passed", "bench": fixture.stats.as_dict() if timed else None}
+            bench = fixture.stats.as_dict() if timed else None
+            self.say(done=item.nodeid, suite=suite, outcome="passed", bench=bench)
         return report
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """A bench is over."""
-        suite = {"versions": versions(), "threading_layer": threading_layer()}
-        self.say(done=nodeid, suite=suite, **self._came_of)
-        self._came_of = {}

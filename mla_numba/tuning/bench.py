@@ -9,9 +9,11 @@ from statistics import median
 from typing import Any
 
 from tiling import Rates, Work, least_seconds
+from tiling.html import table, to_html
 from tiling.roofline import HasWork
 
 from ..base.checks import check_int, check_number
+from ..base.short_repr import short_repr
 from ..kernels import max_threads
 from .conditions import Conditions
 from .copies import are_cold
@@ -95,6 +97,23 @@ class Bench:
         if least is None or self.work is None:
             return None
         return share_of(least, median(self.ms[name]), are_cold(self.n_copies[name], self.work.total_bytes))
+
+    def __repr__(self) -> str:
+        n_rounds = max(map(len, self.ms.values()))
+        busy = "busy machine" if self.conditions.is_busy else ""
+        return short_repr(self, busy, *(f"{name} {self.median(name)} ms" for name in self.ms), f"{n_rounds} rounds")
+
+    def _repr_html_(self) -> str:
+        """A table for notebooks: a row for each implementation."""
+        first = next(iter(self.ms))
+        rows = []
+        for name in self.ms:
+            share = self.share(name)
+            limit = "" if share is None else share.reason if share.value is None else f"{share.value:.0%}"
+            by_first = "" if name == first else str(self.ratio(name, first))
+            rows.append((name, str(self.median(name)), by_first, limit))
+        caption = str(self.conditions) if self.conditions.is_busy else ""
+        return to_html(table(caption, ("", "ms, 95 %", f"times {first}", "of the limit"), rows))
 
     def __str__(self) -> str:
         """A busy machine first; then a line for each implementation, its time by that of the first one behind it."""
@@ -180,10 +199,7 @@ def do_bench(
         (['max', 'sum'], 9, None)
     """
     contenders = _contenders(fn)
-    if n_rounds is not None:
-        check_int("n_rounds", n_rounds, 1, _MAX_ROUNDS)
-    if not 0 <= check_number("seconds", seconds) <= _MAX_SECONDS:
-        raise ValueError(f"seconds: expected a number from 0 to {_MAX_SECONDS:.0f}, got {seconds}")
+    _check_length(n_rounds, seconds)
     if probes is None:
         probes = Probes(max_threads() if n_threads is None else n_threads)
     elif n_threads not in (None, probes.n_threads):
@@ -202,6 +218,14 @@ def do_bench(
     stated = None if work is None else Work(work.total_bytes, work.flops, work.int8_ops)
     n_copies = {name: len(calls) for name, calls in contenders.items()}
     return Bench(ms, seen.conditions, seen.before, seen.after, stated, n_copies)
+
+
+def _check_length(n_rounds: int | None, seconds: float) -> None:
+    """Raises for numbers that are out of range."""
+    if n_rounds is not None:
+        check_int("n_rounds", n_rounds, 1, _MAX_ROUNDS)
+    if not 0 <= check_number("seconds", seconds) <= _MAX_SECONDS:
+        raise ValueError(f"seconds: expected a number from 0 to {_MAX_SECONDS:.0f}, got {seconds}")
 
 
 def _contenders(fn: Call | Sequence[Call] | Mapping[str, Call | Sequence[Call]]) -> dict[str, list[Call]]:

@@ -112,9 +112,9 @@ def _report(outcome: Outcome, options: BenchOptions) -> int:
         _write(options.output, _page(found, shlex.join(["mla-numba", *sys.argv[1:]])))
         files = [options.output, options.json, options.log]
     wrote = ", ".join(map(str, files))
-    counted = f"{len(outcome.done)} of {len(outcome.planned)} benches are done"
+    counted = f"{len(outcome.done)} of {len(outcome.planned)} benches are done" if outcome.done else "no bench is done"
     if outcome.interrupted:
-        click.echo(f"interrupted: {counted} and kept; wrote {wrote}", err=True)
+        click.echo(f"interrupted: {counted}{' and kept' if outcome.done else ''}; wrote {wrote}", err=True)
         return _INTERRUPTED
     quiet = is_stream(options.output) or is_stream(options.json)
     if found is not None and summary(found):

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, TextIO
 
 from .progress import Progress
@@ -37,6 +38,7 @@ class Outcome:
     planned: dict[str, float] = field(default_factory=dict)
     done: list[str] = field(default_factory=list)
     running: str = ""
+    is_timed: bool = False
     head: dict[str, Any] = field(default_factory=dict)
     suite: dict[str, Any] = field(default_factory=dict)
     benches: list[dict[str, Any]] = field(default_factory=list)
@@ -58,13 +60,15 @@ class Outcome:
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Adds what the suite said."""
+        self.is_timed = "timing" in event
         if "benches" in event:
             self.head = self.head or event["head"]
             self.planned |= {name: seconds for name, seconds in event["benches"].items() if name not in self.done}
         elif "start" in event:
             self.running = event["start"]
         elif "done" in event:
-            self.done.append(event["done"])
+            if event["done"] not in self.done:  # a second time, if it fails while it is cleaned up
+                self.done.append(event["done"])
             self.running = ""
             self.suite = event["suite"]
             if event.get("bench"):
@@ -86,12 +90,12 @@ def run_suite(suite: Path, parts: Sequence[str], arguments: Sequence[str], n_thr
     """Runs pytest behind a progress bar. What it writes goes to `log`.
 
     A bench that takes the process with it is left out, and the suite goes on behind it. Ctrl-C ends the suite and
-    keeps what was done.
+    keeps what was done, and so does SIGTERM, which `timeout` and batch systems send.
     """
     outcome = Outcome()
     files = [str(suite / f"bench_{part}.py") for part in parts]
     command = [sys.executable, "-m", "pytest", *files, "-v", "--color=no", "--benchmark-only", "--events", *arguments]
-    with log.open("w", encoding="utf-8", buffering=1) as written, Progress() as progress:
+    with log.open("w", encoding="utf-8", buffering=1) as written, Progress() as progress, _terminable():
         try:
             while True:
                 after = [f"--after={outcome.done[-1]}"] if outcome.done else []
@@ -106,6 +110,23 @@ def run_suite(suite: Path, parts: Sequence[str], arguments: Sequence[str], n_thr
     return outcome
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends what runs inside like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _follow(command: list[str], folder: Path, n_threads: int, outcome: Outcome, log: TextIO, progress: Progress) -> int:
     """One process of the suite from beginning to end; its exit status."""
     # A session of its own: Ctrl-C in a terminal reaches this process alone, which then ends that one.
@@ -113,41 +134,52 @@ def _follow(command: list[str], folder: Path, n_threads: int, outcome: Outcome, 
         command, cwd=folder, env=environment(n_threads), text=True, errors="replace", stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
+    said = _Said(process, log)
     try:
-        for event in _events(process, log, progress):
+        while True:
+            try:
+                event = said.next(None if outcome.is_timed else _REDRAW_S)
+            except queue.Empty:
+                progress.redraw()
+                continue
+            if event is None:
+                return process.wait()
             outcome.take(event)
             progress.show(outcome.planned, outcome.done, outcome.running)
-        return process.wait()
     finally:
         _end(process)
+        with suppress(queue.Empty):  # what it said before it ended
+            while event := said.next(_PATIENCE_S):
+                outcome.take(event)
 
 
-def _events(process: subprocess.Popen[str], log: TextIO, progress: Progress) -> Iterator[dict[str, Any]]:
-    """What the suite says; all else that it writes goes to the log. The bar moves while nothing is timed."""
-    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+class _Said:
+    """What the process of the suite says, event by event; all else that it writes goes to the log."""
 
-    def read() -> None:
+    def __init__(self, process: subprocess.Popen[str], log: TextIO) -> None:
+        self._log = log
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(process,), daemon=True).start()
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.put(line)
-        lines.put(None)
+        with process.stdout as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
-    is_timed = False
-    while True:
-        try:
-            line = lines.get(timeout=None if is_timed else _REDRAW_S)
-        except queue.Empty:
-            progress.redraw()
-            continue
-        if line is None:
-            return
-        if not line.startswith(_PREFIX):
-            log.write(line)
-            continue
-        event = json.loads(line.removeprefix(_PREFIX))
-        is_timed = "timing" in event
-        yield event
+    def next(self, timeout: float | None) -> dict[str, Any] | None:
+        """The next event, or None at the end. Raises `queue.Empty` where none comes for `timeout` seconds."""
+        while True:
+            line = self._lines.get(timeout=timeout)
+            if line is None:
+                self._lines.put(None)  # the end stays the end
+                return None
+            if not line.startswith(_PREFIX):
+                self._log.write(line)
+            elif line.endswith("\n"):  # else the process was ended while it wrote
+                event: dict[str, Any] = json.loads(line.removeprefix(_PREFIX))
+                return event
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -159,8 +191,6 @@ def _end(process: subprocess.Popen[str]) -> None:
             os.killpg(process.pid, how)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE_S)
-    if process.stdout is not None:
-        process.stdout.close()
 
 
 def _name_of_signal(number: int) -> str:

@@ -20,5 +20,5 @@ def summary(results: Results) -> str:
             peer = found.fastest(t)
             other = "" if peer is None else f"; {peer.name} takes {plain(peer.ratios[t])} times as long"
             lines.append(f"  {tokens_text(t):>12}: {milliseconds(seconds)} ms{other}")
-    lines += [f"left out: {reason}" for reason in results.left_out]
+    lines += [r if " left out: " in r else f"left out: {r}" for r in results.left_out]
     return "\n".join(lines)

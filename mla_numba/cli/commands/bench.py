@@ -47,7 +47,8 @@ def bench(ctx: click.Context, /, **given: Any) -> None:
     are those that fail or are wrong on this CPU; the page says which and why. Beside the page are the results as JSON
     and what pytest wrote, as a log. After Ctrl-C all three hold what was done.
 
-    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed, 130 after Ctrl-C.
+    Exit status: 0 if all benches ran or were left out, 1 if a check of this library failed, 130 after Ctrl-C
+    or SIGTERM.
     """
     from ..bench.command import bench as work
 

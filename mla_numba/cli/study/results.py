@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ...base.dims import MlaDims
 from ...tuning.interval import Interval
 from ...tuning.study import Row
-from ...tuning.verdict import controls_in, is_faster
+from ...tuning.verdict import is_faster
 from ..chart_style import tokens_text
 
 __all__ = ["SAME", "Study", "better", "settings_text", "shown", "value_text"]
@@ -37,7 +37,10 @@ class Study(NamedTuple):
         """From what `sweep.json` holds beside its rows, and the rows with their limits."""
         timed = [row for row in rows if row.ratio is not None]
         own = {(plan["t"], plan["quant"]): plan["plan"] for plan in record.get("own_plans", [])}
-        controls = {(each.t, each.quant): each.ratio for each in controls_in(record.get("controls", []))}
+        controls = {
+            (each["t"], each["quant"]): Interval(each["ratio"], each["low"], each["high"], each["n_pairs"])
+            for each in record.get("controls", [])
+        }
         busy = {(each["t"], each["quant"]) for each in record.get("findings", []) if each["verdict"] == "busy"}
         return cls(timed, own, controls, busy, _where(record, rows), dict(record["rates"]))
 
@@ -45,12 +48,16 @@ class Study(NamedTuple):
         """Whether the row's plan is the planner's own, timed against itself."""
         return self.own_plans.get((row.t, row.quant)) == row.plan
 
+    def is_busy(self, row: Row) -> bool:
+        """Whether others took so much of the machine that the row's ratio says nothing."""
+        return (row.t, row.quant) in self.busy or (row.busy if row.final is None else row.final_busy)
+
     def differs(self, row: Row) -> bool:
         """Whether the time is another than that of the planner's own plan: by the interval of the ratio, and for a
         faster plan in a longer contest. Of many candidates some seem faster in the first.
         """
         found = shown(row)
-        if self.is_own(row) or (row.t, row.quant) in self.busy:
+        if self.is_own(row) or self.is_busy(row):
             return False
         if found.low is None or found.high is None:
             return row.status == "stopped"
@@ -80,7 +87,7 @@ class Study(NamedTuple):
 
     def clearly_faster(self, row: Row) -> bool:
         """Whether it was faster in a longer contest by more than noise."""
-        if row.final is None or self.is_own(row) or (row.t, row.quant) in self.busy:
+        if row.final is None or self.is_own(row) or self.is_busy(row):
             return False
         return is_faster(row.final, row.final_wins or 0.0, self.controls.get((row.t, row.quant)))
 
@@ -88,7 +95,7 @@ class Study(NamedTuple):
         """What came of it, in a sentence; `what`: what was varied, such as "blocks"."""
         found = [self.best(row for row in rows if row.t == t) for t in sorted({row.t for row in rows})]
         faster = [row for row in found if self.clearly_faster(row)]
-        if not faster and {(row.t, row.quant) for row in rows} <= self.busy:
+        if not faster and all(map(self.is_busy, rows)):
             return "Others took too much of the machine: these ratios say nothing"
         if not faster:
             return f"No {what} are faster than the planner's own by more than noise"

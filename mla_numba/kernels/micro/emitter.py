@@ -11,7 +11,6 @@ the lines at ahead + s*ahead_step and behind it are prefetched; locality is ONCE
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -21,7 +20,6 @@ from ..llvm_ir import (
     F32,
     I1,
     I16,
-    I32,
     I64,
     IN_L1,
     IN_L2,
@@ -31,9 +29,9 @@ from ..llvm_ir import (
     counted_loop,
     internal_function,
     load,
-    no_load_passes,
     prefetch,
 )
+from .step import multiply, rows_of, squares_of
 
 __all__ = ["TileFunction"]
 
@@ -128,7 +126,7 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     distances = _RowDistances(builder, lda, mr)
     builder.cbranch(carry, load_c, begin)
     builder.position_at_end(load_c)
-    held = _squares(builder, tile, [builder.load(p, align=4) for p in c_at])
+    held = squares_of(builder, kernel, vectors, [builder.load(p, align=4) for p in c_at])
     builder.branch(begin)
     builder.position_at_end(begin)
     first = []
@@ -142,9 +140,10 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
         ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
         _prefetch(builder, ahead_here, isa.b_bytes(kernel), locality)
         rows = distances.rows(builder, builder.gep(a, [builder.mul(step, a_step)]))
-        return _multiply(builder, tile, rows, b_here, acc)
+        return multiply(builder, kernel, vectors, rows, b_here, acc)
 
-    sums = _rows_of_squares(builder, tile, counted_loop(builder, steps, first, step_of_k), mr)
+    made = counted_loop(builder, steps, first, step_of_k)
+    sums = rows_of(builder, kernel, vectors, made, mr)
     builder.cbranch(builder.icmp_unsigned("==", y, ir.Constant(POINTER, None)), keep, finish)
     builder.position_at_end(keep)
     for value, p in zip(sums, c_at, strict=True):
@@ -187,71 +186,6 @@ class _RowDistances:
             distance = builder.shl(self._times[n >> shift], ir.Constant(I64, shift))
             rows.append(builder.gep(rows[from_row], [distance]))
         return rows
-
-
-def _multiply(builder: Any, tile: TileFunction, rows: list[Any], b: Any, acc: list[Any]) -> list[Any]:
-    """The accumulators after KR steps of k; `rows` are the addresses of their values of A, `b` that of B."""
-    kernel, vectors = tile.kernel, tile.vectors
-    n, square = kernel.square * vectors.n, kernel.square
-    loaded = [kernel.load(builder, vectors, b, v) for v in range(n)]
-    groups = [rows[i : i + square] if square > 1 else rows[i] for i in range(0, len(rows), square)]
-    columns: dict[int, list[Any]] = {}
-    values: dict[tuple[int, int], Any] = {}
-    for k, i, v in _in_order(kernel, len(groups), n):
-        if k not in columns:
-            if columns and kernel.order == "passes":
-                no_load_passes(builder)  # early ones would take registers from the sums
-            columns[k] = [kernel.column(builder, vectors, raw, k) for raw in loaded]
-        if (k, i) not in values:
-            values[k, i] = kernel.value(builder, vectors, groups[i], k)
-        at = i * n + v
-        acc[at] = kernel.multiply(builder, vectors, acc[at], values[k, i], columns[k][v])
-    return acc
-
-
-def _in_order(kernel: MicroKernel, n_groups: int, n: int) -> list[tuple[int, int, int]]:
-    """Every pass, group of rows and vector of columns, in the kernel's order of loops."""
-    turns = list(product(range(kernel.passes), range(n_groups), range(n)))
-    if kernel.order == "rows":
-        turns.sort(key=lambda turn: (turn[1], turn[0], turn[2]))
-    elif kernel.order == "columns":
-        turns.sort(key=lambda turn: (turn[2], turn[0], turn[1]))
-    return turns
-
-
-def _squares(builder: ir.IRBuilder, tile: TileFunction, sums: list[Any]) -> list[Any]:
-    """Rows of sums as accumulators of the kernel's squares; a row without a second one is taken twice."""
-    if tile.kernel.square == 1:
-        return sums
-    n = tile.vectors.n
-    rows = [sums[i : i + n] for i in range(0, len(sums), n)]
-    squares: list[Any] = []
-    for i in range(0, len(rows), 2):
-        for pair in zip(rows[i], rows[min(i + 1, len(rows) - 1)], strict=True):
-            squares += _halves_exchanged(builder, *pair)
-    return squares
-
-
-def _rows_of_squares(builder: ir.IRBuilder, tile: TileFunction, squares: list[Any], mr: int) -> list[Any]:
-    """`_squares` undone."""
-    if tile.kernel.square == 1:
-        return squares
-    n = tile.vectors.n
-    rows: list[Any] = []
-    for i in range(0, len(squares), 2 * n):
-        pairs = [_halves_exchanged(builder, *squares[v : v + 2]) for v in range(i, i + 2 * n, 2)]
-        rows += [first for first, _ in pairs] + [second for _, second in pairs]
-    return rows[: mr * n]
-
-
-def _halves_exchanged(builder: ir.IRBuilder, first: Any, second: Any) -> tuple[Any, Any]:
-    """Both lower halves, and both upper ones."""
-    half = first.type.count // 2
-    kind = ir.VectorType(I32, 2 * half)
-    lower = [*range(half), *range(2 * half, 3 * half)]
-    masks = (ir.Constant(kind, lower), ir.Constant(kind, [lane + half for lane in lower]))
-    low, high = (builder.shuffle_vector(first, second, mask) for mask in masks)
-    return low, high
 
 
 def _prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: Any) -> None:
