@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 
 class OtherRankError(RuntimeError):
-    """Another rank failed where all ranks work together. `ShardedProlog` has an example of what that is.
+    """Another rank failed where all ranks work together. `ShardedProlog`, which raises it, has an example.
 
     Args:
         rank: The rank that failed.
