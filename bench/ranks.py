@@ -88,7 +88,7 @@ def main(tokens: tuple[int, ...], rounds: int, dims: tuple[int, ...] | None) -> 
             table.add_row(str(t), *row(times, sharded["split"].plan(t).exchanged_bytes))
     if comm.rank == 0:
         link = sharded["split"].link
-        console = Console()
+        console = Console(width=130)  # what has no width, such as a pipe, would be taken for 80 columns
         console.print(f"{whole.machine if whole else ''}; {size} ranks, {rounds} rounds", soft_wrap=True)
         console.print(table)
         console.print(f"link: {link.latency_s * 1e6:.1f} us, {link.bytes_s / 1e9:.2f} GB/s", highlight=False)
