@@ -50,6 +50,7 @@ def step_import(folder, quant, tokens):
     import safetensors
 
     import mla_numba
+    from mla_numba import Checkpoint, MlaProlog  # noqa: F401  # names are imported when they are first asked for
 
     return {"versions": [mla_numba.__version__, safetensors.__version__]}
 

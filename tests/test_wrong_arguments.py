@@ -231,7 +231,7 @@ def test_weights(mode):
     taken = dict.fromkeys(arguments, SAME_VALUES | {"one axis more", "one axis more behind"})
     for name in ("w_dq", "w_uq_qr", "w_dkv_kr"):
         taken[name] = SAME_VALUES | ({"not aligned"} if mode != "none" else set())
-    taken |= dict.fromkeys(scales, taken["gamma_cq"] | {"None"})
+    taken |= dict.fromkeys(scales, taken["gamma_cq"] | {"None"}) | {"head_shard": {"None"}}
     assert_takes(MlaWeights, arguments, taken | dict.fromkeys(("epsilon_cq", "epsilon_ckv"), NUMBERS))
 
 

@@ -103,7 +103,11 @@ def fork_amid_a_compilation():
 
 
 def imports_of_a_first_call():
-    """Whatever a first call imports, it imports under a lock that a fork waits for."""
+    """Whatever a first call imports, it imports under a lock that a fork waits for.
+
+    So is a name of the package when it is first asked for, under a lock that is the package's own.
+    """
+    _ = mla.MlaWeights
     outside = []
 
     class Finder:
