@@ -13,7 +13,7 @@ from .results import Study, better, shown
 
 __all__ = ["BOUNDS", "Axis", "axes_of", "draw_heat_map", "with_unit"]
 
-BOUNDS = (0.80, 0.85, 0.90, 0.95, 0.98, 1.02, 1.05, 1.11, 1.18, 1.25)  # of the colours, the same in every picture
+BOUNDS = (0.80, 0.85, 0.90, 0.95, 0.99, 1.01, 1.05, 1.11, 1.18, 1.25)  # of the colours, the same in every picture
 _PANELS = 3  # a line
 _MOST_LABELS = 10  # of a panel's columns
 _MOST_TEXTS = 30  # columns of cells in a line of panels; more have no room for text
