@@ -23,6 +23,7 @@ from ..distributed.communicator import all_gather_facts, as_communicator
 from ..distributed.mpi import ending_the_job, world
 from ..oracle import bits as verify
 from ..oracle.inputs import random_inputs
+from ..tuning.limit import share_of
 from ..tuning.rates import Probes
 from ..weights.plain import MlaWeights
 from .faults import said_plainly
@@ -162,6 +163,6 @@ _HEADINGS = ("heads", "threads", "min ms", "median ms", "MB", "share of limit", 
 
 
 def _share(report: RankReport) -> str:
-    """The least time by the fastest call's; more than 1 means weights that stayed in a cache, which is no share."""
-    share = report.least_s / min(report.times_s)
-    return f"{share:.0%}" if share <= 1 else "in cache"
+    """The share that the fastest call reaches; there is none where weights stayed in a cache."""
+    share = share_of(report.least_s, min(report.times_s), cold=False).value
+    return "in cache" if share is None else f"{share:.0%}"
