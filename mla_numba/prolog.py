@@ -22,6 +22,7 @@ from .cache import PagedCache
 from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
 from .call.planning import Plans, PlanSettings
 from .call.ranges import parts_of_a_tile, profiler_range
+from .call.tile_trace import new_laps
 from .call.trace import Trace
 from .call.workspace import Memory
 from .kernels import max_threads
@@ -274,6 +275,8 @@ class MlaProlog:
         cache_index: Array | None,
         cache: PagedCache,
         out: PrologOutput | None = None,
+        *,
+        products: bool = False,
     ) -> tuple[PrologOutput, Trace]:
         """A call, and when each thread began and ended each phase of it.
 
@@ -284,6 +287,7 @@ class MlaProlog:
             cache_index: As for a call.
             cache: As for a call.
             out: As for a call.
+            products: Note, too, when each task began and ended each of its products, which takes some microseconds.
 
         Returns:
             What a call returns, and its trace. `trace.to_chrome(path)` writes it for Perfetto.
@@ -303,8 +307,9 @@ class MlaProlog:
             ['down', 'rows', 'heads']
         """
         call = self.bind(x, cos, sin, cache_index, cache, out)
+        check.check_flag("products", products)
         trace = Trace()
-        return self._run(call, call.tokens, trace), trace
+        return self._run(call, call.tokens, trace, products=products), trace
 
     def bind(
         self,
@@ -388,7 +393,13 @@ class MlaProlog:
         return self._run(call, call.tokens_now(), most_threads=most_threads)
 
     def _run(
-        self, call: BoundCall, tokens: Tokens, trace: Trace | None = None, most_threads: int | None = None
+        self,
+        call: BoundCall,
+        tokens: Tokens,
+        trace: Trace | None = None,
+        *,
+        products: bool = False,
+        most_threads: int | None = None,
     ) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
         plan = self._plans.plan(tokens.x.shape[0], n_threads)
@@ -397,14 +408,15 @@ class MlaProlog:
             with profiler_range(f"prolog of {plan.t} tokens"):
                 for offset, factor in plan.tiles:
                     tile_plan = plan.tile_plan(factor)
-                    cuts, buffers, taken = memory.prepare(tile_plan)
+                    laps = new_laps(tile_plan) if products else None
+                    cuts, buffers, taken = memory.prepare(tile_plan).with_laps(laps)
                     begin = time.perf_counter_ns()
                     for name, first, last in parts_of_a_tile():
                         tile = TokenTile(offset, factor, first, last, trace is not None)
                         with profiler_range(name):
                             prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
                     if trace is not None:
-                        trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans, tile_plan)
+                        trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans, tile_plan, laps)
         finally:
             self._memory.append(memory)
         return call.out

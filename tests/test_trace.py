@@ -14,15 +14,17 @@ from rich.console import Console
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.call.ranges import parts_of_a_tile, profiler_range
+from mla_numba.call.tile_trace import new_laps, stage_spans_of
 from mla_numba.call.trace import (
     PHASES,
     SWEEPS,
     Span,
+    StageSpan,
     TileTrace,
     Trace,
 )
 from mla_numba.call.workspace import Memory
-from mla_numba.cli.sweep_times import trace_table
+from mla_numba.cli.sweep_times import product_table, trace_table
 from mla_numba.kernels import max_threads
 from mla_numba.kernels.sweeps.arguments import TokenTile
 from mla_numba.kernels.sweeps.phase import HEADS, PACK
@@ -79,6 +81,65 @@ def test_a_profiled_call_computes_the_same(traced):
     plain = [array.copy() for array in prolog(*arguments) if array is not None]
     out, _ = prolog.profile(*arguments)
     assert all((a == b).all() for a, b in zip(plain, out, strict=True))
+
+
+def all_spans(trace):
+    """What is inside a span of a phase, by that span's phase, tile and worker."""
+    inside = {}
+    for tile in trace.tiles:
+        for span in tile.stages:
+            inside.setdefault((tile.t0, span.phase, span.worker), []).append(span)
+    return inside
+
+
+def test_products_lie_one_behind_the_other_inside_their_phase():
+    prolog, arguments = make_call(min(2, max_threads()))
+    plain = [array.tobytes() for array in prolog(*arguments)]
+    out, trace = prolog.profile(*arguments, products=True)
+    assert plain == [array.tobytes() for array in out]
+    for (t0, phase, worker), spans in all_spans(trace).items():
+        (tile,) = (tile for tile in trace.tiles if tile.t0 == t0)
+        (whole,) = (span for span in tile.spans if (span.phase, span.worker) == (phase, worker))
+        spans.sort(key=lambda span: (span.begin_ns, span.end_ns))
+        moments = [moment for span in spans for moment in (span.begin_ns, span.end_ns)]
+        moments = [whole.begin_ns, *moments, whole.end_ns]
+        assert moments == sorted(moments)
+        assert len({span.task for span in spans}) == whole.n_tasks
+    for names, phase in ((["Matmul_qa", "Matmul_kva"], "down"), (list(trace.stages_s)[2:], "heads")):
+        assert 0 < sum(sum(trace.stages_s[name]) for name in names) <= sum(trace.busy_s(phase))
+
+
+@pytest.mark.parametrize(
+    ("quant", "names"),
+    [
+        ("none", ["Matmul_qa", "Matmul_kva", "Matmul_qb"]),
+        ("b", ["Matmul_qa", "Matmul_kva", "QuantMatmul_qb, Dequant_qb"]),
+        ("ab", ["QuantMatmul_qa", "QuantMatmul_kva", "QuantMatmul_qb, Dequant_qb"]),
+    ],
+)
+def test_every_task_of_a_plan_has_a_span_for_each_of_its_products(quant, names):
+    plan = plan_prolog(DIMS, 40, CpuTiling(), this_machine(), micro=MICRO_TILES, quant=quant, n_threads=2).tile_plans[0]
+    laps = new_laps(plan)
+    laps[...] = [1, 100, 900, 200, 600]  # the worker, begin and end, and two marks between
+    found = {}
+    for span in stage_spans_of(laps, plan):
+        found.setdefault((span.stages, span.phase, span.worker, span.begin_ns, span.end_ns), []).append(span.task)
+    down, heads = plan.down, list(range(plan.heads.n_tasks))
+    assert found == {
+        (names[0], "down", 1, 100, 900): list(range(down.qa.n_tasks)),
+        (names[1], "down", 1, 100, 900): list(range(down.qa.n_tasks, down.n_tasks)),
+        (names[2], "heads", 1, 100, 200): heads,
+        ("Rope_qRope", "heads", 1, 200, 600): heads,
+        ("Matmul_qNope_wUk", "heads", 1, 600, 900): heads,
+    }
+
+
+def test_products_are_noted_only_where_they_are_asked_for(traced):
+    _, trace = traced
+    assert (trace.stages_s, [tile.stages for tile in trace.tiles]) == ({}, [(), ()])
+    prolog, arguments = make_call(1)
+    with pytest.raises(TypeError, match="products: expected bool, got int"):
+        prolog.profile(*arguments, products=1)
 
 
 def test_a_call_without_a_trace_leaves_the_spans_alone():
@@ -208,6 +269,40 @@ def test_a_phase_says_what_its_products_compute(traced):
     assert (tile.products_of("query"), by_hand().tiles[0].products_of("down")) == ({}, {})
 
 
+def with_products():
+    """One tile of one worker that does one task of each product."""
+    trace = by_hand()
+    tile = trace.tiles[1]
+    ends = {"Matmul_qa": (21_600, 22_000), "Matmul_kva": (22_000, 23_900)}
+    stages = [StageSpan(name, "down", 0, i, *span) for i, (name, span) in enumerate(ends.items())]
+    plan = plan_prolog(DIMS, 1, CpuTiling(), this_machine(), micro=MICRO_TILES, n_threads=1).tile_plans[0]
+    return Trace([replace(tile, stages=tuple(stages), plan=plan)])
+
+
+def test_chrome_trace_has_products_inside_phases(tmp_path):
+    with_products().to_chrome(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    assert [event for event in events if event.get("cat") == "product"] == [
+        {"name": "Matmul_qa", "cat": "product", "ph": "X", "ts": 1.7, "dur": 0.4, "pid": 1, "tid": 0,
+         "args": {"call": 0, "task": 0}},
+        {"name": "Matmul_kva", "cat": "product", "ph": "X", "ts": 2.1, "dur": 1.9, "pid": 1, "tid": 0,
+         "args": {"call": 0, "task": 1}},
+    ]  # fmt: skip
+    (phase,) = (event for event in events if event.get("cat") == "down")
+    assert (phase["ts"], phase["dur"]) == (1.6, 2.5)
+
+
+def test_table_of_products():
+    trace = with_products()
+    console = Console(width=100)
+    with console.capture() as text:
+        console.print(product_table(trace))
+    lines = [line.split() for line in text.get().splitlines()]
+    ops = trace.tiles[0].products_of("down")
+    assert ["Matmul_qa", "1", "0.000", f"{ops['Matmul_qa'] / 400:.1f}"] in lines
+    assert ["Matmul_kva", "1", "0.002", f"{ops['Matmul_kva'] / 1900:.1f}"] in lines
+
+
 def test_run_traces_every_call(tmp_path):
     path = tmp_path / "trace.json"
     options = ["--threads", "1", "--tokens", "3", "--repeats", "4", "--no-check", "--trace", str(path)]
@@ -218,9 +313,13 @@ def test_run_traces_every_call(tmp_path):
     down = [e for e in events if e.get("cat") == "down"]
     assert [e["args"]["call"] for e in down] == [0, 1, 2, 3]
     assert set(down[0]["args"]["operations of all"]) == {"Matmul_qa", "Matmul_kva"}
+    products = [e for e in events if e.get("cat") == "product"]
+    assert {e["args"]["call"] for e in products} == {0, 1, 2, 3}
+    assert {e["name"] for e in products} >= {"Matmul_kva", "Rope_qRope", "Matmul_qNope_wUk"}
+    assert "Gop/s a thread" in result.stdout
 
 
-def test_torch_s_profiler_has_ranges_for_a_call_and_its_sweeps():
+def test_torch_s_profiler_has_ranges_for_a_call_and_its_phases():
     torch = pytest.importorskip("torch")
     prolog, arguments = make_call(1)
     plain = [array.tobytes() for array in (*prolog(*arguments), *arguments[4].arrays().values())]
@@ -229,7 +328,7 @@ def test_torch_s_profiler_has_ranges_for_a_call_and_its_sweeps():
     ranges = [event.name for event in profile.events() if event.name.startswith("mla_numba: ")]
     assert ranges == [
         f"mla_numba: prolog of {T} tokens",
-        *["mla_numba: down sweep", "mla_numba: rows and heads sweeps"] * 2,
+        *[f"mla_numba: {phase}" for phase in ("pack", "down", "query", "key", "heads")] * 2,
     ]
     assert plain == [array.tobytes() for array in (*arguments[5], *arguments[4].arrays().values())]
     assert sum(trace.seconds.values()) == pytest.approx(trace.total_s)
@@ -246,7 +345,7 @@ def test_without_torch_nothing_is_imported_for_ranges(monkeypatch):
     profiler._is_profiler_enabled = True
     profiler_range("tile")
     assert seen == ["mla_numba: tile"]
-    assert len(parts_of_a_tile()) == 2
+    assert [name for name, _, _ in parts_of_a_tile()] == list(PHASES)
 
 
 def test_chrome_trace_of_no_tokens(tmp_path):

@@ -112,7 +112,7 @@ def up_product(codes: Array, scale: Array, weight: Array, w_scale: Array, n_copi
     tile_plan, memory = _planned(MlaDims(2, 1, k, 4, n - 2, 2), t, "b", n_threads)
     cuts, buffers, _ = memory.prepare(tile_plan)
     n_workers, heads = cuts.n_workers, cuts.heads
-    team = Team(n_workers, buffers.counters, buffers.spans, False)
+    team = Team(n_workers, buffers.counters, buffers.spans, False, buffers.laps)
     y = aligned_empty((t, n), ml_dtypes.bfloat16)
     nothing = np.empty((t, 0), np.uint16)
     rows = buffers.q.rows

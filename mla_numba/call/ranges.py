@@ -1,9 +1,9 @@
-"""Ranges in PyTorch's profiler: where it runs, a call and its sweeps show as ranges of their own.
+"""Ranges in PyTorch's profiler: where it runs, a call and its phases show as ranges of their own.
 
 Nothing is imported for it: where nobody imported PyTorch, there is no profiler to tell. A tile of tokens is one
-parallel region without Python in it. Where the profiler runs it is launched twice, so that the down sweep has a range.
-The rows and heads sweeps have one together, since workers begin with heads while others are still at rows. Bits stay
-the same. `Trace` has each phase, thread by thread.
+parallel region without Python in it. Where the profiler runs it is a region a phase, so that each has a range. Bits
+stay the same, but all workers meet between two phases, where they otherwise begin with heads while others are still at
+rows. `Trace` has the phases of an undivided tile, thread by thread.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ..kernels.sweeps.phase import DOWN, HEADS, PACK, QUERY
+from ..kernels.sweeps.phase import PHASES
 
 __all__ = ["parts_of_a_tile", "profiler_range"]
 
 _NOTHING: AbstractContextManager[Any] = nullcontext()
-_WHOLE = (("tile", PACK, HEADS),)
-_SWEEPS = (("down sweep", PACK, DOWN), ("rows and heads sweeps", QUERY, HEADS))
+_WHOLE = (("tile", 0, len(PHASES) - 1),)
+_PHASES = tuple((phase, number, number) for number, phase in enumerate(PHASES))
 
 
 def _profiler() -> Any:
@@ -29,7 +29,7 @@ def _profiler() -> Any:
 
 def parts_of_a_tile() -> tuple[tuple[str, int, int], ...]:
     """The launches of a tile: what they do, their first and their last phase."""
-    return _WHOLE if _profiler() is None else _SWEEPS
+    return _WHOLE if _profiler() is None else _PHASES
 
 
 def profiler_range(name: str) -> AbstractContextManager[Any]:

@@ -19,7 +19,7 @@ from ..kernels.sweeps.arguments import (
     HeadsCut,
     PairCut,
 )
-from ..kernels.sweeps.phase import PHASES
+from ..kernels.sweeps.phase import NO_LAPS, PHASES
 from ..kernels.threads import tasks
 
 __all__ = ["Memory", "Prepared"]
@@ -38,6 +38,12 @@ class Prepared(NamedTuple):
     def of(cls, cuts: Cuts, buffers: Buffers) -> Self:
         """With both as kernels take them."""
         return cls(cuts, buffers, (plain(buffers), plain(cuts)))
+
+    def with_laps(self, laps: Array | None) -> Self:
+        """With room for what is noted of each task, see `Buffers`; None for as it is."""
+        if laps is None:
+            return self
+        return self.of(self.cuts, self.buffers._replace(laps=laps))
 
 
 def cuts_of(plan: TilePlan) -> Cuts:
@@ -90,6 +96,7 @@ def lay_out(plan: TilePlan, memory: Array) -> Buffers:
         y=by_worker("y"),
         counters=np.zeros(tasks.n_counters(n, len(PHASES)), np.int64),
         spans=np.zeros((n, len(PHASES), 3), np.int64),
+        laps=NO_LAPS,
     )
 
 

@@ -28,7 +28,7 @@ from .options import TileSettings, check_smooth
 from .progress import Steps
 from .run_options import RunOptions
 from .run_ranks import run_ranks
-from .sweep_times import SweepTimes, sweep_table, trace_table
+from .sweep_times import SweepTimes, product_table, sweep_table, trace_table
 
 __all__ = ["run"]
 
@@ -76,6 +76,7 @@ def show(report: Report, *, with_trace: bool) -> None:
     Console().print(sweep_table(report.sweeps))
     if with_trace:
         Console().print(trace_table(report.trace))
+        Console().print(product_table(report.trace))
     click.echo(report.verdict)
 
 
@@ -119,6 +120,7 @@ class Report:
             "mismatches": [asdict(mismatch) for mismatch in self.mismatches or []],
             "sweeps": {sweep.name: sweep.as_dict() for sweep in self.sweeps},
             "last_call_busy_s": {phase: self.trace.busy_s(phase) for phase in PHASES},
+            "last_call_products_s": self.trace.stages_s,
             "seconds": self.seconds,
             "plan": json.loads(self.plan.to_json()),
         }
@@ -146,12 +148,12 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
     plan = prolog.plan(t)
     out = prolog.allocate_output(t)
     with steps.step("first call", parts_of_a_call(given.threads)) as advance, counting_kernels(advance):
-        prolog(*inputs, cache, out)
+        prolog.profile(*inputs, cache, out, products=given.trace_file is not None)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
     with steps.step(f"timing {given.repeats} calls", given.repeats, timed=True) as advance:
-        n_traces = None if given.trace_file else 1
-        sweeps, traces = time_sweeps(prolog, inputs, cache, out, given.repeats, advance, n_traces)
+        keep_all = given.trace_file is not None
+        sweeps, traces = time_sweeps(prolog, inputs, cache, out, given.repeats, advance, keep_all=keep_all)
     mismatches = None
     if not given.no_check:
         with steps.step("computing the reference"):
@@ -169,19 +171,20 @@ def time_sweeps(
     out: PrologOutput,
     repeats: int,
     advance: Callable[[], None] = lambda: None,
-    n_traces: int | None = 1,
+    *,
+    keep_all: bool = False,
 ) -> tuple[list[SweepTimes], list[Trace]]:
-    """Times of each sweep and, under "total", of the whole call, and the traces of the last `n_traces` calls.
+    """Times of each sweep and, under "total", of the whole call, and the trace of the last call.
 
-    None keeps the traces of all calls. There is at least one. `advance` is called between calls.
+    `keep_all` keeps the traces of all calls, with their products. `advance` is called between calls.
     """
-    traces: deque[Trace] = deque(maxlen=n_traces)
+    traces: deque[Trace] = deque(maxlen=None if keep_all else 1)
     plan = prolog.plan(inputs.x.shape[0])
     work = plan.sweep_work | {"total": plan.work}
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         begin = time.perf_counter()
-        _, trace = prolog.profile(*inputs, cache, out)
+        _, trace = prolog.profile(*inputs, cache, out, products=keep_all)
         traces.append(trace)
         spent = trace.seconds | {"total": time.perf_counter() - begin}
         for name, seconds in spent.items():

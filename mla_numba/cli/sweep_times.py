@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.table import Column, Table
 
 from ..call.trace import PHASES, Trace
 
-__all__ = ["SweepTimes", "sweep_table", "trace_table"]
+__all__ = ["SweepTimes", "product_table", "sweep_table", "trace_table"]
 
 _THREADS_SHOWN = 8
 
@@ -102,4 +103,30 @@ def trace_table(trace: Trace) -> Table:
         if name == "waiting":
             table.add_section()
         table.add_row(name, *(f"{s * 1e3:.3f}" for s in seconds))
+    return table
+
+
+def product_table(trace: Trace) -> Table:
+    """How long all threads together took for each product of a call, and for the steps beside them.
+
+    Rates are those of a thread that does nothing else: operations by the sum of all threads' times.
+    """
+    ops: dict[str, int] = {}
+    for tile in trace.tiles:
+        for phase in PHASES:
+            for name, n_ops in tile.products_of(phase).items():
+                ops[name] = ops.get(name, 0) + n_ops
+    n_tasks = Counter(span.stages for tile in trace.tiles for span in tile.stages)
+    names = ("tasks", "ms of all threads", "Gop/s a thread")
+    table = Table(
+        "product",
+        *(Column(name, justify="right") for name in names),
+        box=box.SIMPLE,
+        caption="in the last call",
+        caption_justify="right",
+    )
+    for stages, times in trace.stages_s.items():
+        seconds, n_ops = sum(times), ops.get(stages.split(",")[0], 0)
+        rate = f"{n_ops / seconds / 1e9:.1f}" if n_ops and seconds else ""
+        table.add_row(stages, str(n_tasks[stages]), f"{seconds * 1e3:.3f}", rate)
     return table

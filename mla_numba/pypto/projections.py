@@ -71,7 +71,7 @@ def run_projections(weights: PackedWeights, plan: PrologPlan, token_x: Array, nu
             sums=buffers.c_up,
             cut=PairCut(heads.mc, heads.kc, heads.walk, 1, heads.grain),
         )
-        matmul_pair(n, n, Team(n, buffers.counters, buffers.spans, False), pair_tasks(DOWN, pair), pair)
+        matmul_pair(n, n, Team(n, buffers.counters, buffers.spans, False, buffers.laps), pair_tasks(DOWN, pair), pair)
     results = [q_b_proj, compressed_kv, q_norm]
     return [*results, q_norm_scale] if quantised else results
 

@@ -5,7 +5,7 @@ Arrays are C-contiguous and bf16 is uint16 bits; t is the tile's tokens, T the c
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..kinds import F32, Bits, Index, Int32, Int64, Values
 from ..row.rmsnorm_quant import Norm
@@ -84,6 +84,8 @@ class Buffers(NamedTuple):
     x and q are activations; q_a (t, Rq), kv_a (t, C + R). A row a worker: c_down, c_up and c_uk, views of the same
     accumulators, q_head (mc, ldq) and y float32. counters: see `tasks`. spans (n_workers, phases, 3) int64: when a
     worker came to a phase and when it had done its last task there, in ns, and how many it did; of a `traced` tile.
+    laps (phases, tasks, LAP_FIELDS) int64: of each task of DOWN and HEADS its worker, when it began and ended, and when
+    it was done with each of its products but the last (`phase.mark`); NO_LAPS where nobody wants to know.
     """
 
     x: Activations
@@ -97,6 +99,7 @@ class Buffers(NamedTuple):
     y: F32
     counters: Int64
     spans: Int64
+    laps: Any
 
 
 class PairCut(NamedTuple):
@@ -133,9 +136,10 @@ class Cuts(NamedTuple):
 
 
 class TokenTile(NamedTuple):
-    """Tokens t0..t0+t, from phase `first`, PACK or QUERY, up to `last`, DOWN, QUERY or HEADS.
+    """Tokens t0..t0+t, from phase `first` up to `last`, see `phase.PHASES`.
 
-    Spans are written where it is `traced`. A tile that begins with QUERY finds q_a and kv_a in the buffers.
+    Spans are written where it is `traced`. A tile that begins with QUERY finds q_a and kv_a in the buffers; one that
+    begins elsewhere goes on where another launch ended, with counters as that one left them.
     """
 
     t0: Index

@@ -8,24 +8,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..jit.callee import callee
+import numpy as np
+
+from ..jit.callee import by_dtype, callee
 from ..kinds import Index, Int64
 from ..threads.atomics import now_ns
 from ..threads.tasks import draw, finish, wait_for
 
-__all__ = ["DOWN", "HEADS", "KEY", "PACK", "PHASES", "QUERY", "Tasks", "Team", "share", "wait"]
+__all__ = [
+    "DOWN", "HEADS", "KEY", "LAP_BEGIN", "LAP_END", "LAP_FIELDS", "LAP_MARKS", "LAP_WORKER", "NO_LAPS", "PACK",
+    "PHASES", "QUERY", "Tasks", "Team", "mark", "share", "wait",
+]  # fmt: skip
 
 PHASES = ("pack", "down", "query", "key", "heads")
 PACK, DOWN, QUERY, KEY, HEADS = range(len(PHASES))
+# What is noted of a task, see `arguments.Buffers`: times in ns, the last ones where its first two products end.
+LAP_WORKER, LAP_BEGIN, LAP_END, LAP_MARKS = range(4)
+LAP_FIELDS = LAP_MARKS + 2
+NO_LAPS = np.uint8(0)
 
 
 class Team(NamedTuple):
-    """The workers of a parallel region: see `arguments.Buffers` on counters and spans."""
+    """The workers of a parallel region: see `arguments.Buffers` on counters, spans and laps."""
 
     n_workers: Index
     counters: Int64
     spans: Int64
     traced: bool
+    laps: Any
 
 
 class Tasks(NamedTuple):
@@ -54,13 +64,49 @@ def _note(team: Team, worker: Index, phase: Index, n_done: Index) -> None:
 
 
 @callee
+def _begin_nothing(laps: Any, phase: Index, task: Index, worker: Index) -> None:
+    pass
+
+
+@callee
+def _note_begin(laps: Int64, phase: Index, task: Index, worker: Index) -> None:
+    laps[phase, task, LAP_WORKER] = worker
+    laps[phase, task, LAP_BEGIN] = now_ns()
+
+
+@by_dtype("laps", {np.int64: _note_begin}, otherwise=_begin_nothing)
+def _begin(laps: Any, phase: Index, task: Index, worker: Index) -> None:
+    """Notes that a worker begins a task."""
+
+
+@callee
+def _mark_nothing(laps: Any, phase: Index, task: Index, place: Index) -> None:
+    pass
+
+
+@callee
+def _note_mark(laps: Int64, phase: Index, task: Index, place: Index) -> None:
+    laps[phase, task, place] = now_ns()
+
+
+@by_dtype("laps", {np.int64: _note_mark}, otherwise=_mark_nothing)
+def mark(laps: Any, phase: Index, task: Index, place: Index) -> None:
+    """Notes when a task comes to a place: LAP_END, or LAP_MARKS + 0 or 1 when it is done with its product 0 or 1.
+
+    A kernel without laps has no code for it: a call within a task slows small tasks even where it is never reached.
+    """
+
+
+@callee
 def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], work: Any) -> None:
     """A worker's share of a phase: draws tasks while there are any, and runs `run(task, n_tasks, worker, work)`."""
     _come(team, worker, tasks.phase)
     task, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
     while task < end:
         for each in range(task, end):
+            _begin(team.laps, tasks.phase, each, worker)
             run(each, tasks.n, worker, work)
+            mark(team.laps, tasks.phase, each, LAP_END)
         _note(team, worker, tasks.phase, end - task)
         finish(team.counters, tasks.phase, team.n_workers, end - task)
         task, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)

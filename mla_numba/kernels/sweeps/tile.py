@@ -21,8 +21,8 @@ from ..launch import kernel
 from ..threads.tasks import ceil_div, linger
 from .arguments import Activations, Buffers, Caches, Cuts, Layer, Tokens, TokenTile
 from .gemm import Pair, down, pair_tasks
-from .heads import Heads, heads
-from .phase import DOWN, HEADS, KEY, PACK, QUERY, Tasks, Team, wait
+from .heads import Heads, heads, noted
+from .phase import DOWN, HEADS, KEY, NO_LAPS, PACK, QUERY, Tasks, Team, wait
 from .rows import KeyRows, PackRows, QueryRows, key, pack, query
 
 
@@ -38,24 +38,27 @@ def prolog_tile(
 ) -> None:
     """One worker's way through the phases of a tile."""
     t0, t, y, cann = np.int64(tile.t0), np.int64(tile.t), buffers.y, layer.cann
-    team = Team(cuts.n_workers, buffers.counters, buffers.spans, tile.traced)
+    team = Team(cuts.n_workers, buffers.counters, buffers.spans, tile.traced, NO_LAPS)
+    noting = Team(cuts.n_workers, buffers.counters, buffers.spans, tile.traced, buffers.laps)
     pair = Pair(buffers.x, layer.down, buffers.q_a, buffers.kv_a, buffers.c_down, cuts.down)
     of_pack, of_down = _row_tasks(PACK, t, cuts.rows_x), pair_tasks(DOWN, pair)
     of_query, of_key = _row_tasks(QUERY, t, cuts.rows_q), _row_tasks(KEY, t, cuts.rows_k)
 
-    if tile.first == PACK:
+    if tile.first <= PACK:
         pack(worker, team, of_pack, PackRows(tokens.x, buffers.x, layer.down.kp, layer.down.n_parts, cann, y, t0, t))
+    if tile.first <= DOWN <= tile.last:
         wait(team, of_pack)
-        down(worker, team, of_down, pair)
+        down(worker, noting, of_down, pair)
         wait(team, of_down)
-    if tile.last >= QUERY:
+    if tile.first <= QUERY <= tile.last:
         rows = QueryRows(
             buffers.q_a, layer.query_norm, cann, tokens.q_norm, tokens.q_norm_scale, buffers.q, layer.up.kp, y, t0, t
         )
         query(worker, team, of_query, rows)
-    if tile.last >= HEADS:
+    if tile.first <= KEY <= tile.last:
         keys = KeyRows(buffers.kv_a, layer.key_norm, cann, tokens.cos, tokens.sin, tokens.cache_index, caches, y, t0, t)
         key(worker, team, of_key, keys)
+    if tile.last >= HEADS:
         wait(team, of_query)
         q = Activations(buffers.q.rows, tokens.q_norm_scale, buffers.q.min_magnitude)
         n_tasks = tokens.query_nope.shape[1] * ceil_div(t, cuts.heads.mc)
@@ -64,7 +67,7 @@ def prolog_tile(
             q, layer.up, layer.uk, tokens.cos, tokens.sin, tokens.query_nope, tokens.query_rope, buffers.c_up,
             buffers.c_uk, buffers.q_head, y, cuts.heads, layer.qk_nope_head_dim, t0, t,
         )  # fmt: skip
-        heads(worker, team, of_heads, work)
+        heads(worker, noting, of_heads, noted(work, buffers.laps))
         if worker == 0:
             # The caller's own thread, that would fall asleep at the end of the region and have to be woken.
             linger(team.counters, HEADS, team.n_workers, of_heads.n)
