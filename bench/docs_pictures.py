@@ -1,36 +1,44 @@
-"""Draw what a sweep, a trace and the page of the benches look like, from runs recorded in docs/runs.
+"""Show what a sweep, a search, a trace and the page of the benches look like, from runs recorded in docs/runs.
 
-`python bench/docs_pictures.py` writes docs/pictures; `--check` writes nothing and fails where a picture is not what its
-record says. `--take-sweep FOLDER`, `--take-bench FILE` and `--take-trace FILE` put another run's files into docs/runs
-first, without what no picture shows.
+`python bench/docs_pictures.py` writes docs/pictures, and the table of the search into docs/tuning.md; `--check` writes
+nothing and fails where a picture or the table is not what its record says. `--take-sweep FOLDER`, `--take-bench FILE`,
+`--take-trace FILE` and `--take-tune FILE` put another run's files into docs/runs first, without what nothing shows.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 from xml.etree import ElementTree
 
 import click
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from rich.console import Console
 
+from mla_numba.base.dims import MlaDims
 from mla_numba.call.trace import PHASES
 from mla_numba.cli.bench.findings import finding
 from mla_numba.cli.bench.html_report import make_head
 from mla_numba.cli.bench.results import Results
 from mla_numba.cli.chart_style import FASTER, OTHERS, SETTINGS, head, svg_text, tokens_text
+from mla_numba.cli.shown import TABLE_WIDTH
 from mla_numba.cli.study.plots import figures
+from mla_numba.cli.tuned.found import closing, found_from_dict, outcome_table
 from mla_numba.tuning.study import Row
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "docs" / "runs"
 PICTURES = Path("docs/pictures")
 REPORT_WIDTH = 1000
+TUNE_PAGE = Path("docs/tuning.md")
+TUNE_MARKS = ("<!-- tune -->", "<!-- /tune -->")
 
 # What the pictures of a phase say, and its colour.
 PHASE_NAMES = {"pack": "x in order", "down": "down", "query": "rows of the query", "key": "rows of the key",
@@ -101,6 +109,30 @@ def of_bench(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def of_tune(record: Mapping[str, Any]) -> str:
+    """What a search printed, with what was given and where it ran: the text between the marks in docs/tuning.md."""
+    found = [found_from_dict(outcome) for outcome in record["outcomes"]]
+    console = Console(width=TABLE_WIDTH, file=io.StringIO(), record=True)
+    console.print(outcome_table(found))
+    closings = [fill(closing(each), 138, replace_whitespace=False, break_on_hyphens=False) for each in found]
+    busy = [fill(str(each.conditions), 138) for each in found if each.is_busy]
+    table = [line.rstrip() for line in console.export_text().splitlines() if line.strip()]
+    tokens = ",".join(str(each.outcome.t) for each in found)
+    machine, dims = record["machine"], MlaDims(**record["dims"])
+    sizes = "" if dims == MlaDims.deepseek_v32() else f" --dims {','.join(map(str, record['dims'].values()))}"
+    command = f"mla-numba tune --tokens {tokens} --budget {record['budget']:g}{sizes}"
+    threads = "1 thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    head = f"What it shows, here of `{command}` with {threads} on {machine['name']} ({machine['isa']}):"
+    return "\n".join([head, "", "```text", *busy[:1], *table, "", *closings, "```"])
+
+
+def with_tune(page: str, record: Mapping[str, Any]) -> str:
+    """The page with another search's table between its marks."""
+    before, _, rest = page.partition(TUNE_MARKS[0])
+    _, _, after = rest.partition(TUNE_MARKS[1])
+    return f"{before}{TUNE_MARKS[0]}\n\n{of_tune(record)}\n\n{TUNE_MARKS[1]}{after}"
+
+
 DRAWN: dict[str, Callable[[Mapping[str, Any]], dict[str, str]]] = {
     "sweep.json": of_sweep,
     "trace.json": of_trace,
@@ -164,6 +196,19 @@ def small_bench(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"benchmarks": benches}
 
 
+def small_tune(record: dict[str, Any]) -> dict[str, Any]:
+    """The outcomes with times to five digits, and without the folder."""
+
+    def small(pairs: list[list[float]] | None) -> list[list[float]] | None:
+        return pairs and [[float(f"{second:.5g}") for second in side] for side in pairs]
+
+    outcomes = [
+        outcome | {name: small(outcome[name]) for name in ("contest_pairs_s", "control_pairs_s")}
+        for outcome in record["outcomes"]
+    ]
+    return {name: value for name, value in record.items() if name != "folder"} | {"outcomes": outcomes}
+
+
 def take(source: Path, name: str, small: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Puts another run's record into docs/runs."""
     record = small(json.loads(source.read_text(encoding="utf-8")))
@@ -182,8 +227,11 @@ def _lines(value: Any) -> str:
 @click.option("--take-sweep", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Of --out.")
 @click.option("--take-bench", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of --json.")
 @click.option("--take-trace", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of --trace.")
+@click.option("--take-tune", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of tune --json.")
 @click.option("--check", is_flag=True, help="Write nothing; fail where a picture is not what its record says.")
-def main(take_sweep: Path | None, take_bench: Path | None, take_trace: Path | None, check: bool) -> None:
+def main(
+    take_sweep: Path | None, take_bench: Path | None, take_trace: Path | None, take_tune: Path | None, check: bool
+) -> None:
     """Draw the pictures of the pages from recorded runs."""
     if take_sweep is not None:
         take(take_sweep / "sweep.json", "sweep.json", small_sweep)
@@ -191,14 +239,25 @@ def main(take_sweep: Path | None, take_bench: Path | None, take_trace: Path | No
         take(take_bench, "bench.json", small_bench)
     if take_trace is not None:
         take(take_trace, "trace.json", lambda record: record | {"traceEvents": first_call(record)})
+    if take_tune is not None:
+        take(take_tune, "tune.json", small_tune)
     for record in DRAWN:
         for path, text in render(record).items():
             file = ROOT / path
-            if check and not (file.exists() and shows_the_same(file.read_text(encoding="utf-8"), text)):
-                raise click.ClickException(f"{path}: expected what {record} says; run python bench/docs_pictures.py")
-            if not check:
-                file.write_text(text, encoding="utf-8")
-                click.echo(str(path))
+            same = file.exists() and shows_the_same(file.read_text(encoding="utf-8"), text)
+            _put(path, text, record, same=same, check=check)
+    page = (ROOT / TUNE_PAGE).read_text(encoding="utf-8")
+    made = with_tune(page, json.loads((RUNS / "tune.json").read_text(encoding="utf-8")))
+    _put(TUNE_PAGE, made, "tune.json", same=made == page, check=check)
+
+
+def _put(path: Path, text: str, record: str, *, same: bool, check: bool) -> None:
+    """Writes a file of the checkout, or says that it is not what its record says."""
+    if check and not same:
+        raise click.ClickException(f"{path}: expected what {record} says; run python bench/docs_pictures.py")
+    if not check:
+        (ROOT / path).write_text(text, encoding="utf-8")
+        click.echo(str(path))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mla_numba.call import tuned as store
 from mla_numba.call.planning import this_machine
 from mla_numba.cli import tune as cli_tune
 from mla_numba.cli.options import SMALL_DIMS
-from mla_numba.cli.tuned.found import Found, closing
+from mla_numba.cli.tuned.found import Found, closing, found_from_dict, outcome_as_dict
 from mla_numba.tuning.conditions import Conditions
 from mla_numba.tuning.contest import Arena, Contender, Pairs
 from mla_numba.tuning.search import Outcome, search
@@ -459,6 +459,9 @@ OUTCOME = Outcome(
 def test_an_outcome_comes_back_from_json(changes):
     outcome = replace(OUTCOME, **changes)
     assert Outcome.from_dict(json.loads(json.dumps(outcome.as_dict()))) == outcome
+    for conditions in (None, Conditions(2, 2, 0.5, None, 0.25, spread=9.0, slower=("reading",))):
+        found = Found(outcome, conditions)
+        assert found_from_dict(json.loads(json.dumps(outcome_as_dict(found)))) == found
 
 
 def test_tune_closes_with_what_was_found():

@@ -2,6 +2,7 @@
 
 import json
 import re
+from statistics import median
 from xml.etree import ElementTree
 
 import pytest
@@ -9,8 +10,20 @@ from helpers import ROOT
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
-from docs_pictures import DRAWN, PICTURES, RUNS, render, shows_the_same, small_bench, small_sweep
+from docs_pictures import (
+    DRAWN,
+    PICTURES,
+    RUNS,
+    TUNE_PAGE,
+    render,
+    shows_the_same,
+    small_bench,
+    small_sweep,
+    small_tune,
+    with_tune,
+)  # fmt: skip
 
+TUNE = json.loads((RUNS / "tune.json").read_text(encoding="utf-8"))
 RECORDS = {name: (RUNS / name).read_text(encoding="utf-8") for name in DRAWN}
 
 
@@ -74,3 +87,41 @@ def test_records_are_small_and_hold_what_is_shown():
     )
     assert again == bench
     assert all(len(text) < 60_000 for text in RECORDS.values())
+
+
+def test_the_table_of_a_search_is_what_its_record_says():
+    page = (ROOT / TUNE_PAGE).read_text(encoding="utf-8")
+    assert with_tune(page, TUNE) == page
+    outcome = TUNE["outcomes"][0]
+    ours, baseline = outcome["contest_pairs_s"]
+    slower = outcome | {"contest_pairs_s": [[3 * second for second in ours], baseline]}
+    then = with_tune(page, TUNE | {"outcomes": [slower]})
+    assert then != page
+    assert f" {3e3 * median(ours):.3f} " in then
+
+
+def test_a_search_can_be_taken_again_and_is_small():
+    assert small_tune(TUNE) == TUNE
+    assert small_tune(TUNE | {"folder": "somewhere"}) == TUNE
+    assert len(json.dumps(TUNE)) < 60_000
+
+
+def test_a_quiet_search_says_what_it_found():
+    quiet = TUNE["outcomes"][0]["conditions"] | {
+        "before": 0.0,
+        "during": 0.0,
+        "after": 0.0,
+        "spread": 0.0,
+        "slower": [],
+    }
+    seconds = [[0.9, 0.91, 0.92] * 4, [1.0] * 12]
+    outcome = TUNE["outcomes"][0] | {
+        "conditions": quiet, "tiling": {"down_kc": 512}, "contest_pairs_s": seconds,
+        "control_pairs_s": [[1.0] * 12, [1.0] * 12],
+    }  # fmt: skip
+    page = with_tune("before <!-- tune --> old <!-- /tune --> after", TUNE | {"outcomes": [outcome]})
+    assert page.startswith("before <!-- tune -->\n\nWhat it shows")
+    assert page.endswith("```\n\n<!-- /tune --> after")
+    assert "T 32: found one that takes 0.910 (0.900 to 0.920) of the time" in page
+    assert "    tile_config=CpuTiling(down_kc=512)\n" in page
+    assert "busy machine" not in page

@@ -80,9 +80,12 @@ def test_every_picture_says_what_was_found_on_which_machine():
     made = figures(RECORD, [*GRID, *lists])
     assert list(made) == ["heat_map.png", "unroll_lists.png", "roofline.png"]
     for figure in made.values():
-        assert "a CPU, avx2, 2 threads, quant b, H 64, N 2, Rq 32, C 32, D 16, R 16, mla_numba 0.1.0, 2026-01-02" in (
-            " ".join(texts(figure)).replace("\n", " ")
-        )
+        # Above the chart, right below what it says; then how to read it.
+        measured = figure.texts[1]
+        assert measured.get_text() == "H 64, N 2, Rq 32, C 32, D 16, R 16, quant b, on a CPU (avx2), 2 threads"
+        assert figure.texts[0].get_position()[1] > measured.get_position()[1] > figure.texts[2].get_position()[1] > 0.5
+        assert 12 <= measured.get_fontsize() < figure.texts[0].get_fontsize()
+        assert figure.texts[-1].get_text() == "mla_numba 0.1.0, 2026-01-02"
     said = [" ".join(texts(figure)).replace("\n", " ") for figure in made.values()]
     assert "Other blocks take 1% less at 8 tokens (down_kc 64, down_walk 1), 30% less at 32 tokens" in said[0]
     assert "No unroll lists are faster than the planner's own by more than noise" in said[1]

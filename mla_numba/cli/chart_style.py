@@ -99,8 +99,8 @@ def log_axis(axis: Any, least: float, most: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def head(figure: Any, message: str, how_to_read: str, where: str) -> None:
-    """What the chart says above it, in bold, with how to read it; below it where it was measured.
+def head(figure: Any, message: str, how_to_read: str, where: str, *, measured: str = "") -> None:
+    """What the chart says above it, in bold, with what was `measured` and how to read it; below it where it is from.
 
     `figure` has the layout "constrained", which leaves room for them.
     """
@@ -108,16 +108,21 @@ def head(figure: Any, message: str, how_to_read: str, where: str) -> None:
 
     width, height = figure.get_size_inches()
     line = 0.2 / height
-    message, how_to_read, where = (
+    message, measured, how_to_read, where = (
         fill(message, int(8.0 * width)),
+        fill(measured, int(9.6 * width)),
         fill(how_to_read, int(11.6 * width)),
         fill(where, 132),
     )
-    above = 0.28 + 0.24 * (message.count("\n") + 1) + 0.19 * (how_to_read.count("\n") + 1)
+    of_measured = 0.22 * (measured.count("\n") + 1) if measured else 0.0
+    above = 0.28 + 0.24 * (message.count("\n") + 1) + of_measured + 0.19 * (how_to_read.count("\n") + 1)
     below = 0.1 + 0.18 * (where.count("\n") + 1)
     figure.get_layout_engine().set(rect=(0.01, below / height, 0.98, 1 - (above + below) / height))
     figure.text(0.015, 1 - 0.6 * line, message, fontsize=14, fontweight="bold", va="top")
     top = 1 - 0.6 * line - 0.25 * (message.count("\n") + 1) / height
+    if measured:
+        figure.text(0.015, top, measured, fontsize=12.5, va="top")
+        top -= of_measured / height
     figure.text(0.015, top, how_to_read, fontsize=10.5, color=MUTED, va="top")
     figure.text(0.015, 0.35 * line, where, fontsize=9.5, color=MUTED, va="bottom")
 

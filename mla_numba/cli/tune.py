@@ -97,6 +97,7 @@ def tune(ctx: click.Context, **given: Any) -> None:
         run.all()
     if options.as_json:
         facts = {"machine": asdict(this_machine()), "threads": options.threads, "rates": run.rates}
+        facts |= {"dims": asdict(options.sizes), "quant": options.quant, "budget": options.budget}
         folder = str(store_folder()) if run.is_kept else None
         outcomes = [outcome_as_dict(found) for found in run.found]
         click.echo(json.dumps(facts | {"folder": folder, "outcomes": outcomes}, indent=1))

@@ -114,7 +114,7 @@ def draw_heat_map(study: Study, x: Axis, y: Axis) -> Any:
     how += "; with ?: seemed faster, timed briefly. " if any(map(study.in_doubt, rows)) else ". "
     how += "Solid frame: the best of them; dashed: the planner's own." + study.noise(rows)
     how += " Empty: not timed." if _has_gaps(rows, x, y) else ""
-    head(figure, study.verdict("blocks", rows), how, study.where)
+    head(figure, study.verdict("blocks", rows), how, study.where, measured=study.measured)
     return figure
 
 

@@ -59,7 +59,7 @@ def draw_ratios(study: Study, values: Mapping[int, str], what: str) -> Any:
     how += "; with ?: seemed faster, timed briefly" if any(map(study.in_doubt, rows)) else ""
     how += "; =: the planner's own plan." if any(map(study.is_own, rows)) else "."
     how += study.noise(rows)
-    head(figure, _message(study, rows, values, what), how, study.where)
+    head(figure, _message(study, rows, values, what), how, study.where, measured=study.measured)
     return figure
 
 

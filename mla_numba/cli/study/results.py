@@ -21,14 +21,15 @@ class Study(NamedTuple):
     """Timed rows of a study, and what a picture says of it beside them.
 
     By T and quant mode: `own_plans`, the text of the planner's own plan; `controls`, its ratio to itself; `busy`, where
-    others took so much of the machine that nothing can be said. `where`: machine, threads, mode and dimensions
-    in a line. `rates`: as `tuning.rates.rates_as_dict` has them.
+    others took so much of the machine that nothing can be said. `measured`: dimensions, mode, machine and threads
+    in a line; `where`: version and day. `rates`: as `tuning.rates.rates_as_dict` has them.
     """
 
     rows: list[Row]
     own_plans: dict[tuple[int, str], str]
     controls: dict[tuple[int, str], Interval]
     busy: set[tuple[int, str]]
+    measured: str
     where: str
     rates: dict[str, float]
 
@@ -42,7 +43,7 @@ class Study(NamedTuple):
             for each in record.get("controls", [])
         }
         busy = {(each["t"], each["quant"]) for each in record.get("findings", []) if each["verdict"] == "busy"}
-        return cls(timed, own, controls, busy, _where(record, rows), dict(record["rates"]))
+        return cls(timed, own, controls, busy, _measured(record, rows), _where(record), dict(record["rates"]))
 
     def is_own(self, row: Row) -> bool:
         """Whether the row's plan is the planner's own, timed against itself."""
@@ -134,7 +135,7 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def _where(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def _measured(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     sweep, machine = record["sweep"], record["machine"]
     dims = MlaDims(**sweep["dims"])
     letters = zip(("H", "N", "Rq", "C", "D", "R"), sweep["dims"].values(), strict=True)
@@ -143,8 +144,12 @@ def _where(record: Mapping[str, Any], rows: Sequence[Row]) -> str:
     n = record["threads"]
     modes = ", ".join(dict.fromkeys(row.quant for row in rows))
     threads = "1 thread" if n == 1 else f"{n} threads"
+    machine_text = f"{machine['name']} ({machine['isa']})"
+    return f"{shown}, quant {modes}, on {machine_text}, {threads}"
+
+
+def _where(record: Mapping[str, Any]) -> str:
     versions = record.get("versions", {})
     version = f"mla_numba {versions['mla_numba']}" if "mla_numba" in versions else "mla_numba"
     day = str(record.get("date", ""))[:10]
-    said = (f"{machine['name']}, {machine['isa']}", threads, f"quant {modes}", shown, version, day)
-    return ", ".join(filter(None, said))
+    return ", ".join(filter(None, (version, day)))

@@ -47,7 +47,7 @@ def draw_roofline(study: Study) -> Any:
     panel.set_axisbelow(True)
     how = "Line: what this machine allows. Diamonds: the planner's own plans, with their share of it. Dots: all others."
     beyond = beyond_limit(shares)
-    head(figure, _message(own_ms, shares), f"{how} {beyond}".strip(), study.where)
+    head(figure, _message(own_ms, shares), f"{how} {beyond}".strip(), study.where, measured=study.measured)
     return figure
 
 

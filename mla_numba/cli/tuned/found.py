@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import click
@@ -16,7 +17,7 @@ from ...tuning.space import Candidate
 from ...tuning.study import reasons_of
 from ..shown import TABLE_WIDTH, print_wide
 
-__all__ = ["Found", "closing", "outcome_as_dict", "show"]
+__all__ = ["Found", "closing", "found_from_dict", "outcome_as_dict", "outcome_table", "show"]
 
 
 class Found(NamedTuple):
@@ -37,7 +38,7 @@ def show(found: Sequence[Found], where: str) -> None:
     if busy:
         tokens = ", ".join(str(each.outcome.t) for each in busy)
         click.echo(f"{busy[0].conditions}; nothing is kept for T {tokens}")
-    print_wide(_table(found), TABLE_WIDTH)
+    print_wide(outcome_table(found), TABLE_WIDTH)
     click.echo(where)
     for each in found:
         for line in reasons_of(each.outcome.against, what="wrong or refused"):
@@ -46,7 +47,8 @@ def show(found: Sequence[Found], where: str) -> None:
         click.echo(closing(each))
 
 
-def _table(found: Sequence[Found]) -> Table:
+def outcome_table(found: Sequence[Found]) -> Table:
+    """A row for each T."""
     names = ("T", "trials", "own ms", "best ms", "ratio, 95 %", "wins", "own by itself")
     caption = "medians of a contest after the search; ratio: best by own, pair by pair"
     if any(each.is_busy for each in found):
@@ -100,5 +102,18 @@ def outcome_as_dict(found: Found) -> dict[str, Any]:
         "wrong": outcome.n_wrong,
         "against": list(outcome.against),
         "seconds": outcome.seconds,
+        **{f"{name}_pairs_s": pairs for name, pairs in outcome.as_dict().items() if name in ("contest", "control")},
         "conditions": None if found.conditions is None else found.conditions.as_dict(),
     }
+
+
+def found_from_dict(record: Mapping[str, Any]) -> Found:
+    """From what `outcome_as_dict` made."""
+    names = {"t": "tokens", "n_trials": "trials", "n_wrong": "wrong"}
+    names |= {"contest": "contest_pairs_s", "control": "control_pairs_s"}
+    names |= {name: name for name in ("seconds", "tiling", "against")}
+    kept = {name: record[given] for name, given in names.items()}
+    if record["conditions"] is None:
+        return Found(Outcome.from_dict(kept), None)
+    facts = {field.name: record["conditions"][field.name] for field in fields(Conditions)}
+    return Found(Outcome.from_dict(kept), Conditions(**facts | {"slower": tuple(facts["slower"])}))
