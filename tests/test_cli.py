@@ -2,6 +2,7 @@ import json
 import logging
 import socket
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 from helpers.cli import invoke, one_line_error, run_cli
@@ -17,6 +18,7 @@ from mla_numba.cli.sweep_times import SweepTimes, sweep_table
 from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
 from mla_numba.tuning import rates as measure
+from mla_numba.tuning.conditions import Load, n_cpus
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 
 DIMS = "64,2,32,32,16,16"
@@ -26,7 +28,7 @@ SMALL = ["--dims", DIMS, "--tokens", "5", "--repeats", "3", "--threads", "1"]
 def test_run_says_what_was_run_how_fast_and_that_it_is_exact():
     status, out, err = run_cli("run", *SMALL)
     assert status == 0, err
-    lines = out.splitlines()
+    lines = [line for line in out.splitlines() if not line.startswith("busy machine, ")]
     assert lines[0] == str(this_machine())
     assert lines[1].startswith("decode of 5 tokens, quant b, 1 threads")
     rows = [line.split()[0] for line in lines if line.split() and line.split()[0] in ("down", "rows", "heads", "total")]
@@ -135,12 +137,24 @@ def test_what_the_library_logs_is_shown_as_progress_and_nowhere_else(monkeypatch
 RANDOM = cli_run.MlaWeights.random
 
 
+@pytest.mark.parametrize(("cores", "busy"), [(n_cpus() + 1.0, True), (0.0, False), (None, False)])
+def test_run_says_on_its_first_line_that_others_took_the_machine(monkeypatch, cores, busy):
+    meter = SimpleNamespace(since_start=lambda: Load(1.0, cores))
+    monkeypatch.setattr(cli_run, "Meter", lambda: meter)
+    first = invoke("run", *SMALL).stdout.splitlines()[0]
+    took = f"others took {n_cpus() + 1:.2f} of {n_cpus()} cores during the measurement"
+    said = f"busy machine, do not trust these figures: {took}"
+    assert first == (said if busy else str(this_machine()))
+    found = json.loads(invoke("run", *SMALL, "--json").stdout)["conditions"]
+    assert (found["busy"], found["during"], found["n_threads"]) == (busy, cores, 1)
+
+
 def test_run_writes_a_trace_of_its_calls(tmp_path):
     path = tmp_path / "trace.json"
     result = invoke("run", *SMALL, "--repeats", "2", "--trace", str(path))
     assert result.exit_code == 0, result.output
     events = json.loads(path.read_text())["traceEvents"]
-    kinds = [event["cat"] for event in events if event["ph"] == "X"]
+    kinds = [event["cat"] for event in events if event["ph"] == "X" and event["cat"] != "product"]
     assert kinds == ["call", "tile", "pack", "down", "query", "key", "heads"] * 2
     lines = [line.split() for line in result.output.splitlines()]
     assert ["phase", "thread", "0"] in lines
@@ -150,6 +164,9 @@ def test_run_writes_a_trace_of_its_calls(tmp_path):
     found = json.loads(run_cli("run", *SMALL, "--json", "--trace", str(path))[1])
     assert list(found["last_call_busy_s"]) == ["pack", "down", "query", "key", "heads"]
     assert all(len(seconds) == 1 for seconds in found["last_call_busy_s"].values())
+    products = found["last_call_products_s"]
+    assert list(products)[1:] == ["Matmul_kva", "QuantMatmul_qb, Dequant_qb", "Rope_qRope", "Matmul_qNope_wUk"]
+    assert sum(products["Rope_qRope"]) <= sum(found["last_call_busy_s"]["heads"])
     assert "thread 0" not in invoke("run", *SMALL).output
 
 

@@ -21,6 +21,7 @@ from ..call.trace import PHASES, Trace
 from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
+from ..tuning.conditions import Conditions, Meter, n_cpus
 from ..weights.plain import MlaWeights
 from .compiling import counting_kernels, parts_of_a_call
 from .faults import blame
@@ -71,7 +72,9 @@ def run(ctx: click.Context, **given: Any) -> None:
 
 
 def show(report: Report, *, with_trace: bool) -> None:
-    """Prints the machine, the plan, the tables and the verdict."""
+    """Prints what speaks against the times, then the machine, the plan, the tables and the verdict."""
+    if report.conditions.is_busy:
+        click.echo(report.conditions)
     click.echo(f"{this_machine()}\n{report.plan}")
     Console().print(sweep_table(report.sweeps))
     if with_trace:
@@ -90,6 +93,7 @@ class Report:
     plan: PrologPlan
     sweeps: list[SweepTimes]
     traces: list[Trace]
+    conditions: Conditions
     seconds: dict[str, float]
     n_arrays: int
     mismatches: list[verify.Mismatch] | None
@@ -118,6 +122,7 @@ class Report:
         return {
             "exact": self.exact,
             "mismatches": [asdict(mismatch) for mismatch in self.mismatches or []],
+            "conditions": self.conditions.as_dict(),
             "sweeps": {sweep.name: sweep.as_dict() for sweep in self.sweeps},
             "last_call_busy_s": {phase: self.trace.busy_s(phase) for phase in PHASES},
             "last_call_products_s": self.trace.stages_s,
@@ -151,9 +156,11 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
         prolog.profile(*inputs, cache, out, products=given.trace_file is not None)
     verify.poison(*out, *cache.arrays().values())
     before = cache.copy()
+    meter = Meter()
     with steps.step(f"timing {given.repeats} calls", given.repeats, timed=True) as advance:
         keep_all = given.trace_file is not None
         sweeps, traces = time_sweeps(prolog, inputs, cache, out, given.repeats, advance, keep_all=keep_all)
+    conditions = Conditions(given.threads, n_cpus(), during=meter.since_start().cores)
     mismatches = None
     if not given.no_check:
         with steps.step("computing the reference"):
@@ -161,7 +168,7 @@ def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cach
         with steps.step("comparing"):
             mismatches = verify.check_output(out, cache, reference)
     n_arrays = len(cache.arrays()) + sum(array is not None for array in out)
-    return Report(plan, sweeps, traces, dict(steps.seconds), n_arrays, mismatches)
+    return Report(plan, sweeps, traces, conditions, dict(steps.seconds), n_arrays, mismatches)
 
 
 def time_sweeps(
