@@ -14,7 +14,7 @@ from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE
 from mla_numba.kernels.sweeps import gemm, heads
 from mla_numba.kernels.sweeps import rows as row_sweep
 from mla_numba.kernels.sweeps.arguments import Activations, HeadsCut, PairCut, Weight
-from mla_numba.kernels.sweeps.phase import DOWN
+from mla_numba.kernels.sweeps.phase import DOWN, NO_LAPS
 from mla_numba.kernels.threads.tasks import block_of
 from tiling import Machine, MicroTile, ceil_div, chunks, plan_prolog, round_up
 
@@ -83,6 +83,7 @@ def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
         work = heads.Heads(
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *np.zeros((2, 1, 0), np.float32),
             q_head, np.zeros((1, rope), np.float32), HeadsCut(mc, KR, walk, mc_uk, KR, walk_uk, 1), nope, t0, t,
+            NO_LAPS,
         )  # fmt: skip
         n_blocks = ceil_div(t, mc)
         for task in range(n_heads * n_blocks):
@@ -200,7 +201,7 @@ def test_kernels_cut_as_the_plan_says(isa, monkeypatch):
         q_head, y = np.zeros((1, qb.mc, tile.heads.ldq), A_BF16_DTYPE), np.zeros((1, rope), np.float32)
         work = heads.Heads(
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *scratch, q_head, y, cuts.heads,
-            nope, 0, t,
+            nope, 0, t, NO_LAPS,
         )  # fmt: skip
         for task, (head, (m0, m1)) in enumerate(product(range(3), chunks(t, qb.n_row_blocks))):
             blocks.stored.clear()

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..jit.callee import by_dtype, callee, overload_callee
-from ..kinds import F32, Bits, Index, Int64, Typed, Values
+from ..jit.callee import callee
+from ..kinds import F32, Bits, Index, Values
 from ..launch import outlined
 from ..micro.operands import A, C, Y
 from ..micro.ukernel import NR
@@ -55,6 +55,7 @@ class Heads(NamedTuple):
     nope_dim: Index
     t0: Index
     t: Index
+    laps: Any
 
 
 class HeadRows(NamedTuple):
@@ -129,7 +130,7 @@ def _uk_head(work: Heads, q: HeadRows, c: C) -> None:
 
 
 @callee
-def _head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
+def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
     """A head of a block of tokens. Heads are outside, blocks inside, so that a head's weights are read once."""
     n_blocks = ceil_div(work.t, work.cut.mc)
     row0, rows = block_of(work.t, n_blocks, task % n_blocks)
@@ -138,63 +139,13 @@ def _head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
         window(work.q_head, worker * mc * ldq, mc * ldq), np.int64(ldq), rows, task // n_blocks, work.t0 + row0
     )
     _up_head(work, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
+    mark(work.laps, HEADS, task, LAP_MARKS)
     _rope_head(work, q, row_of(work.y, worker))
+    mark(work.laps, HEADS, task, LAP_MARKS + 1)
     _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
-
-
-class NotedHeads(NamedTuple):
-    """Heads whose products are noted: see `arguments.Buffers` on laps."""
-
-    work: Heads
-    laps: Int64
-
-
-@callee
-def _noted_head_task(task: Index, n_tasks: Index, worker: Index, noted: NotedHeads) -> None:
-    """As `_head_task`, with the time after each product but the last; that one has no call for it, which costs time."""
-    work = noted.work
-    n_blocks = ceil_div(work.t, work.cut.mc)
-    row0, rows = block_of(work.t, n_blocks, task % n_blocks)
-    _, mc, ldq = work.q_head.shape
-    q = HeadRows(
-        window(work.q_head, worker * mc * ldq, mc * ldq), np.int64(ldq), rows, task // n_blocks, work.t0 + row0
-    )
-    _up_head(work, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
-    mark(noted.laps, HEADS, task, LAP_MARKS)
-    _rope_head(work, q, row_of(work.y, worker))
-    mark(noted.laps, HEADS, task, LAP_MARKS + 1)
-    _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
-
-
-@callee
-def _note(work: Heads, laps: Int64) -> NotedHeads:
-    return NotedHeads(work, laps)
-
-
-@callee
-def _note_nothing(work: Heads, laps: Any) -> Heads:
-    return work
-
-
-@by_dtype("laps", {np.int64: _note}, otherwise=_note_nothing)
-def noted(work: Heads, laps: Any) -> Any:
-    """The work of the heads, with the laps where there are any."""
-
-
-def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads | NotedHeads) -> None:
-    """A task of the heads, noted or not."""
-    if isinstance(work, NotedHeads):
-        _noted_head_task(task, n_tasks, worker, work)
-    else:
-        _head_task(task, n_tasks, worker, work)
-
-
-@overload_callee(head_task)
-def _head_task_of(task: Typed, n_tasks: Typed, worker: Typed, work: Typed) -> Any:
-    return _noted_head_task if work.instance_class is NotedHeads else _head_task
 
 
 @outlined
-def heads(worker: Index, team: Team, tasks: Tasks, work: Heads | NotedHeads) -> None:
+def heads(worker: Index, team: Team, tasks: Tasks, work: Heads) -> None:
     """Phase HEADS: QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk."""
     share(worker, team, tasks, head_task, work)

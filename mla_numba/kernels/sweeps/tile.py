@@ -21,7 +21,7 @@ from ..launch import kernel
 from ..threads.tasks import ceil_div, linger
 from .arguments import Activations, Buffers, Caches, Cuts, Layer, Tokens, TokenTile
 from .gemm import Pair, down, pair_tasks
-from .heads import Heads, heads, noted
+from .heads import Heads, heads
 from .phase import DOWN, HEADS, KEY, NO_LAPS, PACK, QUERY, Tasks, Team, wait
 from .rows import KeyRows, PackRows, QueryRows, key, pack, query
 
@@ -65,9 +65,9 @@ def prolog_tile(
         of_heads = Tasks(np.int64(HEADS), np.int64(n_tasks), np.int64(cuts.heads.grain))
         work = Heads(
             q, layer.up, layer.uk, tokens.cos, tokens.sin, tokens.query_nope, tokens.query_rope, buffers.c_up,
-            buffers.c_uk, buffers.q_head, y, cuts.heads, layer.qk_nope_head_dim, t0, t,
+            buffers.c_uk, buffers.q_head, y, cuts.heads, layer.qk_nope_head_dim, t0, t, buffers.laps,
         )  # fmt: skip
-        heads(worker, noting, of_heads, noted(work, buffers.laps))
+        heads(worker, noting, of_heads, work)
         if worker == 0:
             # The caller's own thread, that would fall asleep at the end of the region and have to be woken.
             linger(team.counters, HEADS, team.n_workers, of_heads.n)
