@@ -17,6 +17,7 @@ __all__ = [
     "IndexerCache",
     "IndexerDims",
     "IndexerOutput",
+    "IndexerProlog",
     "IndexerWeights",
     "KeyRows",
     "MlaDims",
@@ -24,6 +25,7 @@ __all__ = [
     "MlaQuantInputs",
     "MlaTileConfig",
     "MlaWeights",
+    "PackedIndexer",
     "PackedWeights",
     "PagedCache",
     "PassOptions",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from .cache import KeyRows, PagedCache
     from .call.indexer import IndexerOutput
     from .call.trace import Trace
+    from .indexer import IndexerProlog
     from .indexer_cache import IndexerCache
     from .prolog import BoundCall, MlaProlog, PrologOutput
     from .pypto.entry_points import (
@@ -88,6 +91,7 @@ if TYPE_CHECKING:
     from .weights.checkpoint import Checkpoint, CheckpointLayer
     from .weights.indexer import IndexerWeights, sylvester_hadamard
     from .weights.packed import PackedWeights
+    from .weights.packed_indexer import PackedIndexer
     from .weights.plain import MlaWeights
     from .weights.quantize import QuantizationReport, WeightError
 else:
@@ -109,6 +113,7 @@ else:
             ".cache": ("KeyRows", "PagedCache"),
             ".call.indexer": ("IndexerOutput",),
             ".call.trace": ("Trace",),
+            ".indexer": ("IndexerProlog",),
             ".indexer_cache": ("IndexerCache",),
             ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
             ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
@@ -129,6 +134,7 @@ else:
             ".weights.checkpoint": ("Checkpoint", "CheckpointLayer"),
             ".weights.indexer": ("IndexerWeights", "sylvester_hadamard"),
             ".weights.packed": ("PackedWeights",),
+            ".weights.packed_indexer": ("PackedIndexer",),
             ".weights.plain": ("MlaWeights",),
             ".weights.quantize": ("QuantizationReport", "WeightError"),
         },

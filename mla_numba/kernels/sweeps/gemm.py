@@ -18,7 +18,7 @@ is one accumulator in ascending k: a block of k loads what the block before it s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from .phase import Tasks, Team, share
 
 # Rows of a register tile that leave time to fetch each line of weights into L1 just before it is read.
 _FEW_ROWS = MR // 2
+_SUM_BYTES = 4
 
 
 @callee
@@ -139,17 +140,44 @@ def _store_split(c: C, second_at: Index, rows: Index, walk: Index, n_cols: Index
                 out[j] = round_bf16(first[j] + second[j])
 
 
+@callee
+def _store_sums(c: C, rows: Index, walk: Index, n_cols: Index, out: Values, y: Y) -> None:
+    """The sums as they are, float32, to out, at the places of y."""
+    for p in range(walk):
+        n_cur = min(np.int64(NR), n_cols - p * NR)
+        for i in range(rows):
+            sums = window(c.sums, c.at + (p * rows + i) * NR, n_cur)
+            here = window(out, y.at + i * y.step + p * NR, n_cur)
+            for j in range(n_cur):
+                here[j] = sums[j]
+
+
+@callee
+def _bits_themselves(y: Values, panels: Values) -> Bits:
+    return y
+
+
+@callee
+def _no_bits(y: Values, panels: Values) -> Bits:
+    return window(panels, 0, 0)
+
+
+@by_dtype("y", {np.float32: _no_bits}, otherwise=_bits_themselves)
+def _rounded_to(y: Values, panels: Values) -> Any:
+    """Where a product's bf16 bits go: y, or nowhere if y takes the float32 sums; the panels are bits of some kind."""
+
+
 class Pair(NamedTuple):
     """Two products of the same A: y0 from the first panels of B, y1 from the others.
 
-    y0 (t, n0), y1 (t, n1): uint16 bits of bf16. If the weight has two parts, y0 is the sum of two sums, over the halves
-    of k; y1 is always one sum. sums (n_workers, ...): see above.
+    y0 (t, n0), y1 (t, n1): uint16 bits of bf16, or float32 sums that are not rounded. If the weight has two parts, y0,
+    of bf16, is the sum of two sums, over the halves of k; y1 is always one sum. sums (n_workers, ...): see above.
     """
 
     a: Activations
     weight: Weight
-    y0: Bits
-    y1: Bits
+    y0: Values
+    y1: Values
     sums: Values
     cut: PairCut
 
@@ -184,13 +212,17 @@ def pair_task(task: Index, n_tasks: Index, worker: Index, pair: Pair) -> None:
     rows_of_a = A(a.rows, row0 * lda, lda)
     panels = Walk(weight.panels, weight.kp, first_panel + panel, walk)
     y_at = row0 * out.shape[1] + panel * NR
-    y = Y(out, y_at, out.shape[1], a.scale, row0, weight.col_scale, weight.offset, np.int64(0))
+    bits = _rounded_to(out, weight.panels)
+    y = Y(bits, y_at, out.shape[1], a.scale, row0, weight.col_scale, weight.offset, np.int64(0))
     part, second, sums = weight.kp // parts, np.int64(walk) * rows * NR, row_of(pair.sums, worker)
+    keeps = out.itemsize == _SUM_BYTES
     for s in range(parts):
         depth = Depth(s * part, (s + 1) * part, cut.kc)
-        n_stored = n_cols if parts == 1 else np.int64(0)
+        n_stored = n_cols if parts == 1 and not keeps else np.int64(0)
         multiply_block(rows_of_a, rows, panels, depth, C(sums, s * second, False), no_subnormals, y, n_stored)
-    if parts == 2:
+    if keeps:
+        _store_sums(C(sums, np.int64(0), False), rows, walk, n_cols, out, y)
+    elif parts == 2:
         _store_split(C(sums, np.int64(0), False), second, rows, walk, n_cols, y)
 
 

@@ -1,0 +1,105 @@
+"""Arguments of a call of the indexer's prolog: checked, and held as the kernels take them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..base import checks as check
+from ..base.checks import BF16, FP16, FP32, INT8, Array
+from ..base.indexer_dims import IndexerDims
+from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
+from ..indexer_cache import IndexerCache
+from ..kernels.index.arguments import IndexCaches, IndexTokens
+from ..kernels.sweeps.arguments import Slots
+from .indexer import IndexerOutput
+
+__all__ = [
+    "IndexerInputs",
+    "allocate_indexer_output",
+    "check_indexer_cache",
+    "check_indexer_inputs",
+    "hold_index_caches",
+    "hold_index_tokens",
+    "writable_indexer_outputs",
+]
+
+
+class IndexerInputs(NamedTuple):
+    """What a call reads: the arguments of `IndexerProlog` but for the cache."""
+
+    x: Array
+    q_norm: Array
+    q_norm_scale: Array
+    cos: Array
+    sin: Array
+    cache_index: Array
+
+
+def check_indexer_inputs(given: IndexerInputs, dims: IndexerDims) -> None:
+    """Raises for an argument that an indexer of these dimensions does not take; the slots are not looked at."""
+    check.check_array("x", given.x, (BF16,), (None, dims.hidden_size))
+    t = given.x.shape[0]
+    check.check_array("q_norm", given.q_norm, (INT8,), (t, dims.q_lora_rank))
+    check.check_array("q_norm_scale", given.q_norm_scale, (FP32,), (t, 1))
+    check.check_array("cos", given.cos, (BF16,), (t, dims.qk_rope_head_dim))
+    check.check_array("sin", given.sin, (BF16,), (t, dims.qk_rope_head_dim))
+
+
+def check_indexer_cache(name: str, cache: object, dims: IndexerDims) -> IndexerCache:
+    """`cache` if it is an indexer's cache, writable, whose keys are as long as a head."""
+    if not isinstance(cache, IndexerCache):
+        raise TypeError(f"{name}: expected IndexerCache, got {type(cache).__name__}")
+    if cache.sizes.width != dims.head_dim:
+        raise ValueError(f"k_cache: expected keys of {dims.head_dim} elements, got {cache.sizes.width}")
+    for array_name, array in cache.arrays().items():
+        check.check_writable(array_name, array)
+    return cache
+
+
+def allocate_indexer_output(dims: IndexerDims, t: int) -> IndexerOutput:
+    """Uninitialised outputs of t tokens."""
+    return IndexerOutput(
+        query=aligned_empty((t, dims.n_heads, dims.head_dim), INT8),
+        query_scale=aligned_empty((t, dims.n_heads, 1), FP16),
+        weights=aligned_empty((t, dims.n_heads), FP16),
+    )
+
+
+def writable_indexer_outputs(name: str, out: object, t: int, dims: IndexerDims) -> dict[str, Array]:
+    """The outputs by name, which `name` begins. Raises for one that does not fit T tokens and the dimensions."""
+    if not isinstance(out, IndexerOutput):
+        raise TypeError(f"{name}: expected IndexerOutput, got {type(out).__name__}")
+    wanted: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+        "query": (INT8, (t, dims.n_heads, dims.head_dim)),
+        "query_scale": (FP16, (t, dims.n_heads, 1)),
+        "weights": (FP16, (t, dims.n_heads)),
+    }
+    arrays = {}
+    for field, (dtype, shape) in wanted.items():
+        array = check.check_array(f"{name}.{field}", getattr(out, field), (dtype,), shape)
+        check.check_writable(f"{name}.{field}", array)
+        arrays[f"{name}.{field}"] = array
+    return arrays
+
+
+def hold_index_tokens(given: IndexerInputs, slots: Array, out: IndexerOutput) -> IndexTokens:
+    """The checked arguments and outputs as views; `slots` in place of cache_index."""
+    return IndexTokens(
+        x=as_bits(given.x),
+        q_norm=writable_alias(given.q_norm.view(INT8)),
+        q_norm_scale=writable_alias(given.q_norm_scale.view(FP32)).reshape(-1),
+        cos=as_bits(given.cos),
+        sin=as_bits(given.sin),
+        cache_index=slots,
+        query=out.query.view(INT8),
+        query_scale=out.query_scale.view(UINT16).reshape(-1),
+        weights=out.weights.view(UINT16),
+    )
+
+
+def hold_index_caches(cache: IndexerCache) -> IndexCaches:
+    """A checked cache as the kernels take it."""
+    k, k_scale = cache.views["k_cache"], cache.views["k_scale_cache"]
+    return IndexCaches(Slots(k.flat, k.layout), Slots(k_scale.flat, k_scale.layout))
