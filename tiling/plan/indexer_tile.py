@@ -45,7 +45,7 @@ class IndexerShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class IndexerPlanDims:
-    """The dimensions an indexer's plan was made for.
+    """The dimensions an indexer's plan was made for. ``plan_indexer`` has an example.
 
     Args:
         hidden_size: Length of a hidden state.
