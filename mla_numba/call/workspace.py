@@ -19,7 +19,7 @@ from ..kernels.sweeps.arguments import (
     PairCut,
 )
 from ..kernels.sweeps.phase import ALL_PHASES, PHASES
-from ..kernels.threads import tasks
+from ..kernels.threads import relays, tasks
 from .indexer_memory import Shared, indexer_cuts, lay_out_indexer
 from .tile_memory import TileMemory, cut_views
 
@@ -52,7 +52,7 @@ def cuts_of(plan: TilePlan) -> Cuts:
         rows_x=plan.rows.rows_q,
         rows_q=plan.rows.rows_q,
         rows_k=plan.rows.rows_k,
-        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain),
+        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, plan.down.legs),
         heads=HeadsCut(qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain),
     )
 
@@ -74,6 +74,8 @@ def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
 
     operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
     sums = {"bf16": np.float32, "int8": np.int32}
+    n_relays = plan.down.n_relays if plan.down.legs > 1 else 0
+    n_counters = tasks.n_counters(n, n_phases) + relays.n_leg_counters(n_relays)
     return Buffers(
         x=Activations(
             rows("x_rows", operand[qa.dtype], qa.lda),
@@ -83,12 +85,14 @@ def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
         q=Activations(rows("q_rows", operand[qb.dtype], qb.lda), nothing.view(np.float32), np.zeros(t, np.int32)),
         q_a=rows("q_a", np.uint16, qa.n),
         kv_a=rows("kv_a", np.uint16, kva.n),
-        c_down=by_worker("c", sums[qa.dtype]),
+        c_down=views["relays"].view(sums[qa.dtype])[: plan.down.relay_bytes // 4].reshape(n_relays, -1)
+        if n_relays
+        else by_worker("c", sums[qa.dtype]),
         c_up=by_worker("c", sums[qb.dtype]),
         c_uk=by_worker("c"),
         q_head=by_worker("q_head", A_BF16_DTYPE).reshape(n, qb.mc, plan.heads.ldq),
         y=by_worker("y"),
-        counters=np.zeros(tasks.n_counters(n, n_phases), np.int64),
+        counters=np.zeros(n_counters, np.int64),
         spans=np.zeros((n, n_phases, 3), np.int64),
     )
 

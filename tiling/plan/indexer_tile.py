@@ -237,7 +237,8 @@ def choose_indexer(
 ) -> tuple[IndexerTile, Choice]:
     """The planner's choice for a tile that stands alone, and the model's word on it."""
     shapes = indexer_shapes(dims)
-    choice = Chooser(shapes, micro, machine, costs, t, n_workers, CpuTiling()).choose()
+    # One leg: beside the prolog the sums of other tasks may be under way.
+    choice = Chooser(shapes, micro, machine, costs, t, n_workers, CpuTiling(down_legs=1)).choose()
     v = choice.values
 
     def fit(i: int, mc: str, kc: str, walk: str) -> GemmPlan:

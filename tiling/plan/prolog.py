@@ -14,6 +14,8 @@ from tiling.json import JsonText
 from tiling.machine import Machine
 from tiling.modes import CALL_PHASES, ORIGINS, CallPhase, Origin, QuantMode
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
+from tiling.plan.drawing import Drawing, draw_tasks
+from tiling.plan.loads import tile_phases
 from tiling.plan.tile import TilePlan
 from tiling.roofline import Work
 from tiling.stages import PlanDims, stage_shapes
@@ -161,6 +163,30 @@ class PrologPlan(JsonText):
         return Chooser(
             stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
         )
+
+    def drawing(self, tile: TilePlan) -> Drawing:
+        """A simulation of how the workers of a tile share its tasks.
+
+        Tasks take what the planner's model says with this plan's constants, and memory gives each worker an even share.
+
+        Args:
+            tile: One of ``tile_plans``.
+
+        Returns:
+            Who does which task when, what part of the time workers are idle, and how many tasks each does.
+
+        Examples:
+            >>> from tiling import Machine, MicroTile, PlanDims, plan_prolog
+            >>> machine = Machine("a CPU", "x86_64", "avx2", 32 << 10, 1 << 20, 32 << 20, 4, 4)
+            >>> micro = {name: MicroTile(mr=6, nr=16, kr=2, a_bytes=2) for name in ("bf16", "int8")}
+            >>> plan = plan_prolog(PlanDims(7168, 128, 1536, 512, 128, 64), 8, machine=machine, micro=micro)
+            >>> drawing = plan.drawing(plan.tile_plan(8))
+            >>> drawing.sweeps["heads"].n_tasks
+            (32, 32, 32, 32)
+            >>> drawing.idle < 0.02
+            True
+        """
+        return draw_tasks(tile_phases(tile, self.chooser(tile)), tile.n_workers)
 
     def summary(self) -> str:
         """One line on the whole."""

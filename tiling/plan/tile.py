@@ -63,7 +63,8 @@ class TilePlan:
         """Bytes of each buffer that all workers share, rounded up to cache lines.
 
         ``x_rows`` hidden states as operands, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
-        ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection.
+        ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection, ``relays``
+        accumulators that tasks of the down sweep hand on.
         """
         qa, qb, kva, _ = self.gemms
         sizes = {
@@ -72,6 +73,7 @@ class TilePlan:
             "q_a": self.t * qa.n * 2,
             "kv_a": self.t * kva.n * 2,
             "q_rows": self.t * qb.lda * qb.micro.a_bytes,
+            "relays": self.down.relay_bytes,
         }
         return {name: round_up(size, LINE_BYTES) for name, size in sizes.items() if size > 0}
 
