@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointLayer",
     "CpuTiling",
     "HeadShard",
+    "IndexedOutput",
     "IndexerCache",
     "IndexerDims",
     "IndexerOutput",
@@ -68,7 +69,7 @@ if TYPE_CHECKING:
     from .call.trace import Trace
     from .indexer import IndexerProlog
     from .indexer_cache import IndexerCache
-    from .prolog import BoundCall, MlaProlog, PrologOutput
+    from .prolog import BoundCall, IndexedOutput, MlaProlog, PrologOutput
     from .pypto.entry_points import (
         mla_prolog_quant_compute,
         mla_prolog_quant_d,
@@ -115,7 +116,7 @@ else:
             ".call.trace": ("Trace",),
             ".indexer": ("IndexerProlog",),
             ".indexer_cache": ("IndexerCache",),
-            ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
+            ".prolog": ("BoundCall", "IndexedOutput", "MlaProlog", "PrologOutput"),
             ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
             ".pypto.operations": (
                 "MlaQuantInputs",

@@ -8,18 +8,26 @@ import numpy as np
 
 from ..base import checks as check
 from ..base.checks import BF16, FP16, FP32, INT8, Array
+from ..base.dims import MlaDims
 from ..base.indexer_dims import IndexerDims
 from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
+from ..base.modes import Numerics, QuantMode
 from ..indexer_cache import IndexerCache
 from ..kernels.index.arguments import IndexCaches, IndexTokens
 from ..kernels.sweeps.arguments import Slots
+from ..weights.indexer import IndexerWeights
+from ..weights.packed_indexer import PackedIndexer
+from .bind import BoundCall, BoundIndexer, CallInputs
 from .indexer import IndexerOutput
 
 __all__ = [
     "IndexerInputs",
     "allocate_indexer_output",
+    "check_beside",
+    "check_indexer",
     "check_indexer_cache",
     "check_indexer_inputs",
+    "hold_beside",
     "hold_index_caches",
     "hold_index_tokens",
     "writable_indexer_outputs",
@@ -93,13 +101,76 @@ def hold_index_tokens(given: IndexerInputs, slots: Array, out: IndexerOutput) ->
         cos=as_bits(given.cos),
         sin=as_bits(given.sin),
         cache_index=slots,
-        query=out.query.view(INT8),
-        query_scale=out.query_scale.view(UINT16).reshape(-1),
-        weights=out.weights.view(UINT16),
+        **_held_outputs(out),
     )
+
+
+def _held_outputs(out: IndexerOutput) -> dict[str, Array]:
+    return {
+        "query": out.query.view(INT8),
+        "query_scale": out.query_scale.view(UINT16).reshape(-1),
+        "weights": out.weights.view(UINT16),
+    }
 
 
 def hold_index_caches(cache: IndexerCache) -> IndexCaches:
     """A checked cache as the kernels take it."""
     k, k_scale = cache.views["k_cache"], cache.views["k_scale_cache"]
     return IndexCaches(Slots(k.flat, k.layout), Slots(k_scale.flat, k_scale.layout))
+
+
+def check_beside(given: CallInputs, indexer: IndexerDims | None) -> None:
+    """Raises unless a call has a cache for the keys of the prolog's indexer, and for none where it has none.
+
+    The caches have the same slots: the indexer's may have more.
+    """
+    cache = given.indexer_cache
+    if indexer is None:
+        if cache is not None:
+            kind = type(cache).__name__
+            raise ValueError(f"indexer_cache: expected None for a prolog without an indexer, got {kind}")
+        return
+    capacity = check_indexer_cache("indexer_cache", cache, indexer).sizes.capacity
+    if capacity < given.cache.sizes.capacity:
+        raise ValueError(
+            f"indexer_cache: expected at least {given.cache.sizes.capacity} slots, those of the cache, got {capacity}"
+        )
+
+
+def hold_beside(call: BoundCall, cache: IndexerCache, indexer: IndexerDims) -> BoundCall:
+    """A bound call with the part of its indexer, which reads what the prolog reads and writes."""
+    out, tokens = call.out, call.tokens
+    assert out.indexer is not None
+    index_tokens = IndexTokens(
+        x=tokens.x,
+        q_norm=tokens.q_norm,
+        q_norm_scale=tokens.q_norm_scale,
+        cos=tokens.cos,
+        sin=tokens.sin,
+        cache_index=tokens.cache_index,
+        **_held_outputs(out.indexer),
+    )
+    return call._replace(indexer=BoundIndexer(index_tokens, hold_index_caches(cache), indexer))
+
+
+def check_indexer(indexer: object, dims: MlaDims, quant: QuantMode, numerics: Numerics) -> None:
+    """Raises unless it is None, or an indexer that a prolog of these dimensions, mode and numerics can have."""
+    if indexer is None:
+        return
+    if not isinstance(indexer, (IndexerWeights, PackedIndexer)):
+        raise TypeError(f"indexer: expected IndexerWeights, PackedIndexer or None, got {type(indexer).__name__}")
+    if isinstance(indexer, PackedIndexer):
+        indexer.check("indexer")
+    for name in ("hidden_size", "q_lora_rank", "qk_rope_head_dim"):
+        own, wanted = getattr(indexer.dims, name), getattr(dims, name)
+        if own != wanted:
+            raise ValueError(f"indexer: expected {name} {wanted}, that of weights, got {own}")
+    if "b" not in quant:
+        raise ValueError(
+            f"indexer: expected None for weights of quant {quant!r}, since it reads an int8 q_norm ('b' or 'ab'), got "
+            f"{type(indexer).__name__}"
+        )
+    if numerics != "pypto":
+        raise ValueError(
+            f"numerics: expected 'pypto' with an indexer, which is defined in these alone, got {numerics!r}"
+        )

@@ -1,7 +1,7 @@
 """The plan of the indexer's prolog over one tile of tokens: its products, and the buffers they need."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, Self
 
 from tiling.arith import round_up
@@ -90,10 +90,10 @@ def indexer_shapes(dims: IndexerShape) -> tuple[StageShape, StageShape, StageSha
     """
     hidden, heads, width = dims.hidden_size, dims.n_heads, dims.head_dim
     return (
-        StageShape("Matmul_k", 0, "bf16", 1, hidden, width, 1),
-        StageShape("QuantMatmul_q", 1, "int8", heads, dims.q_lora_rank, width, 1),
-        StageShape("Matmul_weights", 2, "bf16", 1, hidden, heads, 1),
-        StageShape("Hadamard_q", 3, "bf16", heads, width, width, 1),
+        StageShape("Matmul_indexK", 0, "bf16", 1, hidden, width, 1),
+        StageShape("QuantMatmul_indexQ", 1, "int8", heads, dims.q_lora_rank, width, 1),
+        StageShape("Matmul_indexWeights", 2, "bf16", 1, hidden, heads, 1),
+        StageShape("Hadamard_indexQ", 3, "bf16", heads, width, width, 1),
     )
 
 
@@ -104,10 +104,10 @@ class IndexerTile:
     Args:
         t: Tokens.
         n_workers: Threads.
-        down: The products of x: Matmul_k and Matmul_weights.
-        heads: The products of q_norm: QuantMatmul_q and, in a task with it, Hadamard_q.
+        down: The products of x: Matmul_indexK and Matmul_indexWeights.
+        heads: The products of q_norm: QuantMatmul_indexQ and, in a task with it, Hadamard_indexQ.
         rows_x: Rows of a task that makes x and q_norm operands, at most.
-        rows_k: Rows of a task of the keys, at most: LayerNorm_k to Scatter_k.
+        rows_k: Rows of a task of the keys, at most: LayerNorm_indexK to Scatter_indexK.
         packs_x: Whether x has to be made an operand, or is one of the prolog's.
         packs_q: The same of q_norm.
     """
@@ -132,6 +132,11 @@ class IndexerTile:
         for name, t in (("down", self.down.qa.m), ("heads", self.heads.qb.m)):
             if t != self.t:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
+
+    def beside(self, qa: GemmPlan) -> Self:
+        """The same where a prolog has made q_norm an operand and, if its product ``qa`` reads it alike, x too."""
+        k = self.down.qa
+        return replace(self, packs_x=(qa.dtype, qa.kp, qa.lda) != (k.dtype, k.kp, k.lda), packs_q=False)
 
     @property
     def gemms(self) -> tuple[GemmPlan, GemmPlan, GemmPlan, GemmPlan]:

@@ -1,4 +1,4 @@
-"""The product with a Hadamard matrix: Hadamard_q, Hadamard_k.
+"""The product with a Hadamard matrix: Hadamard_indexQ, Hadamard_indexK.
 
     bits[i] = bf16(rows[i] @ hadamard)
 
@@ -47,7 +47,7 @@ def _min_row_magnitude(work: HadamardRows, first: Index, rows: Index, kp: Index)
 
 @callee
 def multiply_rows(work: HadamardRows, hadamard: Weight, cut: HeadsCut, head_dim: Index, sums: F32) -> None:
-    """Hadamard_q or Hadamard_k of some rows."""
+    """Hadamard_indexQ or Hadamard_indexK of some rows."""
     n_panels = ceil_div(head_dim, NR)
     n_blocks, n_walks = ceil_div(work.n, cut.mc_uk), ceil_div(n_panels, cut.walk_uk)
     depth, c = Depth(np.int64(0), hadamard.kp, cut.kc_uk), C(sums, np.int64(0), False)

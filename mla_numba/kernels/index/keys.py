@@ -1,6 +1,7 @@
 """What is done with the sums of [wk | w_proj], row by row: an indexer key, scattered into its cache, and the weights.
 
-    k_a -> LayerNorm_k -> Rope_k -> Hadamard_k -> Quant_k -> k cache, k_scale cache       w_a -> Weights
+    k_a -> LayerNorm_indexK -> Rope_indexK -> Hadamard_indexK -> Quant_indexK -> Scatter_indexK
+    w_a -> Scale_indexWeights
 
 | array       | shape                | dtype        | notes                                                  |
 |-------------|----------------------|--------------|--------------------------------------------------------|
@@ -77,7 +78,7 @@ def _rotated_key(work: IndexKeys, row: Index, bits: Bits, y: F32) -> None:
 
 @callee
 def _write_key(work: IndexKeys, bits: Bits, slot: Index, y: F32) -> None:
-    """Quant_k: the codes and the scale of a key to a slot."""
+    """Quant_indexK: the codes and the scale of a key to a slot."""
     values = window(y, 0, len(bits))
     widen_row(bits, values)
     s, scale = quant_scales(values, False)
@@ -109,5 +110,5 @@ def _key_task(task: Index, n_tasks: Index, worker: Index, work: IndexKeys) -> No
 
 @outlined
 def index_keys(worker: Index, team: Team, tasks: Tasks, work: IndexKeys) -> None:
-    """Phase INDEX_KEY: LayerNorm_k, Rope_k, Hadamard_k, Quant_k, Scatter_k and Weights."""
+    """Phase INDEX_KEY: LayerNorm_indexK to Scatter_indexK, and Scale_indexWeights."""
     share(worker, team, tasks, _key_task, work)

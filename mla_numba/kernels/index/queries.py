@@ -1,4 +1,6 @@
-"""The indexer's queries, head by head: QuantMatmul_q, Dequant_q, Rope_q, Hadamard_q and Quant_q, fused.
+"""The indexer's queries, head by head, all steps fused.
+
+    QuantMatmul_indexQ -> Dequant_indexQ -> Rope_indexQ -> Hadamard_indexQ -> Quant_indexQ
 
     q[t] = bf16(float32(A[t] @ w_qb[:, head]) * token_scale[t] * channel_scale),  its first R columns rotated
     query[t, head], query_scale[t, head] = quant(bf16(q[t] @ hadamard_q))
@@ -58,7 +60,7 @@ def query_tasks(work: IndexQueries) -> Tasks:
 
 @callee
 def _rope_head(work: IndexQueries, q: HeadRows, bits: Bits, y: F32) -> None:
-    """Rope_q: the first R columns of q in place, as operands."""
+    """Rope_indexQ: the first R columns of q in place, as operands."""
     rope = work.cos.shape[1]
     rotated, rounded = window(y, 0, rope), window(bits, 0, rope)
     for i in range(q.n):
@@ -70,7 +72,7 @@ def _rope_head(work: IndexQueries, q: HeadRows, bits: Bits, y: F32) -> None:
 
 @callee
 def _quant_head(work: IndexQueries, q: HeadRows, bits: Bits, y: F32) -> None:
-    """Quant_q: the codes and the scale of each token's q of a head."""
+    """Quant_indexQ: the codes and the scale of each token's q of a head."""
     _, n_heads, head_dim = work.query.shape
     values = window(y, 0, head_dim)
     for i in range(q.n):
@@ -100,5 +102,5 @@ def _query_task(task: Index, n_tasks: Index, worker: Index, work: IndexQueries) 
 
 @outlined
 def index_heads(worker: Index, team: Team, tasks: Tasks, work: IndexQueries) -> None:
-    """Phase INDEX_HEADS: QuantMatmul_q, Dequant_q, Rope_q, Hadamard_q, Quant_q."""
+    """Phase INDEX_HEADS: QuantMatmul_indexQ, Dequant_indexQ, Rope_indexQ, Hadamard_indexQ, Quant_indexQ."""
     share(worker, team, tasks, _query_task, work)

@@ -1,12 +1,13 @@
 """One tile of tokens through the indexer's prolog: alone, or with the prolog's own phases in one parallel region.
 
-| phase       | a task               | waits for         | stages                                                |
-|-------------|----------------------|-------------------|-------------------------------------------------------|
-| INDEX_PACK  | rows of x and q_norm |                   | alone, or where the prolog's x is int8                |
-| INDEX_DOWN  | token block x walk   | INDEX_PACK, PACK  | Matmul_k, Matmul_weights                              |
-| INDEX_KEY   | rows of the sums     | INDEX_DOWN        | LayerNorm_k, Rope_k, Hadamard_k, Quant_k, Scatter_k,  |
-|             |                      |                   | Weights                                               |
-| INDEX_HEADS | token block x head   | INDEX_PACK, QUERY | QuantMatmul_q, Dequant_q, Rope_q, Hadamard_q, Quant_q |
+| phase       | a task               | waits for         | stages                                           |
+|-------------|----------------------|-------------------|--------------------------------------------------|
+| INDEX_PACK  | rows of x and q_norm |                   | alone, or where the prolog's x is int8           |
+| INDEX_DOWN  | token block x walk   | INDEX_PACK, PACK  | Matmul_indexK, Matmul_indexWeights               |
+| INDEX_KEY   | rows of the sums     | INDEX_DOWN        | LayerNorm_indexK, Rope_indexK, Hadamard_indexK,  |
+|             |                      |                   | Quant_indexK, Scatter_indexK, Scale_indexWeights |
+| INDEX_HEADS | token block x head   | INDEX_PACK, QUERY | QuantMatmul_indexQ, Dequant_indexQ, Rope_indexQ, |
+|             |                      |                   | Hadamard_indexQ, Quant_indexQ                    |
 
 Beside the prolog they fill the gaps: INDEX_DOWN comes before the wait for DOWN, INDEX_KEY before that for QUERY, and
 INDEX_HEADS goes on from HEADS.

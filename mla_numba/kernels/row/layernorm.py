@@ -1,4 +1,4 @@
-"""LayerNorm of a float32 row: LayerNorm_k.
+"""LayerNorm of a float32 row: LayerNorm_indexK.
 
     m = sum(x * (1/n)),  d = x - m,  v = sum((d * d) * (1/n)),  y = (d / sqrt(v + eps)) * gamma + beta
 
