@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiling import TilePlan
+from tiling import GemmPlan, TilePlan
 
 from ..base.checks import Array, check_choice
 from ..base.short_repr import short_repr
-from ..kernels.sweeps.phase import LAP_BEGIN, LAP_END, LAP_FIELDS, LAP_MARKS, LAP_WORKER, PHASES
+from ..kernels.sweeps.phase import ALL_PHASES, LAP_BEGIN, LAP_END, LAP_FIELDS, LAP_MARKS, LAP_WORKER, PHASES
 
 __all__ = [
     "STAGES",
@@ -34,6 +34,10 @@ STAGES = {
     "query": "RmsNorm_qa, Quant_qMnRes",
     "key": "RmsNorm_compressedkv, Quant_knope, RotaryPosEmb, ScatterUpdate",
     "heads": "QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk",
+    "index_pack": "x",
+    "index_down": "Matmul_indexK, Matmul_indexWeights",
+    "index_key": "LayerNorm_indexK, Rope_indexK, Hadamard_indexK, Quant_indexK, Scatter_indexK, Scale_indexWeights",
+    "index_heads": "QuantMatmul_indexQ, Dequant_indexQ, Rope_indexQ, Hadamard_indexQ, Quant_indexQ",
 }
 
 
@@ -70,7 +74,7 @@ class TileTrace:
     """One tile of tokens: `t` from token `t0` on, between `begin_ns` and `end_ns` of `time.perf_counter_ns`.
 
     `plan` is the tile's plan, where it is known. `stages` are in the order of phases and tasks, and empty where nobody
-    asked for them.
+    asked for them; an indexer's phases have none.
     """
 
     t0: int
@@ -86,8 +90,11 @@ class TileTrace:
         if self.plan is None:
             return {}
         qa, qb, kva, wuk = self.plan.gemms
-        gemms = {"down": (qa, kva), "heads": (qb, wuk)}.get(phase, ())
-        return {gemm.stage: 2 * gemm.batch * gemm.m * gemm.k * gemm.n for gemm in gemms}
+        of_phases: dict[str, tuple[GemmPlan, ...]] = {"down": (qa, kva), "heads": (qb, wuk)}
+        if self.plan.indexer is not None:
+            k, query, weights, hadamard = self.plan.indexer.gemms
+            of_phases |= {"index_down": (k, weights), "index_heads": (query, hadamard)}
+        return {gemm.stage: gemm.ops for gemm in of_phases.get(phase, ())}
 
     def __repr__(self) -> str:
         total = f"{(self.end_ns - self.begin_ns) / 1e6:.3f} ms"
@@ -95,7 +102,7 @@ class TileTrace:
 
     def end_of(self, phase: str) -> int:
         """When the last task of a phase was done; who found none there says nothing of it."""
-        check_choice("phase", phase, PHASES)
+        check_choice("phase", phase, ALL_PHASES)
         ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
         return max(ends, default=self.begin_ns)
 
@@ -104,9 +111,10 @@ class TileTrace:
         """Seconds of each sweep: to the end of the last task of x's products, then of the query's rows, then the rest.
 
         They add up to the time between `begin_ns` and `end_ns`. Key rows, which nothing waits for, are done in the
-        second or in the third.
+        second or in the third; an indexer's, too.
         """
-        marks = [self.begin_ns, self.end_of("down"), self.end_of("query"), self.end_ns]
+        down = max(self.end_of("down"), self.end_of("index_down"))
+        marks = [self.begin_ns, down, max(down, self.end_of("query")), self.end_ns]
         return {name: (marks[i + 1] - marks[i]) / 1e9 for i, name in enumerate(SWEEPS)}
 
 
@@ -115,7 +123,7 @@ def spans_of(spans: Array) -> tuple[Span, ...]:
     return tuple(
         Span(phase, worker, *map(int, spans[worker, i]))
         for worker in range(len(spans))
-        for i, phase in enumerate(PHASES)
+        for i, phase in enumerate(ALL_PHASES[: spans.shape[1]])
     )
 
 
@@ -143,7 +151,7 @@ def _stages_of_task(phase: str, task: int, plan: TilePlan) -> tuple[str, ...]:
     """What a task computes, one behind the other: the tasks of q_a come before those of kv_a."""
     qa, qb, kva, wuk = plan.gemms
     if phase == "down":
-        return (qa.stage if task < qa.n_tasks else kva.stage,)
+        return (qa.stage if task % plan.down.n_relays < qa.n_tasks else kva.stage,)
     return (f"{qb.stage}, Dequant_qb" if qb.dtype == "int8" else qb.stage, "Rope_qRope", wuk.stage)
 
 

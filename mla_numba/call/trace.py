@@ -12,7 +12,7 @@ from tiling.html import table, to_html
 from ..base.checks import Array, check_choice
 from ..base.output_file import write_text
 from ..base.short_repr import short_repr
-from ..kernels.sweeps.phase import PHASES
+from ..kernels.sweeps.phase import ALL_PHASES, PHASES
 from .chrome_events import events_of
 from .tile_trace import STAGES, SWEEPS, Span, StageSpan, TileTrace, spans_of, stage_spans_of, sweeps_text
 
@@ -34,10 +34,16 @@ class Trace:
         tokens = f"{sum(tile.t for tile in self.tiles)} tokens"
         return short_repr(self, tiles, tokens, f"{self.total_s * 1e3:.3f} ms", sweeps_text(self.seconds))
 
+    @property
+    def _phases(self) -> tuple[str, ...]:
+        """The phases that its tiles have: those of the prolog, and of an indexer."""
+        found = {span.phase for tile in self.tiles for span in tile.spans}
+        return tuple(phase for phase in ALL_PHASES if phase in PHASES or phase in found)
+
     def _repr_html_(self) -> str:
         """A table for notebooks: for each phase its tasks, who worked on it and for how long."""
         rows = []
-        for phase in PHASES:
+        for phase in self._phases:
             spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
             busy = [seconds * 1e3 for seconds in self.busy_s(phase)]
             workers = len({span.worker for span in spans if span.n_tasks})
@@ -85,7 +91,8 @@ class Trace:
         """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another.
 
         Args:
-            phase: One of `PHASES`: "pack", "down", "query", "key" or "heads".
+            phase: "pack", "down", "query", "key" or "heads", or one of an indexer: "index_pack", "index_down",
+                "index_key" or "index_heads".
 
         Returns:
             Seconds by worker.
@@ -94,7 +101,7 @@ class Trace:
             TypeError: `phase` is no string.
             ValueError: It is none of the phases.
         """
-        check_choice("phase", phase, PHASES)
+        check_choice("phase", phase, ALL_PHASES)
         spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
         seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
         for span in spans:

@@ -142,8 +142,11 @@ def current_threads() -> int:
 
 
 def plain(thing: Any) -> Any:
-    """A named tuple as a kernel takes it: plain tuples, made ahead for what is the same in many calls."""
-    if config.DISABLE_JIT or not isinstance(thing, tuple):
+    """A named tuple as a kernel takes it: plain tuples, made ahead for what is the same in many calls.
+
+    What is a plain tuple already stays as it is.
+    """
+    if config.DISABLE_JIT or not isinstance(thing, tuple) or type(thing) is tuple:
         return thing
     return tuple([plain(field) for field in thing])
 
