@@ -10,7 +10,7 @@ import click
 from tiling import CpuTiling, MlaTileConfig, plan_prolog
 
 from ..call.planning import MICRO_TILES, stored_choice, this_machine
-from ..kernels import max_threads
+from ..threads import usual_threads
 from .faults import blame
 from .options import WhatToPlan
 
@@ -33,7 +33,7 @@ def plan(**given: Any) -> None:
     if options.explain and options.as_json:
         raise click.UsageError("--explain, --json: expected one of them (JSON has the reasons), got both")
     tiles = options.tile_settings(options.tokens)
-    n_threads, costs, note = options.threads or max_threads(), None, ""
+    n_threads, costs, note = options.threads or usual_threads(), None, ""
     with blame("--dims"):
         config: MlaTileConfig | CpuTiling | None
         if tiles.config == "auto":

@@ -14,7 +14,7 @@ __all__ = ["plan"]
 @click.command()
 @what_to_plan
 @click.option("--tokens", type=tokens_type, required=True, help="Tokens of a call.")
-@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: NUMBA_NUM_THREADS]")
+@click.option("--threads", type=click.IntRange(1), help="Threads.  [default: as mla-numba info says]")
 @click.option(
     "--explain", is_flag=True, help="Add the reason of each choice, the candidates, and what each setting does."
 )
