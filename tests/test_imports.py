@@ -13,7 +13,7 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 ROOMS = {
     "tiling": (
         "lazy_names", "check", "modes", "json", "short_repr", "html", "arith", "rates", "roofline", "system", "machine",
-        "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner",
+        "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner", "cluster",
     ),
     "mla_numba": (
         "_version", "base", "kernels", "threads", "weights", "layouts", "rope_table", "cache", "call", "oracle",
