@@ -309,7 +309,7 @@ def test_a_call_has_a_thread_a_core(half_the_cpus, small_weights):
     facts = json.loads(invoke("info", "--json").output)
     assert (facts["n_threads"], facts["n_threads_reason"]) == (half_the_cpus, said)
     assert len(facts["usable"]["cores"]) == half_the_cpus
-    assert json.loads(invoke("plan", "--tokens", 8, "--json").output)["n_threads"] == half_the_cpus
+    assert json.loads(invoke("plan", "--tokens", "8", "--json").output)["n_threads"] == half_the_cpus
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ _MAX_RANKS = 2**16
 
 @dataclass(frozen=True)
 class LinkRate(JsonText):
-    """A link between two ranks.
+    """A link between two ranks. ``Cluster`` has an example.
 
     Args:
         latency_s: Seconds until a small message has arrived.

@@ -65,12 +65,12 @@ def show_ranks(
     for of_t in found:
         for prediction in of_t:
             table.add_row(*_cells(prediction, of_t[0]), end_section=prediction is of_t[-1])
-    print_wide(table, 110)
+    print_wide(table, 130)
 
 
 _HEADINGS = (
     "T", "ranks", "nodes", "heads", "MB a rank", "replicated us", "split us", "exchange us", "auto takes", "us",
-    "times as fast", "a rank",
+    "times as fast", "efficiency",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from mla_numba.inputs import random_inputs
 from mla_numba.tolerance import compare_within
 
 from .checkpoint_maker import make_checkpoint
+from .machines import CLUSTER
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
@@ -61,5 +62,5 @@ def make_objects(folder):
         tiling.Rates(1e10, 1e12, 1e12), layouts.RecordFields(*rows), settings, dump.outputs[0],
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
-        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4),
+        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), CLUSTER, CLUSTER.node_link,
     ]  # fmt: skip
