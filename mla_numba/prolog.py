@@ -28,6 +28,7 @@ from .kernels import max_threads
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.tile import prolog_tile
+from .threads import check_threads
 from .weights.packed import PackedWeights
 from .weights.plain import MlaWeights
 
@@ -65,7 +66,8 @@ class MlaProlog:
             and the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the
             planner's choice with the rates that `tune` measured.
         options: Scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
-        n_threads: At most Numba's thread count, which is the default.
+        n_threads: At most Numba's thread count. By default NUMBA_NUM_THREADS if it is set, else a thread for each core
+            that this process may use, see `mla-numba info`.
         check_finite: Raise `ValueError` if a hidden state is NaN or Inf.
         numerics: How rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
             the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that
@@ -106,7 +108,7 @@ class MlaProlog:
         self.numerics = check.check_choice("numerics", numerics, NUMERICS)
         settings = PlanSettings(phase, tile_config, options)
         self.phase, self.tile_config, self.options = settings.phase, settings.tile_config, settings.options
-        self.n_threads = check.check_threads("n_threads", n_threads, max_threads())
+        self.n_threads = check_threads("n_threads", n_threads)
         self.check_finite = check.check_flag("check_finite", check_finite)
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
         self.weights.check()

@@ -112,7 +112,7 @@ def pack_b(w):
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
     source = panels.Matrices(bits, len(w), np.arange(NR), w.size, NR)
-    panels.pack_panels(1, 1, source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
+    panels.pack_panels(1, 1, panels.Share(1, 1, 1, 0), source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
     return out
 
 
@@ -251,7 +251,8 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
-            panels.pack_panels(n_threads, batch * ceil_div(n, NR), source, panels.Order(kr, n_parts, places), got)
+            share = panels.Share(n_threads, batch * ceil_div(n, NR), 1, 0)
+            panels.pack_panels(n_threads, n_threads, share, source, panels.Order(kr, n_parts, places), got)
             assert (got == want).all()
 
 

@@ -14,12 +14,14 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from tiling import Rates
+from tiling.system.usable import Usable
 
 from .._version import __version__
 from ..base.dims import MlaDims
 from ..call.planning import MICRO_TILES, this_machine
 from ..call.tuned import FOLDER_VARIABLE, Stored, count_stored, store_folder
-from ..kernels import CHOICE, ISA, ISA_VARIABLE, ISAS, cache_folder, max_threads, threading_layer
+from ..kernels import CHOICE, ISA, ISA_VARIABLE, ISAS, cache_folder, threading_layer
+from ..threads import usual_threads, why_usual_threads
 from ..tuning.rates import least_ms, measure_all, rates_as_dict, slower_together
 from .extras import Extra, extras
 from .progress import Steps
@@ -83,7 +85,8 @@ class Facts:
             "register tiles": ", ".join(f"{dtype} {micro}" for dtype, micro in MICRO_TILES.items()),
             "threading layer": f"{self.threading_layer or f'none: {_layer_asked()} cannot be loaded'} "
             "(NUMBA_THREADING_LAYER)",
-            "threads": f"{max_threads()} (NUMBA_NUM_THREADS)",
+            **Usable.detect().lines(),
+            "threads": f"{usual_threads()}: {why_usual_threads()}",
             "kernel cache": self._kernel_line(),
             "tuned": self._tuned_line(),
         }
@@ -114,7 +117,9 @@ class Facts:
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": self.threading_layer,
             "threading_layer_asked": _layer_asked(),
-            "n_threads": max_threads(),
+            "usable": asdict(Usable.detect()) | {"allowed": sorted(Usable.detect().allowed)},
+            "n_threads": usual_threads(),
+            "n_threads_reason": why_usual_threads(),
             "kernel_cache": {
                 "folder": self.kernel_folder and str(self.kernel_folder),
                 "bytes": n_bytes,

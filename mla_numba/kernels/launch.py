@@ -108,8 +108,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def max_threads() -> int:
-    """Threads that a parallel launch can have: `NUMBA_NUM_THREADS`, by default the usable cores."""
+    """Threads that a parallel launch can have: `NUMBA_NUM_THREADS`, by default one for each CPU of the process."""
     return int(config.NUMBA_NUM_THREADS)
+
+
+def threads_asked() -> bool:
+    """Whether the user set `NUMBA_NUM_THREADS`, in the environment or in Numba's own file."""
+    return "NUMBA_NUM_THREADS" in os.environ or config.NUMBA_NUM_THREADS != config.NUMBA_DEFAULT_NUM_THREADS
 
 
 def threading_layer() -> str:

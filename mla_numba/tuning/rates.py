@@ -27,12 +27,13 @@ import numpy as np
 
 from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 
-from ..base.checks import check_int, check_number, check_threads
+from ..base.checks import check_int, check_number
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty
 from ..call.planning import MICRO_TILES, this_machine
-from ..kernels import ISA, max_threads, peaks
+from ..kernels import ISA, peaks
 from ..kernels.threads import tasks
+from ..threads import check_threads
 
 __all__ = ["Probed", "Probes", "least_ms", "measure_all", "rates_as_dict", "slower_together"]
 
@@ -69,7 +70,7 @@ class Probes:
     `do_bench` has an example.
 
     Args:
-        n_threads: The most threads to be measured; None is all of Numba's.
+        n_threads: The most threads to be measured; None is those that a call has by default.
         buffer_bytes: How much memory the read probe takes. None is four last-level caches a thread, for a cache may be
             shared by a few cores only, yet at least 256 MiB and at most 1 GiB.
         steps: Length of a task of the other probes; None suits the machine.
@@ -82,7 +83,7 @@ class Probes:
     def __init__(
         self, n_threads: int | None = None, *, buffer_bytes: int | None = None, steps: int | None = None
     ) -> None:
-        self.n_threads = check_threads("n_threads", n_threads, max_threads())
+        self.n_threads = check_threads("n_threads", n_threads)
         if buffer_bytes is None:
             wanted = 4 * this_machine().l3_bytes * self.n_threads
             buffer_bytes = min(max(wanted, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES) if peaks.COMPILED else 1

@@ -18,7 +18,6 @@ from ..base.checks import (
     check_flag,
     check_int,
     check_k_int8,
-    check_threads,
     check_vector,
     expect_array,
     expect_type,
@@ -27,7 +26,7 @@ from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
 from ..base.modes import QUANT_MODES, QuantMode, quant_mode
 from ..base.short_repr import dims_text, short_repr, size_text
-from ..kernels import max_threads
+from ..threads import check_threads
 from .packed import PackedWeights, pack_gemm
 from .quantize import QuantizationReport, WeightError, quantize_columns
 
@@ -300,7 +299,7 @@ class MlaWeights:
         """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
         Args:
-            n_threads: At most Numba's thread count, which is the default.
+            n_threads: As of `MlaProlog`.
 
         Returns:
             Packed weights, which share no memory with these.
@@ -315,7 +314,7 @@ class MlaWeights:
             >>> mla.MlaProlog(weights.pack()).dims == weights.dims
             True
         """
-        n_threads = check_threads("n_threads", n_threads, max_threads())
+        n_threads = check_threads("n_threads", n_threads)
         w, dims = replace(self), self.dims  # checked once more
 
         def widened(vector: Array | None) -> Array:

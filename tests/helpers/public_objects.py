@@ -15,6 +15,7 @@ from mla_numba.reference import indexer_prolog_reference
 from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
+from .machines import CLUSTER
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
@@ -70,4 +71,5 @@ def make_objects(folder):
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
         indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference,
         IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
+        CLUSTER, CLUSTER.node_link,
     ]  # fmt: skip
