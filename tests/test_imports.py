@@ -17,7 +17,7 @@ ROOMS = {
     ),
     "mla_numba": (
         "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
-        "pypto", "tuning", "distributed", "interop", "cli",
+        "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
         "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
