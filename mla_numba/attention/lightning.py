@@ -104,7 +104,8 @@ def lightning_index(
 def _checked_queries(output: object, cache: object) -> IndexerOutput:
     expect_type("indexer_output", output, IndexerOutput)
     expect_type("cache", cache, IndexerCache)
-    assert isinstance(output, IndexerOutput) and isinstance(cache, IndexerCache)
+    assert isinstance(output, IndexerOutput)  # for the type checker
+    assert isinstance(cache, IndexerCache)
     width = cache.sizes.width
     if width > MAX_HEAD_DIM:
         raise ValueError(f"cache: expected keys of at most {MAX_HEAD_DIM} elements, got {width}")
@@ -138,7 +139,7 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
     bits = [writable_alias(a.view(np.uint16)) for a in (output.query_scale, output.weights)]
     rows = min(t, _TOKENS)
     memory = (aligned_empty((rows, n_heads, kp), A_INT8_DTYPE), aligned_empty((rows, n_heads), np.float32))
-    queries = Queries(writable_alias(output.query), *bits, pages.limits, *memory)
+    queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, memory[0], memory[1])
     scratch: Scratch | None = None
     for t0 in range(0, t, _TOKENS):
         n = min(t - t0, _TOKENS)

@@ -81,12 +81,12 @@ def keep_best(ranks: Ranks, n: Index, k: Index, slack: Index, counts: Int64) -> 
             high = ranks[i] >> below
             if high >> digit == prefix:
                 counts[np.int64(high & mask)] += 1
-        b = np.int64(0)
-        while counts[b] < left:
-            left -= counts[b]
-            b += 1
-        surplus = counts[b] - left
-        prefix = np.uint64(prefix << digit) | np.uint64(b)
+        chosen = np.int64(0)
+        while counts[chosen] < left:
+            left -= counts[chosen]
+            chosen += 1
+        surplus = counts[chosen] - left
+        prefix = np.uint64(prefix << digit) | np.uint64(chosen)
     worst = ALL_RANKS if shift == 64 else (np.uint64(prefix << np.uint64(shift))) | (ALL_RANKS >> np.uint64(64 - shift))
     return append_ranks(window(ranks, 0, n), ranks, np.int64(0), worst), worst
 
@@ -112,9 +112,9 @@ def _sort_digit(ranks: Ranks, n: Index, shift: Index, bits: Index, out: Ranks, c
     for b in range(N_BINS):
         start, counts[b] = start + counts[b], start
     for i in range(n):
-        b = np.int64((ranks[i] >> below) & mask)
-        out[counts[b]] = ranks[i]
-        counts[b] += 1
+        at = np.int64((ranks[i] >> below) & mask)
+        out[counts[at]] = ranks[i]
+        counts[at] += 1
 
 
 @callee

@@ -197,7 +197,7 @@ def _quads_transposed(builder: ir.IRBuilder, rows: list[Any]) -> list[Any]:
 
     low = [shuffled(rows[i], rows[i + 1], (0, 4, 1, 5)) for i in (0, 2)]
     high = [shuffled(rows[i], rows[i + 1], (2, 6, 3, 7)) for i in (0, 2)]
-    return [shuffled(*pair, half) for pair in (low, high) for half in ((0, 1, 4, 5), (2, 3, 6, 7))]
+    return [shuffled(a, b, half) for a, b in (low, high) for half in ((0, 1, 4, 5), (2, 3, 6, 7))]
 
 
 def _in_order(builder: ir.IRBuilder, isa: Isa, words: list[Any]) -> list[Any]:

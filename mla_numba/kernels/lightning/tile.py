@@ -5,24 +5,24 @@
 | phase   | a task is                       | it computes                                                             |
 |---------|---------------------------------|-------------------------------------------------------------------------|
 | PREPARE | a token                         | its queries as rows of A, its heads' weights                            |
-| SCAN    | a group of tokens, a run of keys | scores, of which each worker buffers those that may be among the best  |
+| SCAN    | a group, and a run of keys      | scores, of which each worker buffers those that may be among the best   |
 | MERGE   | a token                         | the k best of all workers' buffers, sorted                              |
 
 A group are tokens of one sequence that follow one another. Keys are read from the cache and packed once a group, a tile
 of them at a time; their scores exist for one token and one tile of keys.
 
-| array        | shape                       | dtype        | notes                                                     |
-|--------------|-----------------------------|--------------|-----------------------------------------------------------|
-| query        | (T, Ni, Di)                 | int8         | codes                                                     |
-| query_scale  | (T, Ni)                     | uint16       | bits of fp16                                              |
-| weights      | (T, Ni)                     | uint16       | likewise                                                  |
-| limits       | (T,)                        | int64        | keys that a token sees                                    |
-| index        | (T, k)                      | int32        | positions, the best first, then -1                        |
-| rows         | (t, Ni, kp)                 | A_INT8_DTYPE | scratch: queries                                          |
-| head_weights | (t, Ni)                     | float32      | scratch                                                   |
-| ranks        | (n_workers, t, room)        | uint64       | scratch: see `best`; room >= k + TILE                     |
-| n_ranks      | (n_workers, t)              | int64        | scratch: how many there are, zeros at first               |
-| worst        | (n_workers, t)              | uint64       | scratch: ALL_RANKS at first                               |
+| array        | shape                 | dtype        | notes                                            |
+|--------------|-----------------------|--------------|--------------------------------------------------|
+| query        | (T, Ni, Di)           | int8         | codes                                            |
+| query_scale  | (T, Ni)               | uint16       | bits of fp16                                     |
+| weights      | (T, Ni)               | uint16       | likewise                                         |
+| limits       | (T,)                  | int64        | keys that a token sees                           |
+| chosen       | (T, k)                | int32        | positions, the best first, then -1               |
+| rows         | (t, Ni, kp)           | A_INT8_DTYPE | scratch: queries                                 |
+| head_weights | (t, Ni)               | float32      | scratch                                          |
+| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + TILE            |
+| n_ranks      | (n_workers, t)        | int64        | scratch: how many there are, zeros at first      |
+| worst        | (n_workers, t)        | uint64       | scratch: ALL_RANKS at first                      |
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Best(NamedTuple):
     ranks: Ranks
     n_ranks: Int64
     worst: Ranks
-    index: Int32
+    chosen: Int32
 
 
 class Scratch(NamedTuple):
@@ -158,7 +158,7 @@ def _collect(work: Work, worker: Index, token: Index, position: Index, tile: Key
     scores, keys = row_of(scratch.scores, worker), window(row_of(scratch.keys, worker), 0, n)
     _score_keys(work, token, tile, n, scores)
     rank_keys(scores, tile.scale, keys)
-    k, room = best.index.shape[1], best.ranks.shape[2]
+    k, room = best.chosen.shape[1], best.ranks.shape[2]
     at = worker * best.n_ranks.shape[1] + token
     ranks = row_of(best.ranks, at)
     counts, worst = unowned(best.n_ranks), unowned(best.worst)
@@ -195,7 +195,7 @@ def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """The k best of all buffers. Each worker's bound holds for all: k ranks are not worse than it."""
     best, scratch = work.best, work.scratch
     n_workers, t, room = best.ranks.shape
-    k = best.index.shape[1]
+    k = best.chosen.shape[1]
     merged, counts = row_of(scratch.sorted, worker), row_of(scratch.counts, worker)
     n, worst = np.int64(0), ALL_RANKS
     for w in range(n_workers):
@@ -209,7 +209,7 @@ def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     if n > k:
         n, _ = keep_best(merged, n, k, np.int64(0), counts)
     sort_ranks(merged, n, row_of(best.ranks, task), counts)
-    write_positions(merged, n, row_of(best.index, work.t0 + task))
+    write_positions(merged, n, row_of(best.chosen, work.t0 + task))
 
 
 @kernel
