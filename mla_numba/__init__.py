@@ -38,6 +38,7 @@ __all__ = [
     "dequant_asymmetric",
     "k_nope_quant",
     "layouts",
+    "lightning_index",
     "mla_prolog_quant_compute",
     "mla_prolog_quant_d",
     "mla_prolog_quant_p",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
     from . import layouts
+    from .attention.lightning import lightning_index
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
     from .base.indexer_dims import IndexerDims
@@ -103,6 +105,7 @@ else:
                 "pass_options",
                 "preset",
             ),
+            ".attention.lightning": ("lightning_index",),
             ".base.dims": ("MlaDims",),
             ".base.head_shard": ("HeadShard",),
             ".base.indexer_dims": ("IndexerDims",),

@@ -18,10 +18,11 @@ ROOMS = {
     "mla_numba": (
         "_version", "base", "kernels", "threads", "weights", "layouts", "rope_table", "cache_blocks", "cache",
         "indexer_cache", "call", "oracle", "dumps", "prolog",
-        "pypto", "tuning", "distributed", "interop", "cli",
+        "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
-        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
+        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps",
+        "lightning", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {
