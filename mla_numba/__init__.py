@@ -14,6 +14,10 @@ __all__ = [
     "CheckpointLayer",
     "CpuTiling",
     "HeadShard",
+    "IndexerCache",
+    "IndexerDims",
+    "IndexerOutput",
+    "IndexerWeights",
     "KeyRows",
     "MlaDims",
     "MlaProlog",
@@ -47,6 +51,7 @@ __all__ = [
     "rope_v2",
     "rotate_half",
     "scalar_div",
+    "sylvester_hadamard",
 ]
 
 if TYPE_CHECKING:
@@ -55,8 +60,11 @@ if TYPE_CHECKING:
     from . import layouts
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
+    from .base.indexer_dims import IndexerDims
     from .cache import KeyRows, PagedCache
+    from .call.indexer import IndexerOutput
     from .call.trace import Trace
+    from .indexer_cache import IndexerCache
     from .prolog import BoundCall, MlaProlog, PrologOutput
     from .pypto.entry_points import (
         mla_prolog_quant_compute,
@@ -78,6 +86,7 @@ if TYPE_CHECKING:
     from .pypto.pre_compute import pre_compute_2d
     from .rope_table import RopeTable
     from .weights.checkpoint import Checkpoint, CheckpointLayer
+    from .weights.indexer import IndexerWeights, sylvester_hadamard
     from .weights.packed import PackedWeights
     from .weights.plain import MlaWeights
     from .weights.quantize import QuantizationReport, WeightError
@@ -96,8 +105,11 @@ else:
             ),
             ".base.dims": ("MlaDims",),
             ".base.head_shard": ("HeadShard",),
+            ".base.indexer_dims": ("IndexerDims",),
             ".cache": ("KeyRows", "PagedCache"),
+            ".call.indexer": ("IndexerOutput",),
             ".call.trace": ("Trace",),
+            ".indexer_cache": ("IndexerCache",),
             ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
             ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
             ".pypto.operations": (
@@ -115,6 +127,7 @@ else:
             ".pypto.pre_compute": ("pre_compute_2d",),
             ".rope_table": ("RopeTable",),
             ".weights.checkpoint": ("Checkpoint", "CheckpointLayer"),
+            ".weights.indexer": ("IndexerWeights", "sylvester_hadamard"),
             ".weights.packed": ("PackedWeights",),
             ".weights.plain": ("MlaWeights",),
             ".weights.quantize": ("QuantizationReport", "WeightError"),

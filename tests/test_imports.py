@@ -16,7 +16,8 @@ ROOMS = {
         "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner",
     ),
     "mla_numba": (
-        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
+        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache_blocks", "cache",
+        "indexer_cache", "call", "oracle", "dumps", "prolog",
         "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (

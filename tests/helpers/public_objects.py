@@ -51,6 +51,10 @@ def make_objects(folder):
     plan = prolog.plan(40)
     tile = plan.tile_plans[0]
     rows = [np.zeros((3, 512), np.int8), np.zeros((3, 4), np.float32), np.zeros((3, 64), cache.kr.dtype)]
+    indexer = mla.IndexerWeights.random(DIMS, n_heads=4, head_dim=32)
+    indexer_out = mla.IndexerOutput(
+        np.zeros((3, 4, 32), np.int8), np.zeros((3, 4, 1), np.float16), np.zeros((3, 4), np.float16)
+    )
     return [
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
@@ -61,5 +65,6 @@ def make_objects(folder):
         tiling.Rates(1e10, 1e12, 1e12), layouts.RecordFields(*rows), settings, dump.outputs[0],
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
-        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4),
+        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
+        indexer.dims, mla.IndexerCache.allocate(indexer.dims, 2, 16), indexer_out,
     ]  # fmt: skip
