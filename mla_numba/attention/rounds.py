@@ -111,7 +111,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "rows": ((cut.n_workers, cut.rows * _odd_lines(sizes.kp)), A_BF16_DTYPE),
         "panels": ((cut.n_workers, cut.walk * cut.depth * NR), np.uint16),
         "bits": ((cut.n_workers, _whole_lines(bits * 2) // 2), np.uint16),
-        "slots": ((cut.n_workers, max(cut.rows, cut.depth)), np.int64),
+        "bases": ((cut.n_workers, 3 * max(cut.rows, cut.depth)), np.int64),
         "sums": ((cut.n_workers, cut.walk * cut.heads * NR * NR), np.float32),
         "lanes": ((cut.n_workers, 2, lanes), np.float32),
         "mins": ((cut.n_workers, lanes), np.int32),

@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
     | rows     | (n_workers, m * lda)   | A_BF16_DTYPE | dequantised keys of m positions: rows of A                    |
     | panels   | (n_workers, ...)       | uint16       | dequantised latents of some positions: panels of columns      |
     | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions                             |
-    | slots    | (n_workers, ...)       | int64        | slots of some positions                                       |
+    | bases    | (n_workers, ...)       | int64        | where the keys of some positions begin                        |
     | sums     | (n_workers, ...)       | float32      | accumulators of latents, [walk][N][NR]                        |
     | lanes    | (n_workers, 2, 16*NR)  | float32      | by place mod 16 and head: the largest score, sums             |
     | mins     | (n_workers, 16*NR)     | int32        | likewise the smallest probability's bits                      |
@@ -66,7 +66,7 @@ class Scratch(NamedTuple):
     rows: Values
     panels: Bits
     bits: Bits
-    slots: Int64
+    bases: Int64
     sums: F32
     lanes: F32
     mins: Int32

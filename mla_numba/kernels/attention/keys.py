@@ -15,7 +15,7 @@ from ..kinds import Bits, Index, Int64, Real, Values, Word
 from ..micro.table import ISA
 from ..micro.ukernel import KR_BF16, NR
 from ..row.operand import bf16_operand_row
-from ..row.scatter import Slots, chunk_at, slot_base
+from ..row.scatter import Slots, chunk_at
 from ..scalars import (
     NONE_NONZERO,
     as_f32,
@@ -27,7 +27,7 @@ from ..scalars import (
     row_of,
     window,
 )
-from .arguments import Caches, Lists, Work
+from .arguments import Caches, Work
 from .prefetch import prefetch
 
 __all__ = ["Span", "key_panels", "key_rows"]
@@ -45,15 +45,40 @@ class Span(NamedTuple):
     n: Index
 
 
+class Columns(NamedTuple):
+    """Columns first..first+n of a latent, and where the first lies: in which run of c0 elements, and which group."""
+
+    first: Index
+    n: Index
+    at: Index
+    left_in_run: Index
+    group: Index
+    left_in_group: Index
+
+
 @callee
-def _slot_of(lists: Lists, token: Index, place: Index) -> Index:
-    """The slot of the key at a place of a token's list."""
-    position = np.int64(place)
-    if not lists.dense:
-        position = np.int64(window(lists.positions, token * lists.positions.shape[1] + place, 1)[0])
-    row, size = lists.sequences[token], np.int64(lists.block_size)
-    block = window(lists.block_table, row * lists.block_table.shape[1] + position // size, 1)[0]
-    return block * size + position % size
+def _columns(work: Work, first: Index, n: Index) -> Columns:
+    layout, group = work.caches.kv.layout, np.int64(work.group)
+    at, left = chunk_at(layout, np.int64(0), np.int64(first))
+    return Columns(first, n, at, left, first // group, group - first % group)
+
+
+@callee
+def _find(work: Work, span: Span, bases: Int64) -> None:
+    """Where the keys of a span begin, (3, n) flat: in kv, in kr, and their scales in k_scale."""
+    lists, caches = work.lists, work.caches
+    kv, kr, k_scale = caches.kv.layout, caches.kr.layout, caches.k_scale.layout
+    size, k = np.int64(lists.block_size), lists.positions.shape[1]
+    width = lists.block_table.shape[1]
+    blocks = window(lists.block_table, lists.sequences[span.token] * width, width)
+    for i in range(span.n):
+        position = np.int64(span.first + i)
+        if not lists.dense:
+            position = np.int64(window(lists.positions, span.token * k + span.first + i, 1)[0])
+        block, row = blocks[position // size], position % size
+        bases[i] = block * kv[1] + row * kv[4]
+        bases[span.n + i] = block * kr[1] + row * kr[4]
+        bases[2 * span.n + i] = block * k_scale[1] + row * k_scale[4]
 
 
 @callee
@@ -91,71 +116,62 @@ def _scaled(codes: Values, scale: Real, out: Bits) -> None:
 
 
 @callee
-def _dequantised(caches: Caches, group: Index, slot: Index, first: Index, out: Bits) -> Index:
-    layout, end = caches.kv.layout, first + len(out)
-    base, scales = slot_base(layout, slot), slot_base(caches.k_scale.layout, slot)
-    least, c = NONE_NONZERO, np.int64(first)
-    while c < end:
-        at, run = chunk_at(layout, base, c)
-        run = min(run, group - c % group, end - c)
-        scale = _scale_of(window(caches.k_scale.flat, scales + c // group, 1)[0])
-        _scaled(window(caches.kv.flat, at, run), scale, window(out, c - first, run))
+def _dequantised(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
+    c0, chunk_stride = caches.kv.layout[2], caches.kv.layout[3]
+    at, of_run, of_group, scale_at = base + columns.at, columns.left_in_run, columns.left_in_group, scales + columns.group
+    least, c = NONE_NONZERO, np.int64(0)
+    while c < columns.n:
+        run = min(min(of_run, of_group), columns.n - c)
+        scale = _scale_of(window(caches.k_scale.flat, scale_at, 1)[0])
+        _scaled(window(caches.kv.flat, at, run), scale, window(out, c, run))
         if scale != np.float32(0):  # a code is 0 or at least 1
             least = min(least, max(np.int32(np.int32(round_bf16(scale)) & np.int32(0x7FFF)), np.int32(1)))
-        c += run
+        c, at, of_run, of_group = c + run, at + run, of_run - run, of_group - run
+        if of_run == 0:
+            at, of_run = at + chunk_stride - c0, c0
+        if of_group == 0:
+            scale_at, of_group = scale_at + 1, group
     return np.int32(least)
 
 
 @callee
-def _copied(layout: Values, flat: Bits, slot: Index, first: Index, out: Bits) -> Index:
-    base, end, c = slot_base(layout, slot), first + len(out), np.int64(first)
-    while c < end:
-        at, run = chunk_at(layout, base, c)
-        run = min(run, end - c)
-        values, taken = window(flat, at, run), window(out, c - first, run)
+def _copied(slots: Slots, at: Index, of_run: Index, out: Bits) -> Index:
+    """Elements of a slot from `at` on, of which `of_run` come before the next run."""
+    c0, chunk_stride = slots.layout[2], slots.layout[3]
+    c = np.int64(0)
+    while c < len(out):
+        run = min(of_run, len(out) - c)
+        values, taken = window(slots.flat, at, run), window(out, c, run)
         for j in range(run):
             taken[j] = values[j]
-        c += run
+        c, at, of_run = c + run, at + of_run + chunk_stride - c0, c0
     return min_magnitude(out)
 
 
 @callee
-def _copied_latent(caches: Caches, group: Index, slot: Index, first: Index, out: Bits) -> Index:
-    return _copied(caches.kv.layout, caches.kv.flat, slot, first, out)
+def _as_it_is(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
+    return _copied(caches.kv, base + columns.at, columns.left_in_run, out)
 
 
-@by_dtype("caches.kv.flat", {np.int8: _dequantised}, otherwise=_copied_latent)
-def _latent(caches: Caches, group: Index, slot: Index, first: Index, out: Bits) -> Index:
-    """Elements first, first + 1, ... of a slot's latent to `out`; returns at most their `min_magnitude`."""
-
-
-@callee
-def _find_slots(lists: Lists, span: Span, slots: Int64) -> None:
-    """slots[i]: that of the key at place first + i."""
-    for i in range(span.n):
-        slots[i] = _slot_of(lists, span.token, span.first + i)
+@by_dtype("caches.kv.flat", {np.int8: _dequantised}, otherwise=_as_it_is)
+def _latent(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
+    """Columns of the latent that begins at `base`, with scales from `scales` on; returns at most `min_magnitude`."""
 
 
 @callee
-def _scales_asked_for(caches: Caches, slot: Index) -> None:
-    prefetch(caches.k_scale.flat, slot_base(caches.k_scale.layout, slot), N_SCALES)
+def _ask_for_codes(caches: Caches, base: Index, scales: Index, columns: Columns) -> None:
+    prefetch(caches.kv.flat, base + columns.at, min(columns.n, columns.left_in_run))
+    prefetch(caches.k_scale.flat, scales, N_SCALES)
 
 
 @callee
-def _nothing_asked_for(caches: Caches, slot: Index) -> None:
-    pass
+def _ask_for_values(caches: Caches, base: Index, scales: Index, columns: Columns) -> None:
+    prefetch(caches.kv.flat, base + columns.at, min(columns.n, columns.left_in_run))
 
 
-@by_dtype("caches.kv.flat", {np.int8: _scales_asked_for}, otherwise=_nothing_asked_for)
-def _ask_for_scales(caches: Caches, slot: Index) -> None:
-    """Asks for the scales of a slot, where there are any."""
-
-
-@callee
-def _ask_for(slots: Slots, slot: Index, first: Index, n: Index) -> None:
-    """Asks for elements first..first+n of a slot, where these lie side by side."""
-    at, run = chunk_at(slots.layout, slot_base(slots.layout, slot), first)
-    prefetch(slots.flat, at, min(n, run))
+@by_dtype("caches.kv.flat", {np.int8: _ask_for_codes}, otherwise=_ask_for_values)
+def _ask_for(caches: Caches, base: Index, scales: Index, columns: Columns) -> None:
+    """Asks for the first run of some columns of a latent, and for its scales."""
 
 
 @callee
@@ -163,17 +179,18 @@ def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) ->
     """The keys of a span, latent and rope part, as rows of A `lda` apart; returns at most their `min_magnitude`."""
     latent, rope = work.latent.shape[2], work.queries.rope.shape[2]
     kp = (latent + rope + KR_BF16 - 1) // KR_BF16 * KR_BF16
-    caches, least = work.caches, NONE_NONZERO
-    bits, slots = row_of(work.scratch.bits, worker), row_of(work.scratch.slots, worker)
-    _find_slots(work.lists, span, slots)
+    caches, group, least = work.caches, np.int64(work.group), NONE_NONZERO
+    bits, bases = row_of(work.scratch.bits, worker), row_of(work.scratch.bases, worker)
+    columns, rope_run = _columns(work, np.int64(0), latent), min(caches.kr.layout[2], rope)
+    _find(work, span, bases)
+    kv, kr, scales = window(bases, 0, span.n), window(bases, span.n, span.n), window(bases, 2 * span.n, span.n)
+    of_latent, of_rope = window(bits, 0, latent), window(bits, latent, rope)
     for i in range(span.n):
-        slot = slots[i]
-        if i + _AHEAD < span.n:
-            _ask_for(caches.kv, slots[i + _AHEAD], np.int64(0), latent)
-            _ask_for(caches.kr, slots[i + _AHEAD], np.int64(0), rope)
-            _ask_for_scales(caches, slots[i + _AHEAD])
-        least = min(least, _latent(caches, work.group, slot, np.int64(0), window(bits, 0, latent)))
-        least = min(least, _copied(caches.kr.layout, caches.kr.flat, slot, np.int64(0), window(bits, latent, rope)))
+        ahead = min(i + _AHEAD, span.n - 1)
+        _ask_for(caches, kv[ahead], scales[ahead], columns)
+        prefetch(caches.kr.flat, kr[ahead], rope_run)
+        least = min(least, _latent(caches, group, kv[i], scales[i], columns, of_latent))
+        least = min(least, _copied(caches.kr, kr[i], caches.kr.layout[2], of_rope))
         bf16_operand_row(window(bits, 0, latent + rope), 1, window(rows, i * lda, kp))
     return np.int32(least)
 
@@ -209,19 +226,20 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
     depth, least = work.cut.depth, NONE_NONZERO
     n_panels = (n_cols + NR - 1) // NR
     ld = n_panels * NR
-    scratch, caches = work.scratch, work.caches
-    bits, panels, slots = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.slots, worker)
-    _find_slots(work.lists, span, slots)
+    scratch, caches, group = work.scratch, work.caches, np.int64(work.group)
+    bits, panels, bases = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.bases, worker)
+    columns = _columns(work, first, n_cols)
+    _find(work, span, bases)
+    kv, scales = window(bases, 0, span.n), window(bases, 2 * span.n, span.n)
     for c in range(KR_BF16 * ld):
         bits[c] = 0
     for i in range(0, span.n, KR_BF16):
         for r in range(KR_BF16):
             row = window(bits, r * ld, n_cols)
             if i + r < span.n:
-                if i + r + _AHEAD < span.n:
-                    _ask_for(caches.kv, slots[i + r + _AHEAD], first, n_cols)
-                    _ask_for_scales(caches, slots[i + r + _AHEAD])
-                least = min(least, _latent(caches, work.group, slots[i + r], first, row))
+                ahead = min(i + r + _AHEAD, span.n - 1)
+                _ask_for(caches, kv[ahead], scales[ahead], columns)
+                least = min(least, _latent(caches, group, kv[i + r], scales[i + r], columns, row))
             else:
                 for c in range(n_cols):
                     row[c] = 0
