@@ -86,7 +86,7 @@ class TestHadamard:
 
     def test_refused(self):
         for wrong in (3, 48, 127):
-            refuses(ValueError, f"^n: expected a power of two, got {wrong}", mla.sylvester_hadamard, wrong)
+            refuses(ValueError, f"^n: expected a power of two, .*got {wrong}", mla.sylvester_hadamard, wrong)
         refuses(ValueError, "^n: expected at least 1", mla.sylvester_hadamard, 0)
         refuses(ValueError, "^n: expected at most 1024", mla.sylvester_hadamard, 2048)
         refuses(TypeError, "^n: expected int", mla.sylvester_hadamard, 4.0)
@@ -152,7 +152,7 @@ class TestWeights:
         for name in ("w_qb", "wk", "w_proj", "ln_gamma_k", "ln_beta_k"):
             assert getattr(again, name).tobytes() == getattr(weights, name).tobytes()
             assert getattr(other, name).tobytes() != getattr(weights, name).tobytes()
-        refuses(ValueError, "^head_dim: expected a power of two, got 24", mla.IndexerWeights.random, LAYER, 0, 3, 24)
+        refuses(ValueError, "^head_dim: expected a power of two, .*got 24", mla.IndexerWeights.random, LAYER, 0, 3, 24)
         refuses(TypeError, "^dims: expected MlaDims", mla.IndexerWeights.random, DIMS)
 
     def test_defaults_are_those_of_deepseek(self):
@@ -189,7 +189,7 @@ class TestFromBf16:
         for bad in (0, np.nan, np.inf):
             refuses(ValueError, "^smooth_scales_cq: expected finite values other than 0", self.make, ones,
                     smooth_scales_cq=np.array([1, bad], np.float32))  # fmt: skip
-        refuses(ValueError, "^wk: expected a power of two columns", self.make, np.ones((2, 6), BF16))
+        refuses(ValueError, r"^wk\.shape\[1\]: expected a power of two, .*got 6", self.make, np.ones((2, 6), BF16))
         refuses(TypeError, "^w_qb: expected dtype bfloat16, got int8", self.make, np.ones((2, 2), np.int8))
         refuses(ValueError, "^w_qb: expected finite weights, got NaN or Inf in column 1", self.make,
                 np.array([[1, np.inf]], np.float32).astype(BF16))  # fmt: skip

@@ -27,7 +27,7 @@ from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
 from .quantize import QuantizationReport, quantize_columns
 
-__all__ = ["IndexerWeights", "sylvester_hadamard"]
+__all__ = ["IndexerWeights", "check_power_of_two", "sylvester_hadamard"]
 
 
 def sylvester_hadamard(n: int) -> Array:
@@ -53,13 +53,17 @@ def sylvester_hadamard(n: int) -> Array:
         >>> float(mla.sylvester_hadamard(128)[0, 0])
         0.08837890625
     """
-    n = check_int("n", n, 1, 1024)
-    if n & (n - 1):
-        raise ValueError(f"n: expected a power of two, got {n}")
+    check_power_of_two("n", check_int("n", n, 1, 1024))
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < n:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     return (matrix * np.float32(n**-0.5)).astype(BF16)
+
+
+def check_power_of_two(name: str, n: int) -> None:
+    """Raises `ValueError` unless there is a Hadamard matrix of n rows by Sylvester's construction."""
+    if n < 1 or n > 1024 or n & (n - 1):
+        raise ValueError(f"{name}: expected a power of two, at most 1024, got {n}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,10 +203,8 @@ class IndexerWeights:
             smooth = check_vector("smooth_scales_cq", smooth_scales_cq, FP32, w_qb.shape[0])
             if not (np.isfinite(smooth).all() and smooth.all()):
                 raise ValueError("smooth_scales_cq: expected finite values other than 0, got one that is not")
-        try:
-            hadamard = sylvester_hadamard(wk.shape[1])
-        except ValueError:
-            raise ValueError(f"wk: expected a power of two columns, at most 1024, got {wk.shape[1]}") from None
+        check_power_of_two("wk.shape[1]", wk.shape[1])
+        hadamard = sylvester_hadamard(wk.shape[1])
         codes, scale, error = quantize_columns("w_qb", w_qb, smooth)
         result = cls(
             w_qb=codes,
@@ -253,8 +255,7 @@ class IndexerWeights:
             check_int("head_dim", head_dim, 1),
             dims.qk_rope_head_dim,
         )
-        if d.head_dim & (d.head_dim - 1):
-            raise ValueError(f"head_dim: expected a power of two, got {head_dim}")
+        check_power_of_two("head_dim", d.head_dim)
         rng = np.random.default_rng((check_int("seed", seed, 0), 2))  # not the streams of the prolog's weights, inputs
 
         def normal(*shape: int) -> Array:
