@@ -17,12 +17,12 @@ ROOMS = {
     ),
     "mla_numba": (
         "_version", "base", "kernels", "threads", "weights", "layouts", "rope_table", "cache_blocks", "cache",
-        "indexer_cache", "call", "oracle", "dumps", "prolog",
+        "indexer_cache", "call", "oracle", "dumps", "indexer", "prolog",
         "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
         "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps",
-        "lightning", "attention", "peaks",
+        "index", "lightning", "attention", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {

@@ -21,6 +21,7 @@ from tiling.modes import ISA_NAMES, Dtype
 from .._version import __version__
 from ..base.checks import check_choice
 from ..base.dims import MlaDims
+from ..base.indexer_dims import IndexerDims
 from ..base.modes import CALL_PHASES, CallPhase, QuantMode
 from ..kernels import ISA, Isa
 from .tuned import load_rates, load_tuned
@@ -91,11 +92,14 @@ class PlanSettings:
 class Plans:
     """The plans of one prolog, each made once."""
 
-    def __init__(self, dims: MlaDims, quant: QuantMode, settings: PlanSettings) -> None:
+    def __init__(
+        self, dims: MlaDims, quant: QuantMode, settings: PlanSettings, indexer: IndexerDims | None = None
+    ) -> None:
         self.machine = this_machine()
         self._dims = dims
         self._quant = quant
         self._settings = settings
+        self._indexer = indexer
         self._made: dict[tuple[int, int], PrologPlan] = {}
 
     def plan(self, t: int, n_threads: int) -> PrologPlan:
@@ -117,5 +121,5 @@ class Plans:
             config, costs, note = stored_choice(self.machine, self._dims, self._quant, n_threads, t)
         return plan_prolog(
             self._dims, t, config, self.machine, micro=MICRO_TILES, phase=phase, quant=self._quant,
-            n_threads=n_threads, options=options, costs=costs, note=note,
+            n_threads=n_threads, options=options, costs=costs, note=note, indexer=self._indexer,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """Keys, read from the cache and dequantised: as rows of A for the scores, as panels of B for the latents.
 
-    key[c] = bf16(float32(code[c]) * scale[c // group]) of an int8 cache; of a bf16 one, and of the rope part, as it is
+key[c] = bf16(float32(code[c]) * scale[c // group]) of an int8 cache; of a bf16 one, and of the rope part, as it is
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ..row.operand import bf16_operand_row
 from ..row.scatter import Slots, chunk_at
 from ..scalars import (
     NONE_NONZERO,
-    as_f32,
     bits_of_f32,
     f32_of_bits,
     min_magnitude,
@@ -118,7 +117,12 @@ def _scaled(codes: Values, scale: Real, out: Bits) -> None:
 @callee
 def _dequantised(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
     c0, chunk_stride = caches.kv.layout[2], caches.kv.layout[3]
-    at, of_run, of_group, scale_at = base + columns.at, columns.left_in_run, columns.left_in_group, scales + columns.group
+    at, of_run, of_group, scale_at = (
+        base + columns.at,
+        columns.left_in_run,
+        columns.left_in_group,
+        scales + columns.group,
+    )
     least, c = NONE_NONZERO, np.int64(0)
     while c < columns.n:
         run = min(min(of_run, of_group), columns.n - c)

@@ -1,6 +1,6 @@
 """The attended latents: probabilities, a row a head, times the keys' latents, in the order of the list.
 
-    latent[head, c] = bf16(sum over the list's places, ascending, of weight[head, place] * key[place, c])
+latent[head, c] = bf16(sum over the list's places, ascending, of weight[head, place] * key[place, c])
 """
 
 from __future__ import annotations

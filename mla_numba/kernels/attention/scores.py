@@ -1,6 +1,6 @@
 """The scores: queries as panels whose columns are heads, times the keys, a row each.
 
-    scores[p, head] = sum over latent and rope columns, ascending, of key[p] * query[head]        (not yet scaled)
+scores[p, head] = sum over latent and rope columns, ascending, of key[p] * query[head]        (not yet scaled)
 """
 
 from __future__ import annotations
