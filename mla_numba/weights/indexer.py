@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -272,26 +272,11 @@ class IndexerWeights:
             qk_rope_head_dim=d.qk_rope_head_dim,
         )
 
-
-def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: object) -> tuple[int, int]:
-    """Ni and Di. Raises unless the three weights fit each other, and none is empty."""
-    arrays = {"wk": check_array("wk", wk, (BF16,), (None, None))}
-    hidden, head_dim = arrays["wk"].shape
-    arrays["w_proj"] = check_array("w_proj", w_proj, (BF16,), (hidden, None))
-    n_heads = arrays["w_proj"].shape[1]
-    arrays["w_qb"] = check_array("w_qb", w_qb, (w_qb_dtype,), (None, n_heads * head_dim))
-    for name, array in arrays.items():
-        if not array.size:
-            raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
-    if head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"wk: expected at most {MAX_HEAD_DIM} columns, the width of a head, got {head_dim}")
-    return n_heads, head_dim
-
     def pack(self, n_threads: int | None = None) -> PackedIndexer:
         """The weights in the order of the kernels; see `PackedIndexer`. They take about as many bytes as before.
 
         Args:
-            n_threads: At most Numba's thread count, which is the default.
+            n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
 
         Returns:
             Packed weights, which share no memory with these.
@@ -321,6 +306,21 @@ def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: ob
             ln_beta_k=w.ln_beta_k.astype(np.float32),
             epsilon=np.float32(w.epsilon),
         )
+
+
+def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: object) -> tuple[int, int]:
+    """Ni and Di. Raises unless the three weights fit each other, and none is empty."""
+    arrays = {"wk": check_array("wk", wk, (BF16,), (None, None))}
+    hidden, head_dim = arrays["wk"].shape
+    arrays["w_proj"] = check_array("w_proj", w_proj, (BF16,), (hidden, None))
+    n_heads = arrays["w_proj"].shape[1]
+    arrays["w_qb"] = check_array("w_qb", w_qb, (w_qb_dtype,), (None, n_heads * head_dim))
+    for name, array in arrays.items():
+        if not array.size:
+            raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"wk: expected at most {MAX_HEAD_DIM} columns, the width of a head, got {head_dim}")
+    return n_heads, head_dim
 
 
 def _head_order(dims: IndexerDims, rope: RopeStyle) -> Array:
