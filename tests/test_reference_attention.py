@@ -38,7 +38,7 @@ class TestExp:
         assert_equal(exp_reference(x), [exact_exp(value) for value in fractions(x)])
 
     def test_where_a_contracted_step_would_show(self):
-        """In the last bit: of the second step of r, of steps of the polynomial, of the last product, and in p * r * r."""
+        """In the last bit: the second step of r, steps of the polynomial, the last product, and (p * r) * r."""
         x = [
             "-0x1.4567bcp+6", "-0x1.43540ap+6", "-0x1.01b4cp+5", "-0x1.86b158p+5", "-0x1.1c9dep+4", "-0x1.13c9d6p+3",
             "-0x1.196b02p+4", "-0x1.54746ap+5", "-0x1.134edp+5", "-0x1.f90c54p+4", "-0x1.08a63ap+6", "-0x1.fcabc2p+3",
