@@ -328,3 +328,14 @@ def test_what_the_user_set_is_taken(half_the_cpus, monkeypatch):
 def test_what_the_environment_sets_is_taken(n):
     code = "from mla_numba.threads import *; print(usual_threads(), why_usual_threads())"
     assert run_python("-c", code, NUMBA_NUM_THREADS=str(n)).split() == [str(n), "NUMBA_NUM_THREADS"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+@pytest.mark.skipif(max_threads() < 2, reason="one core")
+def test_a_main_thread_that_openmp_bound_counts_all_cores():
+    code = (
+        "from mla_numba.cli.info import Facts; from mla_numba.call.planning import this_machine; "
+        "Facts.found(); from mla_numba.threads import *; print(usual_threads(), this_machine().n_usable_cores)"
+    )
+    free = run_python("-c", code)
+    assert run_python("-c", code, OMP_PROC_BIND="spread", OMP_PLACES="cores") == free

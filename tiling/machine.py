@@ -14,7 +14,7 @@ from tiling.modes import ISA_NAMES, IsaName
 from tiling.system.caches import cache_sizes
 from tiling.system.macos import first_count, sysctl
 from tiling.system.text import read
-from tiling.system.usable import any_usable, linux_usable, macos_usable
+from tiling.system.usable import Usable, any_usable, linux_usable, macos_usable
 
 __all__ = ["ISA_NAMES", "Machine"]
 
@@ -112,7 +112,7 @@ class Machine(JsonText):
     def detect() -> "Machine":
         """This machine, as far as the operating system describes it; asked once per process."""
         if sys.platform == "linux":
-            return detect_linux(Path("/"), os.sched_getaffinity(0))
+            return detect_linux(Path("/"), Usable.detect().allowed)
         if sys.platform == "darwin":
             return detect_macos(sysctl)
         return fallback_machine()

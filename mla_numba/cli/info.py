@@ -64,6 +64,7 @@ class Facts:
     @classmethod
     def found(cls) -> Facts:
         """Looks at the environment and into the folders of kernels and of what was tuned."""
+        Usable.detect()  # before the threading layer, which may bind this thread to one core
         try:
             layer = threading_layer()
         except ValueError:  # of NUMBA_THREADING_LAYER: the package that it names is missing

@@ -30,7 +30,10 @@ class Usable:
     @staticmethod
     @lru_cache(maxsize=1)
     def detect() -> "Usable":
-        """Of this process, as far as the operating system says; asked once."""
+        """Of this process, as far as the operating system says.
+
+        Asked once: OpenMP binds the main thread to a single core when it is loaded, if it is told to bind any.
+        """
         if sys.platform == "linux":
             return linux_usable(Path("/"), frozenset(os.sched_getaffinity(0)))
         return macos_usable(sysctl) if sys.platform == "darwin" else any_usable(os.cpu_count() or 1)
