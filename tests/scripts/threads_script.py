@@ -373,12 +373,12 @@ _own_thread = types.ExternalFunction("pthread_self", types.uintp())
 
 
 @kernel
-def who(worker, first, threads):
+def who(worker: int, first: int, threads: np.ndarray) -> None:
     threads[first + worker] = _own_thread()
 
 
 @kernel
-def another(worker, first, threads):
+def another(worker: int, first: int, threads: np.ndarray) -> None:
     threads[first + worker] = _own_thread()
 
 
