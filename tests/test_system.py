@@ -12,7 +12,7 @@ from helpers.machines import fake_linux, write
 from mla_numba import MlaProlog, threads
 from mla_numba.kernels import max_threads
 from mla_numba.threads import check_threads, usual_threads, why_usual_threads
-from tiling.machine import detect_linux
+from tiling.machine import detect_linux, fallback_machine
 from tiling.system import usable
 from tiling.system.cgroup import cpu_quota
 from tiling.system.cores import Core
@@ -339,3 +339,10 @@ def test_a_main_thread_that_openmp_bound_counts_all_cores():
     )
     free = run_python("-c", code)
     assert run_python("-c", code, OMP_PROC_BIND="spread", OMP_PLACES="cores") == free
+
+
+def test_where_python_counts_the_cpus_of_the_process(monkeypatch):
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    assert usable.n_cpus() == 3
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert Usable.detect.__wrapped__().n_threads == fallback_machine().n_usable_cores == 3
