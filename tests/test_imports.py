@@ -16,8 +16,8 @@ ROOMS = {
         "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner", "cluster",
     ),
     "mla_numba": (
-        "_version", "base", "kernels", "threads", "weights", "layouts", "rope_table", "cache", "call", "oracle",
-        "dumps", "prolog", "pypto", "tuning", "distributed", "interop", "cli",
+        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
+        "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
         "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
