@@ -21,7 +21,8 @@ from ratio_chart import fill
 import mla_numba as mla
 from mla_numba.cli.chart_style import FASTER, MUTED, OTHERS, SETTINGS, head, svg_text, tokens_text
 from mla_numba.distributed.predict import Prediction, predict
-from tiling import Cluster, PlanDims
+from tiling import Cluster, Costs, LinkRate, PlanDims
+from tiling.modes import IsaName
 
 ROOT = Path(__file__).parents[1]
 PAGE = Path("docs/scaling.md")
@@ -35,6 +36,10 @@ QUANT = "b"
 N_LAYERS = 61  # of DeepSeek-V3.2
 CONTEXT = 131072
 PAYS = 0.9  # of the time of half as many ranks: what takes longer does not pay
+
+# The machine on which two ranks were measured for docs/performance.md, with the link that was measured there.
+MEASURED_ISA: IsaName = "avx512bf16"
+MEASURED_LINK = LinkRate(latency_s=7e-6, bytes_s=5.3e9)
 
 Curves = dict[int, list[Prediction]]
 
@@ -141,6 +146,25 @@ def ways_table(found: Curves) -> str:
     return "\n".join(lines)
 
 
+def measured_machine() -> Cluster:
+    """Two cores with the constants of the model that were measured on them."""
+    costs = Costs.of_isa(MEASURED_ISA)
+    rates = {name: getattr(costs, name) for name in ("memory_bytes_s", "core_bytes_s", "bf16_flops_s", "int8_ops_s")}
+    caches = {"l1d_bytes": 48 << 10, "l2_bytes": 1 << 20, "l3_bytes": 32 << 20}
+    links = {"socket_link": MEASURED_LINK, "node_link": MEASURED_LINK}
+    return Cluster("two cores", "x86_64", MEASURED_ISA, 1, 2, **caches, **rates, **links, launch_s=costs.launch_s)
+
+
+def near_table() -> str:
+    """Two ranks of a thread each by the time of one process of two threads."""
+    dims, cluster = mla.MlaDims.deepseek_v32(), measured_machine()
+    lines = ["| T | replicated | split |", "|---" * 3 + "|"]
+    for t in TOKENS:
+        one, two = (predict(cluster, dims, t, size, 2 // size, QUANT) for size in (1, 2))
+        lines.append(f"| {t} | {two.replicated_s / one.seconds:.2f} | {two.split_s / one.seconds:.2f} |")
+    return "\n".join(lines)
+
+
 def memory_table(found: Curves) -> str:
     """Memory of a rank: weights, which shrink, and the cache, which does not."""
     dims = mla.MlaDims.deepseek_v32()
@@ -174,6 +198,7 @@ def render(page: str) -> dict[Path, str]:
     places = {
         "times": f"\n\n{times_table(found)}\n\n",
         "ways": f"\n\n{ways_table(found)}\n\n",
+        "near": f"\n\n{near_table()}\n\n",
         "memory": f"\n\n{memory_table(found)}\n\n",
         "slot": f"{slot}",
         "whole": f"{found[1][0].weight_bytes / 1e6:.1f}",

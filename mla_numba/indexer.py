@@ -33,7 +33,6 @@ from .kernels.index.tile import indexer_tile
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import TokenTile
 from .kernels.sweeps.phase import INDEX_HEADS, INDEX_PACK
-from .threads import check_threads
 from .weights.indexer import IndexerWeights
 from .weights.packed_indexer import PackedIndexer
 
@@ -75,7 +74,7 @@ class IndexerProlog:
     ) -> None:
         if not isinstance(weights, (IndexerWeights, PackedIndexer)):
             raise TypeError(f"weights: expected IndexerWeights or PackedIndexer, got {type(weights).__name__}")
-        self.n_threads = check_threads("n_threads", n_threads)
+        self.n_threads = check.check_threads("n_threads", n_threads, max_threads())
         self.check_finite = check.check_flag("check_finite", check_finite)
         self.weights = weights.pack(self.n_threads) if isinstance(weights, IndexerWeights) else weights
         self.weights.check()

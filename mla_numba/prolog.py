@@ -39,7 +39,6 @@ from .kernels.index.tile import prolog_and_indexer_tile
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.tile import prolog_tile
-from .threads import check_threads
 from .weights.indexer import IndexerWeights
 from .weights.packed import PackedWeights
 from .weights.packed_indexer import PackedIndexer
@@ -125,7 +124,7 @@ class MlaProlog:
         self.numerics = check.check_choice("numerics", numerics, NUMERICS)
         settings = PlanSettings(phase, tile_config, options)
         self.phase, self.tile_config, self.options = settings.phase, settings.tile_config, settings.options
-        self.n_threads = check_threads("n_threads", n_threads)
+        self.n_threads = check.check_threads("n_threads", n_threads, max_threads())
         self.check_finite = check.check_flag("check_finite", check_finite)
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
         self.weights.check()

@@ -8,6 +8,7 @@ from helpers.cli import invoke, one_line_error, run_cli
 from rich.console import Console
 
 from mla_numba import MlaDims, __version__
+from mla_numba.base.threads import usual_threads
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.cli import run as cli_run
 from mla_numba.cli import warmup as cli_warmup
@@ -16,7 +17,6 @@ from mla_numba.cli.shown import folder_size
 from mla_numba.cli.sweep_times import SweepTimes, sweep_table
 from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
-from mla_numba.threads import usual_threads
 from mla_numba.tuning import rates as measure
 from tiling import PRESETS, PrologPlan, pass_options, plan_prolog, preset
 
@@ -236,7 +236,7 @@ def test_plan_json_is_the_plan():
     status, out, err = run_cli("plan", "--tokens", "8", "--quant", "ab", "--json")
     assert (status, err) == (0, "")
     plan = PrologPlan.from_json(out)
-    assert (plan.t, plan.quant, plan.n_threads) == (8, "ab", usual_threads())
+    assert (plan.t, plan.quant, plan.n_threads) == (8, "ab", usual_threads(max_threads()))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -244,8 +244,9 @@ def test_plan_of_a_preset_is_explained(name):
     result = invoke("plan", "--tokens", "100", "--preset", name, "--npuarch", "910", "--phase", "prefill", "--explain")
     config, options = preset(name, "910"), pass_options("prefill", 100, "910")
     dims, machine = MlaDims.deepseek_v32(), this_machine()
+    n_threads = usual_threads(max_threads())
     want = plan_prolog(
-        dims, 100, config, machine, micro=MICRO_TILES, phase="prefill", n_threads=usual_threads(), options=options
+        dims, 100, config, machine, micro=MICRO_TILES, phase="prefill", n_threads=n_threads, options=options
     )
     assert result.output == f"{want.explain()}\n"
     assert "Settings that act:" in result.output

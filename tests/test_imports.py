@@ -16,7 +16,7 @@ ROOMS = {
         "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner", "cluster",
     ),
     "mla_numba": (
-        "_version", "base", "kernels", "threads", "weights", "layouts", "rope_table", "cache_blocks", "cache",
+        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache_blocks", "cache",
         "indexer_cache", "call", "oracle", "dumps", "indexer", "prolog",
         "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),

@@ -7,12 +7,14 @@ import sys
 import pytest
 from helpers import run_python
 from helpers.cli import invoke
-from helpers.machines import fake_linux, write
+from helpers.machines import write
 
-from mla_numba import MlaProlog, threads
+from mla_numba import MlaDims, MlaProlog, MlaWeights
+from mla_numba.base.checks import check_threads
+from mla_numba.base.threads import usual_threads, why_usual_threads
 from mla_numba.kernels import max_threads
-from mla_numba.threads import check_threads, usual_threads, why_usual_threads
-from tiling.machine import detect_linux
+from tiling import ceil_div
+from tiling.machine import detect_linux, fallback_machine
 from tiling.system import usable
 from tiling.system.cgroup import cpu_quota
 from tiling.system.cores import Core
@@ -287,44 +289,64 @@ def test_lists_of_cpus(text, cpus):
 
 
 @pytest.fixture
-def half_the_cpus(monkeypatch, tmp_path):
-    """A machine whose cores have two CPUs each, of which Numba counts all."""
-    n_cpus = max_threads() + max_threads() % 2
-    fake_linux(tmp_path, n_cores=n_cpus // 2)
-    found = linux_usable(tmp_path, frozenset(range(n_cpus)))
+def two_a_core(monkeypatch, tmp_path):
+    """Cores of two CPUs each, of which Numba counts all; how many cores there are."""
+    n_cores = ceil_div(max_threads(), 2)
+    machine(tmp_path, [range(core * 2, min(core * 2 + 2, max_threads())) for core in range(n_cores)])
+    found = linux_usable(tmp_path, frozenset(range(max_threads())))
     monkeypatch.setattr(usable.Usable, "detect", staticmethod(lambda: found))
-    monkeypatch.setattr(threads, "threads_asked", lambda: False)
-    return n_cpus // 2
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    return n_cores
 
 
-def test_a_call_has_a_thread_a_core(half_the_cpus, small_weights):
-    assert usual_threads() == check_threads("n_threads", None) == half_the_cpus
-    assert MlaProlog(small_weights).n_threads == half_the_cpus
-    assert MlaProlog(small_weights, n_threads=max_threads()).n_threads == max_threads()
-    said = "one a core, not a hyperthread; NUMBA_NUM_THREADS sets another number"
-    assert why_usual_threads() == said
-    shown = invoke("info").output
-    assert f"threads          {half_the_cpus}: {said}\n" in shown
-    assert f"cores            {half_the_cpus} of {half_the_cpus}, up to 2 CPUs each\n" in shown
+def test_a_call_has_a_thread_a_core(two_a_core):
+    assert usual_threads(max_threads()) == check_threads("n_threads", None, max_threads()) == two_a_core
+    weights = MlaWeights.random(MlaDims(64, 2, 32, 32, 16, 16))
+    assert MlaProlog(weights).n_threads == two_a_core
+    assert MlaProlog(weights, n_threads=max_threads()).n_threads == max_threads()
+    said = f"{Usable.detect().reason}; NUMBA_NUM_THREADS sets another number"
+    assert why_usual_threads(max_threads()) == said
+    assert f"threads          {two_a_core}: {said}\n" in invoke("info").output
     facts = json.loads(invoke("info", "--json").output)
-    assert (facts["n_threads"], facts["n_threads_reason"]) == (half_the_cpus, said)
-    assert len(facts["usable"]["cores"]) == half_the_cpus
-    assert json.loads(invoke("plan", "--tokens", "8", "--json").output)["n_threads"] == half_the_cpus
+    assert (facts["n_threads"], facts["n_threads_reason"]) == (two_a_core, said)
+    assert len(facts["usable"]["cores"]) == two_a_core
+    assert json.loads(invoke("plan", "--tokens", "8", "--json").output)["n_threads"] == two_a_core
 
 
-@pytest.fixture
-def small_weights():
-    from mla_numba import MlaDims, MlaWeights
-
-    return MlaWeights.random(MlaDims(64, 2, 32, 32, 16, 16))
-
-
-def test_what_the_user_set_is_taken(half_the_cpus, monkeypatch):
-    monkeypatch.setattr(threads, "threads_asked", lambda: True)
-    assert (usual_threads(), why_usual_threads()) == (max_threads(), "NUMBA_NUM_THREADS")
+def test_what_the_user_told_numba_is_taken(monkeypatch, tmp_path):
+    found = linux_usable(machine(tmp_path, PAIRS), all_of(PAIRS))
+    monkeypatch.setattr(usable.Usable, "detect", staticmethod(lambda: found))
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    assert (usual_threads(8), why_usual_threads(8)) == (
+        4, "one a core, not a hyperthread; NUMBA_NUM_THREADS sets another number"
+    )  # fmt: skip
+    for n in (1, 3, 6, 9):  # by Numba's file of settings
+        assert (usual_threads(n), why_usual_threads(n)[:22]) == (n, "as many as Numba has; ")
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "8")
+    assert (usual_threads(8), why_usual_threads(8)) == (8, "NUMBA_NUM_THREADS")
 
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_what_the_environment_sets_is_taken(n):
-    code = "from mla_numba.threads import *; print(usual_threads(), why_usual_threads())"
-    assert run_python("-c", code, NUMBA_NUM_THREADS=str(n)).split() == [str(n), "NUMBA_NUM_THREADS"]
+    weights = "mla.MlaWeights.random(mla.MlaDims(64, 2, 32, 32, 16, 16))"
+    code = f"import mla_numba as mla; print(mla.MlaProlog({weights}).n_threads)"
+    assert run_python("-c", code, NUMBA_NUM_THREADS=str(n)).split() == [str(n)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+@pytest.mark.skipif(max_threads() < 2, reason="one core")
+def test_a_main_thread_that_openmp_bound_counts_all_cores():
+    code = (
+        "from mla_numba.cli.info import Facts; from mla_numba.call.planning import this_machine; "
+        "Facts.found(); from mla_numba.base.threads import *; from mla_numba.kernels import max_threads; "
+        "print(usual_threads(max_threads()), this_machine().n_usable_cores)"
+    )
+    free = run_python("-c", code)
+    assert run_python("-c", code, OMP_PROC_BIND="spread", OMP_PLACES="cores") == free
+
+
+def test_where_python_counts_the_cpus_of_the_process(monkeypatch):
+    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
+    assert usable.n_cpus() == 3
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert Usable.detect.__wrapped__().n_threads == fallback_machine().n_usable_cores == 3

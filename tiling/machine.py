@@ -1,6 +1,5 @@
 """The machine a plan is made for: caches, cores and instruction set."""
 
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
@@ -14,7 +13,7 @@ from tiling.modes import ISA_NAMES, IsaName
 from tiling.system.caches import cache_sizes
 from tiling.system.macos import first_count, sysctl
 from tiling.system.text import read
-from tiling.system.usable import any_usable, linux_usable, macos_usable
+from tiling.system.usable import Usable, any_usable, linux_usable, macos_usable, n_cpus
 
 __all__ = ["ISA_NAMES", "Machine"]
 
@@ -112,7 +111,7 @@ class Machine(JsonText):
     def detect() -> "Machine":
         """This machine, as far as the operating system describes it; asked once per process."""
         if sys.platform == "linux":
-            return detect_linux(Path("/"), os.sched_getaffinity(0))
+            return linux_machine(Path("/"), Usable.detect())
         if sys.platform == "darwin":
             return detect_macos(sysctl)
         return fallback_machine()
@@ -133,8 +132,12 @@ def isa_of(flags: Iterable[str]) -> IsaName:
 
 def detect_linux(root: Path, affinity: Iterable[int]) -> Machine:
     """The machine described by ``proc`` and ``sys`` under ``root``, for a process that may run on CPUs ``affinity``."""
+    return linux_machine(root, linux_usable(root, frozenset(affinity)))
+
+
+def linux_machine(root: Path, usable: Usable) -> Machine:
+    """The same, for a process of which it is known what it may use."""
     info = _cpuinfo(root / "proc/cpuinfo")
-    usable = linux_usable(root, frozenset(affinity))
     caches = cache_sizes(root / "sys/devices/system/cpu", usable.usable_cores)
     return Machine(
         name=_cpu_name(info),
@@ -177,10 +180,8 @@ def detect_macos(ask: Callable[[str], str]) -> Machine:
 
 def fallback_machine() -> Machine:
     """A modest machine with this one's number of CPUs, where the system does not say more."""
-    usable = any_usable(os.cpu_count() or 1)
-    arch = platform.machine() or "unknown"
-    n_cpus = usable.n_threads
-    return Machine(arch, arch, "portable", _FALLBACK_L1D_BYTES, _FALLBACK_L2_BYTES, 0, n_cpus, n_cpus)
+    arch, n_cores = platform.machine() or "unknown", any_usable(n_cpus()).n_threads
+    return Machine(arch, arch, "portable", _FALLBACK_L1D_BYTES, _FALLBACK_L2_BYTES, 0, n_cores, n_cores)
 
 
 def _cpuinfo(path: Path) -> dict[str, str]:

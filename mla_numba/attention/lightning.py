@@ -12,11 +12,13 @@ from ..base.checks import (
     Array,
     check_array,
     check_int,
+    check_threads,
     expect_type,
 )
 from ..base.memory import aligned_empty, writable_alias
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
+from ..kernels.launch import max_threads
 from ..kernels.lightning.best import ALL_RANKS, N_BINS
 from ..kernels.lightning.keys import PANELS, TILE, KeyCache
 from ..kernels.lightning.panel import RUN, load_lightning
@@ -25,7 +27,6 @@ from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
 from ..kernels.row.scatter import Slots
 from ..kernels.sweeps.phase import Team
 from ..kernels.threads.tasks import n_counters
-from ..threads import check_threads
 from .pages import Pages
 
 __all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index"]
@@ -93,7 +94,7 @@ def lightning_index(
         n_blocks=cache.sizes.capacity // cache.sizes.block_size,
     )  # fmt: skip
     k = check_int("k", k, 1, MAX_K)
-    n_threads = check_threads("n_threads", n_threads)
+    n_threads = check_threads("n_threads", n_threads, max_threads())
     pages.check_mapped()
     index = aligned_empty((t, k), np.int32)
     _run(query, cache, pages, index, n_threads)

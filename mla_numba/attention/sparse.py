@@ -13,11 +13,11 @@ from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
 from ..base.modes import RecordOrder
 from ..cache import N_SCALES, PagedCache
 from ..call.bind import PrologOutput
+from ..kernels import max_threads
 from ..kernels.attention.arguments import Caches, Lists, Queries, Work
 from ..kernels.attention.attend import attend, check_positions
 from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Slots
-from ..threads import check_threads
 from .pages import MAX_POSITION, Pages
 from .records import check_records, record_views
 from .rounds import Sizes, cuts, lay_out, memory_bytes
@@ -103,7 +103,7 @@ def sparse_attention(
     queries = _check_queries(out, keys)
     t, n_heads, width = queries.nope.shape
     scale = _check_scale(softmax_scale)
-    n_threads = check_threads("n_threads", n_threads)
+    n_threads = check.check_threads("n_threads", n_threads, max_threads())
     n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
     pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
     lists = _check_lists(index, pages)

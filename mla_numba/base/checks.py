@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from tiling import check
 from tiling.check import check_choice
 
+from .threads import usual_threads
+
 __all__ = [
     "BF16",
     "FP16",
@@ -32,6 +34,7 @@ __all__ = [
     "check_number",
     "check_shape",
     "check_slots",
+    "check_threads",
     "check_vector",
     "check_writable",
     "dtype_text",
@@ -157,6 +160,16 @@ def check_finite(name: str, value: Array) -> None:
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
     """`value` if it is an int, of Python or of NumPy, of at least `least`, and of at most `most` if that is given."""
     return int(check.check_int(name, int(value) if isinstance(value, np.integer) else value, least, most))
+
+
+def check_threads(name: str, value: object, available: int) -> int:
+    """`value` if that many threads can be had; `usual_threads` where it is None."""
+    n_threads = usual_threads(available) if value is None else check_int(name, value, 1)
+    if n_threads > available:
+        raise ValueError(
+            f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {check.short_int(n_threads)}"
+        )
+    return n_threads
 
 
 def check_number(name: str, value: object) -> float:

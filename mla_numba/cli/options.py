@@ -125,10 +125,11 @@ def _available_threads(ctx: click.Context, param: click.Parameter, value: int | 
     """Checks a number of threads against what Numba has; None is the usual number."""
     if ctx.resilient_parsing:  # of a shell's completion, which asks Numba for nothing
         return value
-    from ..threads import check_threads
+    from ..base.checks import check_threads
+    from ..kernels import max_threads
 
     try:
-        return check_threads("threads", value)
+        return check_threads("threads", value, max_threads())
     except ValueError as error:
         raise click.BadParameter(str(error).partition(": ")[2]) from None
 

@@ -10,9 +10,9 @@ import click
 
 from tiling import CpuTiling, MlaTileConfig, PrologPlan, plan_prolog
 
+from ..base.threads import usual_threads
 from ..call.planning import MICRO_TILES, micro_tiles, stored_choice, this_machine
-from ..kernels import ISAS
-from ..threads import usual_threads
+from ..kernels import ISAS, max_threads
 from .faults import blame
 from .options import TileSettings, WhatToPlan
 from .plan_ranks import read_machine, show_ranks
@@ -76,7 +76,7 @@ def plan(**given: Any) -> None:
 
 
 def _plan_here(options: PlanOptions, tiles: TileSettings) -> PrologPlan:
-    n_threads, costs, note, t = options.threads or usual_threads(), None, "", options.tokens[0]
+    n_threads, costs, note, t = options.threads or usual_threads(max_threads()), None, "", options.tokens[0]
     with blame("--dims"):
         config: MlaTileConfig | CpuTiling | None
         if tiles.config == "auto":

@@ -112,11 +112,6 @@ def max_threads() -> int:
     return int(config.NUMBA_NUM_THREADS)
 
 
-def threads_asked() -> bool:
-    """Whether the user set `NUMBA_NUM_THREADS`, in the environment or in Numba's own file."""
-    return "NUMBA_NUM_THREADS" in os.environ or config.NUMBA_NUM_THREADS != config.NUMBA_DEFAULT_NUM_THREADS
-
-
 def threading_layer() -> str:
     """The threading layer in use, loaded if none is yet. Raises `ValueError` where Numba finds none."""
     numba.get_num_threads()

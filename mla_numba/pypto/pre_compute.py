@@ -13,7 +13,7 @@ from ..base.checks import BF16, FP32, INT8, Array
 from ..base.dims import MlaDims
 from ..base.modes import NUMERICS, Numerics, QuantMode, quant_mode
 from ..call.planning import MICRO_TILES, this_machine
-from ..threads import usual_threads
+from ..kernels import max_threads
 from ..weights.packed import PackedGemm, PackedWeights, pack_gemm
 from .fractals import as_nd, columns, is_fractal
 from .operations import MlaQuantInputs
@@ -80,7 +80,7 @@ def pre_compute_2d(
     given.check_shapes(token_x, gamma_cq)
     given, smooth = given.with_checked_scales(quant_inputs)
     given.check_sizes()
-    n_threads = usual_threads()
+    n_threads = check.check_threads("n_threads", None, max_threads())
     weights = given.packed(gamma_cq, epsilon, smooth, n_threads)
     plan = plan_prolog(
         weights.dims, token_x.shape[0], tile_config, this_machine(), micro=MICRO_TILES, quant=weights.quant,

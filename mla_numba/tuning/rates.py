@@ -27,13 +27,12 @@ import numpy as np
 
 from tiling import Rates, ceil_div, least_seconds, plan_prolog, round_up
 
-from ..base.checks import check_int, check_number
+from ..base.checks import check_int, check_number, check_threads
 from ..base.dims import MlaDims
 from ..base.memory import aligned_empty
 from ..call.planning import MICRO_TILES, this_machine
-from ..kernels import ISA, peaks
+from ..kernels import ISA, max_threads, peaks
 from ..kernels.threads import tasks
-from ..threads import check_threads
 
 __all__ = ["Probed", "Probes", "least_ms", "measure_all", "rates_as_dict", "slower_together"]
 
@@ -83,7 +82,7 @@ class Probes:
     def __init__(
         self, n_threads: int | None = None, *, buffer_bytes: int | None = None, steps: int | None = None
     ) -> None:
-        self.n_threads = check_threads("n_threads", n_threads)
+        self.n_threads = check_threads("n_threads", n_threads, max_threads())
         if buffer_bytes is None:
             wanted = 4 * this_machine().l3_bytes * self.n_threads
             buffer_bytes = min(max(wanted, _MIN_BUFFER_BYTES), _MAX_BUFFER_BYTES) if peaks.COMPILED else 1

@@ -17,6 +17,7 @@ from ..base.checks import (
     check_epsilon,
     check_int,
     check_k_int8,
+    check_threads,
     check_vector,
     expect_array,
     expect_type,
@@ -25,7 +26,7 @@ from ..base.dims import MlaDims
 from ..base.indexer_dims import MAX_HEAD_DIM, IndexerDims
 from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
-from ..threads import check_threads
+from ..kernels import max_threads
 from .packed import operand_order, pack_gemm
 from .packed_indexer import PackedIndexer
 from .quantize import QuantizationReport, quantize_columns
@@ -291,7 +292,7 @@ class IndexerWeights:
             >>> weights.pack().dims == weights.dims
             True
         """
-        n_threads = check_threads("n_threads", n_threads)
+        n_threads = check_threads("n_threads", n_threads, max_threads())
         w, dims = replace(self), self.dims  # checked once more
         return PackedIndexer(
             dims=dims,

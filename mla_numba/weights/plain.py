@@ -18,6 +18,7 @@ from ..base.checks import (
     check_flag,
     check_int,
     check_k_int8,
+    check_threads,
     check_vector,
     expect_array,
     expect_type,
@@ -26,7 +27,7 @@ from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
 from ..base.modes import QUANT_MODES, QuantMode, quant_mode
 from ..base.short_repr import dims_text, short_repr, size_text
-from ..threads import check_threads
+from ..kernels import max_threads
 from .packed import PackedWeights, pack_gemm
 from .quantize import QuantizationReport, WeightError, quantize_columns
 
@@ -314,7 +315,7 @@ class MlaWeights:
             >>> mla.MlaProlog(weights.pack()).dims == weights.dims
             True
         """
-        n_threads = check_threads("n_threads", n_threads)
+        n_threads = check_threads("n_threads", n_threads, max_threads())
         w, dims = replace(self), self.dims  # checked once more
 
         def widened(vector: Array | None) -> Array:

@@ -11,7 +11,7 @@ from tiling.system.cgroup import Quota, cpu_quota
 from tiling.system.cores import Core, CoreKind, NumaNode, find_cores, find_nodes
 from tiling.system.macos import macos_cores, sysctl
 
-__all__ = ["Usable"]
+__all__ = ["Usable", "any_usable", "linux_usable", "macos_usable", "n_cpus"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,13 @@ class Usable:
     @staticmethod
     @lru_cache(maxsize=1)
     def detect() -> "Usable":
-        """Of this process, as far as the operating system says; asked once."""
+        """Of this process, as far as the operating system says.
+
+        Asked once: OpenMP binds the main thread to a single core when it is loaded, if it is told to bind any.
+        """
         if sys.platform == "linux":
             return linux_usable(Path("/"), frozenset(os.sched_getaffinity(0)))
-        return macos_usable(sysctl) if sys.platform == "darwin" else any_usable(os.cpu_count() or 1)
+        return macos_usable(sysctl) if sys.platform == "darwin" else any_usable(n_cpus())
 
     @property
     def usable_cores(self) -> tuple[Core, ...]:
@@ -91,6 +94,11 @@ class Usable:
             for node in self.nodes
         ]
         return "; ".join(nodes) or "not known"
+
+
+def n_cpus() -> int:
+    """CPUs of this process where Python asks the system for that, which it does since 3.13; else of the machine."""
+    return getattr(os, "process_cpu_count", os.cpu_count)() or 1
 
 
 def linux_usable(root: Path, allowed: frozenset[int]) -> Usable:

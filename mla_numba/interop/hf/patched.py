@@ -19,11 +19,12 @@ from ...base.checks import (
     check_choice,
     check_flag,
     check_int,
+    check_threads,
 )
 from ...base.modes import NUMERICS, QUANT_MODES, Numerics, QuantMode
 from ...base.short_repr import dims_text, short_repr, size_text
+from ...kernels import max_threads
 from ...prolog import MlaProlog
-from ...threads import check_threads
 from ...weights.checkpoint import Checkpoint
 from ...weights.quantize import QuantizationReport
 from ..torch.prolog import TorchProlog, to_torch
@@ -93,7 +94,7 @@ def patch(
     check_int("block_size", block_size, 1)
     if n_blocks is not None:
         check_int("n_blocks", n_blocks, 1)
-    n_threads = check_threads("n_threads", n_threads)
+    n_threads = check_threads("n_threads", n_threads, max_threads())
     check_choice("numerics", numerics, NUMERICS)
     check_flag("keep_projections", keep_projections)
     if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
