@@ -12,7 +12,7 @@ from ..micro.ukernel import NR
 from ..row.scatter import Slots, chunk_at
 from ..scalars import row_of, widen_f16, window
 from ..threads.tasks import ceil_div
-from .panel import RUN, Panel, Runs, pack_panel
+from .panel import RUN, Panels, Runs, pack_panel
 
 __all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "load_keys"]
 
@@ -92,7 +92,7 @@ def load_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
         col = p * NR
         for j in range(NR):
             tile.offset[col + j] = np.int32(0)
-        panel = Panel(tile.codes, p * kp * NR, tile.offset, tile.scale, np.int64(col))
+        panel = Panels(tile.codes, p * kp * NR, tile.offset, tile.scale, np.int64(col), np.int64(1))
         if n_runs:
             pack_panel(Runs(cache.codes.flat, tile.places, np.int64(col), n_runs, distance), panel)
         if kp > cache.width:
@@ -100,5 +100,5 @@ def load_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
             for j in range(NR):
                 tile.places[col + j] = j * RUN
             at = np.int64((p * kp + n_runs * RUN) * NR)
-            rest = Panel(tile.codes, at, tile.offset, tile.scale, np.int64(col))
+            rest = Panels(tile.codes, at, tile.offset, tile.scale, np.int64(col), np.int64(1))
             pack_panel(Runs(tile.rest, tile.places, np.int64(col), np.int64(1), np.int64(0)), rest)

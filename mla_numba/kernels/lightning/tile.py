@@ -51,7 +51,7 @@ from .best import (
     write_positions,
 )
 from .keys import TILE, KeyCache, KeyTile, load_keys
-from .panel import Panel, score_panel
+from .panel import Panels, score_panels
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Best", "Groups", "Queries", "Scratch", "lightning_tile"]
 
@@ -139,16 +139,14 @@ def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32) 
     rows = work.queries.rows
     n_heads, kp = rows.shape[1], rows.shape[2]
     weights, flat = row_of(work.queries.head_weights, token), unowned(rows)
-    n_blocks = ceil_div(n_heads, MR)
-    for p in range(ceil_div(n, NR)):
-        col = np.int64(p * NR)
-        of_panel = window(scores, col, NR)
-        for j in range(NR):
-            of_panel[j] = np.float32(0)
-        panel = Panel(tile.codes, col * kp, tile.offset, scores, col)
-        for b in range(n_blocks):
-            head, mr = block_of(n_heads, n_blocks, b)
-            score_panel(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panel)
+    n_panels, n_blocks = ceil_div(n, NR), ceil_div(n_heads, MR)
+    sums = window(scores, 0, n_panels * NR)
+    for j in range(len(sums)):
+        sums[j] = np.float32(0)
+    panels = Panels(tile.codes, np.int64(0), tile.offset, scores, np.int64(0), np.int64(n_panels))
+    for b in range(n_blocks):
+        head, mr = block_of(n_heads, n_blocks, b)
+        score_panels(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panels)
 
 
 @callee
