@@ -101,7 +101,7 @@ def _tasks(sizes: Sizes, n_workers: int, t: int, h: int) -> tuple[int, int, int,
 def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of each array of `Scratch`."""
     lanes = LANES * NR
-    bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR)
+    bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR, lanes)
     return {
         "queries": ((cut.t, cut.h, sizes.kp * NR), np.uint16),
         "q_min": ((cut.t, cut.h), np.int32),
@@ -115,7 +115,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "sums": ((cut.n_workers, cut.walk * cut.heads * NR * NR), np.float32),
         "lanes": ((cut.n_workers, 2, lanes), np.float32),
         "mins": ((cut.n_workers, lanes), np.int32),
-        "words": ((cut.n_workers, 2, lanes), np.uint32),
+        "words": ((cut.n_workers, lanes // 2), np.uint32),
         "counters": ((n_counters(cut.n_workers, N_PHASES),), np.int64),
     }
 

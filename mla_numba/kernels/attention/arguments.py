@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..kinds import F32, Bits, Index, Int32, Int64, Real, Values
+from ..kinds import F32, Bits, Index, Int32, Int64, Real, Values, Words
 from ..sweeps.arguments import Caches
 
 __all__ = ["Caches", "Cut", "Lists", "Queries", "Scratch", "Work"]
@@ -49,12 +49,12 @@ class Scratch(NamedTuple):
     | w_min    | (t, h * NR)            | int32        | `min_magnitude` of a head's row                               |
     | rows     | (n_workers, m * lda)   | A_BF16_DTYPE | dequantised keys of m positions: rows of A                    |
     | panels   | (n_workers, ...)       | uint16       | dequantised latents of some positions: panels of columns      |
-    | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions                             |
+    | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions; probabilities of 16        |
     | bases    | (n_workers, ...)       | int64        | where the keys of some positions begin                        |
     | sums     | (n_workers, ...)       | float32      | accumulators of latents, [walk][N][NR]                        |
     | lanes    | (n_workers, 2, 16*NR)  | float32      | by place mod 16 and head: the largest score, sums             |
     | mins     | (n_workers, 16*NR)     | int32        | likewise the smallest probability's bits                      |
-    | words    | (n_workers, 2, 16*NR)  | uint32       | the bits of probabilities by place and head; the same in pairs |
+    | words    | (n_workers, 8 * NR)    | uint32       | probabilities of 16 positions, in pairs                       |
     | counters | see `tasks`            | int64        | zeros                                                         |
     """
 
@@ -70,7 +70,7 @@ class Scratch(NamedTuple):
     sums: F32
     lanes: F32
     mins: Int32
-    words: Values
+    words: Words
     counters: Int64
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit.callee import by_dtype, callee
-from ..kinds import F32, Index, Int32, Real, Values, Words
+from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
 from ..launch import outlined
 from ..micro.ukernel import NR
 from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, widen, window
 from ..sweeps.phase import Tasks, Team, share
 from .arguments import Work
 from .exp import exp_negative
+from .pairs import interleave
 
 __all__ = ["LANES", "SOFTMAX", "softmax", "softmax_tasks"]
 
@@ -108,24 +109,13 @@ def _put_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Ind
 
 
 @callee
-def _quotients(e: F32, total: F32, bits: Words, mins: Int32) -> None:
+def _quotients(e: F32, total: F32, bits: Bits, mins: Int32) -> None:
     """bits = e / total as bf16, and the smallest of each lane and head but 0."""
     for i in range(len(e)):
-        quotient = np.int32(round_bf16(np.float32(e[i] / total[i])))
-        bits[i] = np.uint32(quotient)
-        size = np.int32(quotient & np.int32(0x7FFF))
+        quotient = round_bf16(np.float32(e[i] / total[i]))
+        bits[i] = quotient
+        size = np.int32(np.int32(quotient) & np.int32(0x7FFF))
         mins[i] = min(mins[i], NONE_NONZERO if size == np.int32(0) else size)
-
-
-@callee
-def _in_pairs(bits: Words, words: Words) -> None:
-    """Two positions a word, in place of `bits`' first half; the even one above."""
-    for pair in range(_HALF):
-        even, odd, out = (
-            window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR), window(words, pair * NR, NR),
-        )  # fmt: skip
-        for j in range(NR):
-            out[j] = np.uint32(odd[j] | np.uint32(even[j] << np.uint32(16)))
 
 
 @callee
@@ -133,7 +123,7 @@ def _probabilities(work: Work, at: Index, worker: Index, e: F32, total: F32) -> 
     """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A."""
     scratch = work.scratch
     n_rows, ldw = np.int64(NR), scratch.weights.shape[2]
-    bits, words = row_of(scratch.words, 2 * worker), row_of(scratch.words, 2 * worker + 1)
+    bits, words = row_of(scratch.bits, worker), row_of(scratch.words, worker)
     mins = row_of(scratch.mins, worker)
     for i in range(_STEP):
         mins[i] = NONE_NONZERO
@@ -141,8 +131,10 @@ def _probabilities(work: Work, at: Index, worker: Index, e: F32, total: F32) -> 
         n = min(np.int64(_STEP), len(e) - first)
         _quotients(window(e, first, n), window(total, 0, n), window(bits, 0, n), window(mins, 0, n))
         for i in range(n, _STEP):
-            bits[i] = np.uint32(0)
-        _in_pairs(bits, words)
+            bits[i] = 0
+        for pair in range(_HALF):
+            even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
+            interleave(even, odd, window(words, pair * NR, NR))
         _put_rows(words, scratch.weights, at * NR * ldw + first // NR, ldw, n_rows)
     for j in range(NR):
         least = NONE_NONZERO
