@@ -88,7 +88,7 @@ class TestHadamard:
         for wrong in (3, 48, 127):
             refuses(ValueError, f"^n: expected a power of two, .*got {wrong}", mla.sylvester_hadamard, wrong)
         refuses(ValueError, "^n: expected at least 1", mla.sylvester_hadamard, 0)
-        refuses(ValueError, "^n: expected at most 1024", mla.sylvester_hadamard, 2048)
+        refuses(ValueError, "^n: expected a power of two, at most 1024, got 2048", mla.sylvester_hadamard, 2048)
         refuses(TypeError, "^n: expected int", mla.sylvester_hadamard, 4.0)
 
 
@@ -120,7 +120,8 @@ class TestWeights:
             ("w_qb", (10, 47), "w_qb"), ("w_qb_scale", (47,), "w_qb_scale"), ("wk", (33, 16), "w_proj"),
             ("wk", (34, 15), "w_qb"), ("w_proj", (34, 4), "w_qb"), ("ln_gamma_k", (15,), "ln_gamma_k"),
             ("ln_beta_k", (17,), "ln_beta_k"), ("hadamard_q", (16, 15), "hadamard_q"),
-            ("hadamard_k", (8, 8), "hadamard_k"), ("w_proj", (34, 0), "w_qb"), ("w_qb", (0, 48), "q_lora_rank"),
+            ("hadamard_k", (8, 8), "hadamard_k"), ("w_proj", (34, 0), "w_qb"), ("w_qb", (0, 48), "w_qb"),
+            ("wk", (34, 0), "w_qb"),
         ],
     )  # fmt: skip
     def test_shapes_that_do_not_fit_each_other(self, weights, name, shape, blamed):
@@ -140,6 +141,10 @@ class TestWeights:
         refuses(TypeError, "^epsilon: expected a number", replace, weights, epsilon="1e-6")
         for wrong, error in ((0, ValueError), (7, ValueError), (18, ValueError), (8.0, TypeError)):
             refuses(error, "^qk_rope_head_dim: expected ", replace, weights, qk_rope_head_dim=wrong)
+
+    def test_a_head_too_wide_for_float32(self, weights):
+        wide = {"w_qb": np.zeros((10, 3 * 1025), np.int8), "wk": np.zeros((34, 1025), BF16)}
+        refuses(ValueError, "^wk: expected at most 1024 columns, .*got 1025", replace, weights, **wide)
 
     def test_a_q_lora_rank_too_long_for_int32(self, weights):
         k = (2**31 - 1) // (127 * 128)

@@ -7,9 +7,9 @@ from typing import Any, Self
 
 from tiling.check import MAX_COUNT, check_int
 
-__all__ = ["IndexerDims"]
+__all__ = ["MAX_HEAD_DIM", "IndexerDims"]
 
-_MAX_HEAD_DIM = 1024  # float32 holds every sum of so many products of two int8 codes
+MAX_HEAD_DIM = 1024  # float32 holds every sum of so many products of two int8 codes
 _SETTINGS = {"n_heads": "index_n_heads", "head_dim": "index_head_dim"}  # of config.json, where it is another name
 
 
@@ -47,7 +47,7 @@ class IndexerDims:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            check_int(f.name, getattr(self, f.name), 1, _MAX_HEAD_DIM if f.name == "head_dim" else MAX_COUNT)
+            check_int(f.name, getattr(self, f.name), 1, MAX_HEAD_DIM if f.name == "head_dim" else MAX_COUNT)
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}")
         if self.qk_rope_head_dim > self.head_dim:

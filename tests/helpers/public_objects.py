@@ -12,7 +12,7 @@ from mla_numba import dump_names, dumps, layouts, verify
 from mla_numba.call.planning import this_machine
 from mla_numba.inputs import random_inputs
 from mla_numba.reference import indexer_prolog_reference
-from mla_numba.tolerance import compare_within
+from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
 
@@ -69,4 +69,5 @@ def make_objects(folder):
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
         indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference,
+        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
     ]  # fmt: skip
