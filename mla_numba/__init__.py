@@ -60,8 +60,8 @@ if TYPE_CHECKING:
     from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
     from . import layouts
-    from .attention.sparse import sparse_attention
     from .attention.lightning import lightning_index
+    from .attention.sparse import sparse_attention
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
     from .base.indexer_dims import IndexerDims
@@ -129,7 +129,6 @@ else:
                 "rope_v2",
                 "rotate_half",
                 "scalar_div",
-    "sparse_attention",
             ),
             ".pypto.pre_compute": ("pre_compute_2d",),
             ".rope_table": ("RopeTable",),

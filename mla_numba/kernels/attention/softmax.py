@@ -15,7 +15,7 @@ from ..jit.callee import by_dtype, callee
 from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
 from ..launch import outlined
 from ..micro.ukernel import NR
-from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, widen, window
+from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, widen, window
 from ..sweeps.phase import Tasks, Team, share
 from .arguments import Work
 from .exp import exp_negative
@@ -135,7 +135,7 @@ def _probabilities(work: Work, at: Index, worker: Index, e: F32, total: F32) -> 
         for pair in range(_HALF):
             even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
             interleave(even, odd, window(words, pair * NR, NR))
-        _put_rows(words, scratch.weights, at * NR * ldw + first // NR, ldw, n_rows)
+        _put_rows(words, unowned(scratch.weights), at * NR * ldw + first // NR, ldw, n_rows)
     for j in range(NR):
         least = NONE_NONZERO
         for lane in range(LANES):
