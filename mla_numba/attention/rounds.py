@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
 
 
 def _odd_lines(length: int) -> int:
-    """At least `length` elements of A, an odd number of cache lines: rows whole powers of two apart share a cache set."""
+    """At least `length` elements of A, an odd number of cache lines: rows a power of two apart share a cache's set."""
     each = LINE_BYTES // _A_BYTES
     return (ceil_div(length, each) | 1) * each
 
@@ -135,7 +135,8 @@ def memory_bytes(sizes: Sizes, cut: Cut) -> int:
 
 def lay_out(sizes: Sizes, cut: Cut, memory: Array) -> Scratch:
     """A round's arrays one after the other in `memory`, uint8 from a cache line on; counters are at zero."""
-    arrays, at = {}, 0
+    arrays: dict[str, Array] = {}
+    at = 0
     for name, (shape, dtype) in _shapes(sizes, cut).items():
         size = _n_bytes(shape, dtype)
         arrays[name] = memory[at : at + size].view(dtype).reshape(shape)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..kinds import F32, Bits, Index, Int32, Int64, Real, Values, Words
 from ..sweeps.arguments import Caches
 
-__all__ = ["Caches", "Cut", "Lists", "Queries", "Scratch", "Work"]
+__all__ = ["Caches", "Cut", "Lists", "Queries", "Round", "Scratch", "Work"]
 
 
 class Queries(NamedTuple):
@@ -25,13 +25,12 @@ class Queries(NamedTuple):
 class Lists(NamedTuple):
     """The positions that each token attends to.
 
-    positions (T, K) int32, valid ones first; of a `dense` call it is not read, and token t attends to 0..counts[t]-1.
-    counts (T,) is how many there are, sequences (T,) the row of block_table (B, blocks) that maps them to slots.
+    positions (T, K) int32, valid ones first; of a `dense` call they are not read, and a token attends to 0, 1, ...
+    sequences (T,) is the row of block_table (B, blocks) that maps them to slots.
     """
 
     positions: Int32
     dense: bool
-    counts: Int64
     sequences: Int64
     block_table: Int64
     block_size: Index
@@ -94,17 +93,27 @@ class Cut(NamedTuple):
     heads: Index
 
 
-class Work(NamedTuple):
-    """A round: what it reads, its memory and its cut; latent (T, N, C) is what it writes.
+class Round(NamedTuple):
+    """What a round is but its keys: its queries, its memory and its cut; scale is what a score is multiplied with.
 
-    scale: what a score is multiplied with. group: the elements of a latent that share a scale, where keys are int8.
+    counts (T,) is how many positions each token attends to.
     """
 
     queries: Queries
-    caches: Caches
-    lists: Lists
+    counts: Int64
     scratch: Scratch
     cut: Cut
     scale: Real
+
+
+class Work(NamedTuple):
+    """A round and its keys; latent (T, N, C) is what it writes.
+
+    group: the elements of a latent that share a scale, where keys are int8.
+    """
+
+    round: Round
+    caches: Caches
+    lists: Lists
     group: Index
     latent: Bits

@@ -1,6 +1,6 @@
 """Keys, read from the cache and dequantised: as rows of A for the scores, as panels of B for the latents.
 
-    key[c] = bf16(float32(code[c]) * scale[c // group]) of an int8 cache; of a bf16 one, and of the rope part, as it is
+key[c] = bf16(float32(code[c]) * scale[c // group]) of an int8 cache; of a bf16 one, and of the rope part, as it is
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ..row.operand import bf16_operand_row
 from ..row.scatter import chunk_at
 from ..scalars import (
     NONE_NONZERO,
-    as_f32,
     bits_of_f32,
     f32_of_bits,
     min_magnitude,
@@ -48,7 +47,7 @@ class Span(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """n columns of a latent, from its element `at` on, and how many of them are left in the first one's run and group."""
+    """n columns of a latent from its element `at` on, and what is left of the first one's run and scale group."""
 
     at: Index
     n: Index
@@ -136,7 +135,12 @@ def _scaled(codes: Values, scale: Real, out: Bits) -> None:
 @inlined
 def _dequantised(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
     c0, group = source.c0, source.group
-    at, of_run, of_group, scale_at = base + columns.at, columns.left_in_run, columns.left_in_group, scales + columns.group
+    at, of_run, of_group, scale_at = (
+        base + columns.at,
+        columns.left_in_run,
+        columns.left_in_group,
+        scales + columns.group,
+    )
     least, c = NONE_NONZERO, np.int64(0)
     while c < columns.n:
         run = min(min(of_run, of_group), columns.n - c)
@@ -194,11 +198,11 @@ def _ask_for(source: Source, base: Index, scales: Index, columns: Columns) -> No
 @callee
 def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) -> Index:
     """The keys of a span, latent and rope part, as rows of A `lda` apart; returns at most their `min_magnitude`."""
-    latent, rope = work.latent.shape[2], work.queries.rope.shape[2]
+    latent, rope = work.latent.shape[2], work.round.queries.rope.shape[2]
     kp = (latent + rope + KR_BF16 - 1) // KR_BF16 * KR_BF16
     source, least = _source(work), NONE_NONZERO
     ropes, rope_c0, rope_stride = unowned(work.caches.kr.flat), work.caches.kr.layout[2], work.caches.kr.layout[3]
-    bits, bases = row_of(work.scratch.bits, worker), row_of(work.scratch.bases, worker)
+    bits, bases = row_of(work.round.scratch.bits, worker), row_of(work.round.scratch.bases, worker)
     columns = _columns(work, np.int64(0), latent)
     _find(work, span, bases)
     kv, kr, scales = window(bases, 0, span.n), window(bases, span.n, span.n), window(bases, 2 * span.n, span.n)
@@ -239,10 +243,10 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
 
     Returns at most their `min_magnitude`. Columns are padded to NR and places to KR by zeros.
     """
-    depth, least = work.cut.depth, NONE_NONZERO
+    depth, least = work.round.cut.depth, NONE_NONZERO
     n_panels = (n_cols + NR - 1) // NR
     ld = n_panels * NR
-    scratch, source = work.scratch, _source(work)
+    scratch, source = work.round.scratch, _source(work)
     bits, panels, bases = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.bases, worker)
     columns = _columns(work, first, n_cols)
     _find(work, span, bases)
