@@ -55,6 +55,7 @@ __all__ = [
     "rope_v2",
     "rotate_half",
     "scalar_div",
+    "sparse_attention",
     "sylvester_hadamard",
 ]
 
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 
     from . import layouts
     from .attention.lightning import lightning_index
+    from .attention.sparse import sparse_attention
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
     from .base.indexer_dims import IndexerDims
@@ -111,6 +113,7 @@ else:
                 "preset",
             ),
             ".attention.lightning": ("lightning_index",),
+            ".attention.sparse": ("sparse_attention",),
             ".base.dims": ("MlaDims",),
             ".base.head_shard": ("HeadShard",),
             ".base.indexer_dims": ("IndexerDims",),

@@ -63,7 +63,7 @@ class Sizes(NamedTuple):
 
 
 def _odd_lines(length: int) -> int:
-    """At least `length` elements of A, an odd number of cache lines: rows whole powers of two apart share a cache set."""
+    """At least `length` elements of A, an odd number of cache lines: rows a power of two apart share a cache's set."""
     each = LINE_BYTES // _A_BYTES
     return (ceil_div(length, each) | 1) * each
 
@@ -101,7 +101,7 @@ def _tasks(sizes: Sizes, n_workers: int, t: int, h: int) -> tuple[int, int, int,
 def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of each array of `Scratch`."""
     lanes = LANES * NR
-    bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR)
+    bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR, lanes)
     return {
         "queries": ((cut.t, cut.h, sizes.kp * NR), np.uint16),
         "q_min": ((cut.t, cut.h), np.int32),
@@ -115,7 +115,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "sums": ((cut.n_workers, cut.walk * cut.heads * NR * NR), np.float32),
         "lanes": ((cut.n_workers, 2, lanes), np.float32),
         "mins": ((cut.n_workers, lanes), np.int32),
-        "words": ((cut.n_workers, 2, lanes), np.uint32),
+        "words": ((cut.n_workers, lanes // 2), np.uint32),
         "counters": ((n_counters(cut.n_workers, N_PHASES),), np.int64),
     }
 
@@ -135,7 +135,8 @@ def memory_bytes(sizes: Sizes, cut: Cut) -> int:
 
 def lay_out(sizes: Sizes, cut: Cut, memory: Array) -> Scratch:
     """A round's arrays one after the other in `memory`, uint8 from a cache line on; counters are at zero."""
-    arrays, at = {}, 0
+    arrays: dict[str, Array] = {}
+    at = 0
     for name, (shape, dtype) in _shapes(sizes, cut).items():
         size = _n_bytes(shape, dtype)
         arrays[name] = memory[at : at + size].view(dtype).reshape(shape)

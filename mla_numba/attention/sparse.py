@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..base.modes import RecordOrder
 from ..cache import N_SCALES, PagedCache
 from ..call.bind import PrologOutput
 from ..kernels import max_threads
-from ..kernels.attention.arguments import Caches, Lists, Queries, Work
+from ..kernels.attention.arguments import Caches, Lists, Queries, Round, Work
 from ..kernels.attention.attend import attend, check_positions
 from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Slots
@@ -106,7 +106,7 @@ def sparse_attention(
     n_threads = check.check_threads("n_threads", n_threads, max_threads())
     n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
     pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
-    lists = _check_lists(index, pages)
+    lists, counts = _check_lists(index, pages)
     if latent is not None:
         check.check_array("latent", latent, (BF16,), (t, n_heads, width))
         check.check_writable("latent", latent)
@@ -115,8 +115,8 @@ def sparse_attention(
     else:
         latent = aligned_empty((t, n_heads, width), BF16)
     if latent.size:
-        sizes = Sizes(t, n_heads, width, keys.rope, int(lists.counts.max()))
-        _run(sizes, n_threads, queries, keys, lists, scale, latent.view(UINT16))
+        call = _Call(queries, counts, keys.views, lists, scale, latent.view(UINT16))
+        _run(call, Sizes(t, n_heads, width, keys.rope, int(counts.max())), n_threads)
     return latent
 
 
@@ -156,24 +156,23 @@ def _check_scale(softmax_scale: object) -> np.float32:
     return np.float32(value)
 
 
-def _check_lists(index: object, pages: Pages) -> Lists:
-    """What each token attends to: copies, all of whose positions its token sees, in blocks of the cache."""
+def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array]:
+    """What each token attends to, and to how many: copies, whose positions their token sees, in blocks of the cache."""
     t = len(pages.limits)
     if index is None:
         pages.check_mapped()
-        counts = pages.limits.copy()
-        return Lists(_NO_POSITIONS, True, counts, pages.sequences, pages.block_table, pages.block_size)
+        return Lists(_NO_POSITIONS, True, pages.sequences, pages.block_table, pages.block_size), pages.limits
     given = check.expect_array("index", index, (_INT32, _INT64))
     check.check_shape("index", given, (t, None))
     # What int32 cannot hold is as wrong as the largest that it can.
     positions = np.array(np.clip(given, -1, MAX_POSITION), np.int32, order="C", subok=False)
     counts, wrong = np.empty(t, np.int64), np.empty(t, np.int64)
-    lists = Lists(positions, False, counts, pages.sequences, pages.block_table, pages.block_size)
-    check_positions(1, 1, lists, pages.limits, pages.n_blocks, wrong)
+    lists = Lists(positions, False, pages.sequences, pages.block_table, pages.block_size)
+    check_positions(1, 1, lists, pages.limits, pages.n_blocks, counts, wrong)
     if t and wrong.max() >= 0:
         token = int(np.argmax(wrong >= 0))
         _refuse(pages, token, int(wrong[token]), int(given[token, wrong[token]]))
-    return lists
+    return lists, counts
 
 
 def _refuse(pages: Pages, token: int, place: int, position: int) -> None:
@@ -192,18 +191,27 @@ _KEPT_BYTES = 64 << 20
 _memory: deque[Array] = deque(maxlen=8)
 
 
-def _run(
-    sizes: Sizes, n_threads: int, queries: Queries, keys: _Cache, lists: Lists, scale: np.float32, latent: Array
-) -> None:
+class _Call(NamedTuple):
+    """A checked call as the kernels take it: see `Round` and `Work`."""
+
+    queries: Queries
+    counts: Array
+    caches: Caches
+    lists: Lists
+    scale: np.float32
+    latent: Array
+
+
+def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
     memory = np.zeros(0, np.uint8)
-    group = max(sizes.latent // N_SCALES, 1)
-    given: tuple[Any, ...] = (plain(queries), plain(keys.views), plain(lists))
+    queries, caches, lists = plain(call.queries), plain(call.caches), plain(call.lists)
     for cut in cuts(sizes, n_threads):
         needed = memory_bytes(sizes, cut)
         if memory.nbytes < needed:
             memory = _take_memory(needed)
         scratch = lay_out(sizes, cut, memory)
-        work = Work(*given, plain(scratch), plain(cut), scale, group, latent)
+        part = Round(queries, call.counts, plain(scratch), plain(cut), call.scale)
+        work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
         attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
     if memory.nbytes <= _KEPT_BYTES:
         _memory.append(memory)

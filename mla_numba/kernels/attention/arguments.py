@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..kinds import F32, Bits, Index, Int32, Int64, Real, Values
+from ..kinds import F32, Bits, Index, Int32, Int64, Real, Values, Words
 from ..sweeps.arguments import Caches
 
-__all__ = ["Caches", "Cut", "Lists", "Queries", "Scratch", "Work"]
+__all__ = ["Caches", "Cut", "Lists", "Queries", "Round", "Scratch", "Work"]
 
 
 class Queries(NamedTuple):
@@ -25,13 +25,12 @@ class Queries(NamedTuple):
 class Lists(NamedTuple):
     """The positions that each token attends to.
 
-    positions (T, K) int32, valid ones first; of a `dense` call it is not read, and token t attends to 0..counts[t]-1.
-    counts (T,) is how many there are, sequences (T,) the row of block_table (B, blocks) that maps them to slots.
+    positions (T, K) int32, valid ones first; of a `dense` call they are not read, and a token attends to 0, 1, ...
+    sequences (T,) is the row of block_table (B, blocks) that maps them to slots.
     """
 
     positions: Int32
     dense: bool
-    counts: Int64
     sequences: Int64
     block_table: Int64
     block_size: Index
@@ -49,12 +48,12 @@ class Scratch(NamedTuple):
     | w_min    | (t, h * NR)            | int32        | `min_magnitude` of a head's row                               |
     | rows     | (n_workers, m * lda)   | A_BF16_DTYPE | dequantised keys of m positions: rows of A                    |
     | panels   | (n_workers, ...)       | uint16       | dequantised latents of some positions: panels of columns      |
-    | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions                             |
+    | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions; probabilities of 16        |
     | bases    | (n_workers, ...)       | int64        | where the keys of some positions begin                        |
     | sums     | (n_workers, ...)       | float32      | accumulators of latents, [walk][N][NR]                        |
     | lanes    | (n_workers, 2, 16*NR)  | float32      | by place mod 16 and head: the largest score, sums             |
     | mins     | (n_workers, 16*NR)     | int32        | likewise the smallest probability's bits                      |
-    | words    | (n_workers, 2, 16*NR)  | uint32       | the bits of probabilities by place and head; the same in pairs |
+    | words    | (n_workers, 8 * NR)    | uint32       | probabilities of 16 positions, in pairs                       |
     | counters | see `tasks`            | int64        | zeros                                                         |
     """
 
@@ -70,7 +69,7 @@ class Scratch(NamedTuple):
     sums: F32
     lanes: F32
     mins: Int32
-    words: Values
+    words: Words
     counters: Int64
 
 
@@ -94,17 +93,27 @@ class Cut(NamedTuple):
     heads: Index
 
 
-class Work(NamedTuple):
-    """A round: what it reads, its memory and its cut; latent (T, N, C) is what it writes.
+class Round(NamedTuple):
+    """What a round is but its keys: its queries, its memory and its cut; scale is what a score is multiplied with.
 
-    scale: what a score is multiplied with. group: the elements of a latent that share a scale, where keys are int8.
+    counts (T,) is how many positions each token attends to.
     """
 
     queries: Queries
-    caches: Caches
-    lists: Lists
+    counts: Int64
     scratch: Scratch
     cut: Cut
     scale: Real
+
+
+class Work(NamedTuple):
+    """A round and its keys; latent (T, N, C) is what it writes.
+
+    group: the elements of a latent that share a scale, where keys are int8.
+    """
+
+    round: Round
+    caches: Caches
+    lists: Lists
     group: Index
     latent: Bits

@@ -1,14 +1,14 @@
 """A round of tokens and heads through attention, in one parallel region.
 
-| phase   | a task                                | waits for | what                                                    |
-|---------|---------------------------------------|-----------|---------------------------------------------------------|
-| PACK    | a token's panel of heads              |           | queries as columns                                      |
-| SCORES  | some positions of a token             | PACK      | keys dequantised, times all queries                     |
-| SOFTMAX | a token's panel of heads              | SCORES    | probabilities, as rows                                  |
-| VALUES  | some columns of a token's latents     | SOFTMAX   | latents dequantised, all probabilities times them       |
+| phase   | a task                            | waits for | what                                                    |
+|---------|-----------------------------------|-----------|---------------------------------------------------------|
+| PACK    | a token's panel of heads          |           | queries as columns                                      |
+| SCORES  | some positions of a token         | PACK      | keys dequantised, times all queries                     |
+| SOFTMAX | a token's panel of heads          | SCORES    | probabilities, as rows                                  |
+| VALUES  | some columns of a token's latents | SOFTMAX   | latents dequantised, all probabilities times them       |
 
-Keys are read twice, and dequantised as what each product takes: the whole of them is never in memory. Of the scores it
-is: a probability is divided by the sum over all positions before it is rounded.
+Keys are read twice, each time dequantised for one product, and never held as a whole. Scores are: a probability is
+divided by the sum over all positions before it is rounded.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ N_PHASES = 4
 @kernel
 def attend(worker: Index, work: Work, spans: Int64) -> None:
     """One worker's way through the phases of a round. spans: see `phase.Team`; not read."""
-    team = Team(work.cut.n_workers, work.scratch.counters, spans, False)
-    of_pack, of_scores = pack_tasks(work), score_tasks(work)
-    of_softmax, of_latents = softmax_tasks(work), latent_tasks(work)
-    pack_queries(worker, team, of_pack, work)
+    part = work.round
+    team = Team(part.cut.n_workers, part.scratch.counters, spans, False)
+    of_pack, of_scores = pack_tasks(part), score_tasks(work)
+    of_softmax, of_latents = softmax_tasks(part), latent_tasks(work)
+    pack_queries(worker, team, of_pack, part)
     wait(team, of_pack)
     scores(worker, team, of_scores, work)
     wait(team, of_scores)
-    softmax(worker, team, of_softmax, work)
+    softmax(worker, team, of_softmax, part)
     wait(team, of_softmax)
     latents(worker, team, of_latents, work)
     if worker == 0:
@@ -66,10 +67,10 @@ def _count(lists: Lists, token: Index, limit: Index, n_blocks: Index) -> tuple[I
 
 
 @kernel
-def check_positions(index: Index, lists: Lists, limits: Int64, n_blocks: Index, wrong: Int64) -> None:
-    """lists.counts[t]: how many positions token t attends to; wrong[t]: the place of the first wrong one, or -1.
+def check_positions(index: Index, lists: Lists, limits: Int64, n_blocks: Index, counts: Int64, wrong: Int64) -> None:
+    """counts[t]: how many positions token t attends to; wrong[t]: the place of the first wrong one, or -1.
 
     A position below 0 ends a list. One is wrong that the token does not see (limits (T,)), or that lies in no block.
     """
     for token in range(len(limits)):
-        lists.counts[token], wrong[token] = _count(lists, token, limits[token], n_blocks)
+        counts[token], wrong[token] = _count(lists, token, limits[token], n_blocks)

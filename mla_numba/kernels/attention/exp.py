@@ -17,7 +17,7 @@ _P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.flo
 _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 _ONE, _ZERO = np.float32(1), np.float32(0)
 _ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 below 2**22 to an integer, half to even
-_TO_EXPONENT, _BIAS = np.uint32(23), np.uint32(127 << 23)
+_TO_EXPONENT, _BIAS = np.uint32(23), np.uint32(127)
 
 
 @callee
@@ -36,5 +36,5 @@ def exp_negative(x: Real) -> Real:
     p = np.float32(np.float32(p * r) + _P5)
     e = np.float32(np.float32(np.float32(p * np.float32(r * r)) + r) + _ONE)
     # The last bits of `shifted` are those of n.
-    power = f32_of_bits(np.uint32(np.uint32(bits_of_f32(shifted) << _TO_EXPONENT) + _BIAS))
+    power = f32_of_bits(np.uint32(np.uint32(bits_of_f32(shifted) + _BIAS) << _TO_EXPONENT))
     return _ZERO if x < _LEAST else np.float32(e * power)

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ..isa import BY_COLUMN_REVERSED
-from ..jit.callee import by_dtype, callee
+from ..jit.callee import by_dtype, callee, inlined
 from ..kinds import Bits, Index, Int64, Real, Values, Word
 from ..micro.table import ISA
 from ..micro.ukernel import KR_BF16, NR
 from ..row.operand import bf16_operand_row
-from ..row.scatter import Slots, chunk_at
+from ..row.scatter import chunk_at
 from ..scalars import (
     NONE_NONZERO,
     bits_of_f32,
@@ -24,9 +24,11 @@ from ..scalars import (
     pair_window,
     round_bf16,
     row_of,
+    unowned,
     window,
 )
-from .arguments import Caches, Work
+from .arguments import Work
+from .pairs import interleave
 from .prefetch import prefetch
 
 __all__ = ["Span", "key_panels", "key_rows"]
@@ -45,21 +47,37 @@ class Span(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Columns first..first+n of a latent, and where the first lies: in which run of c0 elements, and which group."""
+    """n columns of a latent from its element `at` on, and what is left of the first one's run and scale group."""
 
-    first: Index
-    n: Index
     at: Index
+    n: Index
     left_in_run: Index
     group: Index
     left_in_group: Index
 
 
-@callee
+class Source(NamedTuple):
+    """A cache's latents, flat, in runs of c0 elements `stride` apart; and their scales, one for `group` elements."""
+
+    latents: Values
+    scales: Values
+    c0: Index
+    stride: Index
+    group: Index
+
+
+@inlined
+def _source(work: Work) -> Source:
+    layout = work.caches.kv.layout
+    latents, scales = unowned(work.caches.kv.flat), unowned(work.caches.k_scale.flat)
+    return Source(latents, scales, layout[2], layout[3], np.int64(work.group))
+
+
+@inlined
 def _columns(work: Work, first: Index, n: Index) -> Columns:
-    layout, group = work.caches.kv.layout, np.int64(work.group)
-    at, left = chunk_at(layout, np.int64(0), np.int64(first))
-    return Columns(first, n, at, left, first // group, group - first % group)
+    group = np.int64(work.group)
+    at, left = chunk_at(work.caches.kv.layout, np.int64(0), np.int64(first))
+    return Columns(at, np.int64(n), left, first // group, group - first % group)
 
 
 @callee
@@ -80,7 +98,7 @@ def _find(work: Work, span: Span, bases: Int64) -> None:
         bases[2 * span.n + i] = block * k_scale[1] + row * k_scale[4]
 
 
-@callee
+@inlined
 def _of_f16(bits: Word) -> Real:
     """The float32 of an fp16 given as uint16 bits: its exponent's bias is 112 less."""
     wide = np.uint32(bits)
@@ -91,12 +109,12 @@ def _of_f16(bits: Word) -> Real:
     return -value if wide >= np.uint32(0x8000) else value
 
 
-@callee
+@inlined
 def _of_f32(value: Real) -> Real:
     return np.float32(value)
 
 
-@by_dtype("value", {np.uint16: _of_f16}, otherwise=_of_f32)
+@by_dtype("value", {np.uint16: _of_f16}, otherwise=_of_f32, inline=True)
 def _scale_of(value: Real) -> Real:
     """A scale as float32."""
 
@@ -114,9 +132,9 @@ def _scaled(codes: Values, scale: Real, out: Bits) -> None:
             out[j] = np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
 
 
-@callee
-def _dequantised(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
-    c0, chunk_stride = caches.kv.layout[2], caches.kv.layout[3]
+@inlined
+def _dequantised(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
+    c0, group = source.c0, source.group
     at, of_run, of_group, scale_at = (
         base + columns.at,
         columns.left_in_run,
@@ -126,90 +144,88 @@ def _dequantised(caches: Caches, group: Index, base: Index, scales: Index, colum
     least, c = NONE_NONZERO, np.int64(0)
     while c < columns.n:
         run = min(min(of_run, of_group), columns.n - c)
-        scale = _scale_of(window(caches.k_scale.flat, scale_at, 1)[0])
-        _scaled(window(caches.kv.flat, at, run), scale, window(out, c, run))
+        scale = _scale_of(window(source.scales, scale_at, 1)[0])
+        _scaled(window(source.latents, at, run), scale, window(out, c, run))
         if scale != np.float32(0):  # a code is 0 or at least 1
             least = min(least, max(np.int32(np.int32(round_bf16(scale)) & np.int32(0x7FFF)), np.int32(1)))
         c, at, of_run, of_group = c + run, at + run, of_run - run, of_group - run
         if of_run == 0:
-            at, of_run = at + chunk_stride - c0, c0
+            at, of_run = at + source.stride - c0, c0
         if of_group == 0:
             scale_at, of_group = scale_at + 1, group
     return np.int32(least)
 
 
-@callee
-def _copied(slots: Slots, at: Index, of_run: Index, out: Bits) -> Index:
-    """Elements of a slot from `at` on, of which `of_run` come before the next run."""
-    c0, chunk_stride = slots.layout[2], slots.layout[3]
+@inlined
+def _copied(values: Bits, c0: Index, stride: Index, at: Index, of_run: Index, out: Bits) -> Index:
+    """Elements from `at` on, of which `of_run` come before the next run; returns their `min_magnitude`."""
     c = np.int64(0)
     while c < len(out):
         run = min(of_run, len(out) - c)
-        values, taken = window(slots.flat, at, run), window(out, c, run)
+        given, taken = window(values, at, run), window(out, c, run)
         for j in range(run):
-            taken[j] = values[j]
-        c, at, of_run = c + run, at + of_run + chunk_stride - c0, c0
+            taken[j] = given[j]
+        c, at, of_run = c + run, at + of_run + stride - c0, c0
     return min_magnitude(out)
 
 
-@callee
-def _as_it_is(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
-    return _copied(caches.kv, base + columns.at, columns.left_in_run, out)
+@inlined
+def _as_they_are(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
+    return _copied(source.latents, source.c0, source.stride, base + columns.at, columns.left_in_run, out)
 
 
-@by_dtype("caches.kv.flat", {np.int8: _dequantised}, otherwise=_as_it_is)
-def _latent(caches: Caches, group: Index, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
+@by_dtype("source.latents", {np.int8: _dequantised}, otherwise=_as_they_are, inline=True)
+def _latent(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
     """Columns of the latent that begins at `base`, with scales from `scales` on; returns at most `min_magnitude`."""
 
 
-@callee
-def _ask_for_codes(caches: Caches, base: Index, scales: Index, columns: Columns) -> None:
-    prefetch(caches.kv.flat, base + columns.at, min(columns.n, columns.left_in_run))
-    prefetch(caches.k_scale.flat, scales, N_SCALES)
+@inlined
+def _ask_for_codes(source: Source, base: Index, scales: Index, columns: Columns) -> None:
+    prefetch(source.latents, base + columns.at, min(columns.n, columns.left_in_run))
+    prefetch(source.scales, scales, np.int64(N_SCALES))
 
 
-@callee
-def _ask_for_values(caches: Caches, base: Index, scales: Index, columns: Columns) -> None:
-    prefetch(caches.kv.flat, base + columns.at, min(columns.n, columns.left_in_run))
+@inlined
+def _ask_for_values(source: Source, base: Index, scales: Index, columns: Columns) -> None:
+    prefetch(source.latents, base + columns.at, min(columns.n, columns.left_in_run))
 
 
-@by_dtype("caches.kv.flat", {np.int8: _ask_for_codes}, otherwise=_ask_for_values)
-def _ask_for(caches: Caches, base: Index, scales: Index, columns: Columns) -> None:
+@by_dtype("source.latents", {np.int8: _ask_for_codes}, otherwise=_ask_for_values, inline=True)
+def _ask_for(source: Source, base: Index, scales: Index, columns: Columns) -> None:
     """Asks for the first run of some columns of a latent, and for its scales."""
 
 
 @callee
 def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) -> Index:
     """The keys of a span, latent and rope part, as rows of A `lda` apart; returns at most their `min_magnitude`."""
-    latent, rope = work.latent.shape[2], work.queries.rope.shape[2]
+    latent, rope = work.latent.shape[2], work.round.queries.rope.shape[2]
     kp = (latent + rope + KR_BF16 - 1) // KR_BF16 * KR_BF16
-    caches, group, least = work.caches, np.int64(work.group), NONE_NONZERO
-    bits, bases = row_of(work.scratch.bits, worker), row_of(work.scratch.bases, worker)
-    columns, rope_run = _columns(work, np.int64(0), latent), min(caches.kr.layout[2], rope)
+    source, least = _source(work), NONE_NONZERO
+    ropes, rope_c0, rope_stride = unowned(work.caches.kr.flat), work.caches.kr.layout[2], work.caches.kr.layout[3]
+    bits, bases = row_of(work.round.scratch.bits, worker), row_of(work.round.scratch.bases, worker)
+    columns = _columns(work, np.int64(0), latent)
     _find(work, span, bases)
     kv, kr, scales = window(bases, 0, span.n), window(bases, span.n, span.n), window(bases, 2 * span.n, span.n)
     of_latent, of_rope = window(bits, 0, latent), window(bits, latent, rope)
     for i in range(span.n):
         ahead = min(i + _AHEAD, span.n - 1)
-        _ask_for(caches, kv[ahead], scales[ahead], columns)
-        prefetch(caches.kr.flat, kr[ahead], rope_run)
-        least = min(least, _latent(caches, group, kv[i], scales[i], columns, of_latent))
-        least = min(least, _copied(caches.kr, kr[i], caches.kr.layout[2], of_rope))
+        _ask_for(source, kv[ahead], scales[ahead], columns)
+        prefetch(ropes, kr[ahead], min(rope_c0, rope))
+        least = min(least, _latent(source, kv[i], scales[i], columns, of_latent))
+        least = min(least, _copied(ropes, rope_c0, rope_stride, kr[i], rope_c0, of_rope))
         bf16_operand_row(window(bits, 0, latent + rope), 1, window(rows, i * lda, kp))
     return np.int32(least)
 
 
-@callee
+@inlined
 def _in_words(bits: Bits, ld: Index, panel: Index, out: Bits) -> None:
-    even, odd, words = window(bits, panel * NR, NR), window(bits, ld + panel * NR, NR), pair_window(out, 0, NR)
-    for j in range(NR):
-        words[j] = np.uint32(np.uint32(odd[j]) | np.uint32(np.uint32(even[j]) << np.uint32(16)))
+    interleave(window(bits, panel * NR, NR), window(bits, ld + panel * NR, NR), pair_window(out, 0, NR))
 
 
 _PLACES = ISA.places(is_int8=False)
 
 
-@callee
+@inlined
 def _in_places(bits: Bits, ld: Index, panel: Index, out: Bits) -> None:
     for r in range(KR_BF16):
         row = window(bits, r * ld + panel * NR, NR)
@@ -227,10 +243,10 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
 
     Returns at most their `min_magnitude`. Columns are padded to NR and places to KR by zeros.
     """
-    depth, least = work.cut.depth, NONE_NONZERO
+    depth, least = work.round.cut.depth, NONE_NONZERO
     n_panels = (n_cols + NR - 1) // NR
     ld = n_panels * NR
-    scratch, caches, group = work.scratch, work.caches, np.int64(work.group)
+    scratch, source = work.round.scratch, _source(work)
     bits, panels, bases = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.bases, worker)
     columns = _columns(work, first, n_cols)
     _find(work, span, bases)
@@ -242,8 +258,8 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
             row = window(bits, r * ld, n_cols)
             if i + r < span.n:
                 ahead = min(i + r + _AHEAD, span.n - 1)
-                _ask_for(caches, kv[ahead], scales[ahead], columns)
-                least = min(least, _latent(caches, group, kv[i + r], scales[i + r], columns, row))
+                _ask_for(source, kv[ahead], scales[ahead], columns)
+                least = min(least, _latent(source, kv[i + r], scales[i + r], columns, row))
             else:
                 for c in range(n_cols):
                     row[c] = 0

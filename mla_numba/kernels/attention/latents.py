@@ -27,14 +27,14 @@ VALUES = 3
 @callee
 def _n_blocks(work: Work) -> tuple[Index, Index]:
     """Into how many blocks the columns and the heads of a round are cut."""
-    cut = work.cut
+    cut = work.round.cut
     return ceil_div(ceil_div(work.latent.shape[2], NR), cut.walk), ceil_div(cut.h, cut.heads)
 
 
 @callee
 def _latent_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """A walk of columns and some panels of heads of a token."""
-    cut, scratch = work.cut, work.scratch
+    cut, scratch = work.round.cut, work.round.scratch
     _, n_all, width = work.latent.shape
     n_walks, n_head_blocks = _n_blocks(work)
     token, block = task // (n_walks * n_head_blocks), task % (n_walks * n_head_blocks)
@@ -44,7 +44,7 @@ def _latent_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None
     n_heads = min(n_h * NR, n_all - head)
     n_cols = min(walk * NR, width - panel0 * NR)
     out = ((cut.t0 + token) * n_all + head) * width + panel0 * NR
-    n = work.lists.counts[cut.t0 + token]
+    n = work.round.counts[cut.t0 + token]
     if n == 0:
         for i in range(n_heads):
             row = window(work.latent, out + i * width, n_cols)
@@ -68,15 +68,15 @@ def _latent_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None
             i, n_rows = block_of(n_heads, n_tiles, tile)
             normal = sums_stay_normal(min_of(window(magnitudes, i, n_rows)), least)
             y = Y(work.latent, out + i * width, width, floats, zero, floats, scratch.mins, zero)
-            c = C(sums, i * walk * NR, place > 0)
-            multiply_block(A(weights, i * ldw + place, ldw), n_rows, b, depth, c, normal, y, n_stored)
+            c_here = C(sums, i * walk * NR, place > 0)
+            multiply_block(A(weights, i * ldw + place, ldw), n_rows, b, depth, c_here, normal, y, n_stored)
 
 
 @callee
 def latent_tasks(work: Work) -> Tasks:
     """A task is a walk of columns and some panels of heads of a token."""
     n_walks, n_head_blocks = _n_blocks(work)
-    return Tasks(np.int64(VALUES), np.int64(work.cut.t * n_walks * n_head_blocks), np.int64(1))
+    return Tasks(np.int64(VALUES), np.int64(work.round.cut.t * n_walks * n_head_blocks), np.int64(1))
 
 
 @outlined

@@ -17,7 +17,7 @@ from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
 from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import ceil_div
-from .arguments import Work
+from .arguments import Round, Work
 from .keys import Span, key_rows
 
 __all__ = ["PACK", "SCORES", "pack_queries", "pack_tasks", "score_tasks", "scores"]
@@ -37,15 +37,15 @@ def _to_columns(rows: Bits, width: Index, n_heads: Index, k0: Index, places: Int
 
 
 @callee
-def _pack_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
+def _pack_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> None:
     """The queries of a panel of heads of a token."""
-    cut, scratch = work.cut, work.scratch
-    _, n_heads, latent = work.queries.nope.shape
-    rope = work.queries.rope.shape[2]
+    cut, scratch = part.cut, part.scratch
+    _, n_heads, latent = part.queries.nope.shape
+    rope = part.queries.rope.shape[2]
     token, head = cut.t0 + task // cut.h, (cut.panel0 + task % cut.h) * NR
     n = min(np.int64(NR), n_heads - head)
-    nope = window(work.queries.nope, (token * n_heads + head) * latent, n * latent)
-    rotated = window(work.queries.rope, (token * n_heads + head) * rope, n * rope)
+    nope = window(part.queries.nope, (token * n_heads + head) * latent, n * latent)
+    rotated = window(part.queries.rope, (token * n_heads + head) * rope, n * rope)
     panel = row_of(scratch.queries, task)
     if n < NR or (latent + rope) % KR_BF16:
         for i in range(len(panel)):
@@ -56,24 +56,24 @@ def _pack_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
 
 
 @callee
-def pack_tasks(work: Work) -> Tasks:
+def pack_tasks(part: Round) -> Tasks:
     """A task is a panel of heads of a token."""
-    return Tasks(np.int64(PACK), np.int64(work.cut.t * work.cut.h), np.int64(1))
+    return Tasks(np.int64(PACK), np.int64(part.cut.t * part.cut.h), np.int64(1))
 
 
 @outlined
-def pack_queries(worker: Index, team: Team, tasks: Tasks, work: Work) -> None:
+def pack_queries(worker: Index, team: Team, tasks: Tasks, part: Round) -> None:
     """Phase PACK."""
-    share(worker, team, tasks, _pack_task, work)
+    share(worker, team, tasks, _pack_task, part)
 
 
 @callee
 def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """Some positions of a token, and all heads of the round."""
-    cut, scratch, latent = work.cut, work.scratch, work.latent
+    cut, scratch, latent = work.round.cut, work.round.scratch, work.latent
     n_blocks = ceil_div(cut.n, cut.rows)
     token, first = task // n_blocks, task % n_blocks * cut.rows
-    n = min(cut.rows, work.lists.counts[cut.t0 + token] - first)
+    n = min(cut.rows, work.round.counts[cut.t0 + token] - first)
     if n <= 0:
         return
     rows, kp = row_of(scratch.rows, worker), scratch.queries.shape[2] // NR
@@ -92,7 +92,9 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
 @callee
 def score_tasks(work: Work) -> Tasks:
     """A task is some positions of a token."""
-    return Tasks(np.int64(SCORES), np.int64(work.cut.t * ceil_div(work.cut.n, work.cut.rows)), np.int64(1))
+    return Tasks(
+        np.int64(SCORES), np.int64(work.round.cut.t * ceil_div(work.round.cut.n, work.round.cut.rows)), np.int64(1)
+    )
 
 
 @outlined

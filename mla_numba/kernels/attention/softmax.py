@@ -2,9 +2,9 @@
 
     m = max(s * scale)    e = exp(s * scale - m)    l = sum of e    weight = bf16(e / l)
 
-The sum runs over 16 lanes, a place of the list in lane `place mod 16`, ascending, and then over the lanes as a tree, lane
-i with lane i + half. Scores of a panel lie position after position, NR heads each. So 16 positions are 16 * NR elements
-one after the other, and beside them lie m, l and the sums of the lanes, repeated for each lane.
+The sum runs over 16 lanes, a place of the list in lane `place mod 16`, ascending, and then over the lanes as a tree,
+lane i with lane i + half. Scores of a panel lie position after position, NR heads each. So 16 positions are 16 * NR
+elements one after the other, and beside them lie m, l and the sums of the lanes, repeated for each lane.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from __future__ import annotations
 import numpy as np
 
 from ..jit.callee import by_dtype, callee
-from ..kinds import F32, Index, Int32, Real, Values, Words
+from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
 from ..launch import outlined
 from ..micro.ukernel import NR
-from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, widen, window
+from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, widen, window
 from ..sweeps.phase import Tasks, Team, share
-from .arguments import Work
+from .arguments import Round
 from .exp import exp_negative
+from .pairs import interleave
 
 __all__ = ["LANES", "SOFTMAX", "softmax", "softmax_tasks"]
 
@@ -35,7 +36,7 @@ def _largest(scores: F32, scale: Real, most: F32) -> None:
     for i in range(_STEP):
         most[i] = _MINUS_INF
     for first in range(0, len(scores), _STEP):
-        n = min(np.int64(_STEP), len(scores) - first)
+        n = np.int64(min(_STEP, len(scores) - first))
         block, top = window(scores, first, n), window(most, 0, n)
         for i in range(n):
             top[i] = max(top[i], np.float32(block[i] * scale))
@@ -69,7 +70,7 @@ def _exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
     for i in range(_STEP):
         total[i] = np.float32(0)
     for first in range(0, len(scores), _STEP):
-        n = min(np.int64(_STEP), len(scores) - first)
+        n = np.int64(min(_STEP, len(scores) - first))
         block, top, lanes = window(scores, first, n), window(most, 0, n), window(total, 0, n)
         for i in range(n):
             e = exp_negative(np.float32(np.float32(block[i] * scale) - top[i]))
@@ -104,46 +105,37 @@ def _float_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: I
 
 @by_dtype("weights", {np.uint16: _paired_rows}, otherwise=_float_rows)
 def _put_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Index) -> None:
-    """Weights of 16 positions to rows of A, a head each; words (8, NR), flat: two positions each, the even one above."""
+    """Weights of 16 positions to rows of A, a head each; words (8, NR), flat: a pair each, the even position above."""
 
 
 @callee
-def _quotients(e: F32, total: F32, bits: Words, mins: Int32) -> None:
+def _quotients(e: F32, total: F32, bits: Bits, mins: Int32) -> None:
     """bits = e / total as bf16, and the smallest of each lane and head but 0."""
     for i in range(len(e)):
-        quotient = np.int32(round_bf16(np.float32(e[i] / total[i])))
-        bits[i] = np.uint32(quotient)
-        size = np.int32(quotient & np.int32(0x7FFF))
+        quotient = round_bf16(np.float32(e[i] / total[i]))
+        bits[i] = quotient
+        size = np.int32(np.int32(quotient) & np.int32(0x7FFF))
         mins[i] = min(mins[i], NONE_NONZERO if size == np.int32(0) else size)
 
 
 @callee
-def _in_pairs(bits: Words, words: Words) -> None:
-    """Two positions a word, in place of `bits`' first half; the even one above."""
-    for pair in range(_HALF):
-        even, odd, out = (
-            window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR), window(words, pair * NR, NR),
-        )  # fmt: skip
-        for j in range(NR):
-            out[j] = np.uint32(odd[j] | np.uint32(even[j] << np.uint32(16)))
-
-
-@callee
-def _probabilities(work: Work, at: Index, worker: Index, e: F32, total: F32) -> None:
+def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32) -> None:
     """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A."""
-    scratch = work.scratch
+    scratch = part.scratch
     n_rows, ldw = np.int64(NR), scratch.weights.shape[2]
-    bits, words = row_of(scratch.words, 2 * worker), row_of(scratch.words, 2 * worker + 1)
+    bits, words = row_of(scratch.bits, worker), row_of(scratch.words, worker)
     mins = row_of(scratch.mins, worker)
     for i in range(_STEP):
         mins[i] = NONE_NONZERO
     for first in range(0, len(e), _STEP):
-        n = min(np.int64(_STEP), len(e) - first)
+        n = np.int64(min(_STEP, len(e) - first))
         _quotients(window(e, first, n), window(total, 0, n), window(bits, 0, n), window(mins, 0, n))
         for i in range(n, _STEP):
-            bits[i] = np.uint32(0)
-        _in_pairs(bits, words)
-        _put_rows(words, scratch.weights, at * NR * ldw + first // NR, ldw, n_rows)
+            bits[i] = 0
+        for pair in range(_HALF):
+            even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
+            interleave(even, odd, window(words, pair * NR, NR))
+        _put_rows(words, unowned(scratch.weights), at * NR * ldw + first // NR, ldw, n_rows)
     for j in range(NR):
         least = NONE_NONZERO
         for lane in range(LANES):
@@ -152,26 +144,26 @@ def _probabilities(work: Work, at: Index, worker: Index, e: F32, total: F32) -> 
 
 
 @callee
-def _softmax_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
+def _softmax_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> None:
     """A panel of heads of a token."""
-    cut, scratch = work.cut, work.scratch
-    n = work.lists.counts[cut.t0 + task // cut.h]
+    cut, scratch = part.cut, part.scratch
+    n = part.counts[cut.t0 + task // cut.h]
     if n == 0:
         return
     scores = window(row_of(scratch.scores, task), 0, n * NR)
     most, total = row_of(scratch.lanes, 2 * worker), row_of(scratch.lanes, 2 * worker + 1)
-    _largest(scores, work.scale, most)
-    _exponentials(scores, work.scale, most, total)
-    _probabilities(work, task, worker, scores, total)
+    _largest(scores, part.scale, most)
+    _exponentials(scores, part.scale, most, total)
+    _probabilities(part, task, worker, scores, total)
 
 
 @callee
-def softmax_tasks(work: Work) -> Tasks:
+def softmax_tasks(part: Round) -> Tasks:
     """A task is a panel of heads of a token."""
-    return Tasks(np.int64(SOFTMAX), np.int64(work.cut.t * work.cut.h), np.int64(1))
+    return Tasks(np.int64(SOFTMAX), np.int64(part.cut.t * part.cut.h), np.int64(1))
 
 
 @outlined
-def softmax(worker: Index, team: Team, tasks: Tasks, work: Work) -> None:
+def softmax(worker: Index, team: Team, tasks: Tasks, part: Round) -> None:
     """Phase SOFTMAX."""
-    share(worker, team, tasks, _softmax_task, work)
+    share(worker, team, tasks, _softmax_task, part)
