@@ -28,8 +28,8 @@ from .tuned import load_rates, load_tuned
 __all__ = ["MICRO_TILES", "PlanSettings", "Plans", "stored_choice", "this_machine"]
 
 MICRO_TILES: dict[Dtype, MicroTile] = {
-    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
-    "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
+    "bf16": MicroTile(ISA.mr, ISA.nr, ISA.kr_bf16, ISA.a_bf16_bytes, ISA.bf16.two_panels if ISA.bf16 else 0),
+    "int8": MicroTile(ISA.mr, ISA.nr, ISA.kr_int8, ISA.a_int8_bytes, ISA.int8.two_panels if ISA.int8 else 0),
 }
 _PLANS_KEPT = 64
 
