@@ -34,8 +34,20 @@ _PLANS_KEPT = 64
 def micro_tiles(isa: Isa) -> dict[Dtype, MicroTile]:
     """The register tiles of an instruction set, as the planner takes them."""
     return {
-        "bf16": MicroTile(mr=isa.mr, nr=isa.nr, kr=isa.kr_bf16, a_bytes=isa.a_bf16_bytes),
-        "int8": MicroTile(mr=isa.mr, nr=isa.nr, kr=isa.kr_int8, a_bytes=isa.a_int8_bytes),
+        "bf16": MicroTile(
+            mr=isa.mr,
+            nr=isa.nr,
+            kr=isa.kr_bf16,
+            a_bytes=isa.a_bf16_bytes,
+            two_panels=isa.bf16.two_panels if isa.bf16 else 0,
+        ),
+        "int8": MicroTile(
+            mr=isa.mr,
+            nr=isa.nr,
+            kr=isa.kr_int8,
+            a_bytes=isa.a_int8_bytes,
+            two_panels=isa.int8.two_panels if isa.int8 else 0,
+        ),
     }
 
 
