@@ -26,7 +26,7 @@ from ..kernels.lightning.panel import RUN, load_lightning
 from ..kernels.lightning.tile import PHASES, Best, Groups, Queries, Scratch, lightning_tile
 from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
 from ..kernels.row.scatter import Slots
-from ..kernels.sweeps.phase import Team
+from ..kernels.sweeps.phase import NO_LAPS, Team
 from ..kernels.threads.tasks import n_counters
 from .pages import Pages
 
@@ -134,7 +134,7 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
         groups, n_workers = _cut(pages, t0, n, n_threads)
         rows, head_weights = aligned_empty((n, n_heads, kp), A_INT8_DTYPE), aligned_empty((n, n_heads), np.float32)
         queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, rows, head_weights)
-        team = Team(n_workers, np.zeros(n_counters(n_workers, len(PHASES)), np.int64), _NO_SPANS, False)
+        team = Team(n_workers, np.zeros(n_counters(n_workers, len(PHASES)), np.int64), _NO_SPANS, False, NO_LAPS)
         scratch = _take_scratch(n_workers, kp, index.shape[1])
         try:
             best = _buffers(n_workers, n, index)

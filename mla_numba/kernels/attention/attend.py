@@ -19,7 +19,7 @@ from ..jit.callee import callee
 from ..kinds import Index, Int64
 from ..launch import kernel
 from ..scalars import window
-from ..sweeps.phase import Team, wait
+from ..sweeps.phase import NO_LAPS, Team, wait
 from ..threads.tasks import linger
 from .arguments import Lists, Work
 from .latents import VALUES, latent_tasks, latents
@@ -35,7 +35,7 @@ N_PHASES = 4
 def attend(worker: Index, work: Work, spans: Int64) -> None:
     """One worker's way through the phases of a round. spans: see `phase.Team`; not read."""
     part = work.round
-    team = Team(part.cut.n_workers, part.scratch.counters, spans, False)
+    team = Team(part.cut.n_workers, part.scratch.counters, spans, False, NO_LAPS)
     of_pack, of_scores = pack_tasks(part), score_tasks(work)
     of_softmax, of_latents = softmax_tasks(part), latent_tasks(work)
     pack_queries(worker, team, of_pack, part)
