@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -64,6 +64,21 @@ def check_power_of_two(name: str, n: int) -> None:
     """Raises `ValueError` unless there is a Hadamard matrix of n rows by Sylvester's construction."""
     if n < 1 or n > MAX_HEAD_DIM or n & (n - 1):
         raise ValueError(f"{name}: expected a power of two, at most {MAX_HEAD_DIM}, got {n}")
+
+
+def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[np.generic], wk: object, w_proj: object) -> tuple[int, int]:
+    """Ni and Di. Raises unless the three weights fit each other, and none is empty."""
+    arrays = {"wk": check_array("wk", wk, (BF16,), (None, None))}
+    hidden, head_dim = arrays["wk"].shape
+    arrays["w_proj"] = check_array("w_proj", w_proj, (BF16,), (hidden, None))
+    n_heads = arrays["w_proj"].shape[1]
+    arrays["w_qb"] = check_array("w_qb", w_qb, (w_qb_dtype,), (None, n_heads * head_dim))
+    for name, array in arrays.items():
+        if not array.size:
+            raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"wk: expected at most {MAX_HEAD_DIM} columns, the width of a head, got {head_dim}")
+    return n_heads, head_dim
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,18 +283,3 @@ class IndexerWeights:
             rope=rope,
             qk_rope_head_dim=d.qk_rope_head_dim,
         )
-
-
-def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: object) -> tuple[int, int]:
-    """Ni and Di. Raises unless the three weights fit each other, and none is empty."""
-    arrays = {"wk": check_array("wk", wk, (BF16,), (None, None))}
-    hidden, head_dim = arrays["wk"].shape
-    arrays["w_proj"] = check_array("w_proj", w_proj, (BF16,), (hidden, None))
-    n_heads = arrays["w_proj"].shape[1]
-    arrays["w_qb"] = check_array("w_qb", w_qb, (w_qb_dtype,), (None, n_heads * head_dim))
-    for name, array in arrays.items():
-        if not array.size:
-            raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
-    if head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"wk: expected at most {MAX_HEAD_DIM} columns, the width of a head, got {head_dim}")
-    return n_heads, head_dim

@@ -59,6 +59,7 @@ def make_objects(folder):
     )
     return [
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
+        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
         weights.quantization.errors["w_uq_qr"], mla.MlaQuantInputs(dequant_scale_w_uq_qr=np.ones(256, np.float32)),
         mla.preset("decode_b64_s2"), mla.pass_options("prefill", 8), mla.CpuTiling(down_mc=4, unroll_list=(8, 1)),
@@ -69,5 +70,4 @@ def make_objects(folder):
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
         indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference,
-        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
     ]  # fmt: skip
