@@ -11,7 +11,7 @@ from helpers.exact import assert_equal, bf16, dot, fp16, fp32, fp32_sqrt, fracti
 
 import mla_numba as mla
 from mla_numba.layouts import pa_nz_to_pa_bsnd
-from mla_numba.reference import indexer_prolog_reference, layer_norm, rope_first_columns
+from mla_numba.reference import indexer_prolog_reference, layer_norm, quant, rope_first_columns
 
 N_HEADS, HEAD_DIM, ROPE = 3, 20, 6  # a head is longer than 16 lanes
 
@@ -170,6 +170,31 @@ class TestSteps:
         inputs = (x, *make_inputs(rng, weights, 1)[1:])
         got = run(weights, inputs, [-1], mla.IndexerCache.allocate(weights.dims, 1, 1))
         assert got.weights.tolist() == [[-np.inf, np.inf, 0]]
+
+
+class TestSmooth:
+    def test_codes_times_smooth_need_weights_divided_by_it(self, rng):
+        """Queries of either way are those without smooth scales, but for the error of int8."""
+        layer = mla.MlaDims(8, 2, 64, 8, 4, ROPE)
+        norm, smooth = values(rng, 6, 64), rng.uniform(0.25, 4, 64).astype(np.float32)
+        w_qb = (rng.standard_normal((64, 96)) / 8).astype(np.float32).astype(BF16)
+        others = mla.IndexerWeights.random(layer, n_heads=3, head_dim=32)
+        rest = (others.wk, others.w_proj, others.ln_gamma_k, others.ln_beta_k)
+
+        def queries(codes, scale, smooth_scales_cq):
+            weights = mla.IndexerWeights.from_bf16(
+                w_qb, *rest, smooth_scales_cq=smooth_scales_cq, qk_rope_head_dim=ROPE
+            )
+            tables = (np.ones((6, ROPE), BF16), np.zeros((6, ROPE), BF16))
+            cache = mla.IndexerCache.allocate(weights.dims, 1, 1)
+            got = run(weights, (values(rng, 6, 8), codes, scale, *tables), [-1] * 6, cache)
+            return got.query * got.query_scale.astype(np.float32)
+
+        want = queries(*quant(norm), None)
+        smoothed = quant(norm, True, True, smooth)
+        size = np.abs(want).max()
+        assert np.abs(queries(*smoothed, smooth) - want).max() < 0.05 * size
+        assert np.abs(queries(*smoothed, None) - want).max() > 0.3 * size
 
 
 class TestEdges:
