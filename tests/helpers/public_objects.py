@@ -53,6 +53,7 @@ def make_objects(folder):
     tile = plan.tile_plans[0]
     rows = [np.zeros((3, 512), np.int8), np.zeros((3, 4), np.float32), np.zeros((3, 64), cache.kr.dtype)]
     return [
+        CLUSTER, CLUSTER.node_link,
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
         weights.quantization.errors["w_uq_qr"], mla.MlaQuantInputs(dequant_scale_w_uq_qr=np.ones(256, np.float32)),
@@ -62,5 +63,5 @@ def make_objects(folder):
         tiling.Rates(1e10, 1e12, 1e12), layouts.RecordFields(*rows), settings, dump.outputs[0],
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
-        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), CLUSTER, CLUSTER.node_link,
+        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4),
     ]  # fmt: skip
