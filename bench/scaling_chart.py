@@ -20,7 +20,7 @@ from ratio_chart import fill
 
 import mla_numba as mla
 from mla_numba.cli.chart_style import FASTER, MUTED, OTHERS, SETTINGS, head, svg_text, tokens_text
-from mla_numba.distributed.predict import Prediction, predict
+from mla_numba.distributed.prediction import Prediction, predict
 from tiling import Cluster, Costs, LinkRate, PlanDims
 from tiling.modes import IsaName
 

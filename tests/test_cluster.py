@@ -13,7 +13,7 @@ from mla_numba import MlaDims, MlaWeights
 from mla_numba.call.planning import micro_tiles
 from mla_numba.cli.plan_ranks import sizes_up_to
 from mla_numba.distributed.down_share import DownShare
-from mla_numba.distributed.predict import predict
+from mla_numba.distributed.prediction import predict
 from mla_numba.kernels import ISA, ISAS
 from tiling import Cluster, Costs, LinkRate, PrologPlan, plan_prolog
 from tiling.cluster import Placement
@@ -218,6 +218,13 @@ def test_weights_of_a_rank_are_those_that_it_packs():
         packed = MlaWeights.random(dims).shard(0, size).pack(1)
         found = predict(replace(CLUSTER, isa=ISA.name), dims, 8, size, 2, "b")
         assert found.weight_bytes == packed.nbytes
+
+
+def test_no_tokens_are_refused():
+    with pytest.raises(ValueError, match=r"^t: expected at least 1, got 0"):
+        predict(CLUSTER, FULL, 0, 1, 8)
+    with pytest.raises(TypeError, match=r"^cluster: expected Cluster, got "):
+        predict({}, FULL, 1, 1, 8)
 
 
 def test_more_ranks_than_heads_are_refused():

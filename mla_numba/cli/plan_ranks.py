@@ -17,7 +17,7 @@ from .._version import __version__
 from ..base.dims import MlaDims
 from ..base.json_file import read_object
 from ..base.modes import QuantMode
-from ..distributed.predict import Prediction, predict
+from ..distributed.prediction import Prediction, predict
 from .faults import blame
 from .shown import print_wide
 

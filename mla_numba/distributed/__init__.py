@@ -2,7 +2,8 @@
 
 from .agreement import OtherRankError
 from .communicator import Communicator
+from .prediction import Prediction, predict
 from .sharded import ShardedProlog
 from .sharded_plan import ShardedPlan, ShardedTimes
 
-__all__ = ["Communicator", "OtherRankError", "ShardedPlan", "ShardedProlog", "ShardedTimes"]
+__all__ = ["Communicator", "OtherRankError", "Prediction", "ShardedPlan", "ShardedProlog", "ShardedTimes", "predict"]

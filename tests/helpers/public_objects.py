@@ -64,6 +64,7 @@ def make_objects(folder):
     for array in (*beside, *beside.indexer):
         array.view(np.uint8)[...] = 1
     return [
+        CLUSTER, CLUSTER.node_link,
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
         weights.quantization.errors["w_uq_qr"], mla.MlaQuantInputs(dequant_scale_w_uq_qr=np.ones(256, np.float32)),
@@ -77,5 +78,4 @@ def make_objects(folder):
         indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference, indexer.pack(), alone,
         index_plan, index_plan.dims, index_plan.tile_plans[0], beside,
         IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
-        CLUSTER, CLUSTER.node_link,
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 from tiling import Cluster, PrologPlan, Rates, ceil_div, least_seconds, plan_prolog
 from tiling.choose.candidates import Choice, Chooser
 
+from ..base.checks import check_int, expect_type
 from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
 from ..base.modes import DownWay, QuantMode
@@ -22,11 +23,11 @@ __all__ = ["Prediction", "predict"]
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A call of `t` tokens on `size` ranks, by the slowest of them.
+    """A call of `t` tokens on `size` ranks, by the slowest of them. `predict` has an example.
 
     | field                     | what it is                                                                     |
     |---------------------------|--------------------------------------------------------------------------------|
-    | `n_nodes`                 | nodes that the ranks take                                                      |
+    | `n_threads`, `n_nodes`    | threads of a rank, and nodes that the ranks take                               |
     | `n_heads`, `weight_bytes` | heads of a rank, and bytes of its packed weights                               |
     | `down`                    | "replicated" or "split": what `down="auto"` would choose                       |
     | `replicated_s`, `split_s` | modelled seconds of either way; with one rank they are the same                |
@@ -57,11 +58,40 @@ class Prediction:
         return asdict(self) | {"seconds": self.seconds}
 
 
-def predict(cluster: Cluster, dims: MlaDims, t: int, size: int, n_threads: int, quant: QuantMode) -> Prediction:
-    """What a call of `t` tokens takes on `size` ranks of `n_threads` threads each.
+def predict(cluster: Cluster, dims: MlaDims, t: int, size: int, n_threads: int, quant: QuantMode = "b") -> Prediction:
+    """What a call takes on ranks of a machine that is described, by the planner's model. Nothing is run.
 
-    Raises `ValueError` where there are more ranks than heads, or a node has fewer cores than a rank has threads.
+    Args:
+        cluster: The machine.
+        dims: Of the layer.
+        t: Tokens of the call, at least 1.
+        size: How many ranks share the heads.
+        n_threads: Threads of each, a core each.
+        quant: As of `MlaWeights`.
+
+    Returns:
+        Seconds of both ways to the down-projection, and the one that `down="auto"` would take.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: There are more ranks than heads, a node has fewer cores than a rank has threads, or an argument has
+            another value.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> from mla_numba.distributed import predict
+        >>> from tiling import Cluster, LinkRate
+        >>> sizes = {"l1d_bytes": 48 << 10, "l2_bytes": 1 << 20, "l3_bytes": 32 << 20}
+        >>> rates = {"memory_bytes_s": 3e11, "core_bytes_s": 3e10, "bf16_flops_s": 2e11, "int8_ops_s": 8e11}
+        >>> link = LinkRate(latency_s=2e-6, bytes_s=1e10)
+        >>> cluster = Cluster("x", "x86_64", "avx512vnni", 2, 64, **sizes, **rates, socket_link=link, node_link=link)
+        >>> two = predict(cluster, mla.MlaDims.deepseek_v32(), t=8, size=2, n_threads=64)
+        >>> two.n_heads, two.exchanged_bytes, two.seconds >= two.least_s
+        (64, 16896, True)
     """
+    expect_type("cluster", cluster, Cluster)
+    expect_type("dims", dims, MlaDims)
+    check_int("t", t, 1)
     n_heads = len(HeadShard(0, size, dims.num_attention_heads).heads)
     own = replace(dims, num_attention_heads=n_heads)
     costs = cluster.costs(size, n_threads)
