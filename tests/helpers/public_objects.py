@@ -11,7 +11,8 @@ import tiling
 from mla_numba import dump_names, dumps, layouts, verify
 from mla_numba.call.planning import this_machine
 from mla_numba.inputs import random_inputs
-from mla_numba.tolerance import compare_within
+from mla_numba.reference import indexer_prolog_reference
+from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
 
@@ -52,8 +53,9 @@ def make_objects(folder):
     tile = plan.tile_plans[0]
     rows = [np.zeros((3, 512), np.int8), np.zeros((3, 4), np.float32), np.zeros((3, 64), cache.kr.dtype)]
     indexer = mla.IndexerWeights.random(DIMS, n_heads=4, head_dim=32)
-    indexer_out = mla.IndexerOutput(
-        np.zeros((3, 4, 32), np.int8), np.zeros((3, 4, 1), np.float16), np.zeros((3, 4), np.float16)
+    keys = mla.IndexerCache.allocate(indexer.dims, 2, 16)
+    indexer_reference = indexer_prolog_reference(
+        indexer, inputs.x, out.q_norm, out.q_norm_scale, inputs.cos, inputs.sin, inputs.cache_index, keys
     )
     return [
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
@@ -66,5 +68,6 @@ def make_objects(folder):
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
-        indexer.dims, mla.IndexerCache.allocate(indexer.dims, 2, 16), indexer_out,
+        indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference,
+        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
     ]  # fmt: skip
