@@ -34,14 +34,14 @@ __all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index"]
 
 MAX_K = 4096
 MAX_HEAD_DIM = (65520 * 2048 - 1) // 128**2  # whose dot products stay below what fp16 rounds to Inf
-_TOKENS = 64  # of a tile: each worker has a buffer for each
-_GROUP = 16  # tokens that share a packed tile of keys
+TOKENS = 64  # of a tile: each worker has a buffer for each
+GROUP = 16  # tokens that share a packed tile of keys
 _LONGEST_RUN = 8  # tiles of keys a task
 _TASKS_PER_WORKER = 4
 
 
 def lightning_index(
-    indexer_output: IndexerOutput,
+    out: IndexerOutput,
     cache: IndexerCache,
     block_table: Array,
     act_seq: Array,
@@ -58,7 +58,7 @@ def lightning_index(
     and concerns its own token only.
 
     Args:
-        indexer_output: Queries, scales and weights of T tokens.
+        out: Queries, scales and weights of T tokens.
         cache: The keys, with those of these tokens.
         block_table: Blocks of each sequence (B, blocks) int32 or int64: position p is in block
             `block_table[b, p // block_size]`. Entries that no token needs may be anything, as -1.
@@ -88,7 +88,7 @@ def lightning_index(
         >>> mla.lightning_index(out, cache, np.array([[1, 0]]), np.array([6]), k=8)
         array([[ 3,  2,  1,  0,  5,  4, -1, -1]], dtype=int32)
     """
-    query = _checked_queries(indexer_output, cache)
+    query = _checked_queries(out, cache)
     t = query.query.shape[0]
     pages = Pages.of(
         t, block_table, act_seq, query_start_loc, block_size=cache.sizes.block_size,
@@ -102,20 +102,20 @@ def lightning_index(
     return index
 
 
-def _checked_queries(output: object, cache: object) -> IndexerOutput:
-    expect_type("indexer_output", output, IndexerOutput)
+def _checked_queries(out: object, cache: object) -> IndexerOutput:
+    expect_type("out", out, IndexerOutput)
     expect_type("cache", cache, IndexerCache)
-    assert isinstance(output, IndexerOutput)  # for the type checker
+    assert isinstance(out, IndexerOutput)  # for the type checker
     assert isinstance(cache, IndexerCache)
     width = cache.sizes.width
     if width > MAX_HEAD_DIM:
         raise ValueError(f"cache: expected keys of at most {MAX_HEAD_DIM} elements, got {width}")
-    query = check_array("query", output.query, (INT8,), (None, None, width))
+    query = check_array("query", out.query, (INT8,), (None, None, width))
     t, n_heads, _ = query.shape
     if not n_heads:
         raise ValueError(f"query: expected at least one head, got shape {query.shape}")
-    scale = check_array("query_scale", output.query_scale, (FP16,), (t, n_heads, 1))
-    weights = check_array("weights", output.weights, (FP16,), (t, n_heads))
+    scale = check_array("query_scale", out.query_scale, (FP16,), (t, n_heads, 1))
+    weights = check_array("weights", out.weights, (FP16,), (t, n_heads))
     return IndexerOutput(query, scale.reshape(t, n_heads), weights)
 
 
@@ -129,8 +129,8 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
         pages.block_table,
     )  # fmt: skip
     bits = [writable_alias(a.view(np.uint16)) for a in (output.query_scale, output.weights)]
-    for t0 in range(0, t, _TOKENS):
-        n = min(t - t0, _TOKENS)
+    for t0 in range(0, t, TOKENS):
+        n = min(t - t0, TOKENS)
         groups, n_workers = _cut(pages, t0, n, n_threads)
         rows, head_weights = aligned_empty((n, n_heads, kp), A_INT8_DTYPE), aligned_empty((n, n_heads), np.float32)
         queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, rows, head_weights)
@@ -186,7 +186,7 @@ def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Groups, int]:
     token, end = t0, t0 + n
     while token < end:
         of = int(pages.sequences[token])
-        last = min(token + _GROUP, end, int(pages.query_start_loc[of + 1]))
+        last = min(token + GROUP, end, int(pages.query_start_loc[of + 1]))
         first.append(token - t0)
         sequence.append(of)
         n_tiles.append(-(-int(pages.limits[last - 1]) // TILE))
