@@ -146,10 +146,14 @@ if __name__ == "__main__":
         what_ends_it("")
         said = " ".join(f"{name}={-what_ends_it(name)}" for name in more)
     elif what == "pages":
-        for said, (line, call, side, n_threads) in enumerate(at_pages(), 1):
+        cases = list(at_pages())
+        for line, call, side, n_threads in cases:
             Path(*more).write_text(line, encoding="utf-8")
             Placed(side).run(call, n_threads)
+        said = len(cases)
     else:
-        for said, call in enumerate(plain_python() if what == "plain Python" else calls(30), 1):
+        cases = list(plain_python() if what == "plain Python" else calls(30))
+        for call in cases:
             assert_exact(call, n_threads=(1,) if what == "plain Python" else (1, 2))
+        said = len(cases)
     sys.stdout.write(str(said))
