@@ -14,9 +14,11 @@ __all__ = [
     "CheckpointLayer",
     "CpuTiling",
     "HeadShard",
+    "IndexedOutput",
     "IndexerCache",
     "IndexerDims",
     "IndexerOutput",
+    "IndexerProlog",
     "IndexerWeights",
     "KeyRows",
     "MlaDims",
@@ -24,6 +26,7 @@ __all__ = [
     "MlaQuantInputs",
     "MlaTileConfig",
     "MlaWeights",
+    "PackedIndexer",
     "PackedWeights",
     "PagedCache",
     "PassOptions",
@@ -68,8 +71,9 @@ if TYPE_CHECKING:
     from .cache import KeyRows, PagedCache
     from .call.indexer import IndexerOutput
     from .call.trace import Trace
+    from .indexer import IndexerProlog
     from .indexer_cache import IndexerCache
-    from .prolog import BoundCall, MlaProlog, PrologOutput
+    from .prolog import BoundCall, IndexedOutput, MlaProlog, PrologOutput
     from .pypto.entry_points import (
         mla_prolog_quant_compute,
         mla_prolog_quant_d,
@@ -92,6 +96,7 @@ if TYPE_CHECKING:
     from .weights.checkpoint import Checkpoint, CheckpointLayer
     from .weights.indexer import IndexerWeights, sylvester_hadamard
     from .weights.packed import PackedWeights
+    from .weights.packed_indexer import PackedIndexer
     from .weights.plain import MlaWeights
     from .weights.quantize import QuantizationReport, WeightError
 else:
@@ -115,8 +120,9 @@ else:
             ".cache": ("KeyRows", "PagedCache"),
             ".call.indexer": ("IndexerOutput",),
             ".call.trace": ("Trace",),
+            ".indexer": ("IndexerProlog",),
             ".indexer_cache": ("IndexerCache",),
-            ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
+            ".prolog": ("BoundCall", "IndexedOutput", "MlaProlog", "PrologOutput"),
             ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
             ".pypto.operations": (
                 "MlaQuantInputs",
@@ -135,6 +141,7 @@ else:
             ".weights.checkpoint": ("Checkpoint", "CheckpointLayer"),
             ".weights.indexer": ("IndexerWeights", "sylvester_hadamard"),
             ".weights.packed": ("PackedWeights",),
+            ".weights.packed_indexer": ("PackedIndexer",),
             ".weights.plain": ("MlaWeights",),
             ".weights.quantize": ("QuantizationReport", "WeightError"),
         },

@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, astuple, replace
 import numpy as np
 import pytest
 from helpers import BF16, random_bytes
+from helpers.published_configs import DEEPSEEK, DEEPSEEK_V32, GLM, GLM_52, KIMI_K25
 
 import mla_numba as mla
 from mla_numba.layouts import pa_bsnd_to_pa_nz
@@ -68,6 +69,21 @@ class TestDims:
                     mla.IndexerDims.from_hf, without)  # fmt: skip
             refuses(TypeError, rf"^config\.{name}: expected int, got str", mla.IndexerDims.from_hf, config | {name: ""})
         refuses(ValueError, r"^config\.hidden_size: expected an int, got none", mla.IndexerDims.from_hf, {})
+
+    def test_published_configurations(self):
+        assert mla.IndexerDims.from_hf(DEEPSEEK_V32) == mla.IndexerDims.deepseek_v32()
+        for config in (GLM, GLM_52):
+            assert mla.IndexerDims.from_hf(config) == mla.IndexerDims(6144, 2048, 32, 128, 64)
+        for config in (DEEPSEEK, KIMI_K25):
+            refuses(ValueError, r"index_n_heads: expected an int \(a model without", mla.IndexerDims.from_hf, config)
+
+    def test_unknown_settings_of_an_indexer(self):
+        for setting in ("index_key_pool", "indexer_pool_size"):
+            text = rf"^config\.{setting}: expected none \(no such setting .*got 4"
+            refuses(ValueError, text, mla.IndexerDims.from_hf, DEEPSEEK_V32 | {setting: 4})
+            for off in (None, 0, False):
+                mla.IndexerDims.from_hf(DEEPSEEK_V32 | {setting: off})
+        mla.IndexerDims.from_hf(DEEPSEEK_V32 | {"indexes": 4, "indexer": 4})
 
 
 class TestHadamard:

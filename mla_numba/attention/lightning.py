@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import deque
+from itertools import accumulate
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
 from ..kernels.launch import max_threads
 from ..kernels.lightning.best import ALL_RANKS, N_BINS
-from ..kernels.lightning.keys import PANELS, TILE, KeyCache
+from ..kernels.lightning.keys import TILE, KeyCache
 from ..kernels.lightning.panel import RUN, load_lightning
 from ..kernels.lightning.tile import PHASES, Best, Groups, Queries, Scratch, lightning_tile
 from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
@@ -118,18 +119,9 @@ def _checked_queries(output: object, cache: object) -> IndexerOutput:
     return IndexerOutput(query, scale.reshape(t, n_heads), weights)
 
 
-class _Cut(NamedTuple):
-    """How a tile of tokens is shared: its groups, and the workers that there is work for."""
-
-    groups: Groups
-    n_workers: int
-
-
 def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array, n_threads: int) -> None:
     load_lightning()
     t, n_heads, width = output.query.shape
-    if not t:
-        return
     kp = -(-width // RUN) * RUN
     codes, scale = cache.views["k_cache"], cache.views["k_scale_cache"]
     keys = KeyCache(
@@ -137,19 +129,18 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
         pages.block_table,
     )  # fmt: skip
     bits = [writable_alias(a.view(np.uint16)) for a in (output.query_scale, output.weights)]
-    rows = min(t, _TOKENS)
-    memory = (aligned_empty((rows, n_heads, kp), A_INT8_DTYPE), aligned_empty((rows, n_heads), np.float32))
-    queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, memory[0], memory[1])
-    scratch: Scratch | None = None
     for t0 in range(0, t, _TOKENS):
         n = min(t - t0, _TOKENS)
-        cut = _cut(pages, t0, n, n_threads)
-        if scratch is None or len(scratch.codes) < cut.n_workers:
-            scratch = _scratch(cut.n_workers, kp, index.shape[1])
-        of_tile = queries._replace(rows=memory[0][:n], head_weights=memory[1][:n])
-        team = Team(cut.n_workers, np.zeros(n_counters(cut.n_workers, len(PHASES)), np.int64), _NO_SPANS, False)
-        best = _buffers(cut.n_workers, n, index)
-        lightning_tile(cut.n_workers, cut.n_workers, of_tile, keys, cut.groups, best, scratch, team, t0)
+        groups, n_workers = _cut(pages, t0, n, n_threads)
+        rows, head_weights = aligned_empty((n, n_heads, kp), A_INT8_DTYPE), aligned_empty((n, n_heads), np.float32)
+        queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, rows, head_weights)
+        team = Team(n_workers, np.zeros(n_counters(n_workers, len(PHASES)), np.int64), _NO_SPANS, False)
+        scratch = _take_scratch(n_workers, kp, index.shape[1])
+        try:
+            best = _buffers(n_workers, n, index)
+            lightning_tile(n_workers, n_workers, queries, keys, groups, best, scratch, team, t0)
+        finally:
+            _kept.append(scratch)
 
 
 _NO_SPANS = np.zeros((1, 1, 3), np.int64)
@@ -165,27 +156,42 @@ def _buffers(n_workers: int, t: int, index: Array) -> Best:
     return Best(ranks, np.zeros((n_workers, t), np.int64), np.full((n_workers, t), ALL_RANKS), index)
 
 
-def _scratch(n_workers: int, kp: int, k: int) -> Scratch:
+# Working memory of earlier calls, for whoever comes next; no two calls have the same.
+_kept: deque[Scratch] = deque(maxlen=4)
+
+
+def _take_scratch(n_workers: int, kp: int, k: int) -> Scratch:
+    try:
+        scratch = _kept.pop()
+    except IndexError:
+        return _new_scratch(n_workers, kp, k)
+    fits = scratch.codes.shape == (n_workers, TILE * kp) and scratch.sorted.shape[1] == 2 * _room(k)
+    return scratch if fits else _new_scratch(n_workers, kp, k)
+
+
+def _new_scratch(n_workers: int, kp: int, k: int) -> Scratch:
     def rows(n: int, dtype: type) -> Array:
         return aligned_empty((n_workers, n), dtype)
 
     return Scratch(
-        codes=rows(PANELS * NR * kp, np.int8), places=rows(TILE, np.int64), offset=rows(TILE, np.int32),
-        scale=rows(TILE, np.float32), rest=rows(NR * RUN, np.int8), scores=rows(TILE, np.float32),
+        codes=rows(TILE * kp, np.int8), places=rows(TILE, np.int64), offset=rows(TILE, np.int32),
+        scale=rows(2 * TILE, np.float32), rest=rows(NR * RUN, np.int8), scores=rows(TILE, np.float32),
         keys=rows(TILE, np.uint32), sorted=rows(2 * _room(k), np.uint64), counts=rows(N_BINS, np.int64),
     )  # fmt: skip
 
 
-def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> _Cut:
-    """Groups of the tokens t0..t0+n, and runs of keys that give each thread some tasks."""
-    tokens = np.arange(n)
-    sequences = pages.sequences[t0 : t0 + n]
-    within = t0 + tokens - pages.query_start_loc[sequences]
-    begins = (tokens == 0) | (np.diff(sequences, prepend=-1) != 0) | (within % _GROUP == 0)
-    first = np.append(np.flatnonzero(begins), n)
-    n_tiles = -(-pages.limits[t0 + first[1:] - 1] // TILE)
-    total = int(n_tiles.sum())
-    run = max(1, min(_LONGEST_RUN, total // (n_threads * _TASKS_PER_WORKER)))
-    task = np.append(0, np.cumsum(-(-n_tiles // run)))
-    groups = Groups(first, task, sequences[first[:-1]], run * TILE)
-    return _Cut(groups, max(1, min(n_threads, int(task[-1]))))
+def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Groups, int]:
+    """How the tokens t0..t0+n are shared: runs of keys that give each thread some tasks, and how many threads."""
+    first, sequence, n_tiles = [], [], []
+    token, end = t0, t0 + n
+    while token < end:
+        of = int(pages.sequences[token])
+        last = min(token + _GROUP, end, int(pages.query_start_loc[of + 1]))
+        first.append(token - t0)
+        sequence.append(of)
+        n_tiles.append(-(-int(pages.limits[last - 1]) // TILE))
+        token = last
+    run = max(1, min(_LONGEST_RUN, sum(n_tiles) // (n_threads * _TASKS_PER_WORKER)))
+    task = [0, *accumulate(-(-tiles // run) for tiles in n_tiles)]
+    made = [np.array(values, np.int64) for values in ([*first, n], task, sequence)]
+    return Groups(made[0], made[1], made[2], run * TILE), max(1, min(n_threads, task[-1]))

@@ -76,7 +76,7 @@ def sparse_attention(
         query_start_loc: The first token of each sequence, and T: (B + 1,) int32 or int64. Without it each has T / B.
         record_order: "cann" or "flashmla" with records, see `layouts.to_records`; else None.
         latent: An array (T, N, C) bf16 to write to; by default a new one.
-        n_threads: At most Numba's thread count, which is the default.
+        n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
 
     Returns:
         Attended latents (T, N, C) bf16: `latent`, or a new array.

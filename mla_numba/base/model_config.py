@@ -138,6 +138,11 @@ class ModelConfig:
         return _get(self.source, setting)
 
     @property
+    def settings(self) -> Iterable[str]:
+        """The names of the settings that it has; of an object, its own attributes."""
+        return _names(self.source)
+
+    @property
     def family(self) -> Family:
         """What its `model_type` means."""
         return _PLAIN if self.model_type is None else FAMILIES[self.model_type]

@@ -1,10 +1,11 @@
 """Vector code of the lightning index, for any instruction set that has some.
 
-    scores(mr, steps, a, lda, a_step, b, offset, weights, scores)
+    scores(mr, n, steps, a, lda, a_step, b, offset, weights, scores)
     pack(codes, places, n_runs, run_stride, panel, offset)
 
-`scores` is a register tile like a microkernel's: `mr` heads by NR keys, whose sums over k stay in registers until they
-are added up over the heads. See `score_panel` and `pack_panel` for what both compute. Distances count bytes.
+`scores` has register tiles like a microkernel's: `mr` heads by NR keys, whose sums over k stay in registers until they
+are added up over the heads; it goes through `n` panels, at least one. See `score_panels` and `pack_panel` for what both
+compute. Distances count bytes.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from ..micro.emitter import RowDistances
 from ..micro.multiply_adds import multiply_add
 from ..micro.step import multiply, rows_of, squares_of
 
-__all__ = ["RUN", "declare_pack", "declare_scores", "define_lightning"]
+__all__ = ["RUN", "SPLIT", "declare_pack", "declare_scores", "define_lightning"]
 
 RUN = 32  # codes of a key that lie side by side in any cache, and at which packed keys are padded
 _WORD = 4  # codes
-_QUAD = 4  # words that a load takes, of each of as many keys
-_EXPONENT = 0x7F800000
-_DROPPED_BITS = 13  # of float32's 24, to leave the 11 of fp16
+_WORDS = RUN // _WORD
+_QUAD = 4  # words that are transposed with those of as many keys
+SPLIT = 2.0**13 + 1  # of float32's 24 bits 13 are dropped, to leave the 11 of fp16
 
 
 def define_lightning(module: ir.Module, isa: Isa) -> None:
@@ -46,7 +47,7 @@ def declare_pack(module: ir.Module, isa: Isa) -> ir.Function:
     return _declared(module, f"mla_numba_pack_keys_{isa.name}", [POINTER, POINTER, I64, I64, POINTER, POINTER])
 
 
-_OF_ROWS = [I64, POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER]
+_OF_ROWS = [I64, I64, POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER]  # n, steps, a, ...
 
 
 def _declared(module: ir.Module, name: str, arguments: list[ir.Type]) -> ir.Function:
@@ -72,23 +73,43 @@ def _define_rows(isa: Isa, kernel: MicroKernel, parent: ir.Function, mr: int) ->
     vectors = isa.vectors
     fnty = ir.FunctionType(ir.VoidType(), _OF_ROWS)
     function = internal_function(parent.module, fnty, f"{parent.name}_{mr}", isa.attributes)
-    steps, a, lda, a_step, b, offset, weights, scores = function.args
+    n, steps, a, lda, a_step, b, offset, weights, scores = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     distances = RowDistances(builder, lda, mr)
-    if isa.a_offset:
-        first = [load(builder, offset, v * vectors.lanes * 4, vectors.words, 4) for v in range(vectors.n)]
-    else:
-        first = [ir.Constant(vectors.words, None)] * vectors.n
+    panel_bytes = builder.mul(steps, ir.Constant(I64, isa.b_bytes(kernel)))
 
-    def step_of_k(step: Any, acc: list[Any]) -> list[Any]:
-        b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])
-        rows = distances.rows(builder, builder.gep(a, [builder.mul(step, a_step)]))
-        return multiply(builder, kernel, vectors, rows, b_here, acc)
+    def one_panel(number: Any, _values: list[Any]) -> list[Any]:
+        b_panel = builder.gep(b, [builder.mul(number, panel_bytes)])
+        column = builder.mul(number, ir.Constant(I64, isa.nr * 4))
+        first = _first_sums(builder, isa, builder.gep(offset, [column]))
 
-    made = counted_loop(builder, steps, squares_of(builder, kernel, vectors, first * mr), step_of_k)
-    dots = rows_of(builder, kernel, vectors, made, mr)
+        def step_of_k(step: Any, acc: list[Any]) -> list[Any]:
+            b_here = builder.gep(b_panel, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])
+            rows = distances.rows(builder, builder.gep(a, [builder.mul(step, a_step)]))
+            return multiply(builder, kernel, vectors, rows, b_here, acc)
+
+        made = counted_loop(builder, steps, squares_of(builder, kernel, vectors, first * mr), step_of_k)
+        dots = rows_of(builder, kernel, vectors, made, mr)
+        _add_heads(builder, isa, dots, weights, builder.gep(scores, [column]))
+        return []
+
+    counted_loop(builder, n, [], one_panel)
+    builder.ret_void()
+    return function
+
+
+def _first_sums(builder: ir.IRBuilder, isa: Isa, offset: Any) -> list[Any]:
+    vectors = isa.vectors
+    if not isa.a_offset:
+        return [ir.Constant(vectors.words, None)] * vectors.n
+    return [load(builder, offset, v * vectors.lanes * 4, vectors.words, 4) for v in range(vectors.n)]
+
+
+def _add_heads(builder: ir.IRBuilder, isa: Isa, dots: list[Any], weights: Any, scores: Any) -> None:
+    """Adds heads, whose dot products are rows of vectors, to the scores of a panel."""
+    vectors = isa.vectors
     totals = [load(builder, scores, v * vectors.lanes * 4, vectors.floats, 4) for v in range(vectors.n)]
-    for i in range(mr):
+    for i in range(len(dots) // vectors.n):
         weight = vectors.splat(builder, load(builder, weights, i * 4, F32, 4))
         for v in range(vectors.n):
             value = _rounded(builder, vectors, dots[i * vectors.n + v])
@@ -96,8 +117,6 @@ def _define_rows(isa: Isa, kernel: MicroKernel, parent: ir.Function, mr: int) ->
             totals[v] = _multiply_add(isa)(builder, vectors, totals[v], weight, value)
     for v, total in enumerate(totals):
         _store(builder, total, scores, v * vectors.lanes * 4)
-    builder.ret_void()
-    return function
 
 
 def _multiply_add(isa: Isa) -> Callable[..., Any]:
@@ -109,17 +128,12 @@ def _multiply_then_add(builder: ir.IRBuilder, _vectors: Vectors, acc: Any, value
 
 
 def _rounded(builder: ir.IRBuilder, vectors: Vectors, dot: Any) -> Any:
-    """max(dot, 0) as float32 of 11 bits, ties to even.
-
-    Beside 2**13 times its own power of two, a number's last 13 bits do not fit: the sum is rounded to a multiple of
-    what its 11th bit counts.
-    """
+    """max(dot, 0) as float32 of 11 bits: Veltkamp's split, whose ties go to even for all numbers that a dot can be."""
     zero = ir.Constant(vectors.words, None)
     positive = builder.select(builder.icmp_signed(">", dot, zero), dot, zero)
     value = builder.sitofp(positive, vectors.floats)
-    power = builder.and_(builder.bitcast(value, vectors.words), vectors.filled(_EXPONENT))
-    beside = builder.bitcast(builder.add(power, vectors.filled(_DROPPED_BITS << 23)), vectors.floats)
-    return builder.fsub(builder.fadd(value, beside), beside)
+    much = builder.fmul(value, ir.Constant(vectors.floats, [SPLIT] * vectors.lanes))
+    return builder.fsub(much, builder.fsub(much, value))
 
 
 def _store(builder: ir.IRBuilder, value: Any, base: Any, offset_bytes: int) -> None:
@@ -157,24 +171,39 @@ def _define_pack(isa: Isa, kernel: MicroKernel, function: ir.Function) -> None:
 
 def _transposed(builder: ir.IRBuilder, vectors: Vectors, here: Any, places: Any) -> list[list[Any]]:
     """The words of a run: word w of all keys as a row of vectors, w after w."""
-    keys = vectors.lanes * vectors.n
-    starts = [builder.gep(here, [load(builder, places, j * 8, I64, 8)]) for j in range(keys)]
-    words: list[list[Any]] = [[] for _ in range(RUN // _WORD)]
+    columns = []
     for v in range(vectors.n):
-        for first in range(0, RUN // _WORD, _QUAD):
-            rows = [
-                _joined(
-                    builder,
-                    [
-                        load(builder, starts[v * vectors.lanes + j], first * _WORD, ir.VectorType(I32, _QUAD), 1)
-                        for j in range(m, vectors.lanes, _QUAD)
-                    ],
-                )
-                for m in range(_QUAD)
-            ]
-            for i, word in enumerate(_quads_transposed(builder, rows)):
-                words[first + i].append(word)
+        keys = range(v * vectors.lanes, (v + 1) * vectors.lanes)
+        starts = [builder.gep(here, [load(builder, places, j * 8, I64, 8)]) for j in keys]
+        columns.append(_of_quads(builder, starts) if vectors.lanes == _QUAD else _of_runs(builder, starts))
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _of_quads(builder: ir.IRBuilder, starts: list[Any]) -> list[Any]:
+    """The words of a run of four keys: a vector holds half a run."""
+    words = []
+    for first in range(0, _WORDS, _QUAD):
+        quads = [load(builder, start, first * _WORD, ir.VectorType(I32, _QUAD), 1) for start in starts]
+        words += _quads_transposed(builder, quads)
     return words
+
+
+def _of_runs(builder: ir.IRBuilder, starts: list[Any]) -> list[Any]:
+    """The words of a run of as many keys as there are lanes: a vector holds whole runs, of every fourth key."""
+    n = len(starts)
+    halves = []
+    for keys in (starts[: n // 2], starts[n // 2 :]):
+        runs = [load(builder, start, 0, ir.VectorType(I32, _WORDS), 1) for start in keys]
+        halves.append(_quads_transposed(builder, [_joined(builder, runs[m::_QUAD]) for m in range(_QUAD)]))
+    # A vector now has word w of four keys, word w + 4 of them, and so on with the next four.
+    orders = [
+        [q * _QUAD + place for q in range(first, 2 * n // _QUAD, 2) for place in range(_QUAD)] for first in (0, 1)
+    ]
+    return [
+        builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, n), order))
+        for order in orders
+        for low, high in zip(*halves, strict=True)
+    ]
 
 
 def _joined(builder: ir.IRBuilder, parts: list[Any]) -> Any:

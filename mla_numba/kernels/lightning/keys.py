@@ -12,9 +12,9 @@ from ..micro.ukernel import NR
 from ..row.scatter import Slots, chunk_at
 from ..scalars import row_of, widen_f16, window
 from ..threads.tasks import ceil_div
-from .panel import RUN, Panel, Runs, pack_panel
+from .panel import RUN, Panels, Runs, pack_panel
 
-__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "load_keys"]
+__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "pack_keys"]
 
 PANELS = 8  # of a tile: with a token's heads they fit a first cache
 TILE = PANELS * NR
@@ -32,13 +32,15 @@ class KeyCache(NamedTuple):
 class KeyTile(NamedTuple):
     """A worker's tile of TILE keys.
 
-    | array  | shape                      | dtype   | notes                                            |
-    |--------|----------------------------|---------|--------------------------------------------------|
-    | codes  | (PANELS * kp * NR,)        | int8    | packed                                           |
-    | places | (TILE,)                    | int64   | where the keys lie in the cache                  |
-    | offset | (TILE,)                    | int32   | see `panel`                                      |
-    | scale  | (TILE,)                    | float32 | of a key                                         |
-    | rest   | (NR * RUN,)                | int8    | what is left of rows that are no multiple of RUN |
+    Scales are those of two tiles: the next one's keys are found before this one's scores are made.
+
+    | array  | shape               | dtype   | notes                                            |
+    |--------|---------------------|---------|--------------------------------------------------|
+    | codes  | (PANELS * kp * NR,) | int8    | packed                                           |
+    | places | (TILE,)             | int64   | where the keys lie in the cache                  |
+    | offset | (TILE,)             | int32   | see `panel`                                      |
+    | scale  | (2 * TILE,)         | float32 | of a key                                         |
+    | rest   | (NR * RUN,)         | int8    | what is left of rows that are no multiple of RUN |
     """
 
     codes: Codes
@@ -49,8 +51,8 @@ class KeyTile(NamedTuple):
 
 
 @callee
-def _find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile) -> None:
-    """Places and scales of keys first..first+n, page by page."""
+def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile, scale_at: Index) -> None:
+    """Places of keys first..first+n <= TILE of a sequence, and their scales to scale[scale_at:], page by page."""
     of_codes, of_scale = cache.codes.layout, cache.scale.layout
     blocks, block_size = row_of(cache.table, sequence), of_codes[0]
     done = np.int64(0)
@@ -58,7 +60,7 @@ def _find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: K
         block, row = blocks[(first + done) // block_size], (first + done) % block_size
         n_cur = min(block_size - row, n - done)
         base, step = block * of_codes[1] + row * of_codes[4], of_codes[4]
-        places, scale = window(tile.places, done, n_cur), window(tile.scale, done, n_cur)
+        places, scale = window(tile.places, done, n_cur), window(tile.scale, scale_at + done, n_cur)
         bits = window(cache.scale.flat, block * of_scale[1] + row, n_cur)
         for j in range(n_cur):
             places[j] = base + j * step
@@ -79,9 +81,8 @@ def _take_rest(cache: KeyCache, tile: KeyTile, col: Index) -> None:
 
 
 @callee
-def load_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile) -> None:
-    """Packs keys first..first+n <= TILE of a sequence. A last panel is filled up with one of them again."""
-    _find_keys(cache, sequence, first, n, tile)
+def pack_keys(cache: KeyCache, n: Index, tile: KeyTile) -> None:
+    """Packs the n keys that were found. A last panel is filled up with one of them again."""
     n_panels = ceil_div(n, NR)
     for j in range(n, n_panels * NR):
         tile.places[j] = tile.places[0]
@@ -92,7 +93,7 @@ def load_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
         col = p * NR
         for j in range(NR):
             tile.offset[col + j] = np.int32(0)
-        panel = Panel(tile.codes, p * kp * NR, tile.offset, tile.scale, np.int64(col))
+        panel = Panels(tile.codes, p * kp * NR, tile.offset, tile.scale, np.int64(col), np.int64(1))
         if n_runs:
             pack_panel(Runs(cache.codes.flat, tile.places, np.int64(col), n_runs, distance), panel)
         if kp > cache.width:
@@ -100,5 +101,5 @@ def load_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
             for j in range(NR):
                 tile.places[col + j] = j * RUN
             at = np.int64((p * kp + n_runs * RUN) * NR)
-            rest = Panel(tile.codes, at, tile.offset, tile.scale, np.int64(col))
+            rest = Panels(tile.codes, at, tile.offset, tile.scale, np.int64(col), np.int64(1))
             pack_panel(Runs(tile.rest, tile.places, np.int64(col), np.int64(1), np.int64(0)), rest)

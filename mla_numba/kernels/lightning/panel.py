@@ -1,8 +1,8 @@
-"""A panel of NR keys: how it is packed, and what it adds to the scores of its keys.
+"""Panels of NR keys: how one is packed, and what some heads add to the scores of the keys of several.
 
-    pack_panel:   panel = the codes of NR keys, in the order in which the microkernel reads them
-    score_panel:  scores[j] += sum over mr heads of weights[i] * half(max(dot(i, j), 0)),   ascending i
-                  dot(i, j) = sum over k of a[i, k] * panel[k, j] + offset[j]
+    pack_panel:    panel = the codes of NR keys, in the order in which the microkernel reads them
+    score_panels:  scores[j] += sum over mr heads of weights[i] * half(max(dot(i, j), 0)),   ascending i
+                   dot(i, j) = sum over k of a[i, k] * panel[k, j] + offset[j]
 
 `half` keeps the 11 significant bits of an fp16, ties to even. A weight has no more than 11 bits either. So products are
 exact, and sums are rounded once for each head, whether by a fused multiply-add or not.
@@ -35,15 +35,13 @@ from ..micro.plain import add_products
 from ..micro.portable import ukernel_int8_portable
 from ..micro.table import ISA
 from ..micro.ukernel import A_OFFSET, KR_INT8, NR
-from ..scalars import bits_of_f32, f32_of_bits, window
-from .emitter import RUN, declare_pack, declare_scores, define_lightning
+from ..scalars import window
+from .emitter import RUN, SPLIT, declare_pack, declare_scores, define_lightning
 
-__all__ = ["RUN", "Panel", "Runs", "load_lightning", "pack_panel", "score_panel"]
+__all__ = ["RUN", "Panels", "Runs", "half_of", "load_lightning", "pack_panel", "score_panels"]
 
 load_lightning = Library("lightning", define_lightning).load
 PLACES = ISA.places(is_int8=True)
-_EXPONENT = np.uint32(0x7F800000)
-_DROPPED = np.uint32(13 << 23)
 
 
 class Runs(NamedTuple):
@@ -56,17 +54,18 @@ class Runs(NamedTuple):
     distance: Index
 
 
-class Panel(NamedTuple):
-    """A packed panel from codes[at] on; its keys are columns col..col+NR of offset and scores."""
+class Panels(NamedTuple):
+    """`n` packed panels from codes[at] on; the first one's keys are columns col..col+NR of offset and scores."""
 
     codes: Codes
     at: Index
     offset: Int32
     scores: F32
     col: Index
+    n: Index
 
 
-def pack_panel(runs: Runs, panel: Panel) -> None:
+def pack_panel(runs: Runs, panel: Panels) -> None:
     """Packs the runs of NR keys, and adds to their offsets."""
     for run in range(runs.n):
         for j in range(NR):
@@ -79,7 +78,7 @@ def pack_panel(runs: Runs, panel: Panel) -> None:
 
 
 @callee
-def _pack_portable(runs: Runs, panel: Panel) -> None:
+def _pack_portable(runs: Runs, panel: Panels) -> None:
     """KR is 1: a code of each key after the other."""
     for run in range(runs.n):
         for j in range(NR):
@@ -94,7 +93,7 @@ def _pack_panel(runs: Typed, panel: Typed) -> Any:
     if ISA.name == "portable":
         return _pack_portable
 
-    def simd(runs: Runs, panel: Panel) -> None:
+    def simd(runs: Runs, panel: Panels) -> None:
         _pack_simd(
             runs.codes, window(runs.places, runs.at, NR), np.int64(runs.n), np.int64(runs.distance),
             window(panel.codes, panel.at, RUN), window(panel.offset, panel.col, NR),
@@ -104,49 +103,52 @@ def _pack_panel(runs: Typed, panel: Typed) -> Any:
 
 
 @callee
-def _half_of(value: Real) -> Real:
-    """A float32 >= 0 with 11 significant bits: see `emitter`."""
-    beside = f32_of_bits(np.uint32(np.uint32(bits_of_f32(value) & _EXPONENT) + _DROPPED))
-    return np.float32(np.float32(value + beside) - beside)
+def half_of(value: Real) -> Real:
+    """A float32 of at least 0, without fraction, with 11 significant bits: see `emitter`."""
+    much = np.float32(SPLIT) * value
+    return much - (much - value)
 
 
-def score_panel(mr: Index, k: Index, a: A, weights: F32, first: Index, panel: Panel) -> None:
-    """Adds `mr` heads, of weights[first] on, to the scores of a panel; k is a multiple of RUN."""
+def score_panels(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+    """Adds `mr` heads, of weights[first] on, to the scores of all panels; k is a multiple of RUN."""
     dots = np.empty(mr * NR, np.int32)
-    add_products(ISA, mr, k, a, B(panel.codes, panel.at, 0, 0, 0), C(dots, 0, False))
-    scores = panel.scores[panel.col : panel.col + NR]
-    for i in range(mr):
-        dot = dots[i * NR : (i + 1) * NR] + panel.offset[panel.col : panel.col + NR]
-        value = np.maximum(dot, 0).astype(np.float32)
-        beside = ((value.view(np.uint32) & _EXPONENT) + _DROPPED).view(np.float32)
-        with np.errstate(all="ignore"):  # a weight that is NaN or Inf
-            scores += weights[first + i] * ((value + beside) - beside)
+    for p in range(panels.n):
+        cols = slice(panels.col + p * NR, panels.col + (p + 1) * NR)
+        add_products(ISA, mr, k, a, B(panels.codes, panels.at + p * NR * k, 0, 0, 0), C(dots, 0, False))
+        for i in range(mr):
+            value = np.maximum(dots[i * NR : (i + 1) * NR] + panels.offset[cols], 0).astype(np.float32)
+            with np.errstate(all="ignore"):  # a weight that is NaN or Inf
+                panels.scores[cols] += weights[first + i] * half_of(value)
 
 
 @callee
-def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panel: Panel) -> None:
+def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
     dots = np.empty(mr * NR, np.int32)
     zero = np.int64(0)
-    ukernel_int8_portable(mr, k, a, B(panel.codes, panel.at, zero, zero, zero), C(dots, zero, False))
-    scores = window(panel.scores, panel.col, NR)
-    for i in range(mr):
-        row, weight = window(dots, i * NR, NR), weights[first + i]
-        for j in range(NR):
-            scores[j] += np.float32(weight * _half_of(np.float32(max(row[j], np.int32(0)))))
+    for p in range(panels.n):
+        b = B(panels.codes, panels.at + p * NR * k, zero, zero, zero)
+        ukernel_int8_portable(mr, k, a, b, C(dots, zero, False))
+        scores = window(panels.scores, panels.col + p * NR, NR)
+        for i in range(mr):
+            row, weight = window(dots, i * NR, NR), weights[first + i]
+            for j in range(NR):
+                scores[j] += np.float32(weight * half_of(np.float32(max(row[j], np.int32(0)))))
 
 
-@overload_callee(score_panel)
-def _score_panel(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, panel: Typed) -> Any:
+@overload_callee(score_panels)
+def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, panels: Typed) -> Any:
     if ISA.name == "portable":
         return _score_portable
-    n_steps = ISA.kr_int8
+    kr = ISA.kr_int8
     itemsize = np.int64(ISA.a_int8_bytes)
 
-    def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panel: Panel) -> None:
+    def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+        n_keys = panels.n * NR
         _scores_simd(
-            np.int64(mr), np.int64(k // n_steps), window(a.rows, a.at, 1), np.int64(a.step * itemsize),
-            np.int64(n_steps * itemsize), window(panel.codes, panel.at, RUN), window(panel.offset, panel.col, NR),
-            window(weights, first, mr), window(panel.scores, panel.col, NR),
+            np.int64(mr), np.int64(panels.n), np.int64(k // kr), window(a.rows, a.at, 1), np.int64(a.step * itemsize),
+            np.int64(kr * itemsize), window(panels.codes, panels.at, n_keys * k),
+            window(panels.offset, panels.col, n_keys), window(weights, first, mr),
+            window(panels.scores, panels.col, n_keys),
         )  # fmt: skip
 
     return simd
@@ -175,10 +177,11 @@ def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, 
 
 @intrinsic
 def _scores_simd(
-    _typingctx: Any, mr: Any, steps: Any, a: Any, lda: Any, a_step: Any, b: Any, offset: Any, weights: Any, scores: Any
-) -> Any:
+    _typingctx: Any, mr: Any, n: Any, steps: Any, a: Any, lda: Any, a_step: Any, b: Any, offset: Any, weights: Any,
+    scores: Any,
+) -> Any:  # fmt: skip
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(context, builder, sig, args, declare_scores)
 
     word = types.int64
-    return types.void(word, word, a, word, word, b, offset, weights, scores), codegen
+    return types.void(word, word, word, a, word, word, b, offset, weights, scores), codegen

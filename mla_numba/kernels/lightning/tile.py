@@ -50,8 +50,8 @@ from .best import (
     sort_ranks,
     write_positions,
 )
-from .keys import TILE, KeyCache, KeyTile, load_keys
-from .panel import Panel, score_panel
+from .keys import TILE, KeyCache, KeyTile, find_keys, pack_keys
+from .panel import Panels, score_panels
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Best", "Groups", "Queries", "Scratch", "lightning_tile"]
 
@@ -139,25 +139,23 @@ def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32) 
     rows = work.queries.rows
     n_heads, kp = rows.shape[1], rows.shape[2]
     weights, flat = row_of(work.queries.head_weights, token), unowned(rows)
-    n_blocks = ceil_div(n_heads, MR)
-    for p in range(ceil_div(n, NR)):
-        col = np.int64(p * NR)
-        of_panel = window(scores, col, NR)
-        for j in range(NR):
-            of_panel[j] = np.float32(0)
-        panel = Panel(tile.codes, col * kp, tile.offset, scores, col)
-        for b in range(n_blocks):
-            head, mr = block_of(n_heads, n_blocks, b)
-            score_panel(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panel)
+    n_panels, n_blocks = ceil_div(n, NR), ceil_div(n_heads, MR)
+    sums = window(scores, 0, n_panels * NR)
+    for j in range(len(sums)):
+        sums[j] = np.float32(0)
+    panels = Panels(tile.codes, np.int64(0), tile.offset, scores, np.int64(0), np.int64(n_panels))
+    for b in range(n_blocks):
+        head, mr = block_of(n_heads, n_blocks, b)
+        score_panels(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panels)
 
 
 @callee
-def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, n: Index) -> None:
-    """Scores of a token and n keys from a position on, and from there into the worker's buffer."""
-    best, scratch = work.best, work.scratch
+def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, scale: F32) -> None:
+    """Scores of a token and the keys from a position on that have a scale, and from there into the worker's buffer."""
+    best, scratch, n = work.best, work.scratch, len(scale)
     scores, keys = row_of(scratch.scores, worker), window(row_of(scratch.keys, worker), 0, n)
     _score_keys(work, token, tile, n, scores)
-    rank_keys(scores, tile.scale, keys)
+    rank_keys(scores, scale, keys)
     k, room = best.chosen.shape[1], best.ranks.shape[2]
     at = worker * best.n_ranks.shape[1] + token
     ranks = row_of(best.ranks, at)
@@ -181,13 +179,18 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
         row_of(scratch.codes, worker), row_of(scratch.places, worker), row_of(scratch.offset, worker),
         row_of(scratch.scale, worker), row_of(scratch.rest, worker),
     )  # fmt: skip
+    sequence, scale_at = groups.sequence[g], np.int64(0)
+    find_keys(work.cache, sequence, begin, min(np.int64(TILE), until - begin), tile, scale_at)
     for position in range(begin, until, TILE):
         n = min(np.int64(TILE), until - position)
-        load_keys(work.cache, groups.sequence[g], position, n, tile)
+        pack_keys(work.cache, n, tile)
+        scale, scale_at = window(tile.scale, scale_at, n), TILE - scale_at
+        following = min(np.int64(TILE), until - position - n)
+        find_keys(work.cache, sequence, position + n, following, tile, scale_at)
         for token in range(first, end):
             seen = min(n, limits[token] - position)
             if seen > 0:
-                _collect(work, worker, token, np.int64(position), tile, seen)
+                _collect(work, worker, token, np.int64(position), tile, window(scale, 0, seen))
 
 
 @callee
