@@ -33,7 +33,6 @@ __all__ = [
     "from_records",
     "pa_bsnd_to_pa_nz",
     "pa_nz_to_pa_bsnd",
-    "record_spans",
     "to_fractal_nz",
     "to_records",
 ]
