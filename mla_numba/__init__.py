@@ -41,6 +41,7 @@ __all__ = [
     "dequant_asymmetric",
     "k_nope_quant",
     "layouts",
+    "lightning_index",
     "mla_prolog_quant_compute",
     "mla_prolog_quant_d",
     "mla_prolog_quant_p",
@@ -54,6 +55,7 @@ __all__ = [
     "rope_v2",
     "rotate_half",
     "scalar_div",
+    "sparse_attention",
     "sylvester_hadamard",
 ]
 
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
     from . import layouts
+    from .attention.lightning import lightning_index
+    from .attention.sparse import sparse_attention
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
     from .base.indexer_dims import IndexerDims
@@ -108,6 +112,8 @@ else:
                 "pass_options",
                 "preset",
             ),
+            ".attention.lightning": ("lightning_index",),
+            ".attention.sparse": ("sparse_attention",),
             ".base.dims": ("MlaDims",),
             ".base.head_shard": ("HeadShard",),
             ".base.indexer_dims": ("IndexerDims",),

@@ -49,7 +49,7 @@ class IndexerProlog:
 
     Args:
         weights: `IndexerWeights`, packed here, or `PackedIndexer`.
-        n_threads: At most Numba's thread count, which is the default.
+        n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
         check_finite: Raise `ValueError` if a hidden state or a scale of q_norm is NaN or Inf.
 
     Raises:

@@ -78,7 +78,8 @@ class MlaProlog:
             and the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the
             planner's choice with the rates that `tune` measured.
         options: Scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
-        n_threads: At most Numba's thread count, which is the default.
+        n_threads: At most Numba's thread count. By default NUMBA_NUM_THREADS if it is set, else a thread for each core
+            that this process may use, see `mla-numba info`.
         check_finite: Raise `ValueError` if a hidden state is NaN or Inf.
         indexer: Weights of the layer's lightning indexer, `IndexerWeights`, packed here, or `PackedIndexer`. Each call
             then takes an `indexer_cache`, computes the indexer's prolog, too, and returns an `IndexedOutput`. Only with

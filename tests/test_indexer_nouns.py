@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, astuple, replace
 import numpy as np
 import pytest
 from helpers import BF16, random_bytes
+from helpers.published_configs import DEEPSEEK, DEEPSEEK_V32, GLM, GLM_52, KIMI_K25
 
 import mla_numba as mla
 from mla_numba.layouts import pa_bsnd_to_pa_nz
@@ -69,6 +70,21 @@ class TestDims:
             refuses(TypeError, rf"^config\.{name}: expected int, got str", mla.IndexerDims.from_hf, config | {name: ""})
         refuses(ValueError, r"^config\.hidden_size: expected an int, got none", mla.IndexerDims.from_hf, {})
 
+    def test_published_configurations(self):
+        assert mla.IndexerDims.from_hf(DEEPSEEK_V32) == mla.IndexerDims.deepseek_v32()
+        for config in (GLM, GLM_52):
+            assert mla.IndexerDims.from_hf(config) == mla.IndexerDims(6144, 2048, 32, 128, 64)
+        for config in (DEEPSEEK, KIMI_K25):
+            refuses(ValueError, r"index_n_heads: expected an int \(a model without", mla.IndexerDims.from_hf, config)
+
+    def test_unknown_settings_of_an_indexer(self):
+        for setting in ("index_key_pool", "indexer_pool_size"):
+            text = rf"^config\.{setting}: expected none \(no such setting .*got 4"
+            refuses(ValueError, text, mla.IndexerDims.from_hf, DEEPSEEK_V32 | {setting: 4})
+            for off in (None, 0, False):
+                mla.IndexerDims.from_hf(DEEPSEEK_V32 | {setting: off})
+        mla.IndexerDims.from_hf(DEEPSEEK_V32 | {"indexes": 4, "indexer": 4})
+
 
 class TestHadamard:
     def test_by_recursion(self):
@@ -86,9 +102,9 @@ class TestHadamard:
 
     def test_refused(self):
         for wrong in (3, 48, 127):
-            refuses(ValueError, f"^n: expected a power of two, got {wrong}", mla.sylvester_hadamard, wrong)
+            refuses(ValueError, f"^n: expected a power of two, .*got {wrong}", mla.sylvester_hadamard, wrong)
         refuses(ValueError, "^n: expected at least 1", mla.sylvester_hadamard, 0)
-        refuses(ValueError, "^n: expected at most 1024", mla.sylvester_hadamard, 2048)
+        refuses(ValueError, "^n: expected a power of two, at most 1024, got 2048", mla.sylvester_hadamard, 2048)
         refuses(TypeError, "^n: expected int", mla.sylvester_hadamard, 4.0)
 
 
@@ -120,7 +136,8 @@ class TestWeights:
             ("w_qb", (10, 47), "w_qb"), ("w_qb_scale", (47,), "w_qb_scale"), ("wk", (33, 16), "w_proj"),
             ("wk", (34, 15), "w_qb"), ("w_proj", (34, 4), "w_qb"), ("ln_gamma_k", (15,), "ln_gamma_k"),
             ("ln_beta_k", (17,), "ln_beta_k"), ("hadamard_q", (16, 15), "hadamard_q"),
-            ("hadamard_k", (8, 8), "hadamard_k"), ("w_proj", (34, 0), "w_qb"), ("w_qb", (0, 48), "q_lora_rank"),
+            ("hadamard_k", (8, 8), "hadamard_k"), ("w_proj", (34, 0), "w_qb"), ("w_qb", (0, 48), "w_qb"),
+            ("wk", (34, 0), "w_qb"),
         ],
     )  # fmt: skip
     def test_shapes_that_do_not_fit_each_other(self, weights, name, shape, blamed):
@@ -141,6 +158,10 @@ class TestWeights:
         for wrong, error in ((0, ValueError), (7, ValueError), (18, ValueError), (8.0, TypeError)):
             refuses(error, "^qk_rope_head_dim: expected ", replace, weights, qk_rope_head_dim=wrong)
 
+    def test_a_head_too_wide_for_float32(self, weights):
+        wide = {"w_qb": np.zeros((10, 3 * 1025), np.int8), "wk": np.zeros((34, 1025), BF16)}
+        refuses(ValueError, "^wk: expected at most 1024 columns, .*got 1025", replace, weights, **wide)
+
     def test_a_q_lora_rank_too_long_for_int32(self, weights):
         k = (2**31 - 1) // (127 * 128)
         assert replace(weights, w_qb=np.zeros((k, 48), np.int8)).dims.q_lora_rank == k
@@ -152,7 +173,7 @@ class TestWeights:
         for name in ("w_qb", "wk", "w_proj", "ln_gamma_k", "ln_beta_k"):
             assert getattr(again, name).tobytes() == getattr(weights, name).tobytes()
             assert getattr(other, name).tobytes() != getattr(weights, name).tobytes()
-        refuses(ValueError, "^head_dim: expected a power of two, got 24", mla.IndexerWeights.random, LAYER, 0, 3, 24)
+        refuses(ValueError, "^head_dim: expected a power of two, .*got 24", mla.IndexerWeights.random, LAYER, 0, 3, 24)
         refuses(TypeError, "^dims: expected MlaDims", mla.IndexerWeights.random, DIMS)
 
     def test_defaults_are_those_of_deepseek(self):
@@ -189,7 +210,7 @@ class TestFromBf16:
         for bad in (0, np.nan, np.inf):
             refuses(ValueError, "^smooth_scales_cq: expected finite values other than 0", self.make, ones,
                     smooth_scales_cq=np.array([1, bad], np.float32))  # fmt: skip
-        refuses(ValueError, "^wk: expected a power of two columns", self.make, np.ones((2, 6), BF16))
+        refuses(ValueError, r"^wk\.shape\[1\]: expected a power of two, .*got 6", self.make, np.ones((2, 6), BF16))
         refuses(TypeError, "^w_qb: expected dtype bfloat16, got int8", self.make, np.ones((2, 2), np.int8))
         refuses(ValueError, "^w_qb: expected finite weights, got NaN or Inf in column 1", self.make,
                 np.array([[1, np.inf]], np.float32).astype(BF16))  # fmt: skip

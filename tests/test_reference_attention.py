@@ -37,6 +37,15 @@ class TestExp:
         x = x.astype(np.float32)
         assert_equal(exp_reference(x), [exact_exp(value) for value in fractions(x)])
 
+    def test_where_a_contracted_step_would_show(self):
+        """In the last bit: the second step of r, steps of the polynomial, the last product, and (p * r) * r."""
+        x = [
+            "-0x1.4567bcp+6", "-0x1.43540ap+6", "-0x1.01b4cp+5", "-0x1.86b158p+5", "-0x1.1c9dep+4", "-0x1.13c9d6p+3",
+            "-0x1.196b02p+4", "-0x1.54746ap+5", "-0x1.134edp+5", "-0x1.f90c54p+4", "-0x1.08a63ap+6", "-0x1.fcabc2p+3",
+        ]  # fmt: skip
+        x = np.array([float.fromhex(text) for text in x], np.float32)
+        assert_equal(exp_reference(x), [exact_exp(value) for value in fractions(x)])
+
     def test_within_one_ulp(self):
         rng = np.random.default_rng(2)
         x = np.concatenate([np.linspace(-87, 0, 1 << 20), -(2.0 ** rng.uniform(-30, 6.4, 1 << 18))]).astype(np.float32)
@@ -156,6 +165,20 @@ class TestAllSteps:
         out, cache = make_out(rng, 1), make_cache(rng, 6)
         got = run(out, cache, [self.POSITIONS], [self.TABLE], [20], flash_tile=tile)
         assert_equal(got[0], exact_flash(out, 0, exact_keys(cache, self.slots()), tile))
+
+    @pytest.mark.parametrize(("seed", "head", "tile"), [(37, 3, None), (39, 53, None), (185, 6, 19), (223, 46, 19)])
+    def test_where_a_sum_without_lanes_would_show(self, seed, head, tile):
+        """In a rounded weight, or in the quotient of the flash form."""
+        rng = np.random.default_rng((seed, 1))
+        queries, latents, rope = values(rng, 64, C + R), values(rng, 19, C), values(rng, 19, R)
+        out = mla.PrologOutput(
+            queries[None, head : head + 1, :C], queries[None, head : head + 1, C:], np.zeros((1, 1), np.int8), None
+        )
+        cache = mla.PagedCache(np.zeros((5, BLOCK, 1, C), BF16), np.zeros((5, BLOCK, 1, R), BF16))
+        cache.kv.reshape(-1, C)[:19], cache.kr.reshape(-1, R)[:19] = latents, rope
+        got = run(out, cache, None, [range(5)], [19], flash_tile=tile)
+        keys = exact_keys(cache, range(19))
+        assert_equal(got[0], exact_attention(out, 0, keys) if tile is None else exact_flash(out, 0, keys, tile))
 
     def test_without_an_index_all_positions_in_order(self, rng):
         out, cache = make_out(rng, 3), make_cache(rng, 6)

@@ -136,6 +136,13 @@ class TestSteps:
         beta = np.array([0.5, 0, -1, 1], BF16)
         assert layer_norm(x, gamma, beta, 12.5).tolist() == [[-0.5, -1, -1, 7]]
 
+    def test_layer_norm_to_the_last_bit(self, rng):
+        """In float32, before it is rounded to bf16: the division, and what is multiplied before it is summed."""
+        x = (rng.standard_normal((40, 20)) + 3).astype(np.float32)
+        gamma, beta = values(rng, 20), values(rng, 20)
+        want = [normed(row, fractions(gamma), fractions(beta), np.float32(1e-6).item()) for row in fractions(x)]
+        assert_equal(layer_norm(x, gamma, beta, 1e-6), want)
+
     def test_a_quarter_turn(self):
         x = np.array([[[1, 2, 3, 4, 5]]], BF16)
         cos, sin = np.zeros((1, 4), BF16), np.array([[1, 2, 3, 4]], BF16)

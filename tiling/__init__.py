@@ -7,6 +7,7 @@ from tiling.lazy_names import lazy_names
 __all__ = [
     "PRESETS",
     "ROPE_TILES",
+    "Cluster",
     "Costs",
     "CpuTiling",
     "CubeTile",
@@ -16,6 +17,7 @@ __all__ = [
     "IndexerPlan",
     "IndexerPlanDims",
     "IndexerTile",
+    "LinkRate",
     "Machine",
     "MicroTile",
     "MlaTileConfig",
@@ -42,6 +44,7 @@ __all__ = [
 if TYPE_CHECKING:
     from tiling.arith import ceil_div, chunks, round_up
     from tiling.choose.costs import Costs
+    from tiling.cluster import Cluster, LinkRate
     from tiling.cpu_tiling import CpuTiling
     from tiling.gemm import GemmPlan, MicroTile
     from tiling.machine import Machine
@@ -74,6 +77,7 @@ else:
         {
             "tiling.arith": ("ceil_div", "chunks", "round_up"),
             "tiling.choose.costs": ("Costs",),
+            "tiling.cluster": ("Cluster", "LinkRate"),
             "tiling.cpu_tiling": ("CpuTiling",),
             "tiling.gemm": ("GemmPlan", "MicroTile"),
             "tiling.machine": ("Machine",),

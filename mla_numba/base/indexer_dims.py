@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from tiling.check import MAX_COUNT, check_int
 
-__all__ = ["IndexerDims"]
+__all__ = ["MAX_HEAD_DIM", "IndexerDims"]
 
-_MAX_HEAD_DIM = 1024  # float32 holds every sum of so many products of two int8 codes
+MAX_HEAD_DIM = 1024  # float32 holds every sum of so many products of two int8 codes
+_OF_INDEXER = re.compile(r"index(er)?_\w+")
+_KNOWN = {  # settings of the indexer; those of the index itself, and of which layers have one, change nothing here
+    "index_head_dim", "index_n_heads", "index_share_for_mtp_iteration", "index_skip_topk_offset", "index_topk",
+    "index_topk_freq", "index_topk_pattern", "indexer_rope_interleave", "indexer_types",
+}  # fmt: skip
 _SETTINGS = {"n_heads": "index_n_heads", "head_dim": "index_head_dim"}  # of config.json, where it is another name
 
 
@@ -47,7 +53,7 @@ class IndexerDims:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            check_int(f.name, getattr(self, f.name), 1, _MAX_HEAD_DIM if f.name == "head_dim" else MAX_COUNT)
+            check_int(f.name, getattr(self, f.name), 1, MAX_HEAD_DIM if f.name == "head_dim" else MAX_COUNT)
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim: expected an even number, got {self.qk_rope_head_dim}")
         if self.qk_rope_head_dim > self.head_dim:
@@ -79,7 +85,8 @@ class IndexerDims:
         Raises:
             TypeError: A field, named in the message, is of another type.
             ValueError: A field is missing or null (a model without `index_n_heads` has no indexer), or there is a
-                setting that the prolog does not compute (see `read_model_config`).
+                setting that the prolog does not compute (see `read_model_config`), or an unknown one whose name begins
+                like those of indexers.
 
         Examples:
             >>> import mla_numba as mla
@@ -88,9 +95,14 @@ class IndexerDims:
             >>> mla.IndexerDims.from_hf(config) == mla.IndexerDims.deepseek_v32()
             True
         """
-        from .model_config import read_model_config  # which needs NumPy
+        from .model_config import is_set, read_model_config, shown  # which needs NumPy
 
         model = read_model_config(config)
+        for setting in model.settings:
+            value = model.get(setting)
+            if _OF_INDEXER.fullmatch(setting) and setting not in _KNOWN and is_set(value):
+                reason = "no such setting of an indexer is known"
+                raise ValueError(f"{model.name}.{setting[:60]}: expected none ({reason}), got {shown(value)}")
         values = {f.name: model.get(_SETTINGS.get(f.name, f.name)) for f in fields(cls)}
         for name, value in values.items():
             if value is None:

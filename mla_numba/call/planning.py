@@ -23,16 +23,35 @@ from ..base.checks import check_choice
 from ..base.dims import MlaDims
 from ..base.indexer_dims import IndexerDims
 from ..base.modes import CALL_PHASES, CallPhase, QuantMode
-from ..kernels import ISA
+from ..kernels import ISA, Isa
 from .tuned import load_rates, load_tuned
 
-__all__ = ["MICRO_TILES", "PlanSettings", "Plans", "stored_choice", "this_machine"]
+__all__ = ["MICRO_TILES", "PlanSettings", "Plans", "micro_tiles", "stored_choice", "this_machine"]
 
-MICRO_TILES: dict[Dtype, MicroTile] = {
-    "bf16": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_bf16, a_bytes=ISA.a_bf16_bytes),
-    "int8": MicroTile(mr=ISA.mr, nr=ISA.nr, kr=ISA.kr_int8, a_bytes=ISA.a_int8_bytes),
-}
 _PLANS_KEPT = 64
+
+
+def micro_tiles(isa: Isa) -> dict[Dtype, MicroTile]:
+    """The register tiles of an instruction set, as the planner takes them."""
+    return {
+        "bf16": MicroTile(
+            mr=isa.mr,
+            nr=isa.nr,
+            kr=isa.kr_bf16,
+            a_bytes=isa.a_bf16_bytes,
+            two_panels=isa.bf16.two_panels if isa.bf16 else 0,
+        ),
+        "int8": MicroTile(
+            mr=isa.mr,
+            nr=isa.nr,
+            kr=isa.kr_int8,
+            a_bytes=isa.a_int8_bytes,
+            two_panels=isa.int8.two_panels if isa.int8 else 0,
+        ),
+    }
+
+
+MICRO_TILES = micro_tiles(ISA)
 
 
 def this_machine() -> Machine:

@@ -5,6 +5,7 @@ Dimension letters: T tokens, B sequences, Ni heads of the indexer, Di their widt
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,17 +118,24 @@ def lightning_index_reference(
         >>> lightning_index_reference(out, cache, np.array([[0, 1]]), np.array([4]), k=5).tolist()
         [[3, 2, 0, 1, -1]]
     """
-    n_blocks, block_size = cache.k.shape[:2]
     index = np.full((len(out.query), k), -1, np.int32)
+    for token, scores in enumerate(scores_of_tokens(out, cache, block_table, act_seq, query_start_loc)):
+        best = best_positions(scores, k)
+        index[token, : len(best)] = best
+    return index
+
+
+def scores_of_tokens(
+    out: IndexerOutput, cache: IndexerCache, block_table: Array, act_seq: Array, query_start_loc: Array | None
+) -> Iterator[F32]:
+    """Of each token the scores of the positions that it sees. Raises as `lightning_index_reference` does."""
+    n_blocks, block_size = cache.k.shape[:2]
     for token, (sequence, limit) in enumerate(keys_seen(len(out.query), act_seq, query_start_loc)):
         slots = slots_of(range(limit), block_table[sequence], block_size, n_blocks)
-        scores = index_scores(
+        yield index_scores(
             out.query[token],
             out.query_scale[token].reshape(-1),
             out.weights[token],
             rows_of(cache.k, slots, cache.cache_mode),
             rows_of(cache.k_scale, slots, "PA_BSND")[:, 0],
         )
-        best = best_positions(scores, k)
-        index[token, : len(best)] = best
-    return index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ..base.checks import (
     expect_type,
 )
 from ..base.dims import MlaDims
-from ..base.indexer_dims import IndexerDims
+from ..base.indexer_dims import MAX_HEAD_DIM, IndexerDims
 from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
 from ..kernels import max_threads
@@ -31,7 +31,7 @@ from .packed import operand_order, pack_gemm
 from .packed_indexer import PackedIndexer
 from .quantize import QuantizationReport, quantize_columns
 
-__all__ = ["IndexerWeights", "sylvester_hadamard"]
+__all__ = ["IndexerWeights", "check_power_of_two", "sylvester_hadamard"]
 
 
 def sylvester_hadamard(n: int) -> Array:
@@ -57,13 +57,17 @@ def sylvester_hadamard(n: int) -> Array:
         >>> float(mla.sylvester_hadamard(128)[0, 0])
         0.08837890625
     """
-    n = check_int("n", n, 1, 1024)
-    if n & (n - 1):
-        raise ValueError(f"n: expected a power of two, got {n}")
+    check_power_of_two("n", check_int("n", n, 1))
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < n:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     return (matrix * np.float32(n**-0.5)).astype(BF16)
+
+
+def check_power_of_two(name: str, n: int) -> None:
+    """Raises `ValueError` unless there is a Hadamard matrix of n rows by Sylvester's construction."""
+    if n < 1 or n > MAX_HEAD_DIM or n & (n - 1):
+        raise ValueError(f"{name}: expected a power of two, at most {MAX_HEAD_DIM}, got {n}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,18 +125,15 @@ class IndexerWeights:
         check_epsilon("epsilon", self.epsilon)
         check_choice("rope", self.rope, ROPE_STYLES)
         expect_array("w_qb_scale", self.w_qb_scale, (FP32,))
-        wk = check_array("wk", self.wk, (BF16,), (None, None))
-        hidden, head_dim = wk.shape
-        w_proj = check_array("w_proj", self.w_proj, (BF16,), (hidden, None))
-        n_heads = w_proj.shape[1]
-        w_qb = check_array("w_qb", self.w_qb, (INT8,), (None, n_heads * head_dim))
+        n_heads, head_dim = _check_sizes(self.w_qb, INT8, self.wk, self.w_proj)
         object.__setattr__(self, "w_qb_scale", check_vector("w_qb_scale", self.w_qb_scale, FP32, n_heads * head_dim))
         for name in ("ln_gamma_k", "ln_beta_k"):
             check_array(name, getattr(self, name), (BF16,), (head_dim,))
         for name in ("hadamard_q", "hadamard_k"):
             check_array(name, getattr(self, name), (BF16,), (head_dim, head_dim))
-        check_k_int8("w_qb", w_qb.shape[0])
-        IndexerDims(hidden, w_qb.shape[0], n_heads, head_dim, check_int("qk_rope_head_dim", self.qk_rope_head_dim, 2))
+        check_k_int8("w_qb", self.w_qb.shape[0])
+        check_int("qk_rope_head_dim", self.qk_rope_head_dim, 2)
+        _ = self.dims  # which checks that the rope columns are an even part of a head
 
     def __repr__(self) -> str:
         rope = f"rope={self.rope!r}" if self.rope != "half" else ""
@@ -196,17 +197,14 @@ class IndexerWeights:
             >>> weights.w_qb[0, 0], weights.quantization.errors["w_qb"].max_abs < 1e-6
             (np.int8(127), True)
         """
-        check_array("w_qb", w_qb, (BF16,), (None, None))
-        check_array("wk", wk, (BF16,), (None, None))
+        _, head_dim = _check_sizes(w_qb, BF16, wk, w_proj)
+        check_power_of_two("wk.shape[1]", head_dim)
         smooth = None
         if smooth_scales_cq is not None:
             smooth = check_vector("smooth_scales_cq", smooth_scales_cq, FP32, w_qb.shape[0])
             if not (np.isfinite(smooth).all() and smooth.all()):
                 raise ValueError("smooth_scales_cq: expected finite values other than 0, got one that is not")
-        try:
-            hadamard = sylvester_hadamard(wk.shape[1])
-        except ValueError:
-            raise ValueError(f"wk: expected a power of two columns, at most 1024, got {wk.shape[1]}") from None
+        hadamard = sylvester_hadamard(head_dim)
         codes, scale, error = quantize_columns("w_qb", w_qb, smooth)
         result = cls(
             w_qb=codes,
@@ -257,8 +255,7 @@ class IndexerWeights:
             check_int("head_dim", head_dim, 1),
             dims.qk_rope_head_dim,
         )
-        if d.head_dim & (d.head_dim - 1):
-            raise ValueError(f"head_dim: expected a power of two, got {head_dim}")
+        check_power_of_two("head_dim", d.head_dim)
         rng = np.random.default_rng((check_int("seed", seed, 0), 2))  # not the streams of the prolog's weights, inputs
 
         def normal(*shape: int) -> Array:
@@ -280,7 +277,7 @@ class IndexerWeights:
         """The weights in the order of the kernels; see `PackedIndexer`. They take about as many bytes as before.
 
         Args:
-            n_threads: At most Numba's thread count, which is the default.
+            n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
 
         Returns:
             Packed weights, which share no memory with these.
@@ -310,6 +307,21 @@ class IndexerWeights:
             ln_beta_k=w.ln_beta_k.astype(np.float32),
             epsilon=np.float32(w.epsilon),
         )
+
+
+def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: object) -> tuple[int, int]:
+    """Ni and Di. Raises unless the three weights fit each other, and none is empty."""
+    arrays = {"wk": check_array("wk", wk, (BF16,), (None, None))}
+    hidden, head_dim = arrays["wk"].shape
+    arrays["w_proj"] = check_array("w_proj", w_proj, (BF16,), (hidden, None))
+    n_heads = arrays["w_proj"].shape[1]
+    arrays["w_qb"] = check_array("w_qb", w_qb, (w_qb_dtype,), (None, n_heads * head_dim))
+    for name, array in arrays.items():
+        if not array.size:
+            raise ValueError(f"{name}: expected at least one row and one column, got shape {array.shape}")
+    if head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"wk: expected at most {MAX_HEAD_DIM} columns, the width of a head, got {head_dim}")
+    return n_heads, head_dim
 
 
 def _head_order(dims: IndexerDims, rope: RopeStyle) -> Array:

@@ -20,13 +20,14 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
-from ..base.memory import aligned_empty, writable_alias
+from ..base.memory import aligned_empty, untouched_empty, writable_alias
 from ..base.modes import Numerics, QuantMode
 from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
 from ..kernels import CHOICE, ISA, ISA_VARIABLE
 from ..kernels.panels import (
     Matrices,
     Order,
+    Share,
     column_offsets,
     min_magnitudes,
     multiply_both_ways,
@@ -340,6 +341,9 @@ def pack_gemm(
     in heads, and each head's are padded to whole panels. The last `rope_dims[i]` columns of weight i, of each of its
     heads, hold interleaved pairs; they are packed as halves, the order in which rope works. With `rope_first` they come
     first, and the others behind them as an operand of bf16 products (`_operand_order`).
+
+    Of several workers each packs what it will read first in a call: an even run of all panels or, of weights in heads,
+    of all heads.
     """
     quantised = weights[0].dtype == np.int8
     kr, places = ISA.kr_int8 if quantised else ISA.kr_bf16, ISA.places(quantised)
@@ -348,7 +352,8 @@ def pack_gemm(
     cuts = [_Cut.of(w, head_dim) for w in weights]
     n_panels = [c.batch * ceil_div(c.n, ISA.nr) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
-    panels = aligned_empty(sum(n_panels) * kp * ISA.nr, dtype)
+    panels = untouched_empty(sum(n_panels) * kp * ISA.nr, dtype)
+    unit = n_panels[0] // cuts[0].batch if cuts[0].batch > 1 else 1
     n_columns = sum(n_panels) * ISA.nr if quantised else 0
     offset, col_scale = np.zeros(n_columns, np.int32), np.ones(n_columns, np.float32)
     at = 0
@@ -361,7 +366,8 @@ def pack_gemm(
             columns = columns_of_head
         here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
         source = Matrices(weight.view(dtype).reshape(-1), k, columns, cut.batch_stride, cut.row_stride)
-        pack_panels(n_threads, count, source, Order(kr, n_parts, places), here)
+        share = Share(n_threads, sum(n_panels) // unit, unit, at)
+        pack_panels(n_threads, n_threads, share, source, Order(kr, n_parts, places), here)
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)

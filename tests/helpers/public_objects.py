@@ -12,9 +12,10 @@ from mla_numba import dump_names, dumps, layouts, verify
 from mla_numba.call.planning import this_machine
 from mla_numba.inputs import random_inputs
 from mla_numba.reference import indexer_prolog_reference
-from mla_numba.tolerance import compare_within
+from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
+from .machines import CLUSTER
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
@@ -75,4 +76,6 @@ def make_objects(folder):
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
         indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference, indexer.pack(), alone,
         index_plan, index_plan.dims, index_plan.tile_plans[0], beside,
+        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
+        CLUSTER, CLUSTER.node_link,
     ]  # fmt: skip
