@@ -104,22 +104,22 @@ def small_plan(**kwargs):
 def test_workspace_by_hand():
     tile = small_plan(quant="ab").tile_plan(5)
     assert tile.shared_workspace == {
-        "x_rows": 320,  # 5 rows of 64 codes, a cache line each
-        "x_scale": 64,  # 5 * 4, up to a cache line
-        "q_a": 448,  # 5 * 40 * 2 = 400
-        "kv_a": 320,  # 5 * 32 * 2
-        "q_rows": 320,  # 5 rows of 40 codes, up to a cache line
+        "x_rows": 384,  # 5 rows of 64 codes, a cache line each; up to a pair of lines
+        "x_scale": 128,  # 5 * 4, likewise
+        "q_a": 512,  # 5 * 40 * 2 = 400
+        "kv_a": 384,  # 5 * 32 * 2
+        "q_rows": 384,  # 5 rows of 40 codes, up to a cache line
     }
     assert tile.worker_workspace == {
-        "c": 960,  # 5 rows of one panel of 48 columns, the widest of the four
-        "q_head": 960,  # 5 * 48 * 4, three cache lines a row
-        "y": 320,  # 64 hidden states and 16 lanes, 4 bytes each
+        "c": 1024,  # 5 rows of one panel of 48 columns, the widest of the four
+        "q_head": 1152,  # 6 * 48 * 4, three cache lines a row
+        "y": 384,  # 64 hidden states and 16 lanes, 4 bytes each
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
-    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "y": 640}
-    assert two.workspace_bytes == 1472 + 4480
+    assert two.workspace == tile.shared_workspace | {"c": 2048, "q_head": 2304, "y": 768}
+    assert two.workspace_bytes == 1792 + 5120
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 

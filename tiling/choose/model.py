@@ -92,15 +92,16 @@ def rounds_unevenness(n_tasks: int, n_workers: int) -> float:
     return ceil_div(n_tasks, n_workers) * n_workers / n_tasks
 
 
-def even_legs(n_relays: int, n_workers: int) -> int:
-    """The fewest legs of ``LEGS`` with which whole rounds of tasks are even, or as even as they get.
+def even_legs(n_relays: int, n_workers: int, most: int) -> int:
+    """The fewest legs of ``LEGS``, at most ``most``, with which whole rounds of tasks are even, or as even as they get.
 
     One where there are no more relays than workers: legs of the same relay run one after the other.
     """
     if n_relays <= n_workers:
         return 1
-    even = (legs for legs in LEGS if rounds_unevenness(n_relays * legs, n_workers) <= EVEN)
-    return next(even, min(LEGS, key=lambda legs: rounds_unevenness(n_relays * legs, n_workers)))
+    allowed = [legs for legs in LEGS if legs <= max(most, 1)]
+    even = (legs for legs in allowed if rounds_unevenness(n_relays * legs, n_workers) <= EVEN)
+    return next(even, min(allowed, key=lambda legs: rounds_unevenness(n_relays * legs, n_workers)))
 
 
 @dataclass(frozen=True)

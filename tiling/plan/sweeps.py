@@ -10,6 +10,13 @@ from tiling.roofline import Work
 __all__ = ["DownPlan", "HeadsPlan", "RowPlan"]
 
 
+def check_legs(legs: int, gemm: GemmPlan) -> None:
+    """Raises unless each leg of a product can have a step of k."""
+    check_int("legs", legs, 1)
+    if legs > gemm.n_steps:
+        raise ValueError(f"legs: expected at most {gemm.n_steps}, the steps of k, got {legs}")
+
+
 @dataclass(frozen=True)
 class DownPlan:
     """Sweep 1: both products of the hidden states, in one parallel region. ``plan_prolog`` has an example.
@@ -27,10 +34,7 @@ class DownPlan:
     def __post_init__(self) -> None:
         """Check that both products read the same operand, and that each leg has a step of k."""
         check_int("grain", self.grain, 1)
-        check_int("legs", self.legs, 1)
-        n_steps = self.qa.kp // self.qa.micro.kr
-        if self.legs > n_steps:
-            raise ValueError(f"legs: expected at most {n_steps}, the steps of k, got {self.legs}")
+        check_legs(self.legs, self.qa)
         for name in ("m", "k", "dtype", "micro"):
             qa, kva = getattr(self.qa, name), getattr(self.kva, name)
             if qa != kva:
@@ -143,16 +147,19 @@ class HeadsPlan:
 
     A task computes the head's qk_nope + qk_rope columns (``qb``), rotates the rope part, and multiplies the nope part
     by the head's w_uk (``wuk``) in row blocks of at most ``wuk.mc``. ``grain`` is the number of tasks a worker takes at
-    a time.
+    a time. With more than one of ``legs``, that many tasks take such a task's k of ``qb`` one after the other, each
+    going on with the sums of the one before: first come the first legs of all heads.
     """
 
     qb: GemmPlan
     wuk: GemmPlan
     grain: int
+    legs: int = 1
 
     def __post_init__(self) -> None:
-        """Check that both products belong together and that the inner blocks fit the task."""
+        """Check that both products belong together, that the inner blocks fit the task and each leg has a step of k."""
         check_int("grain", self.grain, 1)
+        check_legs(self.legs, self.qb)
         for name in ("m", "batch"):
             qb, wuk = getattr(self.qb, name), getattr(self.wuk, name)
             if qb != wuk:
@@ -166,9 +173,28 @@ class HeadsPlan:
         return row_distance(self.qb.np_, self.wuk.micro.a_bytes)
 
     @property
-    def n_tasks(self) -> int:
+    def n_relays(self) -> int:
         """Heads times token blocks."""
         return self.qb.batch * self.qb.n_row_blocks
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of all heads."""
+        return self.n_relays * self.legs
+
+    @property
+    def leg_k(self) -> int:
+        """Elements of k of each leg but the last, whose rest makes it, with all that follows, as long by bytes."""
+        if self.legs == 1:
+            return 0
+        kp, kr = self.qb.kp, self.qb.micro.kr
+        even = int(kp * (1 + self.wuk.weight_bytes / self.qb.weight_bytes) / self.legs)
+        return max(min(even, (kp - kr) // (self.legs - 1)) // kr, 1) * kr
+
+    @property
+    def relay_bytes(self) -> int:
+        """Bytes of the sums that legs hand on, 0 where there is one leg alone."""
+        return self.n_relays * self.qb.mc * self.qb.np_ * 4 if self.legs > 1 else 0
 
     @property
     def work(self) -> Work:
@@ -183,4 +209,5 @@ class HeadsPlan:
 
     def __str__(self) -> str:
         """One line."""
-        return f"heads: {self.n_tasks} tasks by {self.grain}"
+        legs = f" in {self.legs} legs" if self.legs > 1 else ""
+        return f"heads: {self.n_tasks} tasks by {self.grain}{legs}"

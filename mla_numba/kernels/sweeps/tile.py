@@ -58,7 +58,7 @@ def prolog_tile(
         key(worker, team, of_key, keys)
         wait(team, of_query)
         q = Activations(buffers.q.rows, tokens.q_norm_scale, buffers.q.min_magnitude)
-        n_tasks = tokens.query_nope.shape[1] * ceil_div(t, cuts.heads.mc)
+        n_tasks = tokens.query_nope.shape[1] * ceil_div(t, cuts.heads.mc) * cuts.heads.legs
         of_heads = Tasks(np.int64(HEADS), np.int64(n_tasks), np.int64(cuts.heads.grain))
         work = Heads(
             q, layer.up, layer.uk, tokens.cos, tokens.sin, tokens.query_nope, tokens.query_rope, buffers.c_up,
