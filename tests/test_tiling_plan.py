@@ -253,5 +253,10 @@ def test_even_cuts_keep_within_the_blocks_and_plans_come_back_from_json(seed):
             assert ceil_div(gemm.n_panels, gemm.n_walks) <= gemm.walk
         assert ceil_div(tile.t, tile.rows.n_q_tasks) <= tile.rows.rows_q
         assert ceil_div(tile.t, tile.rows.n_k_tasks) <= tile.rows.rows_k
-        assert tile.heads.n_tasks == tile.heads.qb.batch * tile.heads.qb.n_row_blocks
+        assert tile.heads.n_relays == tile.heads.qb.batch * tile.heads.qb.n_row_blocks
+        for sweep in (tile.down, tile.heads):
+            assert sweep.n_tasks == sweep.n_relays * sweep.legs
+            assert sweep.legs == 1 or sweep.n_relays > tile.n_workers
+        assert tile.down.legs <= tile.down.qa.n_steps
+        assert 0 <= tile.heads.leg_panels * (tile.heads.legs - 1) <= tile.heads.qb.n_panels
     assert PrologPlan.from_json(plan.to_json()) == plan

@@ -11,7 +11,8 @@ from itertools import product
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
-from tiling.choose.model import Cost, Model, ProductCost, even_legs
+from tiling.choose.legs import longest_leg, useful_legs
+from tiling.choose.model import Cost, Model, ProductCost
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
@@ -99,21 +100,18 @@ class Chooser:
         walks = sorted({*_WALKS, n_panels}) if n_panels < _WALKS[-1] else _WALKS  # all panels in one walk, if not many
         return [min(walk, n_panels) if getattr(self.given, name) else walk for walk in self._axis(name, walks)]
 
-    def _legs_axis(self, name: str, n_relays: int, n_steps: int, most: int) -> list[int]:
-        axis = self._axis(name, (1, even_legs(n_relays, self.n_workers, min(n_steps, most))))
-        return [min(legs, n_steps) for legs in axis]
+    def _legs_axis(self, name: str, n_relays: int, most: int) -> list[int]:
+        return [min(legs, most) for legs in self._axis(name, useful_legs(n_relays, self.n_workers, most))]
 
     def _down_legs_axis(self, n_relays: int) -> list[int]:
         shape = self.shapes[0]
         n_steps = shape.k_parts * ceil_div(shape.k // shape.k_parts, self.micro[shape.dtype].kr)
-        return self._legs_axis("down_legs", n_relays, n_steps, n_steps)
+        return self._legs_axis("down_legs", n_relays, n_steps)
 
     def _heads_legs_axis(self, mc: int) -> list[int]:
-        """No more legs than make the last, which has all of the product with w_uk, as long as the others."""
-        qb, wuk = self.shapes[1], self.shapes[3]
-        up, uk = _weight_bytes(qb, self.micro[qb.dtype]), _weight_bytes(wuk, self.micro[wuk.dtype])
-        n_relays, n_steps = qb.batch * ceil_div(self.t, mc), ceil_div(qb.k, self.micro[qb.dtype].kr)
-        return self._legs_axis("heads_legs", n_relays, n_steps, (up + uk) // uk)
+        qb = self.shapes[1]
+        n_panels = ceil_div(qb.n, self.micro[qb.dtype].nr)
+        return self._legs_axis("heads_legs", qb.batch * ceil_div(self.t, mc), n_panels + 1)
 
     def _refused(self, shape: StageShape, n_panels: int, rows: int, kc: int, walk: int, own: str) -> str:
         """Why a task cannot have these blocks of a product, empty if it can; ``own``: what its sweep says of them."""
@@ -155,7 +153,10 @@ class Chooser:
         products = [self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk) for shape in (qa, kva)]
         n_relays = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
         if legs > 1:
-            products.append(self._model.handing_on(n_relays, legs, self.t * (qa.n + kva.n)))
+            n_panels = (
+                sum(ceil_div(shape.n, micro.nr) for shape in (qa, kva)) * n_blocks
+            )  # each begins anew in each leg
+            products.append(self._model.handing_on((legs - 1) * n_panels, (legs - 1) * self.t * (qa.n + kva.n) * 4))
         n_bytes = sum(_weight_bytes(shape, micro) for shape in (qa, kva)) + 2 * self.t * qa.k
         cost = self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_relays * legs, grain)
         return cost._replace(seconds=cost.seconds + self._model.launch_s)
@@ -208,11 +209,17 @@ class Chooser:
     def heads_cost(self, mc: int, up: ProductCost, uk: ProductCost, grain: int = 1, legs: int = 1) -> Cost:
         """The model's word on blocks of the heads sweep."""
         qb, wuk = self.shapes[1], self.shapes[3]
-        n_bytes = _weight_bytes(qb, self.micro[qb.dtype]) + _weight_bytes(wuk, self.micro[wuk.dtype])
-        queries, n_sums = self.t * wuk.batch * (wuk.n + qb.n - wuk.k), self.t * qb.batch * qb.n
+        up_bytes, uk_bytes = (_weight_bytes(shape, self.micro[shape.dtype]) for shape in (qb, wuk))
+        n_elements = self.t * qb.batch * qb.n
+        queries = self.t * wuk.batch * (wuk.n + qb.n - wuk.k)
         n_relays = qb.batch * ceil_div(self.t, mc)
-        products = [up, uk, *([self._model.handing_on(n_relays, legs, n_sums)] if legs > 1 else [])]
-        return self._model.sweep(products, n_bytes + 2 * queries, queries + n_sums, n_relays * legs, grain)
+        products, longest = [up, uk], 1.0
+        if legs > 1:
+            n_panels = ceil_div(qb.n, self.micro[qb.dtype].nr)
+            products.append(self._model.handing_on((legs - 1) * n_relays, n_elements * self.micro[wuk.dtype].a_bytes))
+            longest = longest_leg(n_panels, n_panels * uk_bytes / up_bytes, legs)
+        n_bytes = up_bytes + uk_bytes + 2 * queries
+        return self._model.sweep(products, n_bytes, queries + n_elements, n_relays * legs, grain, longest)
 
     # choosing
 

@@ -102,6 +102,6 @@ def assemble_tile(
             qb=qb,
             wuk=context.gemm(t, 3, inner),
             grain=max(context.set_grain(1), context.set_grain(3)) or heads_grain,
-            legs=min(heads_legs, qb.n_steps),
+            legs=min(heads_legs, qb.n_panels + 1),
         ),
     )

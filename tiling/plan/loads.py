@@ -59,8 +59,7 @@ def tile_phases(tile: TilePlan, chooser: Chooser) -> tuple[PhaseTasks, ...]:
 
 def _parts_of_legs(heads: HeadsPlan) -> list[float]:
     """What each leg has of a head's work, by bytes of weights."""
-    up = heads.qb.weight_bytes / (heads.qb.weight_bytes + heads.wuk.weight_bytes)
-    first = [heads.leg_k / heads.qb.kp * up] * (heads.legs - 1)
+    first = [heads.leg_panels / (heads.qb.n_panels + heads.uk_panels)] * (heads.legs - 1)
     return [*first, 1 - sum(first)]
 
 

@@ -2,19 +2,19 @@
 
 from dataclasses import dataclass
 
-from tiling.arith import ceil_div
+from tiling.arith import ceil_div, round_up
 from tiling.check import MAX_TOKENS, check_flag, check_int
+from tiling.choose.legs import head_leg_panels
 from tiling.gemm import ITEM_BYTES, GemmPlan, row_distance
 from tiling.roofline import Work
 
 __all__ = ["DownPlan", "HeadsPlan", "RowPlan"]
 
 
-def check_legs(legs: int, gemm: GemmPlan) -> None:
-    """Raises unless each leg of a product can have a step of k."""
+def _check_legs(legs: int, most: int, what: str) -> None:
     check_int("legs", legs, 1)
-    if legs > gemm.n_steps:
-        raise ValueError(f"legs: expected at most {gemm.n_steps}, the steps of k, got {legs}")
+    if legs > most:
+        raise ValueError(f"legs: expected at most {most}, {what}, got {legs}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DownPlan:
     def __post_init__(self) -> None:
         """Check that both products read the same operand, and that each leg has a step of k."""
         check_int("grain", self.grain, 1)
-        check_legs(self.legs, self.qa)
+        _check_legs(self.legs, self.qa.n_steps, "the steps of k")
         for name in ("m", "k", "dtype", "micro"):
             qa, kva = getattr(self.qa, name), getattr(self.kva, name)
             if qa != kva:
@@ -147,8 +147,8 @@ class HeadsPlan:
 
     A task computes the head's qk_nope + qk_rope columns (``qb``), rotates the rope part, and multiplies the nope part
     by the head's w_uk (``wuk``) in row blocks of at most ``wuk.mc``. ``grain`` is the number of tasks a worker takes at
-    a time. With more than one of ``legs``, that many tasks take such a task's k of ``qb`` one after the other, each
-    going on with the sums of the one before: first come the first legs of all heads.
+    a time. With more than one of ``legs``, that many tasks share such a task one after the other, ``leg_panels`` panels
+    of ``qb`` each, and the last one the rest and all that follows: first come the first legs of all heads.
     """
 
     qb: GemmPlan
@@ -159,7 +159,7 @@ class HeadsPlan:
     def __post_init__(self) -> None:
         """Check that both products belong together, that the inner blocks fit the task and each leg has a step of k."""
         check_int("grain", self.grain, 1)
-        check_legs(self.legs, self.qb)
+        _check_legs(self.legs, self.qb.n_panels + 1, "those of the panels and one more")
         for name in ("m", "batch"):
             qb, wuk = getattr(self.qb, name), getattr(self.wuk, name)
             if qb != wuk:
@@ -183,18 +183,24 @@ class HeadsPlan:
         return self.n_relays * self.legs
 
     @property
-    def leg_k(self) -> int:
-        """Elements of k of each leg but the last, whose rest makes it, with all that follows, as long by bytes."""
-        if self.legs == 1:
-            return 0
-        kp, kr = self.qb.kp, self.qb.micro.kr
-        even = int(kp * (1 + self.wuk.weight_bytes / self.qb.weight_bytes) / self.legs)
-        return max(min(even, (kp - kr) // (self.legs - 1)) // kr, 1) * kr
+    def uk_panels(self) -> float:
+        """Panels of ``qb`` that the product with w_uk is worth, by bytes of weights."""
+        return self.wuk.weight_bytes / self.qb.weight_bytes * self.qb.n_panels
+
+    @property
+    def leg_panels(self) -> int:
+        """Panels of ``qb`` of each leg but the last, 0 where there is one leg alone."""
+        return head_leg_panels(self.qb.n_panels, self.uk_panels, self.legs)
+
+    @property
+    def q_head_bytes(self) -> int:
+        """Bytes of a head's query, an even number of rows."""
+        return round_up(self.qb.mc, 2) * self.ldq * self.wuk.micro.a_bytes
 
     @property
     def relay_bytes(self) -> int:
-        """Bytes of the sums that legs hand on, 0 where there is one leg alone."""
-        return self.n_relays * self.qb.mc * self.qb.np_ * 4 if self.legs > 1 else 0
+        """Bytes of the queries that legs hand on, 0 where there is one leg alone."""
+        return self.n_relays * self.q_head_bytes if self.legs > 1 else 0
 
     @property
     def work(self) -> Work:

@@ -50,7 +50,7 @@ class TilePlan:
 
         ``x_rows`` hidden states as operands, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
         ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection, ``relays``
-        accumulators that tasks of the down sweep, and then of the heads sweep, hand on.
+        what legs hand on: accumulators of the down sweep, and then queries of heads.
         """
         qa, qb, kva, _ = self.gemms
         sizes = {
@@ -70,12 +70,12 @@ class TilePlan:
         ``c`` accumulators of a task, ``q_head`` the columns of one head as operands of the product with w_uk, an even
         number of rows, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
         """
-        qa, qb, _, wuk = self.gemms
+        qa = self.down.qa
         hidden = qa.k if qa.dtype == "int8" else 0
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": round_up(qb.mc, 2) * self.heads.ldq * wuk.micro.a_bytes,
+            "q_head": self.heads.q_head_bytes,
             "y": (row + 16) * 4,
         }
         return {name: round_up(size, PAIR_BYTES) for name, size in sizes.items()}

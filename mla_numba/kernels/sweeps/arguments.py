@@ -82,9 +82,9 @@ class Buffers(NamedTuple):
     """Working memory.
 
     x and q are activations; q_a (t, Rq), kv_a (t, C + R). A row a worker: c_down, c_up and c_uk, views of the same
-    accumulators, q_head (at least mc rows, ldq) and y float32; c_down and c_up of a sweep with legs have a row a relay.
-    counters: see `tasks` and `relays`. spans (n_workers, phases, 3) int64: when a worker came to a phase and when it
-    had done its last task there, in ns, and how many it did; of a `traced` tile.
+    accumulators, q_head (at least mc rows, ldq) and y float32. Where a sweep has legs, c_down or q_head has a row a
+    relay. counters: see `tasks` and `relays`. spans (n_workers, phases, 3) int64: when a worker came to a phase and
+    when it had done its last task there, in ns, and how many it did; of a `traced` tile.
     """
 
     x: Activations
@@ -117,8 +117,8 @@ class PairCut(NamedTuple):
 class HeadsCut(NamedTuple):
     """How the heads fall into tasks: rows of a block, then k and panels of both products, and rows of the second.
 
-    With more than one of `legs`, that many tasks take a head's first product one after the other, leg_k of its k each
-    but the last, which takes the rest and all that follows: see `threads.relays`.
+    With more than one of `legs`, that many tasks take a head one after the other: leg_panels of its first product each
+    but the last, which takes the rest and all that follows. See `threads.relays`.
     """
 
     mc: Index
@@ -129,7 +129,7 @@ class HeadsCut(NamedTuple):
     walk_uk: Index
     grain: Index
     legs: Index = 1
-    leg_k: Index = 0
+    leg_panels: Index = 0
 
 
 class Cuts(NamedTuple):
