@@ -6,10 +6,12 @@ projection: its last leg takes what is left of them and the product with w_uk.
 
 from tiling.arith import ceil_div
 
-__all__ = ["LEG_S", "head_leg_panels", "longest_leg", "useful_legs"]
+__all__ = ["LEG_BYTES_S", "LEG_S", "head_leg_panels", "longest_leg", "useful_legs"]
 
-# What a leg loses by beginning in the middle of a stream, with sums of another core: measured at one token on Zen 5.
+# What a leg loses by beginning in the middle of a stream, and bytes a second at which it takes over what another core
+# has just written: measured on two cores (Zen 5).
 LEG_S = 4e-7
+LEG_BYTES_S = 8e9
 _LEGS = (2, 3, 4, 6, 8, 12, 16, 24, 32)
 _EVEN = 1.04  # so much longer than an even share whole rounds of tasks may take without being cut
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Self
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
-from tiling.choose.legs import LEG_S
+from tiling.choose.legs import LEG_BYTES_S, LEG_S
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
 from tiling.stages import StageShape
@@ -168,9 +168,10 @@ class Model:
         n_stores = loops.n_kblocks if loops.shape.k_parts > 1 else loops.n_kblocks - 1
         return 2 * n_stores * rows * loops.n_blocks * loops.shape.batch * loops.n_panels * nr * 4
 
-    def handing_on(self, n_legs: int, n_bytes: int) -> ProductCost:
-        """What legs cost that go on where another ended, and the bytes that each worker takes over from another."""
-        return ProductCost(n_legs * LEG_S + 2 * n_bytes / self.costs.l3_bytes_s, 2 * n_bytes, 0, 0.0, 0)
+    @staticmethod
+    def handing_on(n_legs: int, n_bytes: int) -> ProductCost:
+        """What legs cost that go on where another ended, and the bytes that they take over all together."""
+        return ProductCost(n_legs * LEG_S + n_bytes / LEG_BYTES_S, n_bytes, 0, 0.0, 0)
 
     def sweep(
         self,
