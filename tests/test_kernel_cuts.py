@@ -161,6 +161,17 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
             multiply(*args[:-1])
             stored.add(args[-1], args[0], NR)
 
+        def multiply_two(mr, k, a, b, c, no_subnormals, second, multiply=multiply):
+            multiply(mr, k, a, b, c, no_subnormals)
+            b, c = b._replace(at=b.at + second.panel), c._replace(at=c.at + second.sums)
+            multiply(mr, k, a, b, c, no_subnormals)
+
+        def multiply_two_and_store(*args, stored=stores, multiply_two=multiply_two):
+            multiply_two(*args[:-2], args[-1])
+            stored.add(args[-2], args[0], 2 * NR)
+
+        monkeypatch.setattr(gemm, "ukernel_two", multiply_two)
+        monkeypatch.setattr(gemm, "ukernel_two_store", multiply_two_and_store)
         monkeypatch.setattr(gemm, "ukernel", multiply)
         monkeypatch.setattr(gemm, "ukernel_store", multiply_and_store)
         monkeypatch.setattr(gemm, "store_tile", lambda mr, n, c, y, stored=stores: stored.add(y, mr, min(n, NR)))
@@ -180,6 +191,32 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
         stored = stores.counts[0].reshape(values.shape)
         assert (stored[:, :n_cols] == 1).all()
         assert not stored[:, n_cols:].any()
+
+
+@pytest.mark.parametrize(("mr", "few"), [(6, 3), (6, 0), (12, 0), (8, 4), (4, 1)])
+def test_register_tiles_meet_each_row_once_and_the_plan_knows_which_take_two_panels(mr, few, monkeypatch):
+    monkeypatch.setattr(gemm, "MR", mr)
+    micro = MicroTile(mr, 16, 2, 4, few)
+    for rows in range(1, 6 * mr):
+        n_tiles = ceil_div(rows, mr)
+        tiles = [gemm._tile_of(rows, n_tiles, i, few) for i in range(n_tiles)]
+        met = [row for first, n in tiles for row in range(first, first + n)]
+        assert met == list(range(rows))
+        sizes = [n for _, n in tiles]
+        assert max(sizes) <= mr
+        assert micro.has_two_panels(rows) == any(n <= few for n in sizes)
+        if not few or sizes[-1] != few:
+            assert max(sizes) - min(sizes) <= 1
+    assert not micro.has_two_panels(0)
+
+
+def test_eight_rows_of_avx2_are_five_and_three(monkeypatch):
+    """Four rows of two vectors are fewer sums than hide a multiply-add's latency."""
+    monkeypatch.setattr(gemm, "MR", ISAS["avx2"].mr)
+    few = ISAS["avx2"].bf16.two_panels
+    assert [gemm._tile_of(8, 2, i, few) for i in range(2)] == [(0, 5), (5, 3)]
+    assert [gemm._tile_of(13, 3, i, few)[1] for i in range(3)] == [5, 5, 3]
+    assert [gemm._tile_of(8, 2, i, ISAS["avx2"].int8.two_panels)[1] for i in range(2)] == [4, 4]
 
 
 class Blocks:

@@ -1,7 +1,7 @@
 """The building blocks under the sweeps: microkernels against their oracle, packing, task drawing, roundings."""
 
 import threading
-from itertools import pairwise
+from itertools import pairwise, product
 
 import ml_dtypes
 import numba
@@ -11,8 +11,17 @@ import pytest
 from mla_numba.kernels import ISA, panels, scalars
 from mla_numba.kernels.isa import BY_COLUMN, BY_COLUMN_REVERSED, BlockOrder
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
-from mla_numba.kernels.micro.operands import A, B, C, Y
-from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, ukernel, ukernel_store
+from mla_numba.kernels.micro.operands import A, B, C, Second, Y
+from mla_numba.kernels.micro.ukernel import (
+    A_BF16_DTYPE,
+    A_INT8_DTYPE,
+    A_OFFSET,
+    rows_of_two,
+    ukernel,
+    ukernel_store,
+    ukernel_two,
+    ukernel_two_store,
+)  # fmt: skip
 from mla_numba.kernels.row import operand
 from mla_numba.kernels.threads import relays, tasks
 from mla_numba.weights import packed
@@ -33,6 +42,16 @@ def call_ukernel(mr, k, a, b, c, no_subnormals):
 def call_ukernel_store(mr, k, a, b, c, no_subnormals, y):
     panel = B(b.panels, b.at, 0, 0, LOCALITIES[mr % 3])
     ukernel_store(mr, k, a, panel, c, no_subnormals, y)
+
+
+@numba.njit
+def call_ukernel_two(mr, k, a, b, c, no_subnormals, second):
+    ukernel_two(mr, k, a, b, c, no_subnormals, second)
+
+
+@numba.njit
+def call_ukernel_two_store(mr, k, a, b, c, no_subnormals, y, second):
+    ukernel_two_store(mr, k, a, b, c, no_subnormals, y, second)
 
 
 def panel_at(panels, at):
@@ -100,6 +119,39 @@ def test_ukernel_store_equals_its_oracle(kind, dtype, mr):
             assert got.tobytes() == want.tobytes(), (kind, mr, k, carry, normal)
 
 
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+def test_two_panels_at_once_equal_one_after_the_other(kind):
+    """Sums and what is stored, by as many rows as may; an instruction set without such tiles takes one panel twice."""
+    rng = np.random.default_rng(7)
+    kr = KR_BF16 if kind == "bf16" else KR_INT8
+    apart, sums_apart, columns = 3 * NR * kr, MR * NR + 5, 2 * NR + 2
+    most = int(rows_of_two(operands(rng, kind, 1, kr, kr)[1])) or 2
+    for mr, k, carry, normal in product(range(1, most + 1), (kr, 7 * kr), (False, True), (True, False)):
+        a, _, first = operands(rng, kind, mr, k + 4, k)
+        b, c = (
+            np.zeros(2 * k * NR + apart, np.uint16 if kind == "bf16" else np.int8),
+            np.zeros(3 * MR * NR, first.dtype),
+        )
+        second = Second(k * NR + apart, sums_apart)
+        for i in range(2):
+            _, panel, held = operands(rng, kind, mr, k, k)
+            b[i * second.panel :][: panel.size] = panel
+            c[i * sums_apart :][: held.size] = held
+        given, got, want = (mr, k, A(a, 0, k + 4), panel_at(b, 0)), c.copy(), c.copy()
+        call_ukernel_two(*given, C(got, 0, carry), normal, second)
+        ukernel_two(*given, C(want, 0, carry), normal, second)
+        assert got.tobytes() == want.tobytes()
+        scales = rng.uniform(0.001, 1, (2, max(mr, columns))).astype(np.float32)
+        rest = (GUARD, columns, scales[0], 0, scales[1], np.arange(columns, dtype=np.int32), 1)
+        for dtype in {np.uint16, A_BF16_DTYPE}:
+            got = np.full(2 * GUARD + mr * columns, 77, dtype)
+            want = got.copy()
+            call_ukernel_two_store(*given, C(c.copy(), 0, carry), normal, Y(got, *rest), second)
+            ukernel_two_store(*given, C(c.copy(), 0, carry), normal, Y(want, *rest), second)
+            assert got.tobytes() == want.tobytes()
+            assert (got[: GUARD + columns][GUARD + 2 * NR :] == 77).all()
+
+
 def pack_a(x):
     """x (mr, k) bf16 as the activations of one register tile."""
     out = np.empty(x.shape, A_BF16_DTYPE)
@@ -113,7 +165,7 @@ def pack_b(w):
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
     source = panels.Matrices(bits, len(w), np.arange(NR), w.size, NR)
-    panels.pack_panels(1, 1, source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
+    panels.pack_panels(1, 1, panels.Share(1, 1, 1, 0), source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
     return out
 
 
@@ -294,7 +346,8 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
-            panels.pack_panels(n_threads, batch * ceil_div(n, NR), source, panels.Order(kr, n_parts, places), got)
+            share = panels.Share(n_threads, batch * ceil_div(n, NR), 1, 0)
+            panels.pack_panels(n_threads, n_threads, share, source, panels.Order(kr, n_parts, places), got)
             assert (got == want).all()
 
 

@@ -118,7 +118,9 @@ class Model:
         l2_bytes, l3_bytes = self._bytes_again(loops, a_in_l1)
         c_bytes = self._accumulator_bytes(loops)
         # A step of k takes as long as its rows and those that loading B is worth; a full tile takes what the rate says.
-        padded_rows = (rows + loops.n_tiles * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
+        # A tile of few rows that takes two panels at once loads both for it.
+        n_steps = loops.n_tiles - (0.5 if walk > 1 and micro.has_two_panels(int(rows)) else 0)
+        padded_rows = (rows + n_steps * costs.step_rows) * micro.mr / (micro.mr + costs.step_rows)
         padded_ops = 2.0 * n_blocks * padded_rows * loops.kp * micro.nr * loops.n_panels * shape.batch
         rate = costs.bf16_flops_s if shape.dtype == "bf16" else costs.int8_ops_s
         reading = l2_bytes / costs.l2_bytes_s + l3_bytes / costs.l3_bytes_s

@@ -16,10 +16,16 @@ from ..threads.atomics import now_ns
 from ..threads.relays import finish_leg, wait_for_leg
 from ..threads.tasks import draw, draw_in_order, finish, wait_for
 
-__all__ = ["DOWN", "HEADS", "KEY", "PACK", "PHASES", "QUERY", "Tasks", "Team", "share", "share_legs", "wait"]
+__all__ = [
+    "ALL_PHASES", "DOWN", "HEADS", "INDEX_DOWN", "INDEX_HEADS", "INDEX_KEY", "INDEX_PACK", "KEY", "PACK", "PHASES",
+    "QUERY", "Tasks", "Team", "share", "share_legs", "wait",
+]  # fmt: skip
 
 PHASES = ("pack", "down", "query", "key", "heads")
 PACK, DOWN, QUERY, KEY, HEADS = range(len(PHASES))
+# A tile with an indexer has these too, see `index.tile`.
+ALL_PHASES = (*PHASES, "index_pack", "index_down", "index_key", "index_heads")
+INDEX_PACK, INDEX_DOWN, INDEX_KEY, INDEX_HEADS = range(len(PHASES), len(ALL_PHASES))
 
 
 class Team(NamedTuple):
