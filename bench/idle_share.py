@@ -118,7 +118,7 @@ def main(
         table = Table("tokens", *(Column(heading, justify="right") for heading in headings), box=box.SIMPLE)
         for t, row in cells.items():
             table.add_row(str(t), *row)
-        print_wide(table)
+        print_wide(table, 170)
     checked = [row for t, row in calls.items() if t >= CHECKED_TOKENS]
     worst = max(
         (call.idle for row in checked for n, call in zip(threads, row, strict=True) if n == CHECKED_THREADS),
