@@ -164,3 +164,12 @@ def test_a_single_operator_beside_its_prolog_writes_to_contiguous_caches():
     cache = mla.PagedCache.allocate(DIMS, 2, 16, "BSND")
     out = mla.MlaProlog(weights, indexer=indexer)(*inputs._replace(cache_index=None), cache, indexer_cache=keys)
     assert_as_reference(out.indexer, keys, want)
+
+
+@pytest.mark.parametrize("mode", ["b", "ab"])
+def test_beside_a_prolog_whose_tasks_are_cut_in_legs(mode):
+    dims = mla.MlaDims(512, 4, 192, 64, 32, 16)
+    tiling = mla.CpuTiling(down_legs=3, heads_legs=2)
+    prolog = assert_indexer_exact(make_weights(dims, mode), make_indexer(dims, 8, 64), 64, tile_config=tiling)
+    tile = prolog.plan(64).tile_plan(64)
+    assert (tile.down.legs, tile.heads.legs, tile.indexer.down.legs) == (3, 2, 1)

@@ -31,9 +31,12 @@ class Stores:
         self.counts = [np.zeros(array.size, int) for array in arrays]
 
     def add(self, y, rows, n_cols):
-        (count,) = (c for a, c in zip(self.arrays, self.counts, strict=True) if np.shares_memory(a, y.values))
+        pairs = zip(self.arrays, self.counts, strict=True)
+        ((array, count),) = ((a, c) for a, c in pairs if np.shares_memory(a, y.values))
+        begin, start = (a.__array_interface__["data"][0] for a in (array, y.values))  # y's values may be a window
+        at = y.at + (start - begin) // array.itemsize
         for i in range(rows):
-            here = count[y.at + i * y.step : y.at + i * y.step + n_cols]
+            here = count[at + i * y.step : at + i * y.step + n_cols]
             assert len(here) == n_cols
             here += 1
 
@@ -111,23 +114,34 @@ def test_legs_take_a_walks_k_one_after_the_other(legs, n_parts, monkeypatch):
 @pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
 def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
     n_heads, t0, width = 2, 3, round_up(rope + nope, NR)
-    for t, mc, walk, (mc_uk, walk_uk) in product(T, (1, MR, 3 * MR), (1, 9), ((1, 1), (MR, 2), (99, 9))):
+    n_panels = width // NR
+    for t, mc, walk, (mc_uk, walk_uk), legs in product(
+        T, (1, MR, 3 * MR), (1, 9), ((1, 1), (MR, 2), (99, 9)), sorted({1, 2, n_panels + 1})
+    ):
+        if legs > 1 and mc_uk != MR:
+            continue
         query_nope = np.zeros((t0 + t, n_heads, latent), np.uint16)
         query_rope = np.zeros((t0 + t, n_heads, rope), np.uint16)
-        q_head = np.zeros((1, mc, width + 1), A_BF16_DTYPE)
+        n_blocks = ceil_div(t, mc)
+        n_relays = n_heads * n_blocks
+        q_head = np.zeros((n_relays if legs > 1 else 1, mc, width + 1), A_BF16_DTYPE)
+        cut = HeadsCut(mc, KR, walk, mc_uk, KR, walk_uk, 1, legs, max(1, n_panels // max(legs - 1, 1)))
         table = np.zeros((t0 + t, rope), np.uint16)
         stores = Stores(query_nope, q_head)
         monkeypatch.setattr(heads, "multiply_block", stores.block)
         work = heads.Heads(
             activations(t), weight(), weight(), table, table, query_nope, query_rope, *np.zeros((2, 1, 0), np.float32),
-            q_head, np.zeros((1, rope), np.float32), HeadsCut(mc, KR, walk, mc_uk, KR, walk_uk, 1), nope, t0, t,
+            q_head, np.zeros((1, rope), np.float32), cut, nope, t0, t,
             NO_LAPS,
         )  # fmt: skip
-        n_blocks = ceil_div(t, mc)
-        for task in range(n_heads * n_blocks):
-            heads.head_task(task, n_heads * n_blocks, 0, work)
-            _, rows = block_of(t, n_blocks, task % n_blocks)
-            of_q = stores.counts[1].reshape(mc, width + 1)
+        for task in range(n_relays * legs):
+            heads.head_task(task, n_relays * legs, 0, work)
+            if task < n_relays * (legs - 1):
+                assert not stores.counts[0].any()  # the last leg alone has a whole query
+                continue
+            relay = task % n_relays
+            _, rows = block_of(t, n_blocks, relay % n_blocks)
+            of_q = stores.counts[1].reshape(q_head.shape)[relay if legs > 1 else 0]
             assert (of_q[:rows, :width] == 1).all()
             assert of_q.sum() == rows * width
             of_q[...] = 0

@@ -40,11 +40,20 @@ def assert_exact(dims, mode, t, n_workers, tiling=None):
 
 @pytest.mark.parametrize("mode", ["none", "b", "ab smooth"])
 @pytest.mark.parametrize("n_workers", [3, 64])
-@pytest.mark.parametrize("tiling", [None, CpuTiling(down_legs=2, down_mc=9, down_kc=96), CpuTiling(down_legs=50)])
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        None,
+        CpuTiling(down_legs=2, down_mc=9, down_kc=96),
+        CpuTiling(heads_legs=3, qb_mc=13, qb_kc=32, qb_walk=1),
+        CpuTiling(down_legs=50, heads_legs=2),
+    ],
+)
 def test_bits_and_tasks(tiling, n_workers, mode):
     plan, n_tasks = assert_exact(SHARED, mode, 45, n_workers, tiling)
     tile = plan.tile_plan(45)
-    assert tiling is None or tile.down.legs == tiling.down_legs
+    if tiling is not None:
+        assert (tile.down.legs, tile.heads.legs) == (tiling.down_legs or 1, tiling.heads_legs or 1)
     assert n_tasks.shape == (n_workers, len(PHASES))
     simulated = plan.drawing(tile)
     assert n_tasks.sum(0).tolist() == [sum(simulated.n_tasks(phase)) for phase in PHASES]
@@ -55,3 +64,13 @@ def test_legs_that_the_planner_chose():
     legs = plan.tile_plan(12).down.legs
     assert legs > 1  # whole, five panels would be two rounds of three workers, the last one short of a task
     assert n_tasks[:, PHASES.index("down")].sum() == 5 * legs
+
+
+def test_what_workers_write_shares_no_pair_of_cache_lines():
+    for t, tiling in ((5, None), (45, CpuTiling(qb_mc=13, down_mc=7)), (45, CpuTiling(down_legs=3, heads_legs=2))):
+        plan = plan_prolog(SHARED, t, tiling, this_machine(), micro=MICRO_TILES, n_threads=3)
+        _, buffers, _ = Memory(plan).prepare(plan.tile_plan(t))
+        rows = [row for name in ("c_down", "c_up", "c_uk", "q_head", "y") for row in getattr(buffers, name)]
+        extents = sorted({(row.__array_interface__["data"][0], row.nbytes) for row in rows})
+        for begin, n_bytes in extents:
+            assert begin % 128 == n_bytes % 128 == 0

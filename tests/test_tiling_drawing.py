@@ -6,7 +6,7 @@ import pytest
 from helpers.machines import FULL, MICRO, plan_of
 
 from tiling import Costs, CpuTiling, Machine, plan_prolog
-from tiling.choose.model import even_legs
+from tiling.choose.legs import head_leg_panels, longest_leg, useful_legs
 from tiling.plan.drawing import PhaseTasks, draw_tasks
 
 THREADS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -65,9 +65,18 @@ def test_no_tasks_take_no_time():
 
 
 def test_legs_are_as_few_as_make_rounds_even():
-    assert [even_legs(66, n) for n in (1, 2, 3, 4, 8, 16, 32, 64)] == [1, 1, 1, 1, 2, 4, 8, 16]
-    assert even_legs(66, 66) == even_legs(66, 128) == 1  # legs of a relay run one after the other
-    assert even_legs(128, 48) == 3
+    assert [useful_legs(66, n, 99) for n in (1, 2, 3, 4, 8)] == [[1], [1], [1], [1], [1, 2]]
+    assert [useful_legs(66, n, 99)[-1] for n in (16, 32, 64)] == [4, 8, 16]
+    assert useful_legs(66, 66, 99) == useful_legs(66, 128, 99) == [1]  # legs of a relay run one after the other
+    assert [useful_legs(128, 48, most) for most in (1, 2, 3, 9)] == [[1], [1], [1, 3], [1, 3]]  # 2 are as uneven as 1
+
+
+def test_legs_of_a_head_by_hand():
+    # six panels, and the product with w_uk as long as 2.67 of them: two legs of three panels, and one of that alone
+    assert [head_leg_panels(6, 2.67, legs) for legs in (1, 2, 3, 7)] == [0, 4, 3, 1]
+    assert longest_leg(6, 2.67, 2) == pytest.approx(4.67 * 2 / 8.67)
+    assert longest_leg(6, 2.67, 3) == pytest.approx(3 * 3 / 8.67)
+    assert longest_leg(6, 2.67, 7) == pytest.approx(2.67 * 7 / 8.67)
 
 
 @pytest.mark.parametrize("quant", ["none", "b", "ab"])

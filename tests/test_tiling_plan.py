@@ -104,22 +104,22 @@ def small_plan(**kwargs):
 def test_workspace_by_hand():
     tile = small_plan(quant="ab").tile_plan(5)
     assert tile.shared_workspace == {
-        "x_rows": 320,  # 5 rows of 64 codes, a cache line each
-        "x_scale": 64,  # 5 * 4, up to a cache line
-        "q_a": 448,  # 5 * 40 * 2 = 400
-        "kv_a": 320,  # 5 * 32 * 2
-        "q_rows": 320,  # 5 rows of 40 codes, up to a cache line
+        "x_rows": 384,  # 5 rows of 64 codes, a cache line each; up to a pair of lines
+        "x_scale": 128,  # 5 * 4, likewise
+        "q_a": 512,  # 5 * 40 * 2 = 400
+        "kv_a": 384,  # 5 * 32 * 2
+        "q_rows": 384,  # 5 rows of 40 codes, up to a cache line
     }
     assert tile.worker_workspace == {
-        "c": 960,  # 5 rows of one panel of 48 columns, the widest of the four
-        "q_head": 960,  # 5 * 48 * 4, three cache lines a row
-        "y": 320,  # 64 hidden states and 16 lanes, 4 bytes each
+        "c": 1024,  # 5 rows of one panel of 48 columns, the widest of the four
+        "q_head": 1152,  # 6 * 48 * 4, three cache lines a row
+        "y": 384,  # 64 hidden states and 16 lanes, 4 bytes each
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
-    assert two.workspace == tile.shared_workspace | {"c": 1920, "q_head": 1920, "y": 640}
-    assert two.workspace_bytes == 1472 + 4480
+    assert two.workspace == tile.shared_workspace | {"c": 2048, "q_head": 2304, "y": 768}
+    assert two.workspace_bytes == 1792 + 5120
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 
@@ -253,5 +253,10 @@ def test_even_cuts_keep_within_the_blocks_and_plans_come_back_from_json(seed):
             assert ceil_div(gemm.n_panels, gemm.n_walks) <= gemm.walk
         assert ceil_div(tile.t, tile.rows.n_q_tasks) <= tile.rows.rows_q
         assert ceil_div(tile.t, tile.rows.n_k_tasks) <= tile.rows.rows_k
-        assert tile.heads.n_tasks == tile.heads.qb.batch * tile.heads.qb.n_row_blocks
+        assert tile.heads.n_relays == tile.heads.qb.batch * tile.heads.qb.n_row_blocks
+        for sweep in (tile.down, tile.heads):
+            assert sweep.n_tasks == sweep.n_relays * sweep.legs
+            assert sweep.legs == 1 or sweep.n_relays > tile.n_workers
+        assert tile.down.legs <= tile.down.qa.n_steps
+        assert 0 <= tile.heads.leg_panels * (tile.heads.legs - 1) <= tile.heads.qb.n_panels
     assert PrologPlan.from_json(plan.to_json()) == plan

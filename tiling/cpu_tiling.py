@@ -28,7 +28,7 @@ class CpuTiling(JsonText):
       the key.
     - ``qb_mc``: token rows of a heads task; ``qb_kc, qb_walk``: k elements and panels of the query's up projection.
     - ``wuk_mc, wuk_kc, wuk_walk``: rows, k elements and panels of the product with w_uk; ``heads_grain``: tasks a
-      worker takes at a time.
+      worker takes at a time; ``heads_legs``: tasks that share a head, one after the other.
 
     Examples:
         >>> from tiling import CpuTiling
@@ -52,6 +52,7 @@ class CpuTiling(JsonText):
     wuk_kc: int | None = None
     wuk_walk: int | None = None
     heads_grain: int | None = None
+    heads_legs: int | None = None
 
     def __post_init__(self) -> None:
         """Check the fields that are given; the list becomes a tuple."""

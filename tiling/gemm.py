@@ -13,10 +13,11 @@ from tiling.check import (
 from tiling.modes import DTYPES, Dtype
 from tiling.roofline import Work
 
-__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "GemmPlan", "MicroTile", "row_distance"]
+__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "PAIR_BYTES", "GemmPlan", "MicroTile", "row_distance"]
 
 
 LINE_BYTES = 64  # of a cache line
+PAIR_BYTES = 2 * LINE_BYTES  # cores fetch lines in pairs, so what different workers write lies in different pairs
 _MAX_MICRO = 4096
 _MAX_SIZE = 2 * MAX_COUNT  # of k or n: two dimensions beside each other
 ITEM_BYTES = {"bf16": 2, "int8": 1}
@@ -125,6 +126,11 @@ class GemmPlan:
     def kp(self) -> int:
         """Length of k with each part padded to kr."""
         return self.k_parts * self.part_kp
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of k: what one instruction takes of it is one."""
+        return self.kp // self.micro.kr
 
     @property
     def lda(self) -> int:

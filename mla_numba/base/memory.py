@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.gemm import LINE_BYTES
+from tiling.gemm import PAIR_BYTES
 
 __all__ = ["UINT16", "aligned_empty", "as_bits", "untouched_empty", "writable_alias"]
 
@@ -19,11 +19,11 @@ UINT16 = np.dtype(np.uint16)  # the type itself, as an argument, takes NumPy lon
 
 
 def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """An uninitialised array whose data start at a multiple of 64 bytes, as no NumPy allocation promises to."""
+    """An uninitialised array whose data start at a multiple of 128 bytes, as no NumPy allocation promises to."""
     dtype = np.dtype(dtype)
     n_bytes = (prod(shape) if isinstance(shape, tuple) else shape) * dtype.itemsize
-    raw = np.empty(n_bytes + LINE_BYTES, np.uint8)
-    start = -raw.__array_interface__["data"][0] % LINE_BYTES
+    raw = np.empty(n_bytes + PAIR_BYTES, np.uint8)
+    start = -raw.__array_interface__["data"][0] % PAIR_BYTES
     aligned: NDArray[Any] = raw[start : start + n_bytes].view(dtype).reshape(shape)
     return aligned
 

@@ -152,7 +152,9 @@ def _stages_of_task(phase: str, task: int, plan: TilePlan) -> tuple[str, ...]:
     qa, qb, kva, wuk = plan.gemms
     if phase == "down":
         return (qa.stage if task % plan.down.n_relays < qa.n_tasks else kva.stage,)
-    return (f"{qb.stage}, Dequant_qb" if qb.dtype == "int8" else qb.stage, "Rope_qRope", wuk.stage)
+    up = f"{qb.stage}, Dequant_qb" if qb.dtype == "int8" else qb.stage
+    is_last_leg = task >= plan.heads.n_tasks - plan.heads.n_relays
+    return (up, "Rope_qRope", wuk.stage) if is_last_leg else (up,)
 
 
 def sweeps_text(seconds: Mapping[str, float]) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from tiling import TilePlan
+from tiling import DownPlan, HeadsPlan, TilePlan
 
 from ..base.checks import Array
 from ..kernels.launch import plain
@@ -60,7 +60,9 @@ def cuts_of(plan: TilePlan) -> Cuts:
         rows_q=plan.rows.rows_q,
         rows_k=plan.rows.rows_k,
         down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, plan.down.legs),
-        heads=HeadsCut(qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain),
+        heads=HeadsCut(
+            qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain, plan.heads.legs, plan.heads.leg_panels
+        ),
     )
 
 
@@ -79,10 +81,17 @@ def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
         found: Array = views[name].view(dtype).reshape(n, -1)
         return found
 
+    def handed_on(sweep: DownPlan | HeadsPlan, name: str, dtype: Any) -> Array:
+        """A row a worker, or where there are legs, a relay."""
+        if sweep.legs == 1:
+            return by_worker(name, dtype)
+        found: Array = views["relays"][: sweep.relay_bytes].view(dtype).reshape(sweep.n_relays, -1)
+        return found
+
     operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
     sums = {"bf16": np.float32, "int8": np.int32}
-    n_relays = plan.down.n_relays if plan.down.legs > 1 else 0
-    n_counters = tasks.n_counters(n, n_phases) + relays.n_leg_counters(n_relays)
+    most_relays = max((sweep.n_relays for sweep in (plan.down, plan.heads) if sweep.legs > 1), default=0)
+    n_counters = tasks.n_counters(n, n_phases) + relays.n_leg_counters(most_relays)
     return Buffers(
         x=Activations(
             rows("x_rows", operand[qa.dtype], qa.lda),
@@ -92,12 +101,10 @@ def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
         q=Activations(rows("q_rows", operand[qb.dtype], qb.lda), nothing.view(np.float32), np.zeros(t, np.int32)),
         q_a=rows("q_a", np.uint16, qa.n),
         kv_a=rows("kv_a", np.uint16, kva.n),
-        c_down=views["relays"].view(sums[qa.dtype])[: plan.down.relay_bytes // 4].reshape(n_relays, -1)
-        if n_relays
-        else by_worker("c", sums[qa.dtype]),
+        c_down=handed_on(plan.down, "c", sums[qa.dtype]),
         c_up=by_worker("c", sums[qb.dtype]),
         c_uk=by_worker("c"),
-        q_head=by_worker("q_head", A_BF16_DTYPE).reshape(n, qb.mc, plan.heads.ldq),
+        q_head=(q_head := handed_on(plan.heads, "q_head", A_BF16_DTYPE)).reshape(len(q_head), -1, plan.heads.ldq),
         y=by_worker("y"),
         counters=np.zeros(n_counters, np.int64),
         spans=np.zeros((n, n_phases, 3), np.int64),

@@ -39,6 +39,7 @@ class Space:
             "wuk_mc": [mr, 2 * mr, 4 * mr, 8 * mr],
             "wuk_walk": sorted({min(walk, n_uk) for walk in (1, 2, 4, 8, 16)}),
             "heads_grain": [1, 2, 4],
+            "heads_legs": [1, 2, 3] if n_threads > 2 else [1],
         }
         self.axes = {name: values for name, values in self.axes.items() if len(values) > 1}
 
@@ -62,6 +63,7 @@ class Space:
             "down_walk": qa.walk, "down_grain": tile.down.grain, "down_legs": tile.down.legs,
             "rows_q": tile.rows.rows_q, "rows_k": tile.rows.rows_k, "qb_blocks": qb.n_row_blocks, "qb_kc": qb.kc,
             "qb_walk": qb.walk, "wuk_mc": wuk.mc, "wuk_walk": wuk.walk, "heads_grain": tile.heads.grain,
+            "heads_legs": tile.heads.legs,
         }  # fmt: skip
 
         def closest(values: list[int], value: int) -> int:

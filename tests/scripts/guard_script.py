@@ -18,6 +18,7 @@ from helpers.indexer_calls import assert_as_reference, expect_indexer, make_inde
 
 import mla_numba as mla
 from mla_numba import (
+    CpuTiling,
     MlaDims,
     MlaProlog,
     MlaQuantInputs,
@@ -60,6 +61,7 @@ SMALL_BLOCKS = MlaTileConfig(
     cube_qb_tile=[5, 5, 8, 16, 8, 8],
     cube_wuk_tile=[2, 4, 8, 8, 8, 8],
 )
+LEGS = CpuTiling(down_legs=3, down_mc=MR - 1, heads_legs=2)
 EDGES = sorted({1, 2, 3, MR - 1, MR, MR + 1, 2 * MR, 3 * MR + 1})
 
 
@@ -221,6 +223,8 @@ def cases(tokens):
             yield call(FRACTAL, mode, t, side, **layout)
     for dims, mode, t, side in itertools.product(DIMS[1:4], MODES, (MR, 3 * MR + 1), SIDES):
         yield call(dims, mode, t, side, config=SMALL_BLOCKS)
+    for mode, n, t, side in itertools.product(MODES, THREADS, (MR, 3 * MR + 1), SIDES):
+        yield call(SHARED, mode, t, side, threads=n, config=LEGS)
     for mode, n, t, side in itertools.product(MODES, THREADS, (MR + 1, 3 * MR + 1), SIDES):
         yield call(SHARED, mode, t, side, threads=n)
     for mode, t, side in itertools.product(MODES, tokens, SIDES):

@@ -11,7 +11,8 @@ from itertools import product
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
-from tiling.choose.model import Cost, Model, ProductCost, even_legs
+from tiling.choose.legs import longest_leg, useful_legs
+from tiling.choose.model import Cost, Model, ProductCost
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
@@ -99,9 +100,18 @@ class Chooser:
         walks = sorted({*_WALKS, n_panels}) if n_panels < _WALKS[-1] else _WALKS  # all panels in one walk, if not many
         return [min(walk, n_panels) if getattr(self.given, name) else walk for walk in self._axis(name, walks)]
 
-    def _legs_axis(self, name: str, n_relays: int, shape: StageShape, micro: MicroTile) -> list[int]:
-        n_steps = shape.k_parts * ceil_div(shape.k // shape.k_parts, micro.kr)
-        return [min(legs, n_steps) for legs in self._axis(name, (1, even_legs(n_relays, self.n_workers)))]
+    def _legs_axis(self, name: str, n_relays: int, most: int) -> list[int]:
+        return [min(legs, most) for legs in self._axis(name, useful_legs(n_relays, self.n_workers, most))]
+
+    def _down_legs_axis(self, n_relays: int) -> list[int]:
+        shape = self.shapes[0]
+        n_steps = shape.k_parts * ceil_div(shape.k // shape.k_parts, self.micro[shape.dtype].kr)
+        return self._legs_axis("down_legs", n_relays, n_steps)
+
+    def _heads_legs_axis(self, mc: int) -> list[int]:
+        qb = self.shapes[1]
+        n_panels = ceil_div(qb.n, self.micro[qb.dtype].nr)
+        return self._legs_axis("heads_legs", qb.batch * ceil_div(self.t, mc), n_panels + 1)
 
     def _refused(self, shape: StageShape, n_panels: int, rows: int, kc: int, walk: int, own: str) -> str:
         """Why a task cannot have these blocks of a product, empty if it can; ``own``: what its sweep says of them."""
@@ -131,7 +141,7 @@ class Chooser:
                     n_relays = (ceil_div(n_qa, walk) + ceil_div(n_kva, walk)) * n_blocks
                     own = IDLE if n_relays < self.n_workers else ""
                     refused = self._refused(qa, max(n_qa, n_kva), rows, kc, walk, own)
-                    for legs in self._legs_axis("down_legs", n_relays, qa, micro):
+                    for legs in self._down_legs_axis(n_relays):
                         yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk), ("down_legs", legs)), refused
 
     def down_cost(self, values: Values, grain: int = 1) -> Cost:
@@ -143,7 +153,10 @@ class Chooser:
         products = [self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk) for shape in (qa, kva)]
         n_relays = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
         if legs > 1:
-            products.append(self._model.handing_on(n_relays, legs, self.t * (qa.n + kva.n)))
+            n_panels = (
+                sum(ceil_div(shape.n, micro.nr) for shape in (qa, kva)) * n_blocks
+            )  # each begins anew in each leg
+            products.append(self._model.handing_on((legs - 1) * n_panels, (legs - 1) * self.t * (qa.n + kva.n) * 4))
         n_bytes = sum(_weight_bytes(shape, micro) for shape in (qa, kva)) + 2 * self.t * qa.k
         cost = self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_relays * legs, grain)
         return cost._replace(seconds=cost.seconds + self._model.launch_s)
@@ -193,14 +206,20 @@ class Chooser:
         in_l1 = mc_uk * round_up(wuk.k, micro.kr) * micro.a_bytes <= self.machine.l1d_bytes // 2
         return self._model.product(wuk, micro, self.t / n_blocks, n_blocks, kc, walk, in_l1)
 
-    def heads_cost(self, mc: int, up: ProductCost, uk: ProductCost, grain: int = 1) -> Cost:
+    def heads_cost(self, mc: int, up: ProductCost, uk: ProductCost, grain: int = 1, legs: int = 1) -> Cost:
         """The model's word on blocks of the heads sweep."""
         qb, wuk = self.shapes[1], self.shapes[3]
-        n_bytes = _weight_bytes(qb, self.micro[qb.dtype]) + _weight_bytes(wuk, self.micro[wuk.dtype])
+        up_bytes, uk_bytes = (_weight_bytes(shape, self.micro[shape.dtype]) for shape in (qb, wuk))
+        n_elements = self.t * qb.batch * qb.n
         queries = self.t * wuk.batch * (wuk.n + qb.n - wuk.k)
-        return self._model.sweep(
-            (up, uk), n_bytes + 2 * queries, queries + self.t * qb.batch * qb.n, qb.batch * ceil_div(self.t, mc), grain
-        )
+        n_relays = qb.batch * ceil_div(self.t, mc)
+        products, longest = [up, uk], 1.0
+        if legs > 1:
+            n_panels = ceil_div(qb.n, self.micro[qb.dtype].nr)
+            products.append(self._model.handing_on((legs - 1) * n_relays, n_elements * self.micro[wuk.dtype].a_bytes))
+            longest = longest_leg(n_panels, n_panels * uk_bytes / up_bytes, legs)
+        n_bytes = up_bytes + uk_bytes + 2 * queries
+        return self._model.sweep(products, n_bytes, queries + n_elements, n_relays * legs, grain, longest)
 
     # choosing
 
@@ -208,25 +227,27 @@ class Chooser:
         """The candidate of each sweep that the model takes for the fastest; of equals the first listed."""
         blocks = _first_legal(self._down(), lambda values: self.down_cost(values).seconds)
         down_grain = self._grain("down_grain", lambda grain: self.down_cost(blocks, grain).seconds)
-        (qb_mc, up, uk), works = self._choose_heads()
-        heads_grain = self._grain("heads_grain", lambda grain: self.heads_cost(qb_mc, *works, grain).seconds)
+        (qb_mc, up, uk, legs), works = self._choose_heads()
+        heads_grain = self._grain("heads_grain", lambda grain: self.heads_cost(qb_mc, *works, grain, legs).seconds)
         rows_q, rows_k = min(self._rows(), key=lambda pair: self._model.rows(self.t, *pair))
         values = dict(blocks) | {"qb_mc": qb_mc} | dict(up) | dict(uk)
-        values |= {"down_grain": down_grain, "heads_grain": heads_grain, "rows_q": rows_q, "rows_k": rows_k}
+        values |= {"down_grain": down_grain, "heads_grain": heads_grain, "heads_legs": legs}
+        values |= {"rows_q": rows_q, "rows_k": rows_k}
         return Choice(
             values,
             self.down_cost(blocks, down_grain),
-            self.heads_cost(qb_mc, *works, heads_grain),
+            self.heads_cost(qb_mc, *works, heads_grain, legs),
             self._model.rows(self.t, rows_q, rows_k),
         )
 
-    def _choose_heads(self) -> tuple[tuple[int, Values, Values], tuple[ProductCost, ProductCost]]:
-        found: list[tuple[float, tuple[int, Values, Values], tuple[ProductCost, ProductCost]]] = []
+    def _choose_heads(self) -> tuple[tuple[int, Values, Values, int], tuple[ProductCost, ProductCost]]:
+        found: list[tuple[float, tuple[int, Values, Values, int], tuple[ProductCost, ProductCost]]] = []
         for mc in self._row_axis("qb_mc"):
             up = _first_legal(self._up(mc), partial(self._seconds, self.up_cost, mc))
             uk = _first_legal(self._uk(mc), partial(self._seconds, self.uk_cost, mc))
             works = self.up_cost(mc, up), self.uk_cost(mc, uk)
-            found.append((self.heads_cost(mc, *works).seconds, (mc, up, uk), works))
+            for legs in self._heads_legs_axis(mc):
+                found.append((self.heads_cost(mc, *works, legs=legs).seconds, (mc, up, uk, legs), works))
         _, blocks, works = min(found, key=lambda entry: entry[0])
         return blocks, works
 
@@ -247,8 +268,9 @@ class Chooser:
         """The model's word on any candidate of this tile."""
         if candidate.sweep == "down":
             return self.down_cost(candidate.values)
-        (_, mc), up, uk = candidate.values[0], candidate.values[1:3], candidate.values[3:]
-        return self.heads_cost(mc, self.up_cost(mc, up), self.uk_cost(mc, uk))
+        (_, mc), *blocks, (_, legs) = candidate.values
+        works = self.up_cost(mc, tuple(blocks[:2])), self.uk_cost(mc, tuple(blocks[2:]))
+        return self.heads_cost(mc, *works, legs=legs)
 
     def listed(self) -> list[SweepCandidate]:
         """Every candidate of the down and the heads sweep: refused, or with the model's cost."""
@@ -258,9 +280,10 @@ class Chooser:
         for mc in self._row_axis("qb_mc"):
             ups = [(v, refused, None if refused else self.up_cost(mc, v)) for v, refused in self._up(mc)]
             uks = [(v, refused, None if refused else self.uk_cost(mc, v)) for v, refused in self._uk(mc)]
-            for (up, no_up, up_work), (uk, no_uk, uk_work) in product(ups, uks):
-                cost = None if up_work is None or uk_work is None else self.heads_cost(mc, up_work, uk_work)
-                found.append(SweepCandidate("heads", (("qb_mc", mc), *up, *uk), cost, no_up or no_uk))
+            for (up, no_up, up_work), (uk, no_uk, uk_work), legs in product(ups, uks, self._heads_legs_axis(mc)):
+                cost = None if up_work is None or uk_work is None else self.heads_cost(mc, up_work, uk_work, legs=legs)
+                values = (("qb_mc", mc), *up, *uk, ("heads_legs", legs))
+                found.append(SweepCandidate("heads", values, cost, no_up or no_uk))
         return found
 
 

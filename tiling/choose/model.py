@@ -17,15 +17,14 @@ from typing import NamedTuple, Self
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
+from tiling.choose.legs import LEG_BYTES_S, LEG_S
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
 from tiling.stages import StageShape
 
-__all__ = ["QUERY_PART", "Cost", "Model", "ProductCost", "even_legs", "makespan"]
+__all__ = ["QUERY_PART", "Cost", "Model", "ProductCost", "makespan"]
 
 QUERY_PART = 2 / 3  # of the elementwise work are the query's rows
-LEGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-EVEN = 1.04  # so much longer than an even share whole rounds of tasks may take without being cut
 
 
 class Cost(NamedTuple):
@@ -85,22 +84,6 @@ def makespan(n_tasks: int, grain: int, n_workers: int) -> float:
     if n_workers == 1 or n_draws == 0:
         return 1.0
     return max(ceil_div(n_draws, n_workers) * n_workers / n_draws, 1 + (n_workers - 1) / (2 * n_draws))
-
-
-def rounds_unevenness(n_tasks: int, n_workers: int) -> float:
-    """How much longer whole rounds of equal tasks take than an even share of them would, at least 1."""
-    return ceil_div(n_tasks, n_workers) * n_workers / n_tasks
-
-
-def even_legs(n_relays: int, n_workers: int) -> int:
-    """The fewest legs of ``LEGS`` with which whole rounds of tasks are even, or as even as they get.
-
-    One where there are no more relays than workers: legs of the same relay run one after the other.
-    """
-    if n_relays <= n_workers:
-        return 1
-    even = (legs for legs in LEGS if rounds_unevenness(n_relays * legs, n_workers) <= EVEN)
-    return next(even, min(LEGS, key=lambda legs: rounds_unevenness(n_relays * legs, n_workers)))
 
 
 @dataclass(frozen=True)
@@ -187,18 +170,23 @@ class Model:
         n_stores = loops.n_kblocks if loops.shape.k_parts > 1 else loops.n_kblocks - 1
         return 2 * n_stores * rows * loops.n_blocks * loops.shape.batch * loops.n_panels * nr * 4
 
-    def handing_on(self, n_relays: int, legs: int, n_sums: int) -> ProductCost:
-        """What legs cost: each but a relay's first begins anew in a panel and takes over sums from another core."""
-        n_bytes = 2 * (legs - 1) * n_sums * 4
-        seconds = n_bytes / self.costs.l3_bytes_s + (legs - 1) * n_relays * self.costs.jump_s
-        return ProductCost(seconds, n_bytes, 0, 0.0, 0)
+    @staticmethod
+    def handing_on(n_legs: int, n_bytes: int) -> ProductCost:
+        """What legs cost that go on where another ended, and the bytes that they take over all together."""
+        return ProductCost(n_legs * LEG_S + n_bytes / LEG_BYTES_S, n_bytes, 0, 0.0, 0)
 
     def sweep(
-        self, products: Sequence[ProductCost], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
+        self,
+        products: Sequence[ProductCost],
+        memory_bytes: int,
+        n_elements: int,
+        n_tasks: int,
+        grain: int,
+        longest: float = 1.0,
     ) -> Cost:
-        """A sweep of some products, whose results have ``n_elements``."""
+        """A sweep of some products, whose results have ``n_elements``; ``longest``: its longest task by the mean."""
         costs, n = self.costs, self.n_workers
-        balance = makespan(n_tasks, grain, n)
+        balance = makespan(n_tasks, grain, n) * longest
         core_s = n_elements * costs.element_s + ceil_div(n_tasks, grain) * costs.task_s
         l3 = l2 = ops = 0
         padded = 0.0

@@ -75,6 +75,7 @@ def assemble_tile(
     down_grain: int = 1,
     down_legs: int = 1,
     heads_grain: int = 1,
+    heads_legs: int = 1,
 ) -> TilePlan:
     """Plan of one tile of ``t`` tokens; ``blocks`` by stage ordinal.
 
@@ -87,7 +88,7 @@ def assemble_tile(
     return TilePlan(
         t=t,
         n_workers=wanted_workers(context, t),
-        down=DownPlan(qa, kva, context.set_grain(0) or down_grain, min(down_legs, qa.kp // qa.micro.kr)),
+        down=DownPlan(qa, kva, context.set_grain(0) or down_grain, min(down_legs, qa.n_steps)),
         rows=RowPlan(
             t=t,
             rows_q=min(setting_of(vec, 0) or rows_q, t),
@@ -101,5 +102,6 @@ def assemble_tile(
             qb=qb,
             wuk=context.gemm(t, 3, inner),
             grain=max(context.set_grain(1), context.set_grain(3)) or heads_grain,
+            legs=min(heads_legs, qb.n_panels + 1),
         ),
     )

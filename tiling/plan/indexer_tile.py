@@ -243,7 +243,8 @@ def choose_indexer(
     """The planner's choice for a tile that stands alone, and the model's word on it."""
     shapes = indexer_shapes(dims)
     # One leg: beside the prolog the sums of other tasks may be under way.
-    choice = Chooser(shapes, micro, machine, costs, t, n_workers, CpuTiling(down_legs=1)).choose()
+    one_leg = CpuTiling(down_legs=1, heads_legs=1)
+    choice = Chooser(shapes, micro, machine, costs, t, n_workers, one_leg).choose()
     v = choice.values
 
     def fit(i: int, mc: str, kc: str, walk: str) -> GemmPlan:

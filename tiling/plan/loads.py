@@ -5,6 +5,7 @@ from tiling.choose.candidates import Chooser
 from tiling.choose.model import QUERY_PART
 from tiling.gemm import GemmPlan
 from tiling.plan.drawing import PhaseTasks
+from tiling.plan.sweeps import HeadsPlan
 from tiling.plan.tile import TilePlan
 
 __all__ = ["tile_phases"]
@@ -22,7 +23,7 @@ def tile_phases(tile: TilePlan, chooser: Chooser) -> tuple[PhaseTasks, ...]:
     down = chooser.down_cost(blocks, tile.down.grain)
     inner = (("wuk_mc", wuk.mc), ("wuk_kc", wuk.kc), ("wuk_walk", wuk.walk))
     works = chooser.up_cost(qb.mc, (("qb_kc", qb.kc), ("qb_walk", qb.walk))), chooser.uk_cost(qb.mc, inner)
-    heads = chooser.heads_cost(qb.mc, *works, tile.heads.grain)
+    heads = chooser.heads_cost(qb.mc, *works, tile.heads.grain, tile.heads.legs)
     n_panels = qa.n_panels + kva.n_panels
     panels = [end - first for gemm in (qa, kva) for first, end in chunks(gemm.n_panels, gemm.n_walks)]
     rows, legs = _rows_of_blocks(qa), tile.down.legs
@@ -43,11 +44,23 @@ def tile_phases(tile: TilePlan, chooser: Chooser) -> tuple[PhaseTasks, ...]:
         PhaseTasks("key", _row_tasks(t, tile.rows.n_k_tasks, key_s)),
         PhaseTasks(
             "heads",
-            tuple(n * heads.even_s / qb.batch * r / t for _ in range(qb.batch) for r in _rows_of_blocks(qb)),
+            tuple(
+                n * heads.even_s * part / qb.batch * r / t
+                for part in _parts_of_legs(tile.heads)
+                for _ in range(qb.batch)
+                for r in _rows_of_blocks(qb)
+            ),
             grain=tile.heads.grain,
+            n_relays=tile.heads.n_relays if tile.heads.legs > 1 else 0,
             after="query",
         ),
     )
+
+
+def _parts_of_legs(heads: HeadsPlan) -> list[float]:
+    """What each leg has of a head's work, by bytes of weights."""
+    first = [heads.leg_panels / (heads.qb.n_panels + heads.uk_panels)] * (heads.legs - 1)
+    return [*first, 1 - sum(first)]
 
 
 def _row_tasks(t: int, n_tasks: int, row_s: float) -> tuple[float, ...]:

@@ -63,6 +63,7 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
         down_grain=v["down_grain"],
         down_legs=v["down_legs"],
         heads_grain=v["heads_grain"],
+        heads_legs=v["heads_legs"],
     )
     given = context.given.given()
 
@@ -77,6 +78,7 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
         f"heads: mc = {qb.mc}; kc = {qb.kc}, walk {qb.walk} of {qb.stage}; mc = {wuk.mc}, kc = {wuk.kc}, "
         f"walk {wuk.walk} of {wuk.stage}; {tile.heads.grain} at a time"
     )
+    heads += f", in {tile.heads.legs} legs" if tile.heads.legs > 1 else ""
     rows_reason = f"{choice.rows_s * 1e3:.4f} ms by the model"
     if (tile.rows.rows_q, tile.rows.rows_k) != (v["rows_q"], v["rows_k"]):
         rows_reason = "vec_nbuffer_setting"
@@ -88,5 +90,5 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
 
 
 def _fields_of(prefix: str) -> list[str]:
-    last = {"down": ("down_grain", "down_legs"), "qb": ("heads_grain",)}.get(prefix, ())
+    last = {"down": ("down_grain", "down_legs"), "qb": ("heads_grain", "heads_legs")}.get(prefix, ())
     return [f"{prefix}_mc", f"{prefix}_kc", f"{prefix}_walk", *last]

@@ -227,11 +227,14 @@ class PrologPlan(JsonText):
     def explain(self) -> str:
         """The plan, each choice with its reason, and each given setting with what it did or why it did nothing.
 
+        With how busy the workers are, see ``drawing``.
         Where the planner chose, also its candidates: the best with the model's word on them, and why others were
         refused.
         """
         lines = [str(self), "", f"Machine: {self.machine}", "", "Choices:"]
         lines += [f"  {choice}: {reason}" for choice, reason in self.reasons]
+        lines += ["", "Drawing of tasks, simulated:"]
+        lines += [f"  tile of {tile.t}: {self.drawing(tile)}" for tile in self.tile_plans]
         lines += ["", "Settings that act:"]
         lines += [f"  {name} = {value}: {effect}" for name, value, effect in self.acting] or ["  none given"]
         lines += ["", "Settings without effect on a CPU:"]

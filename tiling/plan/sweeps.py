@@ -2,12 +2,19 @@
 
 from dataclasses import dataclass
 
-from tiling.arith import ceil_div
+from tiling.arith import ceil_div, round_up
 from tiling.check import MAX_TOKENS, check_flag, check_int
+from tiling.choose.legs import head_leg_panels
 from tiling.gemm import ITEM_BYTES, GemmPlan, row_distance
 from tiling.roofline import Work
 
 __all__ = ["DownPlan", "HeadsPlan", "RowPlan"]
+
+
+def _check_legs(legs: int, most: int, what: str) -> None:
+    check_int("legs", legs, 1)
+    if legs > most:
+        raise ValueError(f"legs: expected at most {most}, {what}, got {legs}")
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,7 @@ class DownPlan:
     def __post_init__(self) -> None:
         """Check that both products read the same operand, and that each leg has a step of k."""
         check_int("grain", self.grain, 1)
-        check_int("legs", self.legs, 1)
-        n_steps = self.qa.kp // self.qa.micro.kr
-        if self.legs > n_steps:
-            raise ValueError(f"legs: expected at most {n_steps}, the steps of k, got {self.legs}")
+        _check_legs(self.legs, self.qa.n_steps, "the steps of k")
         for name in ("m", "k", "dtype", "micro"):
             qa, kva = getattr(self.qa, name), getattr(self.kva, name)
             if qa != kva:
@@ -143,16 +147,19 @@ class HeadsPlan:
 
     A task computes the head's qk_nope + qk_rope columns (``qb``), rotates the rope part, and multiplies the nope part
     by the head's w_uk (``wuk``) in row blocks of at most ``wuk.mc``. ``grain`` is the number of tasks a worker takes at
-    a time.
+    a time. With more than one of ``legs``, that many tasks share such a task one after the other, ``leg_panels`` panels
+    of ``qb`` each, and the last one the rest and all that follows: first come the first legs of all heads.
     """
 
     qb: GemmPlan
     wuk: GemmPlan
     grain: int
+    legs: int = 1
 
     def __post_init__(self) -> None:
-        """Check that both products belong together and that the inner blocks fit the task."""
+        """Check that both products belong together, that the inner blocks fit the task and each leg has a step of k."""
         check_int("grain", self.grain, 1)
+        _check_legs(self.legs, self.qb.n_panels + 1, "those of the panels and one more")
         for name in ("m", "batch"):
             qb, wuk = getattr(self.qb, name), getattr(self.wuk, name)
             if qb != wuk:
@@ -166,9 +173,34 @@ class HeadsPlan:
         return row_distance(self.qb.np_, self.wuk.micro.a_bytes)
 
     @property
-    def n_tasks(self) -> int:
+    def n_relays(self) -> int:
         """Heads times token blocks."""
         return self.qb.batch * self.qb.n_row_blocks
+
+    @property
+    def n_tasks(self) -> int:
+        """Tasks of all heads."""
+        return self.n_relays * self.legs
+
+    @property
+    def uk_panels(self) -> float:
+        """Panels of ``qb`` that the product with w_uk is worth, by bytes of weights."""
+        return self.wuk.weight_bytes / self.qb.weight_bytes * self.qb.n_panels
+
+    @property
+    def leg_panels(self) -> int:
+        """Panels of ``qb`` of each leg but the last, 0 where there is one leg alone."""
+        return head_leg_panels(self.qb.n_panels, self.uk_panels, self.legs)
+
+    @property
+    def q_head_bytes(self) -> int:
+        """Bytes of a head's query, an even number of rows."""
+        return round_up(self.qb.mc, 2) * self.ldq * self.wuk.micro.a_bytes
+
+    @property
+    def relay_bytes(self) -> int:
+        """Bytes of the queries that legs hand on, 0 where there is one leg alone."""
+        return self.n_relays * self.q_head_bytes if self.legs > 1 else 0
 
     @property
     def work(self) -> Work:
@@ -183,4 +215,5 @@ class HeadsPlan:
 
     def __str__(self) -> str:
         """One line."""
-        return f"heads: {self.n_tasks} tasks by {self.grain}"
+        legs = f" in {self.legs} legs" if self.legs > 1 else ""
+        return f"heads: {self.n_tasks} tasks by {self.grain}{legs}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tiling.arith import round_up
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
-from tiling.gemm import LINE_BYTES, GemmPlan
+from tiling.gemm import PAIR_BYTES, GemmPlan
 from tiling.html import table, to_html
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.indexer_tile import IndexerTile
@@ -60,11 +60,11 @@ class TilePlan:
 
     @property
     def shared_workspace(self) -> dict[str, int]:
-        """Bytes of each buffer that all workers share, rounded up to cache lines.
+        """Bytes of each buffer that all workers share, rounded up to pairs of cache lines.
 
         ``x_rows`` hidden states as operands, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
         ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection, ``relays``
-        accumulators that tasks of the down sweep hand on.
+        what legs hand on: accumulators of the down sweep, and then queries of heads.
         """
         qa, qb, kva, _ = self.gemms
         sizes = {
@@ -73,26 +73,26 @@ class TilePlan:
             "q_a": self.t * qa.n * 2,
             "kv_a": self.t * kva.n * 2,
             "q_rows": self.t * qb.lda * qb.micro.a_bytes,
-            "relays": self.down.relay_bytes,
+            "relays": max(self.down.relay_bytes, self.heads.relay_bytes),
         }
-        return {name: round_up(size, LINE_BYTES) for name, size in sizes.items() if size > 0}
+        return {name: round_up(size, PAIR_BYTES) for name, size in sizes.items() if size > 0}
 
     @property
     def worker_workspace(self) -> dict[str, int]:
-        """Bytes of each buffer of one worker, rounded up to cache lines.
+        """Bytes of each buffer of one worker, rounded up to pairs of cache lines, which no other worker writes to.
 
-        ``c`` accumulators of a task, ``q_head`` the columns of one head as operands of the product with w_uk, ``y`` one
-        fp32 row on its way to codes, with 16 lanes of sums behind it.
+        ``c`` accumulators of a task, ``q_head`` the columns of one head as operands of the product with w_uk, an even
+        number of rows, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
         """
-        qa, qb, _, wuk = self.gemms
+        qa = self.down.qa
         hidden = qa.k if qa.dtype == "int8" else 0
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
         sizes = {
             "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": qb.mc * self.heads.ldq * wuk.micro.a_bytes,
+            "q_head": self.heads.q_head_bytes,
             "y": (row + 16) * 4,
         }
-        return {name: round_up(size, LINE_BYTES) for name, size in sizes.items()}
+        return {name: round_up(size, PAIR_BYTES) for name, size in sizes.items()}
 
     @property
     def workspace(self) -> dict[str, int]:

@@ -93,7 +93,7 @@ def _query_task(task: Index, n_tasks: Index, worker: Index, work: IndexQueries) 
     q = HeadRows(
         window(work.rows, worker * n_rows * ldq, n_rows * ldq), np.int64(ldq), rows, task // n_blocks, work.t0 + row0
     )
-    up_head(work.a, work.up, work.cut, head_dim, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
+    up_head(work.a, work.up, work.cut, head_dim, q, row0, np.int64(0), C(row_of(work.c_up, worker), np.int64(0), False))
     _rope_head(work, q, bits, y)
     turned = HadamardRows(q.rows, q.step, rows, bits)
     multiply_rows(turned, work.hadamard, work.cut, head_dim, row_of(work.c_hadamard, worker))

@@ -10,7 +10,8 @@
 |             |                      |                   | Hadamard_indexQ, Quant_indexQ                    |
 
 Beside the prolog they fill the gaps: INDEX_DOWN comes before the wait for DOWN, INDEX_KEY before that for QUERY, and
-INDEX_HEADS goes on from HEADS.
+INDEX_HEADS goes on from HEADS. Where DOWN is cut in legs, INDEX_DOWN comes before it: its few whole walks would be all
+that is left at the end.
 """
 
 from __future__ import annotations
@@ -97,10 +98,14 @@ def prolog_and_indexer_tile(
             index_pack(worker, team, of_index_pack, packing_of(index, tile))
     if tile.first <= DOWN <= tile.last:
         wait(team, of_pack)
-        down(worker, noting, of_down, pair)
+        index_first = pair.cut.legs > 1
+        if not index_first:
+            down(worker, noting, of_down, pair)
         if index.packs_x:
             wait(team, of_index_pack)
         down(worker, team, of_index_down, index_pair)
+        if index_first:
+            down(worker, noting, of_down, pair)
         wait(team, of_down)
     if tile.first <= QUERY <= tile.last:
         query(worker, team, of_query, query_rows_of(tokens, layer, buffers, tile))

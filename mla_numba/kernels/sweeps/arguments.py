@@ -82,10 +82,11 @@ class Buffers(NamedTuple):
     """Working memory.
 
     x and q are activations; q_a (t, Rq), kv_a (t, C + R). A row a worker: c_down, c_up and c_uk, views of the same
-    accumulators, q_head (mc, ldq) and y float32. counters: see `tasks`. spans (n_workers, phases, 3) int64: when a
-    worker came to a phase and when it had done its last task there, in ns, and how many it did; of a `traced` tile.
-    laps (phases, tasks, LAP_FIELDS) int64: of each task of DOWN and HEADS its worker, when it began and ended, and when
-    it was done with each of its products but the last (`phase.mark`); NO_LAPS where nobody wants to know.
+    accumulators, q_head (at least mc rows, ldq) and y float32. Where a sweep has legs, c_down or q_head has a row a
+    relay. counters: see `tasks` and `relays`. spans (n_workers, phases, 3) int64: when a worker came to a phase and
+    when it had done its last task there, in ns, and how many it did; of a `traced` tile. laps (phases, tasks,
+    LAP_FIELDS) int64: of each task of DOWN and HEADS its worker, when it began and ended, and when it was done with
+    each of its products but the last (`phase.mark`); NO_LAPS where nobody wants to know.
     """
 
     x: Activations
@@ -117,7 +118,11 @@ class PairCut(NamedTuple):
 
 
 class HeadsCut(NamedTuple):
-    """How the heads fall into tasks: rows of a block, then k and panels of both products, and rows of the second."""
+    """How the heads fall into tasks: rows of a block, then k and panels of both products, and rows of the second.
+
+    With more than one of `legs`, that many tasks take a head one after the other: leg_panels of its first product each
+    but the last, which takes the rest and all that follows. See `threads.relays`.
+    """
 
     mc: Index
     kc: Index
@@ -126,6 +131,8 @@ class HeadsCut(NamedTuple):
     kc_uk: Index
     walk_uk: Index
     grain: Index
+    legs: Index = 1
+    leg_panels: Index = 0
 
 
 class Cuts(NamedTuple):

@@ -3,8 +3,8 @@
     q[t] = bf16(float32(A[t] @ w_uq_qr[:, head]) * token_scale[t] * channel_scale), rope columns first
     query_rope[t, head] = rope(q[t, :R])        query_nope[t, head] = bf16(q[t, R:] @ w_uk[head])
 
-A task is a token block and a head. The head's slice of q exists only in the worker's scratch, in its core's cache, in
-rows that the product with w_uk reads as they are: the (T, heads * (D + R)) query is never written to memory.
+A task is a token block and a head, or a leg of that. The head's slice of q exists only in scratch, in its core's cache,
+in rows that the product with w_uk reads as they are: the (T, heads * (D + R)) query is never written to memory.
 
 | array       | shape                        | dtype           | notes                                                 |
 |-------------|------------------------------|-----------------|-------------------------------------------------------|
@@ -14,7 +14,8 @@ rows that the product with w_uk reads as they are: the (T, heads * (D + R)) quer
 | cos, sin    | (T, R)                       | uint16          | bf16 bits; token t0 + row                             |
 | query_nope, query_rope | (T, N, C), (T, N, R) | uint16       | rows t0..t0+t are written                             |
 | c_up, c_uk  | (n_workers, walk * mc * NR)  | see `gemm`      | scratch                                               |
-| q_head      | (n_workers, mc, ldq)         | A_BF16_DTYPE    | scratch: the head's q, in whole panels                |
+| q_head      | (n_workers, >= mc, ldq)      | A_BF16_DTYPE    | scratch: the head's q, in whole panels; where it has  |
+|             | or (n_relays, >= mc, ldq)    |                 | legs, a block for each head and token block           |
 | y           | (n_workers, >= R)            | float32         | scratch                                               |
 """
 
@@ -34,7 +35,7 @@ from ..scalars import NONE_NONZERO, min_magnitude, min_of, round_row, row_of, su
 from ..threads.tasks import block_of, ceil_div
 from .arguments import Activations, HeadsCut, Weight
 from .gemm import Depth, Walk, multiply_block
-from .phase import HEADS, LAP_MARKS, Tasks, Team, mark, share
+from .phase import HEADS, LAP_MARKS, Tasks, Team, mark, share_legs
 
 
 class Heads(NamedTuple):
@@ -89,15 +90,20 @@ def _min_nope_magnitude(q: HeadRows, first: Index, rows: Index, rope: Index, nop
 
 
 @callee
-def up_head(a: Activations, up: Weight, cut: HeadsCut, n_columns: Index, q: HeadRows, row0: Index, c: C) -> None:
-    """q of one head, n_columns wide: QuantMatmul_qb, Dequant_qb."""
+def up_head(
+    a: Activations, up: Weight, cut: HeadsCut, n_columns: Index, q: HeadRows, row0: Index, leg: Index, c: C
+) -> None:
+    """A leg's columns of q of one head, n_columns wide: QuantMatmul_qb, Dequant_qb."""
     n_panels, lda = ceil_div(n_columns, NR), a.rows.shape[1]
     no_subnormals = sums_stay_normal(min_of(window(a.min_magnitude, row0, q.n)), up.min_magnitude)
     rows, depth = A(a.rows, row0 * lda, lda), Depth(np.int64(0), up.kp, cut.kc)
-    # Loop 4: the head's columns, a walk of panels at a time
-    n_walks = ceil_div(n_panels, cut.walk)
+    first = leg * cut.leg_panels
+    n_left = n_panels - first if leg == cut.legs - 1 else cut.leg_panels
+    # Loop 4: the columns, a walk of panels at a time
+    n_walks = ceil_div(n_left, cut.walk)
     for iw in range(n_walks):
-        panel, n = block_of(n_panels, n_walks, iw)
+        at, n = block_of(n_left, n_walks, iw)
+        panel = first + at
         walk = Walk(up.panels, up.kp, q.head * n_panels + panel, n)
         y = Y(q.rows, panel * NR, q.step, a.scale, q.token, up.col_scale, up.offset, np.int64(0))
         multiply_block(rows, q.n, walk, depth, c, no_subnormals, y, n * NR)
@@ -131,21 +137,24 @@ def _uk_head(work: Heads, q: HeadRows, c: C) -> None:
 @callee
 def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
     """A head of a block of tokens. Heads are outside, blocks inside, so that a head's weights are read once."""
-    n_blocks = ceil_div(work.t, work.cut.mc)
-    row0, rows = block_of(work.t, n_blocks, task % n_blocks)
-    _, mc, ldq = work.q_head.shape
+    n_blocks, legs = ceil_div(work.t, work.cut.mc), work.cut.legs
+    relay, leg = task % (n_tasks // legs), task // (n_tasks // legs)
+    row0, rows = block_of(work.t, n_blocks, relay % n_blocks)
+    _, most, ldq = work.q_head.shape
+    owner = relay if legs > 1 else worker
     q = HeadRows(
-        window(work.q_head, worker * mc * ldq, mc * ldq), np.int64(ldq), rows, task // n_blocks, work.t0 + row0
+        window(work.q_head, owner * most * ldq, most * ldq), np.int64(ldq), rows, relay // n_blocks, work.t0 + row0
     )
     n_columns = work.query_rope.shape[2] + work.nope_dim
-    up_head(work.a, work.up, work.cut, n_columns, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
-    mark(work.laps, HEADS, task, LAP_MARKS)
-    _rope_head(work, q, row_of(work.y, worker))
-    mark(work.laps, HEADS, task, LAP_MARKS + 1)
-    _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
+    up_head(work.a, work.up, work.cut, n_columns, q, row0, leg, C(row_of(work.c_up, worker), np.int64(0), False))
+    if leg == legs - 1:
+        mark(work.laps, HEADS, task, LAP_MARKS)
+        _rope_head(work, q, row_of(work.y, worker))
+        mark(work.laps, HEADS, task, LAP_MARKS + 1)
+        _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
 
 
 @outlined
 def heads(worker: Index, team: Team, tasks: Tasks, work: Heads) -> None:
     """Phase HEADS: QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk."""
-    share(worker, team, tasks, head_task, work)
+    share_legs(worker, team, tasks, work.cut.legs, head_task, work)

@@ -77,7 +77,7 @@ def heads_of(tokens: Tokens, layer: Layer, buffers: Buffers, cuts: Cuts, tile: T
 @callee
 def heads_tasks(work: Heads) -> Tasks:
     """The tasks of phase HEADS."""
-    n_tasks = work.query_nope.shape[1] * ceil_div(work.t, work.cut.mc)
+    n_tasks = work.query_nope.shape[1] * ceil_div(work.t, work.cut.mc) * work.cut.legs
     return Tasks(np.int64(HEADS), np.int64(n_tasks), np.int64(work.cut.grain))
 
 

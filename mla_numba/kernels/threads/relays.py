@@ -1,6 +1,6 @@
-"""Tasks that go on with each other's sums, so that a product's k is shared by workers and its sums still run in order.
+"""Tasks that go on where another ended, so that workers share what has an order of its own, such as the sums over k.
 
-A relay is what one task would do alone; its legs are parts of k, a task each, which run one after the other, on any
+A relay is what one task would do alone; its legs are tasks that each do a part of it, one after the other, on any
 workers. Task `i` of `n_relays` relays is leg `i // n_relays` of relay `i % n_relays`. All are drawn in order, so a task
 waits for one that a running worker has drawn, and for others in between it seldom has to wait at all.
 
