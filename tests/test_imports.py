@@ -16,11 +16,13 @@ ROOMS = {
         "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner", "cluster",
     ),
     "mla_numba": (
-        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
-        "pypto", "tuning", "distributed", "interop", "cli",
+        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache_blocks", "cache",
+        "indexer_cache", "call", "oracle", "dumps", "indexer", "prolog",
+        "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
-        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
+        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps",
+        "index", "lightning", "attention", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {

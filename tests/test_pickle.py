@@ -13,6 +13,7 @@ from mla_numba import (
     BoundCall,
     Checkpoint,
     CpuTiling,
+    IndexerProlog,
     MlaDims,
     MlaProlog,
     PackedWeights,
@@ -75,7 +76,7 @@ def test_panels_of_another_order_are_refused(monkeypatch):
 
 AGAIN = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "copy": copy.copy, "deepcopy": copy.deepcopy}
 NOT_COPIED = {BoundCall}  # views of the caller's arrays
-AS_A_WHOLE = {Checkpoint, MlaProlog}  # compared by what they do, the prolog above
+AS_A_WHOLE = {Checkpoint, IndexerProlog, MlaProlog}  # compared by what they do, prologs above and with indexers
 
 
 def differences(got, want, name=""):

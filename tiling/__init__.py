@@ -14,6 +14,9 @@ __all__ = [
     "DownPlan",
     "GemmPlan",
     "HeadsPlan",
+    "IndexerPlan",
+    "IndexerPlanDims",
+    "IndexerTile",
     "LinkRate",
     "Machine",
     "MicroTile",
@@ -32,6 +35,7 @@ __all__ = [
     "loop_unroll",
     "options_list",
     "pass_options",
+    "plan_indexer",
     "plan_prolog",
     "preset",
     "round_up",
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     from tiling.cpu_tiling import CpuTiling
     from tiling.gemm import GemmPlan, MicroTile
     from tiling.machine import Machine
+    from tiling.plan.indexer import IndexerPlan, plan_indexer
+    from tiling.plan.indexer_tile import IndexerPlanDims, IndexerTile
     from tiling.plan.prolog import PrologPlan
     from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
     from tiling.plan.tile import TilePlan
@@ -75,6 +81,8 @@ else:
             "tiling.cpu_tiling": ("CpuTiling",),
             "tiling.gemm": ("GemmPlan", "MicroTile"),
             "tiling.machine": ("Machine",),
+            "tiling.plan.indexer": ("IndexerPlan", "plan_indexer"),
+            "tiling.plan.indexer_tile": ("IndexerPlanDims", "IndexerTile"),
             "tiling.plan.prolog": ("PrologPlan",),
             "tiling.plan.sweeps": ("DownPlan", "HeadsPlan", "RowPlan"),
             "tiling.plan.tile": ("TilePlan",),
