@@ -65,7 +65,7 @@ def plan_of(t, n_workers, config=None):
 @pytest.mark.parametrize("n_workers", WORKERS)
 @pytest.mark.parametrize("t", [1, 8, 32, 128, 512])
 def test_who_packs_a_panel_reads_it_where_a_walk_is_one(t, n_workers):
-    (tile,) = plan_of(t, n_workers, CpuTiling(down_walk=1, n_threads=n_workers)).tile_plans
+    (tile,) = plan_of(t, n_workers, CpuTiling(down_walk=1, down_legs=1, n_threads=n_workers)).tile_plans
     walks = walks_down(tile)
     who = packers(len(walks), 1, n_workers)
     by = readers(walks, tile.down.qa.n_row_blocks, n_workers)
@@ -78,7 +78,7 @@ def test_who_packs_a_panel_reads_it_where_a_walk_is_one(t, n_workers):
 @pytest.mark.parametrize("walk", [2, 4, 6])
 @pytest.mark.parametrize("n_workers", [2, 4, 8])
 def test_of_longer_walks_only_neighbours_differ(walk, n_workers):
-    (tile,) = plan_of(32, n_workers, CpuTiling(down_walk=walk)).tile_plans
+    (tile,) = plan_of(32, n_workers, CpuTiling(down_walk=walk, down_legs=1)).tile_plans
     walks = walks_down(tile)
     n_panels = sum(map(len, walks))
     who, by = packers(n_panels, 1, n_workers), readers(walks, tile.down.qa.n_row_blocks, n_workers)

@@ -64,7 +64,6 @@ def make_objects(folder):
     for array in (*beside, *beside.indexer):
         array.view(np.uint8)[...] = 1
     return [
-        CLUSTER, CLUSTER.node_link,
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
         weights.quantization.errors["w_uq_qr"], mla.MlaQuantInputs(dequant_scale_w_uq_qr=np.ones(256, np.float32)),

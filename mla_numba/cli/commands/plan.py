@@ -25,7 +25,7 @@ __all__ = ["plan"]
 )  # fmt: skip
 @click.option(
     "--ranks", type=click.IntRange(1),
-    help="With --machine: predict the times of 1, 2, 4, ... ranks that share the heads, up to so many.",
+    help="With --machine: predict the times of 1, 2, 4 and more ranks, up to so many, that share the heads.",
 )  # fmt: skip
 @click.option(
     "--explain", is_flag=True, help="Add the reason of each choice, the candidates, and what each setting does."
