@@ -14,9 +14,11 @@ __all__ = [
     "CheckpointLayer",
     "CpuTiling",
     "HeadShard",
+    "IndexedOutput",
     "IndexerCache",
     "IndexerDims",
     "IndexerOutput",
+    "IndexerProlog",
     "IndexerWeights",
     "KeyRows",
     "MlaDims",
@@ -24,6 +26,7 @@ __all__ = [
     "MlaQuantInputs",
     "MlaTileConfig",
     "MlaWeights",
+    "PackedIndexer",
     "PackedWeights",
     "PagedCache",
     "PassOptions",
@@ -52,6 +55,7 @@ __all__ = [
     "rope_v2",
     "rotate_half",
     "scalar_div",
+    "sparse_attention",
     "sylvester_hadamard",
 ]
 
@@ -60,14 +64,16 @@ if TYPE_CHECKING:
 
     from . import layouts
     from .attention.lightning import lightning_index
+    from .attention.sparse import sparse_attention
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
     from .base.indexer_dims import IndexerDims
     from .cache import KeyRows, PagedCache
     from .call.indexer import IndexerOutput
     from .call.trace import Trace
+    from .indexer import IndexerProlog
     from .indexer_cache import IndexerCache
-    from .prolog import BoundCall, MlaProlog, PrologOutput
+    from .prolog import BoundCall, IndexedOutput, MlaProlog, PrologOutput
     from .pypto.entry_points import (
         mla_prolog_quant_compute,
         mla_prolog_quant_d,
@@ -90,6 +96,7 @@ if TYPE_CHECKING:
     from .weights.checkpoint import Checkpoint, CheckpointLayer
     from .weights.indexer import IndexerWeights, sylvester_hadamard
     from .weights.packed import PackedWeights
+    from .weights.packed_indexer import PackedIndexer
     from .weights.plain import MlaWeights
     from .weights.quantize import QuantizationReport, WeightError
 else:
@@ -106,14 +113,16 @@ else:
                 "preset",
             ),
             ".attention.lightning": ("lightning_index",),
+            ".attention.sparse": ("sparse_attention",),
             ".base.dims": ("MlaDims",),
             ".base.head_shard": ("HeadShard",),
             ".base.indexer_dims": ("IndexerDims",),
             ".cache": ("KeyRows", "PagedCache"),
             ".call.indexer": ("IndexerOutput",),
             ".call.trace": ("Trace",),
+            ".indexer": ("IndexerProlog",),
             ".indexer_cache": ("IndexerCache",),
-            ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
+            ".prolog": ("BoundCall", "IndexedOutput", "MlaProlog", "PrologOutput"),
             ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
             ".pypto.operations": (
                 "MlaQuantInputs",
@@ -132,6 +141,7 @@ else:
             ".weights.checkpoint": ("Checkpoint", "CheckpointLayer"),
             ".weights.indexer": ("IndexerWeights", "sylvester_hadamard"),
             ".weights.packed": ("PackedWeights",),
+            ".weights.packed_indexer": ("PackedIndexer",),
             ".weights.plain": ("MlaWeights",),
             ".weights.quantize": ("QuantizationReport", "WeightError"),
         },

@@ -70,6 +70,44 @@ def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
         assert all((count == 1).all() for count in stores.counts)
 
 
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("legs", [1, 2, 3, 5])
+def test_legs_take_a_walks_k_one_after_the_other(legs, n_parts, monkeypatch):
+    """Each relay's legs meet k in order, go on with its sums, and only its last leg stores; of 4 steps 5 legs have one
+    without any.
+    """
+    met, stored = {}, []
+
+    def multiply(a, rows, walk, depth, c, no_subnormals, y, n_cols):
+        assert depth.begin < depth.end
+        relay = (c.sums.__array_interface__["data"][0] - sums.__array_interface__["data"][0]) // sums.strides[0]
+        assert relay == (task % n_relays if legs > 1 else 0)
+        met.setdefault((a.at, walk.first), []).append((depth.begin, depth.end, c.at, c.carry))
+        stored.extend([(task, a.at, walk.first)] if n_cols else [])
+
+    monkeypatch.setattr(gemm, "multiply_block", multiply)
+    monkeypatch.setattr(gemm, "_store_split", lambda *args: stored.append((task, None, None)))
+    t, n0, n1, mc = 2 * MR + 1, 3 * NR - 1, NR, MR
+    y0, y1 = np.zeros((t, n0), np.uint16), np.zeros((t, n1), np.uint16)
+    n_relays = 4 * ceil_div(t, mc)
+    sums = np.zeros((n_relays, 2 * mc * NR), np.float32)
+    pair = gemm.Pair(activations(t), weight(n_parts), y0, y1, sums, PairCut(mc, KR, 1, 1, 1, legs))
+    n_tasks = gemm.pair_tasks(DOWN, pair).n
+    assert n_tasks == n_relays * legs
+    for task in range(n_tasks):
+        gemm.pair_task(task, n_tasks, 0, pair)
+    assert [task for task, _, _ in stored] == list(range(n_tasks - n_relays, n_tasks))
+    assert len(met) == n_relays
+    for (_, first_panel), pieces in met.items():
+        assert [begin for begin, _, _, _ in pieces] == [0, *[end for _, end, _, _ in pieces[:-1]]]
+        assert pieces[-1][1] == 4 * KR
+        half = 2 * KR if n_parts == 2 and first_panel < 3 else 4 * KR
+        for begin, end, at, carry in pieces:
+            assert begin // half == (end - 1) // half  # the two sums never meet
+            assert carry == (begin % half > 0)
+            assert (at > 0) == (begin >= half)
+
+
 @pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
 def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
     n_heads, t0, width = 2, 3, round_up(rope + nope, NR)
@@ -109,6 +147,17 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
             multiply(*args[:-1])
             stored.add(args[-1], args[0], NR)
 
+        def multiply_two(mr, k, a, b, c, no_subnormals, second, multiply=multiply):
+            multiply(mr, k, a, b, c, no_subnormals)
+            b, c = b._replace(at=b.at + second.panel), c._replace(at=c.at + second.sums)
+            multiply(mr, k, a, b, c, no_subnormals)
+
+        def multiply_two_and_store(*args, stored=stores, multiply_two=multiply_two):
+            multiply_two(*args[:-2], args[-1])
+            stored.add(args[-2], args[0], 2 * NR)
+
+        monkeypatch.setattr(gemm, "ukernel_two", multiply_two)
+        monkeypatch.setattr(gemm, "ukernel_two_store", multiply_two_and_store)
         monkeypatch.setattr(gemm, "ukernel", multiply)
         monkeypatch.setattr(gemm, "ukernel_store", multiply_and_store)
         monkeypatch.setattr(gemm, "store_tile", lambda mr, n, c, y, stored=stores: stored.add(y, mr, min(n, NR)))
@@ -128,6 +177,32 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
         stored = stores.counts[0].reshape(values.shape)
         assert (stored[:, :n_cols] == 1).all()
         assert not stored[:, n_cols:].any()
+
+
+@pytest.mark.parametrize(("mr", "few"), [(6, 3), (6, 0), (12, 0), (8, 4), (4, 1)])
+def test_register_tiles_meet_each_row_once_and_the_plan_knows_which_take_two_panels(mr, few, monkeypatch):
+    monkeypatch.setattr(gemm, "MR", mr)
+    micro = MicroTile(mr, 16, 2, 4, few)
+    for rows in range(1, 6 * mr):
+        n_tiles = ceil_div(rows, mr)
+        tiles = [gemm._tile_of(rows, n_tiles, i, few) for i in range(n_tiles)]
+        met = [row for first, n in tiles for row in range(first, first + n)]
+        assert met == list(range(rows))
+        sizes = [n for _, n in tiles]
+        assert max(sizes) <= mr
+        assert micro.has_two_panels(rows) == any(n <= few for n in sizes)
+        if not few or sizes[-1] != few:
+            assert max(sizes) - min(sizes) <= 1
+    assert not micro.has_two_panels(0)
+
+
+def test_eight_rows_of_avx2_are_five_and_three(monkeypatch):
+    """Four rows of two vectors are fewer sums than hide a multiply-add's latency."""
+    monkeypatch.setattr(gemm, "MR", ISAS["avx2"].mr)
+    few = ISAS["avx2"].bf16.two_panels
+    assert [gemm._tile_of(8, 2, i, few) for i in range(2)] == [(0, 5), (5, 3)]
+    assert [gemm._tile_of(13, 3, i, few)[1] for i in range(3)] == [5, 5, 3]
+    assert [gemm._tile_of(8, 2, i, ISAS["avx2"].int8.two_panels)[1] for i in range(2)] == [4, 4]
 
 
 class Blocks:

@@ -38,6 +38,7 @@ class MicroTile:
 
     ``mr`` rows by ``nr`` columns of the output stay in registers; ``kr`` elements of k are taken by one instruction.
     ``a_bytes`` is the size of one packed element of A: 4 where bf16 is widened to fp32, 1 or 2 for int8 codes.
+    Tiles of at most ``two_panels`` rows may take two panels at once, where a walk has more than one.
     ``plan_prolog`` has an example.
     """
 
@@ -45,11 +46,20 @@ class MicroTile:
     nr: int
     kr: int
     a_bytes: int
+    two_panels: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("mr", "nr", "kr", "a_bytes"):
             check_int(name, getattr(self, name), 1, _MAX_MICRO)
+        check_int("two_panels", self.two_panels, 0, self.mr)
+
+    def has_two_panels(self, rows: int) -> bool:
+        """Whether one of the tiles that the kernels cut ``rows`` rows into takes two panels at once."""
+        n_tiles, few = ceil_div(rows, self.mr), self.two_panels
+        if n_tiles <= 1 or rows // n_tiles <= few:
+            return 0 < rows // max(n_tiles, 1) <= few
+        return 0 < few == rows // n_tiles - 1 and rows - few <= (n_tiles - 1) * self.mr
 
     def __str__(self) -> str:
         """One line."""

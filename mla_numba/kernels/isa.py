@@ -50,6 +50,9 @@ class MicroKernel:
     one row of it behind the other, and a step loads `square` times as many vectors of B. `value` is then given a list
     of rows' addresses; of an odd number of rows the last list has one.
 
+    Tiles of at most `two_panels` rows, if any, may take two panels at once: so few rows have fewer sums than hide the
+    latency of a multiply-add.
+
     `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
     is right where no sum is subnormal: such a microkernel is used for no others.
     """
@@ -63,6 +66,7 @@ class MicroKernel:
     passes: int = 1
     order: Literal["passes", "rows", "columns"] = "passes"
     square: int = 1
+    two_panels: int = 0
     round_two: Callable[[ir.IRBuilder, Vectors, Any, Any], Any] | None = None
 
 

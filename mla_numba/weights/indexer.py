@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..base.checks import (
     check_epsilon,
     check_int,
     check_k_int8,
+    check_threads,
     check_vector,
     expect_array,
     expect_type,
@@ -25,6 +26,9 @@ from ..base.dims import MlaDims
 from ..base.indexer_dims import MAX_HEAD_DIM, IndexerDims
 from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
+from ..kernels import max_threads
+from .packed import operand_order, pack_gemm
+from .packed_indexer import PackedIndexer
 from .quantize import QuantizationReport, quantize_columns
 
 __all__ = ["IndexerWeights", "check_power_of_two", "sylvester_hadamard"]
@@ -269,6 +273,41 @@ class IndexerWeights:
             qk_rope_head_dim=d.qk_rope_head_dim,
         )
 
+    def pack(self, n_threads: int | None = None) -> PackedIndexer:
+        """The weights in the order of the kernels; see `PackedIndexer`. They take about as many bytes as before.
+
+        Args:
+            n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
+
+        Returns:
+            Packed weights, which share no memory with these.
+
+        Raises:
+            TypeError: An array was given another dtype in place meanwhile.
+            ValueError: It was given another shape, or there are fewer threads.
+
+        Examples:
+            >>> import mla_numba as mla
+            >>> weights = mla.IndexerWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), n_heads=8, head_dim=64)
+            >>> weights.pack().dims == weights.dims
+            True
+        """
+        n_threads = check_threads("n_threads", n_threads, max_threads())
+        w, dims = replace(self), self.dims  # checked once more
+        return PackedIndexer(
+            dims=dims,
+            rope=w.rope,
+            down=pack_gemm([w.wk, w.w_proj], [None, None], n_threads),
+            up=pack_gemm(
+                [w.w_qb], [w.w_qb_scale], n_threads, head_dim=dims.head_dim, columns_of_head=_head_order(dims, w.rope)
+            ),
+            hadamard_q=pack_gemm([w.hadamard_q], [None], n_threads),
+            hadamard_k=pack_gemm([w.hadamard_k], [None], n_threads),
+            ln_gamma_k=w.ln_gamma_k.astype(np.float32),
+            ln_beta_k=w.ln_beta_k.astype(np.float32),
+            epsilon=np.float32(w.epsilon),
+        )
+
 
 def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: object) -> tuple[int, int]:
     """Ni and Di. Raises unless the three weights fit each other, and none is empty."""
@@ -283,3 +322,12 @@ def _check_sizes(w_qb: object, w_qb_dtype: np.dtype[Any], wk: object, w_proj: ob
     if head_dim > MAX_HEAD_DIM:
         raise ValueError(f"wk: expected at most {MAX_HEAD_DIM} columns, the width of a head, got {head_dim}")
     return n_heads, head_dim
+
+
+def _head_order(dims: IndexerDims, rope: RopeStyle) -> Array:
+    """The order of the columns of a head of w_qb: those that are rotated as halves, the others as an operand."""
+    rotated = np.arange(dims.qk_rope_head_dim)
+    if rope == "interleaved":
+        rotated = np.concatenate([rotated[0::2], rotated[1::2]])
+    others = operand_order(dims.head_dim - dims.qk_rope_head_dim)
+    return np.concatenate([rotated, np.where(others < 0, others, others + dims.qk_rope_head_dim)])

@@ -15,6 +15,7 @@ from mla_numba.reference import indexer_prolog_reference
 from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
+from .machines import CLUSTER
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
@@ -57,6 +58,11 @@ def make_objects(folder):
     indexer_reference = indexer_prolog_reference(
         indexer, inputs.x, out.q_norm, out.q_norm_scale, inputs.cos, inputs.sin, inputs.cache_index, keys
     )
+    alone = mla.IndexerProlog(indexer)
+    index_plan = alone.plan(40)
+    beside = mla.MlaProlog(weights, indexer=indexer).allocate_output(3)
+    for array in (*beside, *beside.indexer):
+        array.view(np.uint8)[...] = 1
     return [
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
@@ -68,6 +74,8 @@ def make_objects(folder):
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
-        indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference,
+        indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference, indexer.pack(), alone,
+        index_plan, index_plan.dims, index_plan.tile_plans[0], beside,
         IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
+        CLUSTER, CLUSTER.node_link,
     ]  # fmt: skip

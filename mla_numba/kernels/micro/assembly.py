@@ -23,6 +23,8 @@ def define_microkernels(module: ir.Module, isa: Isa) -> None:
     for store in (I16,) if isa.bf16_dot else (I16, F32):
         for kernel in (isa.bf16, isa.int8):
             TileFunction(isa, kernel, store).define(module)
+            if kernel.two_panels:
+                TileFunction(isa, kernel, store, panels=2).define(module)
     if isa.bf16_subnormal is not None:
         TileFunction(isa, isa.bf16_subnormal, I16).define(module, by_row=True)
 

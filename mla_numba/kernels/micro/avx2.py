@@ -104,7 +104,7 @@ def _halves_of(vectors: Vectors, value: int) -> Any:
 
 _BF16 = MicroKernel(
     "ukernel_bf16", is_int8=False, load=_of_step, value=float_value, multiply=multiply_add, column=_bf16_column,
-    passes=2, round_two=round_two,
+    passes=2, two_panels=3, round_two=round_two,
 )  # fmt: skip
 INT8_VPMADDWD = MicroKernel(
     "ukernel_int8", is_int8=True, load=_of_step, value=_pair_of_codes, multiply=_multiply_pairs, column=_int8_column,

@@ -11,6 +11,7 @@ the lines at ahead + s*ahead_step and behind it are prefetched; locality is ONCE
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -29,6 +30,7 @@ from ..llvm_ir import (
     counted_loop,
     internal_function,
     load,
+    no_load_passes,
     prefetch,
 )
 from .step import multiply, rows_of, squares_of
@@ -37,11 +39,15 @@ __all__ = ["RowDistances", "TileFunction"]
 
 
 class TileFunction(NamedTuple):
-    """`f(mr, ...)` of this file's head: a microkernel of an instruction set that stores y as `store`, I16 or F32."""
+    """`f(mr, ...)` of this file's head: a microkernel of an instruction set that stores y as `store`, I16 or F32.
+
+    Of two `panels`, f takes the second's distance from b and that of its sums from c, too; its columns of y follow.
+    """
 
     isa: Isa
     kernel: MicroKernel
     store: ir.Type
+    panels: int = 1
 
     @property
     def vectors(self) -> Vectors:
@@ -51,12 +57,22 @@ class TileFunction(NamedTuple):
     @property
     def name(self) -> str:
         """The function's name."""
-        return f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}"
+        return f"mla_numba_{self.kernel.name}_{self.isa.name}_{self.store}{'_two' * (self.panels - 1)}"
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that it takes at most."""
+        return self.isa.mr if self.panels == 1 else self.kernel.two_panels
+
+    @property
+    def arguments(self) -> list[ir.Type]:
+        """The types of its arguments but the first."""
+        return [*_ARGUMENTS, *[I64] * (2 * (self.panels - 1))]
 
     def declared(self, module: ir.Module) -> ir.Function:
         """The function as it is known to who calls it; see `library` on where it is."""
         existing = module.globals.get(self.name)
-        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *_ARGUMENTS]), self.name)
+        return existing or ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, *self.arguments]), self.name)
 
     def define(self, module: ir.Module, by_row: bool = False) -> ir.Function:
         """The function, defined in a module.
@@ -78,7 +94,7 @@ def _define_switch(tile: TileFunction, function: ir.Function) -> None:
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     out = function.append_basic_block("out")
     switch = builder.switch(function.args[0], out)
-    for mr in range(1, tile.isa.mr + 1):
+    for mr in range(1, tile.most_rows + 1):
         block = function.append_basic_block(f"rows{mr}")
         switch.add_case(ir.Constant(I64, mr), block)
         builder.position_at_end(block)
@@ -112,25 +128,23 @@ def _define_loop_over_rows(tile: TileFunction, function: ir.Function) -> None:
 def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Function:
     """The loop over k for exactly `mr` rows, whose accumulators stay in registers from the first step to the last."""
     isa, kernel, vectors = tile.isa, tile.kernel, tile.vectors
-    fnty = ir.FunctionType(ir.VoidType(), _ARGUMENTS)
+    fnty = ir.FunctionType(ir.VoidType(), tile.arguments)
     function = internal_function(parent.module, fnty, f"{parent.name}_{mr}", isa.attributes)
-    steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y, ldy, row_scale, col_scale, offset = (
-        function.args
-    )
+    steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y = function.args[:11]
+    b_step, c_step = function.args[15:] or (None, None)
     names = ("entry", "load", "begin", "keep", "finish")
     entry, load_c, begin, keep, finish = (function.append_basic_block(s) for s in names)
     builder = ir.IRBuilder(entry)
     vector = vectors.words if kernel.is_int8 else vectors.floats
-    c_vectors = builder.bitcast(c, vector.as_pointer())
-    c_at = [builder.gep(c_vectors, [ir.Constant(I64, i)]) for i in range(mr * vectors.n)]
+    c_at = [_vectors_at(builder, at, vector, mr * vectors.n) for at in _panels_at(builder, tile, c, c_step)]
     distances = RowDistances(builder, lda, mr)
     builder.cbranch(carry, load_c, begin)
     builder.position_at_end(load_c)
-    held = squares_of(builder, kernel, vectors, [builder.load(p, align=4) for p in c_at])
+    held = [squares_of(builder, kernel, vectors, [builder.load(p, align=4) for p in panel]) for panel in c_at]
     builder.branch(begin)
     builder.position_at_end(begin)
     first = []
-    for value in held:
+    for value in chain(*held):
         first.append(builder.phi(vector))
         first[-1].add_incoming(ir.Constant(vector, None), entry)
         first[-1].add_incoming(value, load_c)
@@ -138,25 +152,45 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     def step_of_k(step: Any, acc: list[Any]) -> list[Any]:
         b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])
         ahead_here = builder.gep(ahead, [builder.mul(step, ahead_step)])
-        _prefetch(builder, ahead_here, isa.b_bytes(kernel), locality)
+        for at in _panels_at(builder, tile, ahead_here, b_step):
+            _prefetch(builder, at, isa.b_bytes(kernel), locality)
         rows = distances.rows(builder, builder.gep(a, [builder.mul(step, a_step)]))
-        return multiply(builder, kernel, vectors, rows, b_here, acc)
+        made: list[Any] = []
+        for panel, at in zip(_parts(acc, tile.panels), _panels_at(builder, tile, b_here, b_step), strict=True):
+            if made:
+                no_load_passes(builder)  # as between the passes of `multiply`
+            made += multiply(builder, kernel, vectors, rows, at, panel)
+        return made
 
-    made = counted_loop(builder, steps, first, step_of_k)
-    sums = rows_of(builder, kernel, vectors, made, mr)
+    made = _parts(counted_loop(builder, steps, first, step_of_k), tile.panels)
+    sums = [rows_of(builder, kernel, vectors, panel, mr) for panel in made]
     builder.cbranch(builder.icmp_unsigned("==", y, ir.Constant(POINTER, None)), keep, finish)
     builder.position_at_end(keep)
-    for value, p in zip(sums, c_at, strict=True):
+    for value, p in zip(chain(*sums), chain(*c_at), strict=True):
         builder.store(value, p, align=4)
     builder.ret_void()
     builder.position_at_end(finish)
-    if kernel.is_int8:
-        sums = _scaled(builder, vectors, sums, row_scale, col_scale, offset)
-    for i in range(mr):
-        at = builder.gep(y, [builder.mul(ldy, ir.Constant(I64, i))])
-        _store_row(builder, tile, sums[i * vectors.n : (i + 1) * vectors.n], at)
+    for i, panel in enumerate(sums):
+        _finish(builder, tile, panel, function.args[10:15], i)
     builder.ret_void()
     return function
+
+
+def _parts(values: list[Any], n: int) -> list[list[Any]]:
+    """A list in n equal parts."""
+    size = len(values) // n
+    return [values[i * size : (i + 1) * size] for i in range(n)]
+
+
+def _panels_at(builder: ir.IRBuilder, tile: TileFunction, first: Any, step: Any) -> list[Any]:
+    """Where each of the panels is, or what belongs to it."""
+    return [first] if tile.panels == 1 else [first, builder.gep(first, [step])]
+
+
+def _vectors_at(builder: ir.IRBuilder, first: Any, vector: ir.VectorType, n: int) -> list[Any]:
+    """The addresses of n vectors."""
+    pointer = builder.bitcast(first, vector.as_pointer())
+    return [builder.gep(pointer, [ir.Constant(I64, i)]) for i in range(n)]
 
 
 class RowDistances:
@@ -199,6 +233,18 @@ def _prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: Any) 
         prefetch(builder, address, n_bytes, each)
         builder.branch(behind)
     builder.position_at_end(behind)
+
+
+def _finish(builder: ir.IRBuilder, tile: TileFunction, sums: list[Any], output: list[Any], panel: int) -> None:
+    """Scales, rounds and stores the sums of a panel; `output` are y, ldy, row_scale, col_scale and offset."""
+    isa, vectors = tile.isa, tile.vectors
+    y, ldy, row_scale, col_scale, offset = output
+    y = builder.gep(y, [ir.Constant(I64, panel * isa.nr * (2 if tile.store == I16 else 4))])
+    if tile.kernel.is_int8:
+        col_scale, offset = (builder.gep(p, [ir.Constant(I64, panel * isa.nr * 4)]) for p in (col_scale, offset))
+        sums = _scaled(builder, vectors, sums, row_scale, col_scale, offset)
+    for i, row in enumerate(_parts(sums, len(sums) // vectors.n)):
+        _store_row(builder, tile, row, builder.gep(y, [builder.mul(ldy, ir.Constant(I64, i))]))
 
 
 def _scaled(

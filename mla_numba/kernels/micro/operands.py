@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ..kinds import F32, Index, Int32, Values
 
-__all__ = ["A", "B", "C", "Y"]
+__all__ = ["A", "B", "C", "Second", "Y"]
 
 
 class A(NamedTuple):
@@ -49,6 +49,16 @@ class C(NamedTuple):
     sums: Values
     at: Index
     carry: bool
+
+
+class Second(NamedTuple):
+    """Another register tile of the same rows: its panel is `panel` behind that of B, its sums `sums` behind those of C.
+
+    It stores the NR columns of Y behind those of the first.
+    """
+
+    panel: Index
+    sums: Index
 
 
 class Y(NamedTuple):
