@@ -36,7 +36,7 @@ MAX_K = 4096
 MAX_HEAD_DIM = (65520 * 2048 - 1) // 128**2  # whose dot products stay below what fp16 rounds to Inf
 TOKENS = 64  # of a tile: each worker has a buffer for each
 GROUP = 16  # tokens that share a packed tile of keys
-_LONGEST_RUN = 8  # tiles of keys a task
+_LONGEST_RUN = 4  # tiles of keys a task
 _TASKS_PER_WORKER = 4
 
 

@@ -144,9 +144,10 @@ def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, p
 
     def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
         n_keys = panels.n * NR
+        counts = (np.int64(mr), np.int64(panels.n), np.int64(k // kr))
+        distances = (np.int64(a.step * itemsize), np.int64(kr * itemsize))
         _scores_simd(
-            np.int64(mr), np.int64(panels.n), np.int64(k // kr), window(a.rows, a.at, 1), np.int64(a.step * itemsize),
-            np.int64(kr * itemsize), window(panels.codes, panels.at, n_keys * k),
+            counts, window(a.rows, a.at, 1), distances, window(panels.codes, panels.at, n_keys * k),
             window(panels.offset, panels.col, n_keys), window(weights, first, mr),
             window(panels.scores, panels.col, n_keys),
         )  # fmt: skip
@@ -155,14 +156,16 @@ def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, p
 
 
 def _call(context: Any, builder: Any, sig: Any, args: Any, declare: Any) -> Any:
-    """Calls a function of the library: arrays by their addresses, numbers as they are."""
+    """Calls a function of the library: arrays by their addresses, numbers and tuples of them as they are."""
     load_lightning()
-    operands = [
-        builder.bitcast(context.make_array(kind)(context, builder, value).data, POINTER)
-        if isinstance(kind, types.Array)
-        else value
-        for kind, value in zip(sig.args, args, strict=True)
-    ]
+    operands = []
+    for kind, value in zip(sig.args, args, strict=True):
+        if isinstance(kind, types.Array):
+            operands.append(builder.bitcast(context.make_array(kind)(context, builder, value).data, POINTER))
+        elif isinstance(kind, types.BaseTuple):
+            operands += [builder.extract_value(value, i) for i in range(len(kind))]
+        else:
+            operands.append(value)
     builder.call(declare(builder.module, ISA), operands)
     return context.get_dummy_value()
 
@@ -177,11 +180,9 @@ def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, 
 
 @intrinsic
 def _scores_simd(
-    _typingctx: Any, mr: Any, n: Any, steps: Any, a: Any, lda: Any, a_step: Any, b: Any, offset: Any, weights: Any,
-    scores: Any,
-) -> Any:  # fmt: skip
+    _typingctx: Any, counts: Any, a: Any, distances: Any, b: Any, offset: Any, weights: Any, scores: Any
+) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(context, builder, sig, args, declare_scores)
 
-    word = types.int64
-    return types.void(word, word, word, a, word, word, b, offset, weights, scores), codegen
+    return types.void(counts, a, distances, b, offset, weights, scores), codegen

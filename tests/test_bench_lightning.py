@@ -1,0 +1,26 @@
+"""The bench of the lightning index: every way is checked and timed."""
+
+import pytest
+
+pytest.importorskip("torch")
+
+from lightning_index import OURS, Calls, Sizes, measure
+
+
+@pytest.mark.parametrize("t", [1, 3])
+def test_every_way_is_checked_and_timed(t):
+    bench = measure(Calls(Sizes(t, 300, n_heads=17, head_dim=32, k=20)), n_rounds=2, compiled=False)
+    assert list(bench.ms) == [OURS, "fp32", "int8"]
+    assert bench.least_ms > 0
+
+
+def test_a_wrong_list_is_found():
+    calls = Calls(Sizes(1, 200, n_heads=3, head_dim=32, k=5))
+    index = calls.ours()
+    index[0, :2] = index[0, 1::-1]
+    calls.check("another", lambda: index)
+    with pytest.raises(AssertionError, match=f"{OURS}: 0 of 1 lists equal, 1 in another order"):
+        calls.check(OURS, lambda: index)
+    index[0, 0] = index[0, 1]
+    with pytest.raises(AssertionError, match=r"another: .* 1 wrong"):
+        calls.check("another", lambda: index)

@@ -1,0 +1,60 @@
+"""Keys are packed as any instruction set takes them: code of shuffles alone, which runs on any CPU."""
+
+import ctypes
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from llvmlite import binding as llvm
+from llvmlite import ir
+
+from mla_numba.kernels import ISAS
+from mla_numba.kernels.lightning import emitter
+from mla_numba.kernels.lightning.emitter import RUN, define_lightning
+from mla_numba.kernels.micro.assembly import Target
+
+
+def packed(isa, codes, places, n_runs, distance):
+    """What `pack` makes of keys, compiled for this CPU."""
+    module = ir.Module("pack")
+    module.triple = llvm.get_process_triple()
+    emitter._define_pack(isa, isa.int8, emitter.declare_pack(module, isa))
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2)
+    panel = np.full(n_runs * RUN * isa.nr, 99, np.int8)
+    offset = np.zeros(isa.nr, np.int32)
+    arrays = [array.ctypes.data for array in (codes, places, panel, offset)]
+    function(engine.get_function_address(f"mla_numba_pack_keys_{isa.name}"))(*arrays[:2], n_runs, distance, *arrays[2:])
+    assert (offset == 0).all()
+    return panel
+
+
+@pytest.mark.parametrize("name", [name for name, isa in ISAS.items() if isa.int8 and not isa.a_offset])
+def test_the_order_of_packed_keys(name):
+    isa = replace(ISAS[name], tune="", features=frozenset())
+    rng = np.random.default_rng(0)
+    n_runs, distance = 3, 50
+    codes = rng.integers(-128, 128, 4000).astype(np.int8)
+    places = rng.permutation(3000)[: isa.nr].astype(np.int64)
+    got = packed(isa, codes, places, n_runs, distance)
+    k = np.arange(n_runs * RUN)
+    keys = codes[places[:, None] + k // RUN * distance + k % RUN]  # (NR, kp)
+    order = isa.places(is_int8=True)
+    want = np.empty_like(got)
+    for p in k:
+        want[p // isa.kr_int8 * isa.kr_int8 * isa.nr + order[p % isa.kr_int8]] = keys[:, p]
+    assert (got == want).all()
+
+
+@pytest.mark.parametrize("name", [name for name, isa in ISAS.items() if isa.int8])
+def test_code_for_any_cpu_is_made_anywhere(name):
+    isa = ISAS[name]
+    target = Target("aarch64-linux-gnu", "generic") if "neon" in isa.features else Target("x86_64-linux-gnu", "x86-64")
+    features = ",".join(f"+{feature}" for feature in sorted(isa.features))
+    text = target._replace(features=features).assembly_of(lambda module: define_lightning(module, isa))
+    for row in range(1, isa.mr + 1):
+        assert f"mla_numba_scores_{name}_{row}" in text
