@@ -143,7 +143,7 @@ def current_threads() -> int:
 
 def plain(thing: Any) -> Any:
     """A named tuple as a kernel takes it: plain tuples, made ahead for what is the same in many calls."""
-    if config.DISABLE_JIT or not isinstance(thing, tuple):
+    if type(thing) is tuple or config.DISABLE_JIT or not isinstance(thing, tuple):
         return thing
     return tuple([plain(field) for field in thing])
 
@@ -175,7 +175,7 @@ class Kernel:
             for index in range(n):
                 self.body(index, *args)
             return
-        args = tuple([arg if type(arg) is tuple else plain(arg) for arg in args])
+        args = tuple([plain(arg) for arg in args])
         if n_threads == 1 or _forked:
             _run(self._dispatcher, (0, n, *args))
             return
