@@ -29,9 +29,10 @@ _A_BYTES = np.dtype(A_BF16_DTYPE).itemsize
 _ROUND_BYTES = 4 << 20  # of scores and probabilities, a thread: what the caches hold, while there is a token a round
 _MOST_BYTES = 40 << 20  # likewise: beyond it, a round takes fewer heads
 _ROWS = 16 * MR  # positions whose keys stay in a core's cache while all heads pass
-_DEPTH = 256
-_WALK = 4
-_TASKS_EACH = 4
+_DEPTH = 128
+_WALK = 16
+_TASKS_EACH = 2  # of a thread, at least
+_MANY_TASKS = 16  # of a thread, whose number need not come out even
 _LAYOUTS_KEPT = 64
 _MACS_EACH = 1 << 20  # below, another thread costs more than it brings
 
@@ -92,13 +93,13 @@ def cuts(sizes: Sizes, n_threads: int) -> tuple[Cut, ...]:
 def _tasks(sizes: Sizes, n_workers: int, t: int, h: int) -> tuple[int, int, int, int]:
     """(rows, depth, walk, heads) of a round: see `Cut`."""
     n_blocks = ceil_div(max(sizes.n, 1), _ROWS)
-    if t * n_blocks < _TASKS_EACH * n_workers:  # few, so that they have to come out even
+    if t * n_blocks < _MANY_TASKS * n_workers:
         even = n_workers // gcd(t, n_workers)
         n_blocks = ceil_div(n_blocks, even) * even
     rows = max(ceil_div(sizes.n, n_blocks), MR)
     n_columns = ceil_div(sizes.latent, NR)
     n_walks = ceil_div(n_columns, _WALK)
-    wanted = ceil_div(_TASKS_EACH * n_workers, t)
+    wanted = ceil_div(_TASKS_EACH * n_workers, t) if n_workers > 1 else 1
     n_walks = min(max(n_walks, wanted), n_columns)
     n_head_blocks = min(ceil_div(wanted, n_walks), h)
     return rows, _DEPTH, ceil_div(n_columns, n_walks), ceil_div(h, n_head_blocks)

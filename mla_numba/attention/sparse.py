@@ -13,6 +13,7 @@ from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
 from ..base.modes import RecordOrder
 from ..cache import N_SCALES, PagedCache
 from ..call.bind import PrologOutput
+from ..call.ranges import profiler_range
 from ..kernels import max_threads
 from ..kernels.attention.arguments import Caches, Lists, Queries, Round, Work
 from ..kernels.attention.attend import attend, check_positions
@@ -164,8 +165,11 @@ def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array]:
         return Lists(_NO_POSITIONS, True, pages.sequences, pages.block_table, pages.block_size), pages.limits
     given = check.expect_array("index", index, (_INT32, _INT64))
     check.check_shape("index", given, (t, None))
-    # What int32 cannot hold is as wrong as the largest that it can.
-    positions = np.array(np.clip(given, -1, MAX_POSITION), np.int32, order="C", subok=False)
+    if given.dtype == _INT64:  # what int32 cannot hold is as wrong as the largest that it can
+        given_in_range: Array = np.clip(given, -1, MAX_POSITION)
+    else:
+        given_in_range = given
+    positions = np.array(given_in_range, np.int32, order="C", subok=False)
     counts, wrong = np.empty(t, np.int64), np.empty(t, np.int64)
     lists = Lists(positions, False, pages.sequences, pages.block_table, pages.block_size)
     check_positions(1, 1, lists, pages.limits, pages.n_blocks, counts, wrong)
@@ -205,10 +209,11 @@ _memory: deque[Memory] = deque(maxlen=8)
 def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
     memory = _take_memory(memory_bytes(sizes, n_threads))
     queries, caches, lists = plain(call.queries), plain(call.caches), plain(call.lists)
-    for cut in cuts(sizes, n_threads):
-        part = Round(queries, call.counts, memory.prepare(sizes, cut), plain(cut), call.scale)
-        work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
-        attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
+    with profiler_range(f"sparse attention of {sizes.t} tokens"):
+        for cut in cuts(sizes, n_threads):
+            part = Round(queries, call.counts, memory.prepare(sizes, cut), plain(cut), call.scale)
+            work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
+            attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
     if memory.nbytes <= _KEPT_BYTES:
         _memory.append(memory)
 
