@@ -27,7 +27,7 @@ __all__ = ["Memory", "Sizes", "cuts", "memory_bytes"]
 
 _A_BYTES = np.dtype(A_BF16_DTYPE).itemsize
 _ROUND_BYTES = 4 << 20  # of scores and probabilities, a thread: what the caches hold, while there is a token a round
-_MOST_BYTES = 40 << 20  # likewise: beyond it, a round takes fewer heads
+_MOST_BYTES = 56 << 20  # likewise: beyond it, a round takes fewer heads
 _ROWS = 16 * MR  # positions whose keys stay in a core's cache while all heads pass
 _DEPTH = 128
 _WALK = 16
