@@ -5,9 +5,9 @@ What is computed never depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import gcd
-from typing import NamedTuple
+import functools
+from math import gcd, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,21 +15,25 @@ from tiling import ceil_div
 from tiling.gemm import LINE_BYTES
 
 from ..base.checks import Array
+from ..base.memory import aligned_empty
 from ..kernels.attention.arguments import Cut, Scratch
 from ..kernels.attention.attend import N_PHASES
 from ..kernels.attention.softmax import LANES
+from ..kernels.launch import plain
 from ..kernels.micro.ukernel import A_BF16_DTYPE, KR_BF16, MR, NR
 from ..kernels.threads.tasks import n_counters
 
-__all__ = ["Sizes", "cuts", "lay_out", "memory_bytes"]
+__all__ = ["Memory", "Sizes", "cuts", "memory_bytes"]
 
 _A_BYTES = np.dtype(A_BF16_DTYPE).itemsize
 _ROUND_BYTES = 4 << 20  # of scores and probabilities, a thread: what the caches hold, while there is a token a round
-_MOST_BYTES = 40 << 20  # likewise: beyond it, a round takes fewer heads
+_MOST_BYTES = 56 << 20  # likewise: beyond it, a round takes fewer heads
 _ROWS = 16 * MR  # positions whose keys stay in a core's cache while all heads pass
-_DEPTH = 256
-_WALK = 4
-_TASKS_EACH = 4
+_DEPTH = 128
+_WALK = 16
+_TASKS_EACH = 2  # of a thread, at least
+_MANY_TASKS = 16  # of a thread, whose number need not come out even
+_LAYOUTS_KEPT = 64
 _MACS_EACH = 1 << 20  # below, another thread costs more than it brings
 
 
@@ -68,7 +72,8 @@ def _odd_lines(length: int) -> int:
     return (ceil_div(length, each) | 1) * each
 
 
-def cuts(sizes: Sizes, n_threads: int) -> Iterator[Cut]:
+@functools.lru_cache(maxsize=256)
+def cuts(sizes: Sizes, n_threads: int) -> tuple[Cut, ...]:
     """The rounds of a call, one after the other; none of no tokens."""
     n_workers = sizes.n_workers(n_threads)
     n_panels, panel_bytes = ceil_div(sizes.n_heads, NR), sizes.panel_bytes()
@@ -77,22 +82,24 @@ def cuts(sizes: Sizes, n_threads: int) -> Iterator[Cut]:
     h = ceil_div(n_panels, n_head_rounds)
     t = max(min(_ROUND_BYTES * n_workers // (h * panel_bytes), sizes.t), 1)
     t = ceil_div(sizes.t, max(ceil_div(sizes.t, t), 1))
+    made = []
     for t0 in range(0, sizes.t, max(t, 1)):
         for panel0 in range(0, n_panels, h):
             now = min(t, sizes.t - t0), min(h, n_panels - panel0)
-            yield Cut(n_workers, t0, now[0], panel0, now[1], sizes.n, *_tasks(sizes, n_workers, *now))
+            made.append(Cut(n_workers, t0, now[0], panel0, now[1], sizes.n, *_tasks(sizes, n_workers, *now)))
+    return tuple(made)
 
 
 def _tasks(sizes: Sizes, n_workers: int, t: int, h: int) -> tuple[int, int, int, int]:
     """(rows, depth, walk, heads) of a round: see `Cut`."""
     n_blocks = ceil_div(max(sizes.n, 1), _ROWS)
-    if t * n_blocks < _TASKS_EACH * n_workers:  # few, so that they have to come out even
+    if t * n_blocks < _MANY_TASKS * n_workers:
         even = n_workers // gcd(t, n_workers)
         n_blocks = ceil_div(n_blocks, even) * even
     rows = max(ceil_div(sizes.n, n_blocks), MR)
     n_columns = ceil_div(sizes.latent, NR)
     n_walks = ceil_div(n_columns, _WALK)
-    wanted = ceil_div(_TASKS_EACH * n_workers, t)
+    wanted = ceil_div(_TASKS_EACH * n_workers, t) if n_workers > 1 else 1
     n_walks = min(max(n_walks, wanted), n_columns)
     n_head_blocks = min(ceil_div(wanted, n_walks), h)
     return rows, _DEPTH, ceil_div(n_columns, n_walks), ceil_div(h, n_head_blocks)
@@ -125,21 +132,46 @@ def _whole_lines(n_bytes: int) -> int:
 
 
 def _n_bytes(shape: tuple[int, ...], dtype: type) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return prod(shape) * np.dtype(dtype).itemsize
 
 
-def memory_bytes(sizes: Sizes, cut: Cut) -> int:
-    """What a round needs of memory."""
-    return sum(_whole_lines(_n_bytes(*each)) for each in _shapes(sizes, cut).values())
+@functools.lru_cache(maxsize=256)
+def memory_bytes(sizes: Sizes, n_threads: int) -> int:
+    """What the largest round of a call needs of memory."""
+    rounds = [_shapes(sizes, cut).values() for cut in cuts(sizes, n_threads)]
+    return max((sum(_whole_lines(_n_bytes(*each)) for each in shapes) for shapes in rounds), default=0)
+
+
+class Memory:
+    """The working memory of one call at a time, kept for the next."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self._block = aligned_empty(n_bytes, np.uint8)
+        self._prepared: dict[tuple[Sizes, Cut], tuple[Scratch, Any]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """How much it is."""
+        return self._block.nbytes
+
+    def prepare(self, sizes: Sizes, cut: Cut) -> Any:
+        """A round's `Scratch` as kernels take it, in this memory, with counters at zero."""
+        held = self._prepared.get((sizes, cut))
+        if held is None:
+            if len(self._prepared) >= _LAYOUTS_KEPT:
+                self._prepared.clear()
+            scratch = lay_out(sizes, cut, self._block)
+            held = self._prepared[sizes, cut] = (scratch, plain(scratch))
+        held[0].counters.fill(0)
+        return held[1]
 
 
 def lay_out(sizes: Sizes, cut: Cut, memory: Array) -> Scratch:
-    """A round's arrays one after the other in `memory`, uint8 from a cache line on; counters are at zero."""
+    """A round's arrays one after the other in `memory`, uint8 from a cache line on."""
     arrays: dict[str, Array] = {}
     at = 0
     for name, (shape, dtype) in _shapes(sizes, cut).items():
         size = _n_bytes(shape, dtype)
         arrays[name] = memory[at : at + size].view(dtype).reshape(shape)
         at += _whole_lines(size)
-    arrays["counters"].fill(0)
     return Scratch(**arrays)

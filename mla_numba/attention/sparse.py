@@ -13,6 +13,7 @@ from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
 from ..base.modes import RecordOrder
 from ..cache import N_SCALES, PagedCache
 from ..call.bind import PrologOutput
+from ..call.ranges import profiler_range
 from ..kernels import max_threads
 from ..kernels.attention.arguments import Caches, Lists, Queries, Round, Work
 from ..kernels.attention.attend import attend, check_positions
@@ -20,7 +21,7 @@ from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Slots
 from .pages import MAX_POSITION, Pages
 from .records import check_records, record_views
-from .rounds import Sizes, cuts, lay_out, memory_bytes
+from .rounds import Memory, Sizes, cuts, memory_bytes
 
 __all__ = ["sparse_attention"]
 
@@ -164,8 +165,11 @@ def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array]:
         return Lists(_NO_POSITIONS, True, pages.sequences, pages.block_table, pages.block_size), pages.limits
     given = check.expect_array("index", index, (_INT32, _INT64))
     check.check_shape("index", given, (t, None))
-    # What int32 cannot hold is as wrong as the largest that it can.
-    positions = np.array(np.clip(given, -1, MAX_POSITION), np.int32, order="C", subok=False)
+    if given.dtype == _INT64:  # what int32 cannot hold is as wrong as the largest that it can
+        given_in_range: Array = np.clip(given, -1, MAX_POSITION)
+    else:
+        given_in_range = given
+    positions = np.array(given_in_range, np.int32, order="C", subok=False)
     counts, wrong = np.empty(t, np.int64), np.empty(t, np.int64)
     lists = Lists(positions, False, pages.sequences, pages.block_table, pages.block_size)
     check_positions(1, 1, lists, pages.limits, pages.n_blocks, counts, wrong)
@@ -187,10 +191,6 @@ def _refuse(pages: Pages, token: int, place: int, position: int) -> None:
     )
 
 
-_KEPT_BYTES = 64 << 20
-_memory: deque[Array] = deque(maxlen=8)
-
-
 class _Call(NamedTuple):
     """A checked call as the kernels take it: see `Round` and `Work`."""
 
@@ -202,25 +202,26 @@ class _Call(NamedTuple):
     latent: Array
 
 
+_KEPT_BYTES = 64 << 20
+_memory: deque[Memory] = deque(maxlen=8)
+
+
 def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
-    memory = np.zeros(0, np.uint8)
+    memory = _take_memory(memory_bytes(sizes, n_threads))
     queries, caches, lists = plain(call.queries), plain(call.caches), plain(call.lists)
-    for cut in cuts(sizes, n_threads):
-        needed = memory_bytes(sizes, cut)
-        if memory.nbytes < needed:
-            memory = _take_memory(needed)
-        scratch = lay_out(sizes, cut, memory)
-        part = Round(queries, call.counts, plain(scratch), plain(cut), call.scale)
-        work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
-        attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
+    with profiler_range(f"sparse attention of {sizes.t} tokens"):
+        for cut in cuts(sizes, n_threads):
+            part = Round(queries, call.counts, memory.prepare(sizes, cut), plain(cut), call.scale)
+            work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
+            attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
     if memory.nbytes <= _KEPT_BYTES:
         _memory.append(memory)
 
 
-def _take_memory(n_bytes: int) -> Array:
+def _take_memory(n_bytes: int) -> Memory:
     """Memory that no other thread holds: kept from an earlier call, or new if that is too small."""
     try:
         memory = _memory.pop()
     except IndexError:
-        return aligned_empty(n_bytes, np.uint8)
-    return memory if memory.nbytes >= n_bytes else aligned_empty(n_bytes, np.uint8)
+        return Memory(n_bytes)
+    return memory if memory.nbytes >= n_bytes else Memory(n_bytes)

@@ -78,8 +78,9 @@ class Placed:
         return mla.PagedCache(*arrays.values(), *[None] * (3 - len(arrays)), cache_mode=cache.cache_mode)
 
     def run(self, call, n_threads=1):
-        check_lists, lay_out, make = sparse._check_lists, sparse.lay_out, sparse.aligned_empty
-        views = sparse._check_cache
+        check_lists, views = sparse._check_lists, sparse._check_cache
+        lay_out, make = rounds.lay_out, rounds.aligned_empty
+        sparse._memory.clear()
 
         def placed_lists(index, pages):
             lists, counts = check_lists(index, pages)
@@ -94,8 +95,8 @@ class Placed:
             return keys._replace(views=keys.views._replace(**{self.short: short}))
 
         sparse._check_lists, sparse._check_cache = placed_lists, short_views
-        sparse.lay_out = lambda *given: self.fields(lay_out(*given))
-        sparse.aligned_empty = self.guards.aligned_empty
+        rounds.lay_out = lambda *given: self.fields(lay_out(*given))
+        rounds.aligned_empty = self.guards.aligned_empty
         try:
             queries = {name: self.copy(getattr(call.out, name), name) for name in ("query_nope", "query_rope")}
             given = call._replace(out=call.out._replace(**queries), cache=self.cache(call.cache))
@@ -103,7 +104,7 @@ class Placed:
             attend(given, latent=latent, n_threads=n_threads)
         finally:
             sparse._check_lists, sparse._check_cache = check_lists, views
-            sparse.lay_out, sparse.aligned_empty = lay_out, make
+            rounds.lay_out, rounds.aligned_empty = lay_out, make
         mismatch = compare_bits("latent", one_nan(latent), one_nan(reference(call)))
         assert mismatch is None, mismatch
         self.guards.assert_intact()
