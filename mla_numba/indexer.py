@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tiling import IndexerPlan, Machine
+from tiling.check import MAX_TOKENS
 
 from .base import checks as check
 from .base.checks import Array
@@ -144,13 +145,17 @@ class IndexerProlog:
         Returns:
             Arrays with the shapes and dtypes of `IndexerOutput`.
 
+        Raises:
+            TypeError: `t` is no int.
+            ValueError: `t` is below 0 or above 2^22.
+
         Examples:
             >>> import mla_numba as mla
             >>> weights = mla.IndexerWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), n_heads=8, head_dim=64)
             >>> mla.IndexerProlog(weights).allocate_output(8).query_scale.shape
             (8, 8, 1)
         """
-        return allocate_indexer_output(self.dims, check.check_int("t", t, 0))
+        return allocate_indexer_output(self.dims, check.check_int("t", t, 0, MAX_TOKENS))
 
     def __call__(
         self,

@@ -12,6 +12,13 @@ import numpy as np
 import pytest
 from helpers import assert_none, make_cache, make_inputs, make_output, make_weights, spread
 from helpers.entry_points import Case
+from helpers.indexer_calls import (
+    assert_as_reference,
+    expect_indexer,
+    make_indexer,
+    make_indexer_cache,
+    make_indexer_output,
+)
 from helpers.wrong_arguments import HUGE, arrays_like, objects
 
 import mla_numba as mla
@@ -136,6 +143,72 @@ class TestCall:
             for label, value in objects().items():
                 if label not in taken:
                     assert not attempt(prolog, arguments, name, value, label, written)
+
+
+class TestIndexerCall:
+    """The indexer's prolog alone, and the arguments that it adds to a prolog's call."""
+
+    @pytest.fixture
+    def case(self):
+        weights, indexer = make_weights(DIMS, "b"), make_indexer(DIMS, 2, 6)
+        inputs = make_inputs(DIMS, T, BLOCKS * BLOCK_SIZE)
+        keys = make_indexer_cache(indexer.dims, BLOCKS, BLOCK_SIZE)
+        of_prolog, want = expect_indexer(weights, indexer, inputs, make_cache(DIMS, True, BLOCKS, BLOCK_SIZE), keys)
+        q = {"q_norm": of_prolog.q_norm, "q_norm_scale": of_prolog.q_norm_scale}
+        arguments = inputs._asdict() | q | {"cache": keys, "out": make_indexer_output(indexer.dims, T)}
+        return weights, indexer, arguments, want
+
+    def test_inputs(self, case):
+        _, indexer, arguments, want = case
+        alone, keys = mla.IndexerProlog(indexer), arguments["cache"]
+        saved = keys.copy()
+
+        def run(**given):
+            alone(**given)
+            assert_as_reference(given["out"], given["cache"], want)
+            keys.k[...], keys.k_scale[...] = saved.k, saved.k_scale
+
+        names = ("x", "q_norm", "q_norm_scale", "cos", "sin", "cache_index")
+        taken = dict.fromkeys(names, SAME_VALUES)
+        taken["q_norm"] = SAME_VALUES | {"not aligned"}  # elements of a byte
+        taken["q_norm_scale"] = SAME_VALUES | {"columns backwards"}  # of one column
+        written = [*arguments["out"], keys.k, keys.k_scale]
+        assert_takes(run, arguments, taken, names=(*names, "cache"), written=written)
+        for label, value in objects().items():
+            if value is not None:
+                assert not attempt(alone, arguments, "out", value, label, written)
+
+    def test_outputs(self, case):
+        _, indexer, arguments, _ = case
+        alone, written = mla.IndexerProlog(indexer), [*arguments["out"], *arguments["cache"].arrays().values()]
+        for name, array in arguments["out"]._asdict().items():
+            for label, value in [*objects().items(), *arrays_like(array)]:
+                out = arguments["out"]._replace(**{name: value})
+                if attempt(alone, arguments, "out", out, label, written, blamed=name):
+                    odd = {"not aligned"} if array.itemsize == 1 else set()
+                    odd |= {"columns backwards", "transposed"} if array.shape[-1] == 1 else set()
+                    assert label in {"subclass", "Fortran"} | odd, f"{name}: {label}"
+
+    def test_beside_a_prolog(self, case):
+        weights, indexer, arguments, _ = case
+        prolog = MlaProlog(weights, indexer=indexer)
+        cache, out = make_cache(DIMS, True, BLOCKS, BLOCK_SIZE), make_output(DIMS, True, T)
+        given = {name: arguments[name] for name in ("x", "cos", "sin", "cache_index")}
+        given |= {"cache": cache, "out": mla.IndexedOutput(out, arguments["out"]), "indexer_cache": arguments["cache"]}
+        written = [*out, *arguments["out"], *cache.arrays().values(), *arguments["cache"].arrays().values()]
+        assert assert_takes(prolog, given, {}, names=("indexer_cache",), written=written) == len(objects())
+        for label, value in objects().items():
+            if value is not None:
+                assert not attempt(prolog, given, "out", value, label, written)
+
+    def test_making_one(self, case):
+        weights, indexer, _, _ = case
+        arguments = {"weights": indexer, "n_threads": 1, "check_finite": False}
+        assert_takes(mla.IndexerProlog, arguments, {"n_threads": ONLY_NONE, "check_finite": FLAG})
+        assert_takes(MlaProlog, {"weights": weights, "indexer": indexer}, {"indexer": ONLY_NONE}, names=("indexer",))
+        assert_takes(indexer.pack, {"n_threads": 1}, {"n_threads": ONLY_NONE})
+        for method in ("plan", "allocate_output"):
+            assert_takes(getattr(mla.IndexerProlog(indexer), method), {"t": 1}, {"t": {"zero"}})
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -68,12 +68,17 @@ class PrologOutput(NamedTuple):
 
 
 class IndexedOutput(PrologOutput):
-    """What a prolog with an indexer returns: the same tuple of four arrays, and beside it `indexer`.
+    """What a prolog with an indexer returns: the tuple of four arrays of `PrologOutput`, and beside it `indexer`.
 
-    So what takes the arrays of a prolog apart takes these apart, too.
+    | attribute                                      | is                                                   |
+    |------------------------------------------------|------------------------------------------------------|
+    | query_nope, query_rope, q_norm, q_norm_scale   | as of `PrologOutput`; these four are the tuple       |
+    | indexer                                        | an `IndexerOutput`: what the lightning index takes   |
+
+    So code that takes a prolog's output apart takes this apart, too.
 
     Args:
-        arrays: The arrays of `PrologOutput`.
+        arrays: The four arrays.
         indexer: What the lightning index takes.
 
     Examples:

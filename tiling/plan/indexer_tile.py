@@ -134,7 +134,14 @@ class IndexerTile:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
 
     def beside(self, qa: GemmPlan) -> Self:
-        """The same where a prolog has made q_norm an operand and, if its product ``qa`` reads it alike, x too."""
+        """The same tile beside a prolog, which has made q_norm an operand and, if its product reads it alike, x too.
+
+        Args:
+            qa: The prolog's product of x.
+
+        Returns:
+            The plan of such a tile.
+        """
         k = self.down.qa
         return replace(self, packs_x=(qa.dtype, qa.kp, qa.lda) != (k.dtype, k.kp, k.lda), packs_q=False)
 
