@@ -104,3 +104,29 @@ def test_without_legs_the_last_round_is_nearly_idle():
     whole, legs = (plan_of(8, CpuTiling(down_legs=n), n_threads=64) for n in (1, 16))
     idle = [plan.drawing(plan.tile_plan(8)).sweeps["down"].idle for plan in (whole, legs)]
     assert idle[0] > 0.45 > 0.06 > idle[1]  # 66 panels by 64 workers: 2 rounds for 1.03
+
+
+@pytest.mark.parametrize("quant", ["none", "b", "ab"])
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_what_comes_out_even_is_not_cut(n_threads, quant):
+    for t in (1, 8, 32, 128, 512):
+        (tile,) = plan_of(t, n_threads=n_threads, quant=quant).tile_plans
+        assert (tile.down.legs, tile.heads.legs) == (1, 1)
+        assert "relays" not in tile.workspace
+
+
+def test_legs_that_cannot_be_are_clipped_or_refused():
+    tile = plan_of(8, CpuTiling(down_legs=10**6, heads_legs=10**6), n_threads=4).tile_plan(8)
+    assert (tile.down.legs, tile.heads.legs) == (7168 // 2, 192 // 48 + 1)
+    assert (tile.down.n_tasks, tile.heads.n_tasks) == (tile.down.n_relays * 3584, 128 * 5)
+    assert tile.heads.leg_panels == 1
+    with pytest.raises(ValueError, match=r"legs: expected at most 3584, the steps of k, got 3585"):
+        replace(tile.down, legs=3585)
+    with pytest.raises(ValueError, match=r"legs: expected at most 5, those of the panels and one more, got 6"):
+        replace(tile.heads, legs=6)
+
+
+def test_the_explanation_says_how_busy_workers_are():
+    plan = plan_of(8, n_threads=64)
+    assert f"Drawing of tasks, simulated:\n  tile of 8: {plan.drawing(plan.tile_plan(8))}\n" in plan.explain()
+    assert "in 16 legs" in plan.explain()
