@@ -26,6 +26,7 @@ from rich.table import Column, Table
 
 import mla_numba as mla
 from mla_numba.base.output_file import write_text
+from mla_numba.base.threads import usual_threads
 from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import token_list
 from mla_numba.kernels import max_threads
@@ -173,7 +174,7 @@ def sizes_of(dims: tuple[int, ...] | None) -> mla.MlaDims:
 
 
 def threads_of(threads: tuple[int, ...] | None) -> tuple[int, ...]:
-    return threads or tuple(dict.fromkeys((1, max_threads())))
+    return threads or tuple(dict.fromkeys((1, usual_threads(max_threads()))))
 
 
 def paired(arena: Arena, t: int, tiling: CpuTiling, n_pairs: int) -> Pairs:

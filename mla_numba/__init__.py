@@ -14,12 +14,19 @@ __all__ = [
     "CheckpointLayer",
     "CpuTiling",
     "HeadShard",
+    "IndexedOutput",
+    "IndexerCache",
+    "IndexerDims",
+    "IndexerOutput",
+    "IndexerProlog",
+    "IndexerWeights",
     "KeyRows",
     "MlaDims",
     "MlaProlog",
     "MlaQuantInputs",
     "MlaTileConfig",
     "MlaWeights",
+    "PackedIndexer",
     "PackedWeights",
     "PagedCache",
     "PassOptions",
@@ -34,6 +41,7 @@ __all__ = [
     "dequant_asymmetric",
     "k_nope_quant",
     "layouts",
+    "lightning_index",
     "mla_prolog_quant_compute",
     "mla_prolog_quant_d",
     "mla_prolog_quant_p",
@@ -47,17 +55,25 @@ __all__ = [
     "rope_v2",
     "rotate_half",
     "scalar_div",
+    "sparse_attention",
+    "sylvester_hadamard",
 ]
 
 if TYPE_CHECKING:
     from tiling import CpuTiling, MlaTileConfig, PassOptions, RopeTileShapeConfig, options_list, pass_options, preset
 
     from . import layouts
+    from .attention.lightning import lightning_index
+    from .attention.sparse import sparse_attention
     from .base.dims import MlaDims
     from .base.head_shard import HeadShard
+    from .base.indexer_dims import IndexerDims
     from .cache import KeyRows, PagedCache
+    from .call.indexer import IndexerOutput
     from .call.trace import Trace
-    from .prolog import BoundCall, MlaProlog, PrologOutput
+    from .indexer import IndexerProlog
+    from .indexer_cache import IndexerCache
+    from .prolog import BoundCall, IndexedOutput, MlaProlog, PrologOutput
     from .pypto.entry_points import (
         mla_prolog_quant_compute,
         mla_prolog_quant_d,
@@ -78,7 +94,9 @@ if TYPE_CHECKING:
     from .pypto.pre_compute import pre_compute_2d
     from .rope_table import RopeTable
     from .weights.checkpoint import Checkpoint, CheckpointLayer
+    from .weights.indexer import IndexerWeights, sylvester_hadamard
     from .weights.packed import PackedWeights
+    from .weights.packed_indexer import PackedIndexer
     from .weights.plain import MlaWeights
     from .weights.quantize import QuantizationReport, WeightError
 else:
@@ -94,11 +112,17 @@ else:
                 "pass_options",
                 "preset",
             ),
+            ".attention.lightning": ("lightning_index",),
+            ".attention.sparse": ("sparse_attention",),
             ".base.dims": ("MlaDims",),
             ".base.head_shard": ("HeadShard",),
+            ".base.indexer_dims": ("IndexerDims",),
             ".cache": ("KeyRows", "PagedCache"),
+            ".call.indexer": ("IndexerOutput",),
             ".call.trace": ("Trace",),
-            ".prolog": ("BoundCall", "MlaProlog", "PrologOutput"),
+            ".indexer": ("IndexerProlog",),
+            ".indexer_cache": ("IndexerCache",),
+            ".prolog": ("BoundCall", "IndexedOutput", "MlaProlog", "PrologOutput"),
             ".pypto.entry_points": ("mla_prolog_quant_compute", "mla_prolog_quant_d", "mla_prolog_quant_p"),
             ".pypto.operations": (
                 "MlaQuantInputs",
@@ -115,7 +139,9 @@ else:
             ".pypto.pre_compute": ("pre_compute_2d",),
             ".rope_table": ("RopeTable",),
             ".weights.checkpoint": ("Checkpoint", "CheckpointLayer"),
+            ".weights.indexer": ("IndexerWeights", "sylvester_hadamard"),
             ".weights.packed": ("PackedWeights",),
+            ".weights.packed_indexer": ("PackedIndexer",),
             ".weights.plain": ("MlaWeights",),
             ".weights.quantize": ("QuantizationReport", "WeightError"),
         },

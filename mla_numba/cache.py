@@ -19,15 +19,13 @@ from .base.checks import (
     Array,
     check_choice,
     check_flag,
-    check_indices,
     check_int,
-    expect_array,
     expect_type,
 )
 from .base.dims import MlaDims
 from .base.modes import CACHE_MODES, CONTIGUOUS_MODES, PAGED_MODES, CacheMode
 from .base.short_repr import arrays_text, short_repr
-from .layouts import C0_BYTES
+from .cache_blocks import CacheView, check_blocks, check_nz_rows, check_slots_to_read, rows_of
 
 __all__ = ["CACHE_MODES", "CONTIGUOUS_MODES", "PAGED_MODES", "KeyRows", "PagedCache"]
 
@@ -48,35 +46,6 @@ class KeyRows(NamedTuple):
 
     def __repr__(self) -> str:
         return short_repr(self, arrays_text(self._asdict()))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CacheView:
-    """One cache array as the kernels take it: flat memory, and int64 [block_size, block_stride, c0, chunk_stride,
-    slot_stride] in elements (see `kernels.scatter`).
-    """
-
-    flat: Array
-    layout: Array
-
-    @classmethod
-    def of(cls, array: Array, cache_mode: CacheMode) -> Self:
-        array = _as_blocks(array)
-        blocks, block_size, _, d = array.shape
-        flat = array.view(np.uint16) if array.dtype in (BF16, FP16) else array
-        if array.flags.c_contiguous:
-            block_stride = block_size * d
-            flat = flat.reshape(-1)
-        else:
-            block_stride = array.strides[0] // array.itemsize
-            length = (blocks - 1) * block_stride + block_size * d
-            flat = np.lib.stride_tricks.as_strided(flat, (length,), (array.itemsize,))
-        if cache_mode == "PA_NZ":
-            c0 = C0_BYTES // array.itemsize
-            inner = (c0, block_size * c0, c0)
-        else:
-            inner = (d, 0, d)
-        return cls(flat, np.array((block_size, block_stride, *inner), np.int64))
 
 
 class CacheSizes(NamedTuple):
@@ -142,24 +111,20 @@ class PagedCache:
 
     def __post_init__(self) -> None:
         mode = check_choice("cache_mode", self.cache_mode, CACHE_MODES)
-        _check_blocks("kv_cache", self.kv, mode, None, INT8, BF16)
+        check_blocks("kv_cache", self.kv, mode, None, INT8, BF16)
         if self.quantized and self.kv.shape[-1] % N_SCALES:
             raise ValueError(f"kv_cache: expected rows of {N_SCALES} equal groups, got {self.kv.shape[-1]} elements")
-        _check_blocks("kr_cache", self.kr, mode, self.kv, BF16)
+        check_blocks("kr_cache", self.kr, mode, self.kv, BF16)
         if self.k_scale is None:
             if self.quantized:
                 raise ValueError("k_scale_cache: expected an array beside an int8 kv_cache, got None")
         else:
-            _check_blocks("k_scale_cache", self.k_scale, mode, self.kv, FP32, FP16)
+            check_blocks("k_scale_cache", self.k_scale, mode, self.kv, FP32, FP16)
             if self.k_scale.shape[-1] != N_SCALES:
                 raise ValueError(f"k_scale_cache: expected {N_SCALES} scales a slot, got {self.k_scale.shape[-1]}")
         if mode == "PA_NZ":
             for name, array in (("kv_cache", self.kv), ("kr_cache", self.kr)):
-                c0 = C0_BYTES // array.itemsize
-                if array.shape[3] % c0:
-                    raise ValueError(
-                        f"{name}: expected rows of a multiple of {c0} elements in PA_NZ, got {array.shape[3]}"
-                    )
+                check_nz_rows(name, array)
         views = {
             name: CacheView.of(array, "PA_BSND" if name == "k_scale_cache" else mode)
             for name, array in self.arrays().items()
@@ -281,55 +246,11 @@ class PagedCache:
             >>> cache.gather(np.array([17, 0, 17]))
             <KeyRows: kv (3, 64) float32, kr (3, 32) bf16, 960 bytes>
         """
-        slots = check_indices("slots", slots, None)
-        wrong = np.flatnonzero((slots < 0) | (slots >= self.capacity))
-        if wrong.size:
-            i = int(wrong[0])
-            raise ValueError(
-                f"slots[{i}]: expected a slot from 0 to below the capacity {self.capacity}, got {slots[i]}"
-            )
-        kv = _rows(self.kv, slots, self.cache_mode)
+        slots = check_slots_to_read(slots, self.capacity)
+        kv = rows_of(self.kv, slots, self.cache_mode)
         if self.quantized and self.k_scale is not None:
-            scale = _rows(self.k_scale, slots, "PA_BSND").astype(FP32)
+            scale = rows_of(self.k_scale, slots, "PA_BSND").astype(FP32)
             groups = kv.astype(FP32).reshape(len(slots), N_SCALES, kv.shape[1] // N_SCALES)
             with np.errstate(all="ignore"):  # the scale of a token that was NaN or Inf
                 kv = (groups * scale[:, :, None]).reshape(kv.shape)
-        return KeyRows(kv, _rows(self.kr, slots, self.cache_mode))
-
-
-def _as_blocks(array: Array) -> Array:
-    """(blocks, block_size, 1, d); the rows of TND are one block."""
-    return array[None] if array.ndim == 3 else array
-
-
-def _rows(array: Array, slots: Array, cache_mode: CacheMode) -> Array:
-    """Rows (n, d) of an array; only they are copied."""
-    array = _as_blocks(array)
-    blocks, block_size, _, d = array.shape
-    if not len(slots):
-        return np.empty((0, d), array.dtype)
-    block, row = np.divmod(slots, block_size)
-    if cache_mode == "PA_NZ":
-        c0 = C0_BYTES // array.itemsize
-        rows: Array = array.reshape(blocks, d // c0, block_size, c0)[block, :, row].reshape(-1, d)
-    else:
-        rows = array[block, row, 0]
-    return rows
-
-
-def _check_blocks(name: str, array: object, cache_mode: CacheMode, like: Array | None, *dtypes: np.dtype[Any]) -> None:
-    """An array of `cache_mode`'s shape, contiguous within a block, with `like`'s slots and of one of `dtypes`."""
-    array = expect_array(name, array, dtypes)
-    shape = {"BSND": "(B, S, 1, d)", "TND": "(rows, 1, d)"}.get(cache_mode, "(blocks, block_size, 1, d)")
-    nonzero = array.shape[-1:] if cache_mode in CONTIGUOUS_MODES else array.shape
-    if array.ndim != shape.count(",") + 1 or array.shape[-2] != 1 or 0 in nonzero:
-        raise ValueError(f"{name}: expected shape {shape} in {cache_mode}, got {array.shape}")
-    if like is not None and array.shape[:-2] != like.shape[:-2]:
-        what = "rows" if cache_mode == "TND" else "blocks and slots a block"
-        raise ValueError(f"{name}: expected {like.shape[:-2]} {what} as kv_cache, got {array.shape[:-2]}")
-    if not array.size:
-        return
-    blocks = _as_blocks(array)
-    strided = len(blocks) > 1 and (blocks.strides[0] < blocks[0].nbytes or blocks.strides[0] % array.itemsize)
-    if strided or not blocks[0].flags.c_contiguous:
-        raise ValueError(f"{name}: expected blocks that are contiguous within, got strides {array.strides}")
+        return KeyRows(kv, rows_of(self.kr, slots, self.cache_mode))

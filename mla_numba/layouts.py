@@ -33,6 +33,7 @@ __all__ = [
     "from_records",
     "pa_bsnd_to_pa_nz",
     "pa_nz_to_pa_bsnd",
+    "record_spans",
     "to_fractal_nz",
     "to_records",
 ]
@@ -220,7 +221,7 @@ def to_records(codes: Array, scales: Array, rope: Array, *, order: RecordOrder) 
             lead = "..., " if name == "codes" else "".join(f"{m}, " for m in wanted[:-1])
             raise ValueError(f"{name}: expected shape ({lead}{width}), got {given[name].shape}")
     records = np.empty((*codes.shape[:-1], RECORD_BYTES), np.uint8)
-    for name, (start, stop) in _spans(order).items():
+    for name, (start, stop) in record_spans(order).items():
         records[..., start:stop] = np.ascontiguousarray(given[name]).view(np.uint8)
     return records
 
@@ -242,7 +243,7 @@ def from_records(records: Array, *, order: RecordOrder) -> RecordFields:
     _check("records", records, (_UINT8, INT8))
     if records.ndim == 0 or records.shape[-1] != RECORD_BYTES:
         raise ValueError(f"records: expected shape (..., {RECORD_BYTES}), got {records.shape}")
-    spans = _spans(order)
+    spans = record_spans(order)
 
     def field(name: str) -> Array:
         start, stop = spans[name]
@@ -251,7 +252,7 @@ def from_records(records: Array, *, order: RecordOrder) -> RecordFields:
     return RecordFields(field("codes"), field("scales"), field("rope"))
 
 
-def _spans(order: RecordOrder) -> dict[str, tuple[int, int]]:
+def record_spans(order: RecordOrder) -> dict[str, tuple[int, int]]:
     """First byte of each field and the byte behind its last."""
     spans, at = {}, 0
     for name in RECORD_ORDERS[check_choice("order", order, RECORD_ORDERS)]:

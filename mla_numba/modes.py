@@ -12,6 +12,7 @@ from .base.modes import (
     PAGED_MODES,
     PRESETS,
     QUANT_MODES,
+    ROPE_STYLES,
     SCALE_DTYPES,
     CacheMode,
     CallPhase,
@@ -25,6 +26,7 @@ from .base.modes import (
     PresetName,
     QuantMode,
     RecordOrder,
+    RopeStyle,
     ScaleDtype,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "PAGED_MODES",
     "PRESETS",
     "QUANT_MODES",
+    "ROPE_STYLES",
     "SCALE_DTYPES",
     "CacheMode",
     "CallPhase",
@@ -53,5 +56,6 @@ __all__ = [
     "PresetName",
     "QuantMode",
     "RecordOrder",
+    "RopeStyle",
     "ScaleDtype",
 ]

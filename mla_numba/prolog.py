@@ -11,27 +11,40 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
-from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan
+from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan, TilePlan
 
 from .base import checks as check
 from .base.checks import BF16, FP32, INT8, Array
+from .base.indexer_dims import IndexerDims
 from .base.memory import aligned_empty
 from .base.modes import NUMERICS, CallPhase, Numerics
-from .base.short_repr import dims_text, fields_text, short_repr, size_text
+from .base.short_repr import dims_text, fields_text, indexer_dims_text, short_repr, size_text
 from .cache import PagedCache
-from .call.bind import BoundCall, CallInputs, PrologOutput, check_inputs, hold, writable_outputs
+from .call.bind import BoundCall, CallInputs, IndexedOutput, PrologOutput, check_inputs, hold, writable_outputs
+from .call.indexer_bind import (
+    allocate_indexer_output,
+    check_beside,
+    check_indexer,
+    hold_beside,
+    writable_indexer_outputs,
+)
 from .call.planning import Plans, PlanSettings
 from .call.ranges import parts_of_a_tile, profiler_range
 from .call.trace import Trace
 from .call.workspace import Memory
+from .indexer_cache import IndexerCache
 from .kernels import max_threads
+from .kernels.index.arguments import Indexer
+from .kernels.index.tile import prolog_and_indexer_tile
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.tile import prolog_tile
+from .weights.indexer import IndexerWeights
 from .weights.packed import PackedWeights
+from .weights.packed_indexer import PackedIndexer
 from .weights.plain import MlaWeights
 
-__all__ = ["BoundCall", "MlaProlog", "PrologChoices", "PrologOutput", "PrologSettings"]
+__all__ = ["BoundCall", "IndexedOutput", "MlaProlog", "PrologChoices", "PrologOutput", "PrologSettings"]
 
 
 class PrologSettings(TypedDict, total=False):
@@ -65,16 +78,20 @@ class MlaProlog:
             and the planner chooses the others. "auto" takes what `mla-numba tune` found on this machine, or else the
             planner's choice with the rates that `tune` measured.
         options: Scheduling settings in place of those of the phase; None with a `CpuTiling` or "auto".
-        n_threads: At most Numba's thread count, which is the default.
+        n_threads: At most Numba's thread count. By default NUMBA_NUM_THREADS if it is set, else a thread for each core
+            that this process may use, see `mla-numba info`.
         check_finite: Raise `ValueError` if a hidden state is NaN or Inf.
+        indexer: Weights of the layer's lightning indexer, `IndexerWeights`, packed here, or `PackedIndexer`. Each call
+            then takes an `indexer_cache`, computes the indexer's prolog, too, and returns an `IndexedOutput`. Only with
+            weights of mode "b" or "ab", and with the numerics "pypto".
         numerics: How rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
             the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that
             are not quantised are the same in both.
 
     Raises:
         TypeError: An argument is of another type.
-        ValueError: Another name, more threads than Numba has, options where there can be none, or packed weights that
-            do not fit their dimensions and mode.
+        ValueError: Another name, more threads than Numba has, options where there can be none, packed weights that do
+            not fit their dimensions and mode, or an indexer that does not fit the weights, their mode or the numerics.
 
     Examples:
         >>> import mla_numba as mla
@@ -100,6 +117,7 @@ class MlaProlog:
         n_threads: int | None = None,
         check_finite: bool = False,
         numerics: Numerics = "pypto",
+        indexer: IndexerWeights | PackedIndexer | None = None,
     ) -> None:
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
@@ -111,7 +129,9 @@ class MlaProlog:
         self.weights = weights.pack(self.n_threads) if isinstance(weights, MlaWeights) else weights
         self.weights.check()
         self.dims = self.weights.dims
-        self._plans = Plans(self.dims, self.weights.quant, settings)
+        check_indexer(indexer, self.dims, self.weights.quant, self.numerics)
+        self.indexer = indexer.pack(self.n_threads) if isinstance(indexer, IndexerWeights) else indexer
+        self._plans = Plans(self.dims, self.weights.quant, settings, self._indexer_dims)
         self._memory: deque[Memory] = deque()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -125,8 +145,11 @@ class MlaProlog:
         usual = {"tile_config": None, "options": None, "check_finite": False, "numerics": "pypto"}
         settings = {name: getattr(self, name) for name in names}
         shown = {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
-        quant, memory = f"quant={self.weights.quant!r}", size_text(self.weights.nbytes)
-        return short_repr(self, dims_text(self.dims), quant, fields_text(shown), memory)
+        quant, n_bytes = f"quant={self.weights.quant!r}", self.weights.nbytes
+        indexer = ""
+        if self.indexer is not None:
+            indexer, n_bytes = f"indexer=({indexer_dims_text(self.indexer.dims)})", n_bytes + self.indexer.nbytes
+        return short_repr(self, dims_text(self.dims), quant, fields_text(shown), indexer, size_text(n_bytes))
 
     @classmethod
     def load(
@@ -135,6 +158,7 @@ class MlaProlog:
         phase: CallPhase = "decode",
         *,
         verify: bool = False,
+        indexer: IndexerWeights | PackedIndexer | None = None,
         **settings: Unpack[PrologSettings],
     ) -> Self:
         """A prolog on packed weights that `PackedWeights.save` or `mla-numba pack` wrote. The file is mapped, not read.
@@ -143,6 +167,7 @@ class MlaProlog:
             path: The file.
             phase: As for the class.
             verify: Compare the checksums of the weights, which reads all of them.
+            indexer: As for the class.
             **settings: Those of the class: `tile_config`, `options`, `n_threads`, `check_finite`, `numerics`.
 
         Returns:
@@ -160,17 +185,27 @@ class MlaProlog:
             >>> mla.MlaProlog.load("layer.mla", "prefill", numerics="cann").phase
             'prefill'
         """
-        return cls(PackedWeights.load(path, verify=verify), phase, **settings)
+        return cls(PackedWeights.load(path, verify=verify), phase, indexer=indexer, **settings)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle: the weights and settings, with as many of the threads as there are where it is read."""
-        settings = ("tile_config", "options", "n_threads", "check_finite", "numerics")
+        settings = ("tile_config", "options", "n_threads", "check_finite", "numerics", "indexer")
         return _unpickled, (type(self), self.weights, self.phase, {name: getattr(self, name) for name in settings})
 
     @cached_property
     def _layer(self) -> Any:
         self.weights.check()  # once more: an array's shape may have been assigned meanwhile
         return plain(self.weights.arguments_for(self.numerics))
+
+    @cached_property
+    def _index_layer(self) -> Any:
+        assert self.indexer is not None
+        self.indexer.check("indexer")
+        return plain(self.indexer.as_argument())
+
+    @property
+    def _indexer_dims(self) -> IndexerDims | None:
+        return None if self.indexer is None else self.indexer.dims
 
     @property
     def quantized(self) -> bool:
@@ -218,7 +253,8 @@ class MlaProlog:
             t: Tokens of the call.
 
         Returns:
-            Arrays with the shapes and dtypes of `PrologOutput`, in memory that asks for huge pages.
+            Arrays with the shapes and dtypes of `PrologOutput`, in memory that asks for huge pages; with an indexer,
+            an `IndexedOutput`.
 
         Examples:
             >>> import mla_numba as mla
@@ -228,12 +264,13 @@ class MlaProlog:
             ((8, 4, 64), dtype(bfloat16), None)
         """
         d = self.dims
-        return PrologOutput(
+        out = PrologOutput(
             query_nope=aligned_empty((t, d.num_attention_heads, d.kv_lora_rank), BF16),
             query_rope=aligned_empty((t, d.num_attention_heads, d.qk_rope_head_dim), BF16),
             q_norm=aligned_empty((t, d.q_lora_rank), INT8 if self.quantized else BF16),
             q_norm_scale=aligned_empty((t, 1), FP32) if self.quantized else None,
         )
+        return out if self.indexer is None else IndexedOutput(out, allocate_indexer_output(self.indexer.dims, t))
 
     def __call__(
         self,
@@ -243,6 +280,8 @@ class MlaProlog:
         cache_index: Array | None,
         cache: PagedCache,
         out: PrologOutput | None = None,
+        *,
+        indexer_cache: IndexerCache | None = None,
     ) -> PrologOutput:
         """Computes T tokens and writes their cache rows.
 
@@ -254,16 +293,17 @@ class MlaProlog:
                 one wins. With a BSND or TND cache it is None, and token t writes row t.
             cache: The cache, whose rows are written in place: int8 in the modes "b" and "ab", else bf16.
             out: Outputs to write to (`allocate_output`); the call then allocates no arrays.
+            indexer_cache: With an indexer, the cache of its keys, which are written in place to the same slots.
 
         Returns:
-            Queries and normalised queries: `out`, or new arrays.
+            Queries and normalised queries: `out`, or new arrays. With an indexer, an `IndexedOutput`.
 
         Raises:
             TypeError: An argument, named in the message, is of another type or dtype; outputs and cache are unchanged.
             ValueError: An argument, named in the message, has another shape, layout or value, or memory that overlaps
                 with another's; outputs and cache are unchanged.
         """
-        call = self.bind(x, cos, sin, cache_index, cache, out)
+        call = self.bind(x, cos, sin, cache_index, cache, out, indexer_cache=indexer_cache)
         return self._run(call, call.tokens)
 
     def profile(
@@ -274,6 +314,8 @@ class MlaProlog:
         cache_index: Array | None,
         cache: PagedCache,
         out: PrologOutput | None = None,
+        *,
+        indexer_cache: IndexerCache | None = None,
     ) -> tuple[PrologOutput, Trace]:
         """A call, and when each thread began and ended each phase of it.
 
@@ -284,6 +326,7 @@ class MlaProlog:
             cache_index: As for a call.
             cache: As for a call.
             out: As for a call.
+            indexer_cache: As for a call.
 
         Returns:
             What a call returns, and its trace. `trace.to_chrome(path)` writes it for Perfetto.
@@ -302,7 +345,7 @@ class MlaProlog:
             >>> list(trace.seconds)
             ['down', 'rows', 'heads']
         """
-        call = self.bind(x, cos, sin, cache_index, cache, out)
+        call = self.bind(x, cos, sin, cache_index, cache, out, indexer_cache=indexer_cache)
         trace = Trace()
         return self._run(call, call.tokens, trace), trace
 
@@ -315,6 +358,8 @@ class MlaProlog:
         cache: PagedCache,
         out: PrologOutput | None = None,
         also_read: Mapping[str, Array] = MappingProxyType({}),
+        *,
+        indexer_cache: IndexerCache | None = None,
     ) -> BoundCall:
         """Checks the arguments of a call and holds them for `run`; nothing is written yet.
 
@@ -328,6 +373,7 @@ class MlaProlog:
             cache: As for a call.
             out: As for a call.
             also_read: Arrays by name that must not share memory with an output or a cache.
+            indexer_cache: As for a call.
 
         Returns:
             What `run` takes.
@@ -346,9 +392,10 @@ class MlaProlog:
             >>> [layer.run(call) is call.out for layer in layers]  # each with its own weights
             [True, True]
         """
-        given = CallInputs(x, cos, sin, cache_index, cache)
-        dims, quant = self.dims, self.weights.quant
+        given = CallInputs(x, cos, sin, cache_index, cache, indexer_cache)
+        dims, quant, indexer = self.dims, self.weights.quant, self._indexer_dims
         slots = check_inputs(given, dims, quant)
+        check_beside(given, indexer)
         if self.check_finite:
             check.check_finite("x", x)
         t = x.shape[0]
@@ -357,11 +404,18 @@ class MlaProlog:
             out = self.allocate_output(t)
         else:
             written = writable_outputs(out, t, dims, quant)
+            if indexer is not None:
+                written |= writable_indexer_outputs("out.indexer", out.indexer, t, indexer)
         read = {"x": x, "cos": cos, "sin": sin, **also_read}
         if cache_index is not None:
             read["cache_index"] = cache_index
+        if indexer_cache is not None:
+            written |= {f"indexer_cache.{name}": array for name, array in indexer_cache.arrays().items()}
         check.check_disjoint(written | cache.arrays(), read)
-        return hold(given, slots, out, dims, quant)
+        call = hold(given, slots, out, dims, quant)
+        if indexer is None or indexer_cache is None:
+            return call
+        return hold_beside(call, indexer_cache, indexer)
 
     def run(self, call: BoundCall, *, most_threads: int | None = None) -> PrologOutput:
         """Computes a bound call. It may be run again, and computes what its arrays hold at that time.
@@ -382,7 +436,7 @@ class MlaProlog:
                 is written then.
         """
         check.expect_type("call", call, BoundCall)
-        call.check_fits(self.dims, self.weights.quant)
+        call.check_fits(self.dims, self.weights.quant, self._indexer_dims)
         if most_threads is not None:
             check.check_int("most_threads", most_threads, 1)
         return self._run(call, call.tokens_now(), most_threads=most_threads)
@@ -397,17 +451,35 @@ class MlaProlog:
             with profiler_range(f"prolog of {plan.t} tokens"):
                 for offset, factor in plan.tiles:
                     tile_plan = plan.tile_plan(factor)
-                    cuts, buffers, taken = memory.prepare(tile_plan)
+                    _, buffers, taken = memory.prepare(tile_plan)
                     begin = time.perf_counter_ns()
                     for name, first, last in parts_of_a_tile():
                         tile = TokenTile(offset, factor, first, last, trace is not None)
                         with profiler_range(name):
-                            prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, *taken, tile)
+                            self._launch(call, tokens, tile_plan, taken, tile)
                     if trace is not None:
                         trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans, tile_plan)
         finally:
             self._memory.append(memory)
         return call.out
+
+    def _launch(self, call: BoundCall, tokens: Tokens, plan: TilePlan, taken: tuple[Any, ...], tile: TokenTile) -> None:
+        """A tile of tokens, or some phases of it, in one parallel region."""
+        n, beside = plan.n_workers, call.indexer
+        if beside is None or plan.indexer is None:
+            prolog_tile(n, n, tokens, call.caches, self._layer, *taken, tile)
+            return
+        buffers, cuts, index_buffers, index_cuts = taken
+        indexer = Indexer(
+            tokens=beside.tokens._replace(cache_index=tokens.cache_index),
+            caches=beside.caches,
+            layer=self._index_layer,
+            buffers=index_buffers,
+            cuts=index_cuts,
+            packs_x=plan.indexer.packs_x,
+            packs_q=plan.indexer.packs_q,
+        )
+        prolog_and_indexer_tile(n, n, tokens, call.caches, self._layer, buffers, cuts, indexer, tile)
 
     def _take_memory(self, plan: PrologPlan) -> Memory:
         """Working memory that no other thread holds: one kept from an earlier call, or a new one if too small."""

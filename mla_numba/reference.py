@@ -1,6 +1,9 @@
 """The NumPy reference; it lives in `oracle`."""
 
 from .base.modes import NUMERICS
+from .oracle.exp import exp_reference
+from .oracle.indexer import IndexerReferenceOutput, indexer_prolog_reference, layer_norm, rope_first_columns
+from .oracle.lightning_index import best_positions, index_scores, lightning_index_reference
 from .oracle.reference import (
     COLUMN_BLOCK,
     N_GROUPS,
@@ -9,6 +12,7 @@ from .oracle.reference import (
     dequant,
     dequant_asymmetric,
     k_nope_quant,
+    lane_sum,
     matmul_int8,
     mla_prolog,
     nz_addresses,
@@ -23,16 +27,26 @@ from .oracle.reference import (
     scatter,
     sum_of_products,
 )
+from .oracle.sparse_attention import listed_positions, sparse_attention_reference
 
 __all__ = [
     "COLUMN_BLOCK",
     "NUMERICS",
     "N_GROUPS",
     "N_LANES",
+    "IndexerReferenceOutput",
     "ReferenceOutput",
+    "best_positions",
     "dequant",
     "dequant_asymmetric",
+    "exp_reference",
+    "index_scores",
+    "indexer_prolog_reference",
     "k_nope_quant",
+    "lane_sum",
+    "layer_norm",
+    "lightning_index_reference",
+    "listed_positions",
     "matmul_int8",
     "mla_prolog",
     "nz_addresses",
@@ -41,9 +55,11 @@ __all__ = [
     "quant_cann",
     "rms_norm",
     "rope_3d_v2",
+    "rope_first_columns",
     "rope_v2",
     "rotate_half",
     "scalar_div",
     "scatter",
+    "sparse_attention_reference",
     "sum_of_products",
 ]

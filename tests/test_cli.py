@@ -8,6 +8,7 @@ from helpers.cli import invoke, one_line_error, run_cli
 from rich.console import Console
 
 from mla_numba import MlaDims, __version__
+from mla_numba.base.threads import usual_threads
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.cli import run as cli_run
 from mla_numba.cli import warmup as cli_warmup
@@ -192,7 +193,7 @@ def test_dims_of_a_config_file(tmp_path):
     [
         (["--tokens", "0"], "Invalid value for '--tokens': 0 is not in the range 1<=x<=1048576."),
         (["--tokens", "many"], "Invalid value for '--tokens': 'many' is not a valid integer range."),
-        (["--threads", "4096"], f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got 4096"),
+        (["--threads", "4096"], f"expected at most Numba's {max_threads()} (NUMBA_NUM_THREADS), got 4096"),
         (["--repeats", "0"], "Invalid value for '--repeats': 0 is not in the range x>=1."),
         (["--quant", "c"], "'c' is not one of 'none', 'a', 'b', 'ab'."),
         (["--phase", "train"], "'train' is not one of 'decode', 'prefill'."),
@@ -235,7 +236,7 @@ def test_plan_json_is_the_plan():
     status, out, err = run_cli("plan", "--tokens", "8", "--quant", "ab", "--json")
     assert (status, err) == (0, "")
     plan = PrologPlan.from_json(out)
-    assert (plan.t, plan.quant, plan.n_threads) == (8, "ab", max_threads())
+    assert (plan.t, plan.quant, plan.n_threads) == (8, "ab", usual_threads(max_threads()))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -243,8 +244,9 @@ def test_plan_of_a_preset_is_explained(name):
     result = invoke("plan", "--tokens", "100", "--preset", name, "--npuarch", "910", "--phase", "prefill", "--explain")
     config, options = preset(name, "910"), pass_options("prefill", 100, "910")
     dims, machine = MlaDims.deepseek_v32(), this_machine()
+    n_threads = usual_threads(max_threads())
     want = plan_prolog(
-        dims, 100, config, machine, micro=MICRO_TILES, phase="prefill", n_threads=max_threads(), options=options
+        dims, 100, config, machine, micro=MICRO_TILES, phase="prefill", n_threads=n_threads, options=options
     )
     assert result.output == f"{want.explain()}\n"
     assert "Settings that act:" in result.output

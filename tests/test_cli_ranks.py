@@ -77,6 +77,29 @@ def test_a_rank_that_fails_ends_the_others():
     assert "Unable to allocate" in done.stderr
 
 
+WRONG = {
+    "an option": (["--smooth", "--quant", "none"], {}, "--smooth: expected with --quant b or ab"),
+    "an instruction set": ([], {"MLA_NUMBA_ISA": "sse9"}, "MLA_NUMBA_ISA: expected one of"),
+    "a file": (["--dims", "nowhere/config.json"], {}, "expected six integers with commas or the path of a config.json"),
+}
+
+
+@NEEDS_MPI
+@pytest.mark.parametrize(
+    "launcher", [["-m", "mpi4py", "-m", "mla_numba"], ["-m", "mla_numba"]], ids=["mpi4py", "alone"]
+)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_rank_that_fails_at_once_leaves_nobody_waiting(wrong, launcher):
+    options, environment, text = WRONG[wrong]
+    one = ["-n", "1", sys.executable, *launcher, "run", "--mpi", *SMALL]
+    other = ["-n", "1", "env", *(f"{name}={value}" for name, value in environment.items()), *one[2:], *options]
+    done = subprocess.run(
+        [MPIEXEC, *one, ":", *other], capture_output=True, text=True, env=python_environment(), timeout=240, check=False
+    )
+    assert done.returncode != 0
+    assert text in done.stderr
+
+
 def test_all_ranks_wait_for_the_first_to_show_a_wrong_bit(monkeypatch):
     """Where one ends with status 1, `python -m mpi4py` ends all."""
     events = []

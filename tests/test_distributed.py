@@ -178,7 +178,7 @@ def test_what_is_no_communicator(comm):
 
 
 def test_the_way_is_the_faster_one():
-    work = down_work(make_weights(DIMS, "b").pack(), 8)
+    work = down_work(DIMS, "b", make_weights(DIMS, "b").pack().down.nbytes, 8)
     slow = [RankRates(1e6, 1e6, 1e6)] * 2
     assert way_of(work, [10, 10], slow, Link(1e-6, 1e9))[0] == "split"
     assert way_of(work, [20, 0], slow, Link(1e-6, 1e9))[0] == "replicated"  # one of them has all columns
@@ -192,6 +192,6 @@ def test_the_work_to_choose_by_is_that_of_one_tile(mode):
     weights = make_weights(DIMS, mode).pack()
     plan = MlaProlog(weights, n_threads=1).plan(8)
     assert [factor for _, factor in plan.tiles] == [8]
-    got, want = down_work(weights, 8), plan.tile_plan(8).sweep_work["down"]
+    got, want = down_work(DIMS, weights.quant, weights.down.nbytes, 8), plan.tile_plan(8).sweep_work["down"]
     assert (got.flops, got.int8_ops) == (want.flops, want.int8_ops)
     assert got.total_bytes == pytest.approx(want.total_bytes, rel=0.02)  # bf16 weights have scales that nothing reads

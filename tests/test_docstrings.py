@@ -61,6 +61,7 @@ def is_plain(cls):
 # Fields that are no user's: as the kernels take a cache or a call.
 FOR_KERNELS = {
     "PagedCache": {"views", "sizes"},
+    "IndexerCache": {"views", "sizes"},
     "BoundCall": {"tokens", "caches", "cache_index", "capacity", "dims", "quant"},
 }
 PUBLIC = public_names()

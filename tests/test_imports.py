@@ -12,15 +12,17 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # The rooms of each package. FACADE are modules that users import and that gather names of other rooms.
 ROOMS = {
     "tiling": (
-        "lazy_names", "check", "modes", "json", "short_repr", "html", "arith", "rates", "roofline", "machine",
-        "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner",
+        "lazy_names", "check", "modes", "json", "short_repr", "html", "arith", "rates", "roofline", "system", "machine",
+        "cpu_tiling", "gemm", "stages", "pypto", "choose", "plan", "planner", "cluster",
     ),
     "mla_numba": (
-        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache", "call", "oracle", "dumps", "prolog",
-        "pypto", "tuning", "distributed", "interop", "cli",
+        "_version", "base", "kernels", "weights", "layouts", "rope_table", "cache_blocks", "cache",
+        "indexer_cache", "call", "oracle", "dumps", "indexer", "prolog",
+        "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
-        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps", "peaks",
+        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps",
+        "index", "lightning", "attention", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {

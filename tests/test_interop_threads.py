@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from helpers.interop_cases import assert_is_reference, make_case  # noqa: E402
 
 from mla_numba import MlaProlog  # noqa: E402
+from mla_numba.base.threads import usual_threads  # noqa: E402
 from mla_numba.call import planning  # noqa: E402
 from mla_numba.kernels import max_threads  # noqa: E402
 
@@ -39,13 +40,13 @@ def planned(monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("count", [1, max_threads(), max_threads() + 1])
+@pytest.mark.parametrize("count", [1, usual_threads(max_threads()), max_threads() + 1])
 def test_no_more_threads_than_torch_is_told(planned, count):
     case = make_case()
     want = case.reference()
     torch.set_num_threads(count)
     assert_is_reference(case.prolog(*case.call), case.cache, want)
-    assert planned == [min(count, max_threads())]
+    assert planned == [min(count, usual_threads(max_threads()))]
 
 
 def test_the_count_is_read_in_each_call_and_each_thread(planned):
@@ -60,7 +61,7 @@ def test_the_count_is_read_in_each_call_and_each_thread(planned):
     with ThreadPoolExecutor(1) as pool:
         pool.submit(run, 1).result()
     case.prolog(*case.call)
-    assert set(planned) == {max_threads(), 1}
+    assert set(planned) == {usual_threads(max_threads()), 1}
 
 
 def test_no_more_threads_than_the_prolog_has(planned):
@@ -76,4 +77,4 @@ def test_a_run_of_fewer_threads_leaves_the_plan_as_it_is(planned):
     assert isinstance(prolog, MlaProlog)
     torch.set_num_threads(1)
     case.prolog(*case.call)
-    assert prolog.plan(9).n_threads == max_threads()
+    assert prolog.plan(9).n_threads == usual_threads(max_threads())

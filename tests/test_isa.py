@@ -197,8 +197,8 @@ def test_vector_code_keeps_to_its_instruction_set():
     probe = (
         "from numba.core.compiler_lock import global_compiler_lock as lock\n"
         "from numba.core.registry import cpu_target\n"
-        "from mla_numba.kernels.micro.library import _build\n"
-        "with lock: print(_build(cpu_target.target_context.codegen()).get_asm_str())"
+        "from mla_numba.kernels.micro.library import MICROKERNELS\n"
+        "with lock: print(MICROKERNELS.build(cpu_target.target_context.codegen()).get_asm_str())"
     )
     assembly = run_python("-c", probe, MLA_NUMBA_ISA="avx2")
     assert re.search(r"vfmadd.*ymm", assembly)

@@ -334,3 +334,28 @@ def test_workqueue_beside_other_threads_is_warned_of(threads):
     said = run(folder, script, NUMBA_THREADING_LAYER="workqueue", NUMBA_NUM_THREADS="2")
     warned = [line for line in said if line.startswith("threading layer: workqueue ends the process")]
     assert len(warned) == threads - 1
+
+
+TWINS = """
+import numpy as np
+from mla_numba.kernels.launch import kernel
+
+
+def of(module, add):
+    def body(worker: int, words: object) -> None:
+        words[0] = words[0] * 10 + add
+
+    body.__name__, body.__module__ = "twin" if add else "other", module
+    return kernel(body)
+
+
+words = np.zeros(1, np.int64)
+for module, add in (("first", 1), ("second", 2), ("second", 0)):
+    of(module, add)(1, 1, words)
+assert words[0] == 120, words
+"""
+
+
+def test_kernels_of_the_same_arguments_do_not_meet_in_the_folder(tmp_path):
+    for _ in range(2):  # made, and then loaded
+        run(tmp_path, TWINS)

@@ -70,6 +70,44 @@ def test_two_products_store_each_element_once(n0, n1, n_parts, monkeypatch):
         assert all((count == 1).all() for count in stores.counts)
 
 
+@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("legs", [1, 2, 3, 5])
+def test_legs_take_a_walks_k_one_after_the_other(legs, n_parts, monkeypatch):
+    """Each relay's legs meet k in order, go on with its sums, and only its last leg stores; of 4 steps 5 legs have one
+    without any.
+    """
+    met, stored = {}, []
+
+    def multiply(a, rows, walk, depth, c, no_subnormals, y, n_cols):
+        assert depth.begin < depth.end
+        relay = (c.sums.__array_interface__["data"][0] - sums.__array_interface__["data"][0]) // sums.strides[0]
+        assert relay == (task % n_relays if legs > 1 else 0)
+        met.setdefault((a.at, walk.first), []).append((depth.begin, depth.end, c.at, c.carry))
+        stored.extend([(task, a.at, walk.first)] if n_cols else [])
+
+    monkeypatch.setattr(gemm, "multiply_block", multiply)
+    monkeypatch.setattr(gemm, "_store_split", lambda *args: stored.append((task, None, None)))
+    t, n0, n1, mc = 2 * MR + 1, 3 * NR - 1, NR, MR
+    y0, y1 = np.zeros((t, n0), np.uint16), np.zeros((t, n1), np.uint16)
+    n_relays = 4 * ceil_div(t, mc)
+    sums = np.zeros((n_relays, 2 * mc * NR), np.float32)
+    pair = gemm.Pair(activations(t), weight(n_parts), y0, y1, sums, PairCut(mc, KR, 1, 1, 1, legs))
+    n_tasks = gemm.pair_tasks(DOWN, pair).n
+    assert n_tasks == n_relays * legs
+    for task in range(n_tasks):
+        gemm.pair_task(task, n_tasks, 0, pair)
+    assert [task for task, _, _ in stored] == list(range(n_tasks - n_relays, n_tasks))
+    assert len(met) == n_relays
+    for (_, first_panel), pieces in met.items():
+        assert [begin for begin, _, _, _ in pieces] == [0, *[end for _, end, _, _ in pieces[:-1]]]
+        assert pieces[-1][1] == 4 * KR
+        half = 2 * KR if n_parts == 2 and first_panel < 3 else 4 * KR
+        for begin, end, at, carry in pieces:
+            assert begin // half == (end - 1) // half  # the two sums never meet
+            assert carry == (begin % half > 0)
+            assert (at > 0) == (begin >= half)
+
+
 @pytest.mark.parametrize(("rope", "nope", "latent"), [(2, 1, 1), (NR, NR, NR), (10, 2 * NR, 3 * NR + 1)])
 def test_heads_store_each_element_once(rope, nope, latent, monkeypatch):
     n_heads, t0, width = 2, 3, round_up(rope + nope, NR)

@@ -1,7 +1,7 @@
 """The building blocks under the sweeps: microkernels against their oracle, packing, task drawing, roundings."""
 
 import threading
-from itertools import product
+from itertools import pairwise, product
 
 import ml_dtypes
 import numba
@@ -23,7 +23,7 @@ from mla_numba.kernels.micro.ukernel import (
     ukernel_two_store,
 )  # fmt: skip
 from mla_numba.kernels.row import operand
-from mla_numba.kernels.threads import tasks
+from mla_numba.kernels.threads import relays, tasks
 from mla_numba.weights import packed
 from tiling import ceil_div, round_up
 
@@ -165,7 +165,7 @@ def pack_b(w):
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
     source = panels.Matrices(bits, len(w), np.arange(NR), w.size, NR)
-    panels.pack_panels(1, 1, source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
+    panels.pack_panels(1, 1, panels.Share(1, 1, 1, 0), source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
     return out
 
 
@@ -246,6 +246,48 @@ def test_roundings_are_those_of_the_dtypes(compiled):
     assert (back[number] == want_bf16.astype(np.float32)[number]).all()
 
 
+def test_counters_of_two_workers_share_no_pair_of_cache_lines():
+    n_workers, n_phases, n_relays = 3, 2, 4
+    n = tasks.n_counters(n_workers, n_phases) + relays.n_leg_counters(n_relays)
+    counters = np.zeros(n, np.int64)
+    base = counters.__array_interface__["data"][0]
+    made = [tasks._counter(counters, p, n_workers, w) for p in range(n_phases) for w in range(n_workers + 1)]
+    made += [relays._legs_done(counters, n_relays, relay) for relay in range(n_relays)]
+    at = [counter.__array_interface__["data"][0] - base for counter in made]
+    assert [len(counter) for counter in made] == [1] * len(made)
+    assert sorted(at) == at
+    assert min(b - a for a, b in pairwise(at)) >= 128
+    assert at[-1] + 8 <= counters.nbytes
+
+
+@pytest.mark.parametrize("grain", [1, 2, 5])
+def test_tasks_drawn_in_order_come_once_each_and_in_order(grain):
+    counters, seen = np.zeros(tasks.n_counters(3, 2), np.int64), []
+    for _ in range(20):
+        first, end = tasks.draw_in_order(counters, 1, 3, 7, grain)
+        seen += range(first, end)
+    assert seen == list(range(7))
+    assert not counters[: tasks.n_counters(3)].any()  # those of the other phase
+
+
+def test_a_leg_waits_for_the_one_before_and_the_last_leaves_nothing():
+    n_relays, n_tasks = 2, 6
+    counters = np.zeros(tasks.n_counters(2) + relays.n_leg_counters(n_relays), np.int64)
+    relays.wait_for_leg(counters, n_relays, 1)  # a first leg waits for none
+    waiting = threading.Thread(target=relays.wait_for_leg, args=(counters, n_relays, 3), daemon=True)
+    waiting.start()
+    relays.finish_leg(counters, n_relays, n_tasks, 0)  # of the other relay
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    relays.finish_leg(counters, n_relays, n_tasks, 1)
+    waiting.join(10)
+    assert not waiting.is_alive()
+    for task in range(2, n_tasks):
+        relays.wait_for_leg(counters, n_relays, task)
+        relays.finish_leg(counters, n_relays, n_tasks, task)
+    assert not counters.any()
+
+
 @pytest.mark.parametrize("n_workers", [1, 2, 3, 7])
 @pytest.mark.parametrize("grain", [1, 2, 5])
 def test_tasks_are_drawn_once_each_whoever_asks(n_workers, grain):
@@ -304,7 +346,8 @@ def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
-            panels.pack_panels(n_threads, batch * ceil_div(n, NR), source, panels.Order(kr, n_parts, places), got)
+            share = panels.Share(n_threads, batch * ceil_div(n, NR), 1, 0)
+            panels.pack_panels(n_threads, n_threads, share, source, panels.Order(kr, n_parts, places), got)
             assert (got == want).all()
 
 

@@ -13,6 +13,7 @@ from numba.core.registry import cpu_target
 from scripts.probes_script import check_probes
 
 from mla_numba import MlaDims
+from mla_numba.base.threads import usual_threads
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import CHOICE, ISA, ISAS, max_threads, peaks
 from mla_numba.kernels.llvm_ir import F32, I16, I32
@@ -157,6 +158,7 @@ def test_info_says_where_two_threads_are_slower_than_one(monkeypatch):
     rates = {1: Rates(9e9, 2e9, 3e9, None), 2: Rates(5e9, 2e9, 3e9, None)}
     monkeypatch.setattr(info, "measure_all", lambda n, finished: rates)
     monkeypatch.setattr(info, "max_threads", lambda: 2)
+    monkeypatch.setattr(info, "usual_threads", lambda available: available)
     said = invoke("info", "--measure").output
     assert "busy machine, do not trust these rates: 2 threads read 5.0 GB/s, slower than 1 thread (9.0)\n" in said
     monkeypatch.setattr(info, "measure_all", lambda n, finished: {1: rates[2], 2: rates[1]})
@@ -168,8 +170,8 @@ def test_every_number_of_threads_is_measured(monkeypatch):
     monkeypatch.setattr(measure, "_MAX_BUFFER_BYTES", 2**20)
     finished = []
     rates = measure_all(seconds=0, finished=lambda: finished.append(1))
-    assert list(rates) == list(range(1, max_threads() + 1))
-    assert len(finished) == max_threads()
+    assert list(rates) == list(range(1, usual_threads(max_threads()) + 1))
+    assert len(finished) == usual_threads(max_threads())
     assert list(measure_all(1, seconds=0)) == [1]
     assert measure.Probes(1).rates(seconds=0).flops_s > 0
 

@@ -13,11 +13,13 @@ from mla_numba import (
     BoundCall,
     Checkpoint,
     CpuTiling,
+    IndexerProlog,
     MlaDims,
     MlaProlog,
     PackedWeights,
     PrologOutput,
 )
+from mla_numba.base.threads import usual_threads
 from mla_numba.kernels import max_threads
 from mla_numba.oracle.bits import check_output, reference_run
 from mla_numba.weights import packed
@@ -60,7 +62,7 @@ def test_a_process_with_fewer_threads_takes_those(tmp_path):
     path.write_bytes(pickle.dumps(MlaProlog(make_weights(DIMS, "b"))))
     code = f"import pickle; print(pickle.loads(open({str(path)!r}, 'rb').read()).n_threads)"
     assert run_python("-c", code, NUMBA_NUM_THREADS="1").split() == ["1"]
-    assert pickle.loads(path.read_bytes()).n_threads == max_threads()
+    assert pickle.loads(path.read_bytes()).n_threads == usual_threads(max_threads())
 
 
 def test_panels_of_another_order_are_refused(monkeypatch):
@@ -74,7 +76,7 @@ def test_panels_of_another_order_are_refused(monkeypatch):
 
 AGAIN = {"pickle": lambda value: pickle.loads(pickle.dumps(value)), "copy": copy.copy, "deepcopy": copy.deepcopy}
 NOT_COPIED = {BoundCall}  # views of the caller's arrays
-AS_A_WHOLE = {Checkpoint, MlaProlog}  # compared by what they do, the prolog above
+AS_A_WHOLE = {Checkpoint, IndexerProlog, MlaProlog}  # compared by what they do, prologs above and with indexers
 
 
 def differences(got, want, name=""):

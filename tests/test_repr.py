@@ -9,11 +9,12 @@ from helpers.public_objects import DIMS, make_objects, public_classes
 import mla_numba as mla
 from mla_numba.base.short_repr import size_text
 from mla_numba.reference import ReferenceOutput
-from tiling import Costs, CpuTiling, CubeTile, MlaTileConfig, PassOptions, PrologPlan
+from tiling import Cluster, Costs, CpuTiling, CubeTile, MlaTileConfig, PassOptions, PrologPlan
 from tiling.html import fold, table, to_html
 
 MOST = 210
-LONGER = {Costs: 450, ReferenceOutput: 260, MlaTileConfig: 450}  # numbers to copy, seven arrays, settings to copy
+# Numbers to copy, seven arrays twice, settings to copy.
+LONGER = {Costs: 450, Cluster: 450, ReferenceOutput: 260, mla.IndexedOutput: 260, MlaTileConfig: 450}
 NAN = float("nan")
 
 

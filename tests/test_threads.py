@@ -44,6 +44,12 @@ def test_each_instance_has_its_own_thread_count(layer):
     run_script("thread_counts", layer, NUMBA_NUM_THREADS="3")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows names threads otherwise")
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])  # on tbb any thread may be any worker
+def test_a_worker_is_the_same_thread_in_every_launch(layer):
+    run_script("a_worker_stays_a_thread", layer, NUMBA_NUM_THREADS="3")
+
+
 def test_an_interrupt_leaves_the_thread_count_as_it_was():
     run_script("interrupted_at_the_thread_count", NUMBA_NUM_THREADS="3")
 

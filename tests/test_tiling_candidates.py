@@ -115,7 +115,7 @@ def test_explain_shows_the_best_and_the_refused():
     table = text[text.index("Candidates for a tile of 32:") :].splitlines()
     down = [line for line in table if line.startswith("    mc ")]
     assert len(down) == 12
-    seconds = [float(line.split()[6]) for line in down]
+    seconds = [float(line.split()[8]) for line in down]
     assert seconds == sorted(seconds)
     qa = plan.tile_plan(32).down.qa
     assert down[0].split()[:6] == ["mc", str(qa.mc), "kc", str(qa.kc), "walk", str(qa.walk)]
@@ -132,8 +132,8 @@ def test_more_tiles_of_tokens_are_weighed():
 
 
 ALL = CpuTiling(
-    unroll_list=(40, 20), n_threads=3, down_mc=10, down_kc=101, down_walk=2, down_grain=3, rows_q=5, rows_k=6, qb_mc=20,
-    qb_kc=64, qb_walk=3, wuk_mc=8, wuk_kc=30, wuk_walk=5, heads_grain=2,
+    unroll_list=(40, 20), n_threads=3, down_mc=10, down_kc=101, down_walk=2, down_grain=3, down_legs=4, rows_q=5,
+    rows_k=6, qb_mc=20, qb_kc=64, qb_walk=3, wuk_mc=8, wuk_kc=30, wuk_walk=5, heads_grain=2,
 )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_what_a_tiling_prescribes_is_planned():
     assert [(g.mc, g.kc, g.walk) for g in (qa, kva)] == [(10, 102, 2), (10, 102, 2)]  # kr is 2
     assert (qb.mc, qb.kc, qb.walk) == (20, 64, 3)
     assert (wuk.mc, wuk.kc, wuk.walk) == (8, 30, 5)
-    assert (tile.down.grain, tile.heads.grain) == (3, 2)
+    assert (tile.down.grain, tile.down.legs, tile.heads.grain) == (3, 4, 2)
     assert (tile.rows.rows_q, tile.rows.rows_k) == (5, 6)
     assert {name for name, _, _ in plan.acting} == set(ALL.given())
     assert PrologPlan.from_json(plan.to_json()) == plan

@@ -111,7 +111,12 @@ def test_macos():
         "hw.l2cachesize": "4194304",
     }
     m = detect_macos(lambda key: arm.get(key, ""))
-    assert m == Machine("Apple M9", platform.machine(), "portable", 128 * KIB, 4096 * KIB, 0, 10, 8)
+    assert m == Machine("Apple M9", platform.machine(), "portable", 128 * KIB, 4096 * KIB, 0, 10, 10)
+    shared = {"perflevel0.l2cachesize": 2**24, "perflevel0.cpusperl2": 4, "perflevel1.l2cachesize": 2**22}
+    shared |= {"perflevel1.cpusperl2": 2, "perflevel1.l1dcachesize": 2**16}
+    arm |= {f"hw.{key}": str(value) for key, value in shared.items()}
+    m = detect_macos(lambda key: arm.get(key, ""))  # what a core of the kind that has less may count on
+    assert (m.l1d_bytes, m.l2_bytes) == (64 * KIB, 2048 * KIB)
     keys = ("neon", "arm.FEAT_DotProd", "arm.FEAT_I8MM", "arm.FEAT_BF16")
     for n, isa in enumerate(("portable", "neon", "neondot", "neondot", "neoni8mm")):
         here = arm | {f"hw.optional.{key}": str(int(i < n)) for i, key in enumerate(keys)}

@@ -164,13 +164,13 @@ class TestSlots:
     def test_gathered_rows(self, case, dtype, monkeypatch):
         slots = np.array([3, 0, 47], dtype)
         want = case.call.cache.gather(slots)
-        rows = cache._rows
+        rows = cache.rows_of
 
         def scribbling(*args):
             slots[:] = -5
             return rows(*args)
 
-        monkeypatch.setattr(cache, "_rows", scribbling)
+        monkeypatch.setattr(cache, "rows_of", scribbling)
         for name, got in case.call.cache.gather(slots)._asdict().items():
             assert_same_bits(name, got, getattr(want, name))
 

@@ -136,6 +136,7 @@ def test_each_list_is_that_of_its_type():
         "NPU_ARCHS": "NpuArch", "ORIGINS": "Origin", "NUMERICS": "Numerics", "PAGED_MODES": "PagedMode",
         "CONTIGUOUS_MODES": "ContiguousMode", "CACHE_MODES": "CacheMode", "DUMP_FORMATS": "DumpFormat",
         "DUMP_STYLES": "DumpStyle", "SCALE_DTYPES": "ScaleDtype", "DOWN_WAYS": "DownWay", "ISA_NAMES": "IsaName",
+        "ROPE_STYLES": "RopeStyle",
     }  # fmt: skip
     assert set(mla_numba.modes.__all__) == set(modes.__all__) - {"quant_mode"}
     lists = {name for module in (modes, tiling.modes) for name in module.__all__ if name.isupper()}

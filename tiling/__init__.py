@@ -7,12 +7,17 @@ from tiling.lazy_names import lazy_names
 __all__ = [
     "PRESETS",
     "ROPE_TILES",
+    "Cluster",
     "Costs",
     "CpuTiling",
     "CubeTile",
     "DownPlan",
     "GemmPlan",
     "HeadsPlan",
+    "IndexerPlan",
+    "IndexerPlanDims",
+    "IndexerTile",
+    "LinkRate",
     "Machine",
     "MicroTile",
     "MlaTileConfig",
@@ -30,6 +35,7 @@ __all__ = [
     "loop_unroll",
     "options_list",
     "pass_options",
+    "plan_indexer",
     "plan_prolog",
     "preset",
     "round_up",
@@ -38,9 +44,12 @@ __all__ = [
 if TYPE_CHECKING:
     from tiling.arith import ceil_div, chunks, round_up
     from tiling.choose.costs import Costs
+    from tiling.cluster import Cluster, LinkRate
     from tiling.cpu_tiling import CpuTiling
     from tiling.gemm import GemmPlan, MicroTile
     from tiling.machine import Machine
+    from tiling.plan.indexer import IndexerPlan, plan_indexer
+    from tiling.plan.indexer_tile import IndexerPlanDims, IndexerTile
     from tiling.plan.prolog import PrologPlan
     from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
     from tiling.plan.tile import TilePlan
@@ -68,9 +77,12 @@ else:
         {
             "tiling.arith": ("ceil_div", "chunks", "round_up"),
             "tiling.choose.costs": ("Costs",),
+            "tiling.cluster": ("Cluster", "LinkRate"),
             "tiling.cpu_tiling": ("CpuTiling",),
             "tiling.gemm": ("GemmPlan", "MicroTile"),
             "tiling.machine": ("Machine",),
+            "tiling.plan.indexer": ("IndexerPlan", "plan_indexer"),
+            "tiling.plan.indexer_tile": ("IndexerPlanDims", "IndexerTile"),
             "tiling.plan.prolog": ("PrologPlan",),
             "tiling.plan.sweeps": ("DownPlan", "HeadsPlan", "RowPlan"),
             "tiling.plan.tile": ("TilePlan",),

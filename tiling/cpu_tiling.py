@@ -23,7 +23,7 @@ class CpuTiling(JsonText):
     - ``unroll_list``: numbers of tokens a tile may have, see ``loop_unroll``.
     - ``n_threads``: workers of the parallel regions; at most the threads that the plan is made for.
     - ``down_mc, down_kc, down_walk``: rows, k elements and panels of a task of the down projections; ``down_grain``:
-      tasks a worker takes at a time.
+      tasks a worker takes at a time; ``down_legs``: tasks that share such a task's k, one after the other.
     - ``rows_q``: token rows of a task that packs hidden states, and of an elementwise one of the query; ``rows_k``: of
       the key.
     - ``qb_mc``: token rows of a heads task; ``qb_kc, qb_walk``: k elements and panels of the query's up projection.
@@ -42,6 +42,7 @@ class CpuTiling(JsonText):
     down_kc: int | None = None
     down_walk: int | None = None
     down_grain: int | None = None
+    down_legs: int | None = None
     rows_q: int | None = None
     rows_k: int | None = None
     qb_mc: int | None = None

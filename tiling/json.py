@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import MISSING, asdict, fields, is_dataclass
+from types import UnionType
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from tiling.check import check_str
@@ -62,6 +63,8 @@ def _short(text: str) -> str:
 
 
 def _build(hint: Any, value: Any, name: str) -> Any:
+    if get_origin(hint) is UnionType and is_dataclass(get_args(hint)[0]):  # or None
+        return None if value is None else _build_dataclass(get_args(hint)[0], value, name)
     if is_dataclass(hint):
         return _build_dataclass(hint, value, name)
     if get_origin(hint) is tuple:

@@ -1,8 +1,6 @@
 """The machine a plan is made for: caches, cores and instruction set."""
 
-import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +10,10 @@ from pathlib import Path
 from tiling.check import MAX_THREADS, check_choice, check_int, check_str
 from tiling.json import JsonText
 from tiling.modes import ISA_NAMES, IsaName
+from tiling.system.caches import cache_sizes
+from tiling.system.macos import first_count, sysctl
+from tiling.system.text import read
+from tiling.system.usable import Usable, any_usable, linux_usable, macos_usable, n_cpus
 
 __all__ = ["ISA_NAMES", "Machine"]
 
@@ -60,15 +62,15 @@ _FALLBACK_L1D_BYTES = 32 * 1024
 _FALLBACK_L2_BYTES = 512 * 1024
 
 _MAX_CACHE_BYTES = 2**40
-_MAX_DIGITS = 15  # of a number in a system's file: more is no size and no count
 
 
 @dataclass(frozen=True)
 class Machine(JsonText):
     """Caches, cores and instruction set of one machine.
 
-    ``l1d_bytes`` and ``l2_bytes`` are those of one core, ``l3_bytes`` is the shared one and 0 where there is none or
-    it is not known. ``n_usable_cores`` counts the physical cores this process may run on: hyperthreads of one core
+    ``l1d_bytes`` and ``l2_bytes`` are those of one core, or its share where cores share them; of two kinds of cores
+    those of the kind that has less. ``l3_bytes`` is the shared one and 0 where there is none or it is not known.
+    ``n_usable_cores`` counts the physical cores this process may run on, of either kind: hyperthreads of one core
     count once, and CPU affinity and a cgroup's quota are respected. Caches have at most 2^40 bytes, and there are at
     most 2^16 cores.
 
@@ -109,9 +111,9 @@ class Machine(JsonText):
     def detect() -> "Machine":
         """This machine, as far as the operating system describes it; asked once per process."""
         if sys.platform == "linux":
-            return detect_linux(Path("/"), os.sched_getaffinity(0))
+            return linux_machine(Path("/"), Usable.detect())
         if sys.platform == "darwin":
-            return detect_macos(_sysctl)
+            return detect_macos(sysctl)
         return fallback_machine()
 
     def __str__(self) -> str:
@@ -128,75 +130,63 @@ def isa_of(flags: Iterable[str]) -> IsaName:
     return next(name for name in ISA_NAMES if flags >= CPU_FLAGS[name])
 
 
-def detect_linux(root: Path, affinity: set[int]) -> Machine:
+def detect_linux(root: Path, affinity: Iterable[int]) -> Machine:
     """The machine described by ``proc`` and ``sys`` under ``root``, for a process that may run on CPUs ``affinity``."""
+    return linux_machine(root, linux_usable(root, frozenset(affinity)))
+
+
+def linux_machine(root: Path, usable: Usable) -> Machine:
+    """The same, for a process of which it is known what it may use."""
     info = _cpuinfo(root / "proc/cpuinfo")
-    cpus = root / "sys/devices/system/cpu"
-    caches = _cache_sizes(cpus / f"cpu{min(affinity)}" / "cache")
-    core_of = _core_of_cpu(cpus)
-    n_usable = len({core_of.get(cpu, f"cpu{cpu}") for cpu in affinity})
-    quota = _cgroup_cpus(root)
-    if quota is not None:
-        n_usable = max(1, min(n_usable, int(quota)))  # rounded down: a throttled worker holds up every sweep
+    caches = cache_sizes(root / "sys/devices/system/cpu", usable.usable_cores)
     return Machine(
         name=_cpu_name(info),
         arch=platform.machine(),
         isa=isa_of(info.get("flags", info.get("Features", "")).split()),
-        l1d_bytes=caches.get((1, "Data"), _FALLBACK_L1D_BYTES),
-        l2_bytes=caches.get((2, "Unified"), caches.get((2, "Data"), _FALLBACK_L2_BYTES)),
-        l3_bytes=caches.get((3, "Unified"), 0),
-        n_physical_cores=max(n_usable, len(set(core_of.values()))),
-        n_usable_cores=n_usable,
+        l1d_bytes=caches.l1d_bytes or _FALLBACK_L1D_BYTES,
+        l2_bytes=caches.l2_bytes or _FALLBACK_L2_BYTES,
+        l3_bytes=caches.l3_bytes,
+        n_physical_cores=len(usable.cores),
+        n_usable_cores=usable.n_threads,
     )
 
 
-def detect_macos(sysctl: Callable[[str], str]) -> Machine:
-    """The machine that ``sysctl`` describes: a function from a key to its text, empty for a key that is not there."""
-
-    def number(*keys: str) -> int:
-        return next((n for n in map(_number, map(sysctl, keys)) if 0 < n <= _MAX_CACHE_BYTES), 0)
-
-    words = f"{sysctl('machdep.cpu.features')} {sysctl('machdep.cpu.leaf7_features')}".lower().split()
+def detect_macos(ask: Callable[[str], str]) -> Machine:
+    """The machine that ``ask`` describes: a function from a key of sysctl to its text, empty where there is none."""
+    words = f"{ask('machdep.cpu.features')} {ask('machdep.cpu.leaf7_features')}".lower().split()
     flags = [_MACOS_FLAGS.get(word, word) for word in words]
-    flags += [flag for key, flag in _MACOS_KEYS.items() if sysctl(key) == "1"]
-    n_cores = (
-        number("hw.perflevel0.physicalcpu", "hw.physicalcpu") or 1
-    )  # performance cores: sweeps wait for the slowest
+    flags += [flag for key, flag in _MACOS_KEYS.items() if ask(key) == "1"]
+    usable = macos_usable(ask)
+    levels = ["perflevel0."] + ["perflevel1."] * (usable.n_usable("efficiency") > 0)
+
+    def of_a_core(cache: str, sharing: str) -> int:
+        shares = [
+            first_count(ask, f"hw.{level}{cache}") // (first_count(ask, f"hw.{level}{sharing}") or 1)
+            for level in levels
+        ]
+        return min((share for share in shares if share), default=first_count(ask, f"hw.{cache}"))
+
     return Machine(
-        name=sysctl("machdep.cpu.brand_string") or platform.machine(),
+        name=ask("machdep.cpu.brand_string") or platform.machine(),
         arch=platform.machine(),
         isa=isa_of(flags),
-        l1d_bytes=number("hw.perflevel0.l1dcachesize", "hw.l1dcachesize") or _FALLBACK_L1D_BYTES,
-        l2_bytes=number("hw.perflevel0.l2cachesize", "hw.l2cachesize") or _FALLBACK_L2_BYTES,
-        l3_bytes=number("hw.l3cachesize"),
-        n_physical_cores=max(n_cores, number("hw.physicalcpu")),
-        n_usable_cores=n_cores,
+        l1d_bytes=of_a_core("l1dcachesize", "cpusperl1d") or _FALLBACK_L1D_BYTES,
+        l2_bytes=of_a_core("l2cachesize", "cpusperl2") or _FALLBACK_L2_BYTES,
+        l3_bytes=first_count(ask, "hw.l3cachesize"),
+        n_physical_cores=len(usable.cores),
+        n_usable_cores=usable.n_threads,
     )
 
 
 def fallback_machine() -> Machine:
     """A modest machine with this one's number of CPUs, where the system does not say more."""
-    n_cpus = os.cpu_count() or 1
-    arch = platform.machine() or "unknown"
-    return Machine(arch, arch, "portable", _FALLBACK_L1D_BYTES, _FALLBACK_L2_BYTES, 0, n_cpus, n_cpus)
-
-
-def _read(path: Path) -> str:
-    """The file's text without surrounding white space, empty if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _number(text: str) -> int:
-    """The count that a system's file or key holds, -1 where it is none."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else -1
+    arch, n_cores = platform.machine() or "unknown", any_usable(n_cpus()).n_threads
+    return Machine(arch, arch, "portable", _FALLBACK_L1D_BYTES, _FALLBACK_L2_BYTES, 0, n_cores, n_cores)
 
 
 def _cpuinfo(path: Path) -> dict[str, str]:
     """The fields of the first processor."""
-    first = _read(path).partition("\n\n")[0]
+    first = read(path).partition("\n\n")[0]
     pairs = (line.partition(":") for line in first.splitlines())
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -209,58 +199,3 @@ def _cpu_name(info: dict[str, str]) -> str:
     return (
         _ARM_PARTS.get(part, f"Arm {part}") if implementer == "0x41" else f"{platform.machine()} {implementer} {part}"
     )
-
-
-def _cache_sizes(folder: Path) -> dict[tuple[int, str], int]:
-    """Bytes of each cache of one CPU by level and type; entries that do not parse are left out."""
-    sizes = {}
-    for index in folder.glob("index*"):
-        level, size = _read(index / "level"), _read(index / "size")
-        unit = {"K": 1024, "M": 1024**2}.get(size[-1:], 1)
-        n_bytes = _number(size.rstrip("KM")) * unit
-        if _number(level) > 0 and 0 < n_bytes <= _MAX_CACHE_BYTES:
-            sizes[_number(level), _read(index / "type")] = n_bytes
-    return sizes
-
-
-def _core_of_cpu(cpus: Path) -> dict[int, str]:
-    """Physical core of each logical CPU whose topology the system describes."""
-    cores = {}
-    for cpu in cpus.glob("cpu[0-9]*"):
-        core = _read(cpu / "topology/core_id")
-        if core and _number(cpu.name[3:]) >= 0:
-            cores[_number(cpu.name[3:])] = f"{_read(cpu / 'topology/physical_package_id')}:{core}"
-    return cores
-
-
-def _cgroup_cpus(root: Path) -> float | None:
-    """CPUs that the cgroup's quota allows, None if it sets none: the tightest from our own group up to the root."""
-    quotas = []
-    lines = [line.split(":", 2) for line in _read(root / "proc/self/cgroup").splitlines()]
-    for _, controllers, path in (line for line in lines if len(line) == 3):
-        if controllers == "":
-            mount = root / "sys/fs/cgroup"
-        elif "cpu" in controllers.split(","):
-            mount = root / "sys/fs/cgroup/cpu"
-        else:
-            continue
-        group = mount / path.strip("/")
-        for folder in (group, *group.parents):
-            text = (
-                _read(folder / "cpu.max")
-                or f"{_read(folder / 'cpu.cfs_quota_us')} {_read(folder / 'cpu.cfs_period_us')}"
-            )
-            parts = [_number(part) for part in text.split()]
-            if len(parts) == 2 and parts[0] >= 0 and parts[1] > 0:
-                quotas.append(parts[0] / parts[1])
-            if folder == mount:
-                break
-    return min(quotas, default=None)
-
-
-def _sysctl(key: str) -> str:
-    try:
-        done = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, check=False, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

@@ -1,7 +1,7 @@
 """From dimensions, a number of tokens and a machine to the plan of the whole prolog."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from tiling.check import (
@@ -19,6 +19,8 @@ from tiling.machine import Machine
 from tiling.modes import CALL_PHASES, DTYPES, CallPhase, Dtype, Origin, QuantMode
 from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
 from tiling.plan.given import Notes, config_tile, describe_config, describe_options
+from tiling.plan.indexer import indexer_reasons
+from tiling.plan.indexer_tile import IndexerPlanDims, IndexerShape, choose_indexer
 from tiling.plan.own import Reasons, own_tile, own_unroll_list
 from tiling.plan.prolog import PrologPlan
 from tiling.plan.tile import TilePlan
@@ -43,6 +45,7 @@ def plan_prolog(
     options: PassOptions | None = None,
     costs: Costs | None = None,
     note: str = "",
+    indexer: IndexerShape | None = None,
 ) -> PrologPlan:
     """Plan ``t`` tokens of the prolog.
 
@@ -62,6 +65,7 @@ def plan_prolog(
             whose fields say everything.
         costs: Constants of the model that chooses; by default those of the machine's instruction set.
         note: What to say of a search that found ``config``, or found nothing; it marks the plan as tuned.
+        indexer: Dimensions of an indexer whose prolog goes through the tiles with this one, see ``IndexerPlanDims``.
 
     Returns:
         The plan; ``print(plan)`` and ``print(plan.explain())`` say what it does and why.
@@ -95,7 +99,8 @@ def plan_prolog(
     given = config if isinstance(config, CpuTiling) else CpuTiling()
     merged = effective_options(config if isinstance(config, MlaTileConfig) else None, options)
     context = TileContext(shapes, micro, n_threads, merged, given)
-    return _Request(PlanDims.of(dims), t, phase, quant, config, options, machine, costs, note, context).plan()
+    index = None if indexer is None else IndexerPlanDims.of(indexer)
+    return _Request(PlanDims.of(dims), t, phase, quant, config, options, machine, costs, note, context, index).plan()
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class _Request:
     costs: Costs
     note: str
     context: TileContext
+    indexer: IndexerPlanDims | None
 
     @property
     def settings(self) -> MlaTileConfig | None:
@@ -156,6 +162,12 @@ class _Request:
         else:
             tile, reasons = config_tile(self.context, self.settings, factor), []
         reasons.append(_workers_reason(tile, self.context.given))
+        if self.indexer is not None:
+            index, choice = choose_indexer(
+                self.indexer, self.context.micro, self.machine, self.costs, factor, tile.n_workers
+            )
+            tile = replace(tile, indexer=index.beside(tile.down.qa))
+            reasons += indexer_reasons(index, choice)
         return tile, [(f"tile of {factor}: {choice}", reason) for choice, reason in reasons]
 
     def described(self) -> tuple[Notes, Notes]:
@@ -196,6 +208,7 @@ class _Request:
             origin=self.origin,
             tiling=self.context.given,
             costs=self.costs,
+            indexer=self.indexer,
         )
 
 

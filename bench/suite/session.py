@@ -15,6 +15,7 @@ from shared.contenders import OURS
 from shared.held_to import limits_set
 
 import mla_numba as mla
+from mla_numba.base.threads import usual_threads
 from mla_numba.call.planning import this_machine
 from mla_numba.kernels import max_threads
 from mla_numba.testing import copies_to_be_cold
@@ -64,7 +65,7 @@ class Suite:
         self.max_seconds = max_seconds
         self._before_timing = before_timing
         self.dims = TINY_SIZE if tiny else FULL_SIZE
-        self.n_threads = max_threads()
+        self.n_threads = usual_threads(max_threads())
 
     @cached_property
     def _probes(self) -> Probes:
@@ -149,7 +150,7 @@ def settings(tiny: bool) -> dict[str, Any]:
     return {
         "machine": str(this_machine()),
         "system": platform.system(),
-        "threads": max_threads(),
+        "threads": usual_threads(max_threads()),
         "waiting": os.environ.get("OMP_WAIT_POLICY", "not set"),
         "malloc": os.environ.get("GLIBC_TUNABLES", "not set"),
         "torch_limits": limits_set(dict(os.environ)) or "none",

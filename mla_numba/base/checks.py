@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from tiling import check
 from tiling.check import check_choice
 
+from .threads import usual_threads
+
 __all__ = [
     "BF16",
     "FP16",
@@ -161,8 +163,8 @@ def check_int(name: str, value: object, least: int, most: int | None = None) -> 
 
 
 def check_threads(name: str, value: object, available: int) -> int:
-    """`value` if that many threads can be had; `available` where it is None."""
-    n_threads = available if value is None else check_int(name, value, 1)
+    """`value` if that many threads can be had; `usual_threads` where it is None."""
+    n_threads = usual_threads(available) if value is None else check_int(name, value, 1)
     if n_threads > available:
         raise ValueError(
             f"{name}: expected at most Numba's {available} (NUMBA_NUM_THREADS), got {check.short_int(n_threads)}"

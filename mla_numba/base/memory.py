@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -10,8 +12,9 @@ from numpy.typing import NDArray
 
 from tiling.gemm import LINE_BYTES
 
-__all__ = ["UINT16", "aligned_empty", "as_bits", "writable_alias"]
+__all__ = ["UINT16", "aligned_empty", "as_bits", "untouched_empty", "writable_alias"]
 
+_OWN_MAPPING_BYTES = 1 << 22
 UINT16 = np.dtype(np.uint16)  # the type itself, as an argument, takes NumPy longer
 
 
@@ -23,6 +26,25 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
     start = -raw.__array_interface__["data"][0] % LINE_BYTES
     aligned: NDArray[Any] = raw[start : start + n_bytes].view(dtype).reshape(shape)
     return aligned
+
+
+def untouched_empty(n: int, dtype: Any) -> NDArray[Any]:
+    """An uninitialised array (n,) as `aligned_empty` makes it, of whose memory no page has a place yet.
+
+    A page is placed near whoever writes it first. An allocator may hand out memory again that others wrote, so large
+    arrays are mappings of their own. Raises `MemoryError` where there is not so much memory.
+    """
+    n_bytes = n * np.dtype(dtype).itemsize
+    if n_bytes < _OWN_MAPPING_BYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return aligned_empty(n, dtype)
+    try:
+        memory = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError) as error:
+        raise MemoryError(f"Unable to allocate {n_bytes} bytes: {error}") from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # of a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)  # as NumPy does for arrays of this size
+    return np.frombuffer(memory, dtype)
 
 
 def as_bits(array: NDArray[Any]) -> NDArray[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .checks import check_epsilon, check_flag
 from .json_file import read_object
+from .modes import RopeStyle
 
 __all__ = ["FAMILIES", "MAX_DIM", "Family", "ModelConfig", "is_set", "read_config_file", "read_model_config", "shown"]
 
@@ -29,12 +30,14 @@ class Family:
     | rms_norm_eps    | where the configuration has none                                                    |
     | part_of_head    | `partial_rotary_factor` counts the D + R columns of a head, not the R of the rope    |
     | splits_hidden   | a head has `hidden_size // num_attention_heads` values where no `v_head_dim` is given |
+    | index_rope      | how rope columns of an indexer come, without `indexer_rope_interleave`               |
     """
 
     rope_interleave: bool | None = None
     rms_norm_eps: float = 1e-6
     part_of_head: bool = False
     splits_hidden: bool = False
+    index_rope: RopeStyle = "half"
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -43,7 +46,7 @@ FAMILIES: Mapping[str, Family] = {
     "deepseek_v32": Family(rope_interleave=True),
     "kimi_k2": Family(),
     "kimi_k25": Family(),
-    "glm_moe_dsa": Family(rope_interleave=True, rms_norm_eps=1e-5),
+    "glm_moe_dsa": Family(rope_interleave=True, rms_norm_eps=1e-5, index_rope="interleaved"),
     "glm4_moe_lite": Family(rms_norm_eps=1e-5),
     "youtu": Family(),
     "mistral4": Family(part_of_head=True),
@@ -135,6 +138,11 @@ class ModelConfig:
         return _get(self.source, setting)
 
     @property
+    def settings(self) -> Iterable[str]:
+        """The names of the settings that it has; of an object, its own attributes."""
+        return _names(self.source)
+
+    @property
     def family(self) -> Family:
         """What its `model_type` means."""
         return _PLAIN if self.model_type is None else FAMILIES[self.model_type]
@@ -150,6 +158,17 @@ class ModelConfig:
             return self.family.rms_norm_eps
         check_epsilon(f"{self.name}.rms_norm_eps", given)
         return float(given)
+
+    @property
+    def index_rope(self) -> RopeStyle:
+        """How the rope columns of an indexer come: as `indexer_rope_interleave` says, or as in the family.
+
+        Raises `TypeError` where that setting is no bool.
+        """
+        given = self.get("indexer_rope_interleave")
+        if given is None:
+            return self.family.index_rope
+        return "interleaved" if check_flag(f"{self.name}.indexer_rope_interleave", given) else "half"
 
     @property
     def v_head_dim(self) -> Any:

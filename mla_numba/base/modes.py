@@ -16,6 +16,7 @@ __all__ = [
     "PAGED_MODES",
     "PRESETS",
     "QUANT_MODES",
+    "ROPE_STYLES",
     "SCALE_DTYPES",
     "CacheMode",
     "CallPhase",
@@ -29,6 +30,7 @@ __all__ = [
     "PresetName",
     "QuantMode",
     "RecordOrder",
+    "RopeStyle",
     "ScaleDtype",
     "quant_mode",
 ]
@@ -55,6 +57,10 @@ CACHE_MODES: tuple[CacheMode, ...] = get_args(CacheMode)
 
 RecordOrder = Literal["cann", "flashmla"]
 """The order of codes, scales and rope in a token's record of 656 bytes; `layouts.RECORD_ORDERS` has the orders."""
+
+RopeStyle = Literal["half", "interleaved"]
+"""How an indexer's rope columns come: as two halves (DeepSeek-V3.2), or as pairs side by side (GLM-5)."""
+ROPE_STYLES: tuple[RopeStyle, ...] = get_args(RopeStyle)
 
 DumpFormat = Literal["npy", "bin", "pt"]
 """A dumped file: an array of NumPy, its bare elements, or a tensor of torch."""

@@ -7,7 +7,9 @@ from typing import Any
 
 from tiling import PlanDims
 
-__all__ = ["array_text", "arrays_text", "dims_text", "fields_text", "short_repr", "size_text"]
+from .indexer_dims import IndexerDims
+
+__all__ = ["array_text", "arrays_text", "dims_text", "fields_text", "indexer_dims_text", "short_repr", "size_text"]
 
 _MOST_TEXT = 60  # characters of a value that is neither array nor number
 
@@ -54,6 +56,18 @@ def dims_text(dims: PlanDims) -> str:
         "Rq": dims.q_lora_rank,
         "C": dims.kv_lora_rank,
         "D": dims.qk_nope_head_dim,
+        "R": dims.qk_rope_head_dim,
+    }
+    return " ".join(f"{letter}={n}" for letter, n in letters.items())
+
+
+def indexer_dims_text(dims: IndexerDims) -> str:
+    """Dimensions by the letters of the docs: `H=7168 Rq=1536 Ni=64 Di=128 R=64`."""
+    letters = {
+        "H": dims.hidden_size,
+        "Rq": dims.q_lora_rank,
+        "Ni": dims.n_heads,
+        "Di": dims.head_dim,
         "R": dims.qk_rope_head_dim,
     }
     return " ".join(f"{letter}={n}" for letter, n in letters.items())

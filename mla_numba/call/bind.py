@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterable
+from typing import Any, NamedTuple, NoReturn, Self
 
 import numpy as np
 
@@ -14,13 +15,26 @@ from ..base.checks import (
     Array,
 )
 from ..base.dims import MlaDims
+from ..base.indexer_dims import IndexerDims
 from ..base.memory import UINT16, as_bits
 from ..base.modes import QuantMode
 from ..base.short_repr import arrays_text, dims_text, short_repr
 from ..cache import PagedCache
+from ..indexer_cache import IndexerCache
+from ..kernels.index.arguments import IndexCaches, IndexTokens
 from ..kernels.sweeps.arguments import Caches, Slots, Tokens
+from .indexer import IndexerOutput
 
-__all__ = ["BoundCall", "CallInputs", "PrologOutput", "check_inputs", "hold", "writable_outputs"]
+__all__ = [
+    "BoundCall",
+    "BoundIndexer",
+    "CallInputs",
+    "IndexedOutput",
+    "PrologOutput",
+    "check_inputs",
+    "hold",
+    "writable_outputs",
+]
 
 _NO_SCALES = np.zeros(0, np.float32)
 _NO_SLOTS = Slots(_NO_SCALES, np.zeros(5, np.int64))
@@ -35,6 +49,8 @@ class PrologOutput(NamedTuple):
     | query_rope   | (T, N, R) | bf16                                        |
     | q_norm       | (T, Rq)   | int8, bf16 when w_uq_qr is not quantised    |
     | q_norm_scale | (T, 1)    | float32, None when w_uq_qr is not quantised |
+
+    Of a prolog with an indexer it is an `IndexedOutput`.
     """
 
     query_nope: Array
@@ -44,6 +60,62 @@ class PrologOutput(NamedTuple):
 
     def __repr__(self) -> str:
         return short_repr(self, arrays_text(self._asdict()))
+
+    @property
+    def indexer(self) -> IndexerOutput | None:
+        """What the lightning index takes; None where the prolog has no indexer. It is no part of the tuple."""
+        return None
+
+
+class IndexedOutput(PrologOutput):
+    """What a prolog with an indexer returns: the same tuple of four arrays, and beside it `indexer`.
+
+    So what takes the arrays of a prolog apart takes these apart, too.
+
+    Args:
+        arrays: The arrays of `PrologOutput`.
+        indexer: What the lightning index takes.
+
+    Examples:
+        >>> import mla_numba as mla
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> indexer = mla.IndexerWeights.random(dims, n_heads=8, head_dim=64)
+        >>> out = mla.MlaProlog(mla.MlaWeights.random(dims), indexer=indexer).allocate_output(3)
+        >>> len(out), out.indexer.query.shape
+        (4, (3, 8, 64))
+    """
+
+    _indexer: IndexerOutput
+
+    def __new__(cls, arrays: Iterable[Array | None], indexer: IndexerOutput) -> Self:
+        """The tuple of the arrays, with the indexer's beside it."""
+        made = cls._make(arrays)
+        made._indexer = indexer
+        return made
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self), self._indexer
+
+    def __repr__(self) -> str:
+        arrays = self._asdict() | {f"indexer.{name}": array for name, array in self._indexer._asdict().items()}
+        return short_repr(self, arrays_text(arrays))
+
+    @property
+    def indexer(self) -> IndexerOutput:
+        """What the lightning index takes."""
+        return self._indexer
+
+    def _replace(self, **changes: Any) -> Self:
+        """The same with other arrays."""
+        return type(self)(PrologOutput(*self)._replace(**changes), self._indexer)
+
+
+class BoundIndexer(NamedTuple):
+    """The part of a bound call that its indexer takes."""
+
+    tokens: IndexTokens
+    caches: IndexCaches
+    dims: IndexerDims
 
 
 class BoundCall(NamedTuple):
@@ -62,6 +134,7 @@ class BoundCall(NamedTuple):
     capacity: int
     dims: MlaDims
     quant: QuantMode
+    indexer: BoundIndexer | None = None
 
     def __repr__(self) -> str:
         tokens, slots = f"{len(self.tokens.x)} tokens", f"{self.capacity} slots"
@@ -70,20 +143,24 @@ class BoundCall(NamedTuple):
     def __reduce__(self) -> NoReturn:
         raise TypeError("call: expected to stay in its process, as views of the arrays it was bound to, got a copy")
 
-    def check_fits(self, dims: MlaDims, quant: QuantMode) -> None:
+    def check_fits(self, dims: MlaDims, quant: QuantMode, indexer: IndexerDims | None = None) -> None:
         """Raises unless a prolog of these dimensions and this mode bound it.
 
         Args:
             dims: Dimensions of the prolog that is to run it.
             quant: Its mode.
+            indexer: Dimensions of its indexer, if it has one.
 
         Raises:
-            ValueError: A prolog of other dimensions or another mode bound it.
+            ValueError: A prolog of other dimensions or another mode bound it, or one with another indexer.
         """
         if self.dims is not dims and self.dims != dims:
             raise ValueError(f"call: expected one that a prolog of {dims} bound, got one of {self.dims}")
         if self.quant != quant:
             raise ValueError(f"call: expected one that a prolog of quant {quant!r} bound, got one of {self.quant!r}")
+        bound = None if self.indexer is None else self.indexer.dims
+        if bound != indexer:
+            raise ValueError(f"call: expected one that a prolog with indexer {indexer} bound, got one with {bound}")
 
     def tokens_now(self) -> Tokens:
         """The tokens with the slots that cache_index holds now, copied and then checked.
@@ -98,18 +175,19 @@ class BoundCall(NamedTuple):
 
 
 class CallInputs(NamedTuple):
-    """What a call reads, and the cache that it writes: the arguments of `MlaProlog`."""
+    """What a call reads, and the caches that it writes: the arguments of `MlaProlog`."""
 
     x: Array
     cos: Array
     sin: Array
     cache_index: Array | None
     cache: PagedCache
+    indexer_cache: IndexerCache | None = None
 
 
 def check_inputs(given: CallInputs, dims: MlaDims, quant: QuantMode) -> Array:
     """Raises for an argument that a prolog of these dimensions and this mode does not take; the slots, a copy."""
-    x, cos, sin, cache_index, cache = given
+    x, cos, sin, cache_index, cache, _ = given
     check.check_array("x", x, (BF16,), (None, dims.hidden_size))
     t = x.shape[0]
     check.check_array("cos", cos, (BF16,), (t, dims.qk_rope_head_dim))

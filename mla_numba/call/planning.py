@@ -21,17 +21,37 @@ from tiling.modes import ISA_NAMES, Dtype
 from .._version import __version__
 from ..base.checks import check_choice
 from ..base.dims import MlaDims
+from ..base.indexer_dims import IndexerDims
 from ..base.modes import CALL_PHASES, CallPhase, QuantMode
-from ..kernels import ISA
+from ..kernels import ISA, Isa
 from .tuned import load_rates, load_tuned
 
-__all__ = ["MICRO_TILES", "PlanSettings", "Plans", "stored_choice", "this_machine"]
+__all__ = ["MICRO_TILES", "PlanSettings", "Plans", "micro_tiles", "stored_choice", "this_machine"]
 
-MICRO_TILES: dict[Dtype, MicroTile] = {
-    "bf16": MicroTile(ISA.mr, ISA.nr, ISA.kr_bf16, ISA.a_bf16_bytes, ISA.bf16.two_panels if ISA.bf16 else 0),
-    "int8": MicroTile(ISA.mr, ISA.nr, ISA.kr_int8, ISA.a_int8_bytes, ISA.int8.two_panels if ISA.int8 else 0),
-}
 _PLANS_KEPT = 64
+
+
+def micro_tiles(isa: Isa) -> dict[Dtype, MicroTile]:
+    """The register tiles of an instruction set, as the planner takes them."""
+    return {
+        "bf16": MicroTile(
+            mr=isa.mr,
+            nr=isa.nr,
+            kr=isa.kr_bf16,
+            a_bytes=isa.a_bf16_bytes,
+            two_panels=isa.bf16.two_panels if isa.bf16 else 0,
+        ),
+        "int8": MicroTile(
+            mr=isa.mr,
+            nr=isa.nr,
+            kr=isa.kr_int8,
+            a_bytes=isa.a_int8_bytes,
+            two_panels=isa.int8.two_panels if isa.int8 else 0,
+        ),
+    }
+
+
+MICRO_TILES = micro_tiles(ISA)
 
 
 def this_machine() -> Machine:
@@ -84,11 +104,14 @@ class PlanSettings:
 class Plans:
     """The plans of one prolog, each made once."""
 
-    def __init__(self, dims: MlaDims, quant: QuantMode, settings: PlanSettings) -> None:
+    def __init__(
+        self, dims: MlaDims, quant: QuantMode, settings: PlanSettings, indexer: IndexerDims | None = None
+    ) -> None:
         self.machine = this_machine()
         self._dims = dims
         self._quant = quant
         self._settings = settings
+        self._indexer = indexer
         self._made: dict[tuple[int, int], PrologPlan] = {}
 
     def plan(self, t: int, n_threads: int) -> PrologPlan:
@@ -110,5 +133,5 @@ class Plans:
             config, costs, note = stored_choice(self.machine, self._dims, self._quant, n_threads, t)
         return plan_prolog(
             self._dims, t, config, self.machine, micro=MICRO_TILES, phase=phase, quant=self._quant,
-            n_threads=n_threads, options=options, costs=costs, note=note,
+            n_threads=n_threads, options=options, costs=costs, note=note, indexer=self._indexer,
         )  # fmt: skip

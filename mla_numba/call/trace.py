@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tiling import TilePlan
+from tiling import GemmPlan, TilePlan
 from tiling.html import table, to_html
 
 from ..base.checks import Array, check_choice
 from ..base.output_file import write_text
 from ..base.short_repr import short_repr
-from ..kernels.sweeps.phase import PHASES
+from ..kernels.sweeps.phase import ALL_PHASES, PHASES
 
 __all__ = ["PHASES", "SWEEPS", "Span", "TileTrace", "Trace"]
 
@@ -28,6 +28,10 @@ _STAGES = {
     "query": "RmsNorm_qa, Quant_qMnRes",
     "key": "RmsNorm_compressedkv, Quant_knope, RotaryPosEmb, ScatterUpdate",
     "heads": "QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk",
+    "index_pack": "x",
+    "index_down": "Matmul_indexK, Matmul_indexWeights",
+    "index_key": "LayerNorm_indexK, Rope_indexK, Hadamard_indexK, Quant_indexK, Scatter_indexK, Scale_indexWeights",
+    "index_heads": "QuantMatmul_indexQ, Dequant_indexQ, Rope_indexQ, Hadamard_indexQ, Quant_indexQ",
 }
 
 
@@ -68,8 +72,11 @@ class TileTrace:
         if self.plan is None:
             return {}
         qa, qb, kva, wuk = self.plan.gemms
-        gemms = {"down": (qa, kva), "heads": (qb, wuk)}.get(phase, ())
-        return {gemm.stage: 2 * gemm.batch * gemm.m * gemm.k * gemm.n for gemm in gemms}
+        of_phases: dict[str, tuple[GemmPlan, ...]] = {"down": (qa, kva), "heads": (qb, wuk)}
+        if self.plan.indexer is not None:
+            k, query, weights, hadamard = self.plan.indexer.gemms
+            of_phases |= {"index_down": (k, weights), "index_heads": (query, hadamard)}
+        return {gemm.stage: gemm.ops for gemm in of_phases.get(phase, ())}
 
     def __repr__(self) -> str:
         total = f"{(self.end_ns - self.begin_ns) / 1e6:.3f} ms"
@@ -77,7 +84,7 @@ class TileTrace:
 
     def end_of(self, phase: str) -> int:
         """When the last task of a phase was done; who found none there says nothing of it."""
-        check_choice("phase", phase, PHASES)
+        check_choice("phase", phase, ALL_PHASES)
         ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
         return max(ends, default=self.begin_ns)
 
@@ -86,9 +93,10 @@ class TileTrace:
         """Seconds of each sweep: to the end of the last task of x's products, then of the query's rows, then the rest.
 
         They add up to the time between `begin_ns` and `end_ns`. Key rows, which nothing waits for, are done in the
-        second or in the third.
+        second or in the third; an indexer's, too.
         """
-        marks = [self.begin_ns, self.end_of("down"), self.end_of("query"), self.end_ns]
+        down = max(self.end_of("down"), self.end_of("index_down"))
+        marks = [self.begin_ns, down, max(down, self.end_of("query")), self.end_ns]
         return {name: (marks[i + 1] - marks[i]) / 1e9 for i, name in enumerate(SWEEPS)}
 
 
@@ -107,10 +115,16 @@ class Trace:
         tokens = f"{sum(tile.t for tile in self.tiles)} tokens"
         return short_repr(self, tiles, tokens, f"{self.total_s * 1e3:.3f} ms", _sweeps_text(self.seconds))
 
+    @property
+    def _phases(self) -> tuple[str, ...]:
+        """The phases that its tiles have: those of the prolog, and of an indexer."""
+        found = {span.phase for tile in self.tiles for span in tile.spans}
+        return tuple(phase for phase in ALL_PHASES if phase in PHASES or phase in found)
+
     def _repr_html_(self) -> str:
         """A table for notebooks: for each phase its tasks, who worked on it and for how long."""
         rows = []
-        for phase in PHASES:
+        for phase in self._phases:
             spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
             busy = [seconds * 1e3 for seconds in self.busy_s(phase)]
             workers = len({span.worker for span in spans if span.n_tasks})
@@ -134,7 +148,7 @@ class Trace:
         found = [
             Span(phase, worker, *map(int, spans[worker, i]))
             for worker in range(len(spans))
-            for i, phase in enumerate(PHASES)
+            for i, phase in enumerate(ALL_PHASES[: spans.shape[1]])
         ]
         self.tiles.append(TileTrace(t0, t, begin_ns, end_ns, tuple(found), plan))
 
@@ -152,7 +166,8 @@ class Trace:
         """Seconds that each worker spent in a phase, tiles added up; a tile may have fewer workers than another.
 
         Args:
-            phase: One of `PHASES`: "pack", "down", "query", "key" or "heads".
+            phase: "pack", "down", "query", "key" or "heads", or one of an indexer: "index_pack", "index_down",
+                "index_key" or "index_heads".
 
         Returns:
             Seconds by worker.
@@ -161,7 +176,7 @@ class Trace:
             TypeError: `phase` is no string.
             ValueError: It is none of the phases.
         """
-        check_choice("phase", phase, PHASES)
+        check_choice("phase", phase, ALL_PHASES)
         spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
         seconds = [0.0] * (1 + max((span.worker for span in spans), default=-1))
         for span in spans:

@@ -6,10 +6,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from tiling import PrologPlan, TilePlan
+from tiling import TilePlan
 
 from ..base.checks import Array
-from ..base.memory import aligned_empty
 from ..kernels.launch import plain
 from ..kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE
 from ..kernels.sweeps.arguments import (
@@ -19,12 +18,12 @@ from ..kernels.sweeps.arguments import (
     HeadsCut,
     PairCut,
 )
-from ..kernels.sweeps.phase import PHASES
-from ..kernels.threads import tasks
+from ..kernels.sweeps.phase import ALL_PHASES, PHASES
+from ..kernels.threads import relays, tasks
+from .indexer_memory import Shared, indexer_cuts, lay_out_indexer
+from .tile_memory import TileMemory, cut_views
 
 __all__ = ["Memory", "Prepared"]
-
-_LAYOUTS_KEPT = 64
 
 
 class Prepared(NamedTuple):
@@ -32,12 +31,17 @@ class Prepared(NamedTuple):
 
     cuts: Cuts
     buffers: Buffers
-    taken: tuple[Any, Any]  # buffers and cuts as kernels take them
+    taken: tuple[Any, ...]  # buffers and cuts as kernels take them; then those of the indexer, if the plan has one
 
     @classmethod
     def of(cls, cuts: Cuts, buffers: Buffers) -> Self:
         """With both as kernels take them."""
         return cls(cuts, buffers, (plain(buffers), plain(cuts)))
+
+    @property
+    def counters(self) -> Array:
+        """What workers count tasks with."""
+        return self.buffers.counters
 
 
 def cuts_of(plan: TilePlan) -> Cuts:
@@ -48,21 +52,17 @@ def cuts_of(plan: TilePlan) -> Cuts:
         rows_x=plan.rows.rows_q,
         rows_q=plan.rows.rows_q,
         rows_k=plan.rows.rows_k,
-        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain),
+        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, plan.down.legs),
         heads=HeadsCut(qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain),
     )
 
 
-def lay_out(plan: TilePlan, memory: Array) -> Buffers:
-    """Lays the buffers of `plan.workspace` one after the other in `memory`, uint8 from a cache line on."""
-    views = {}
-    at = 0
-    for name, size in plan.workspace.items():
-        views[name] = memory[at : at + size]
-        at += size
+def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
+    """The buffers of `plan.workspace`, bytes by name, as arrays."""
     n, t = plan.n_workers, plan.t
     qa, qb, kva, _ = plan.gemms
-    nothing = memory[:0]
+    nothing = np.zeros(0, np.uint8)
+    n_phases = len(PHASES if plan.indexer is None else ALL_PHASES)
 
     def rows(name: str, dtype: Any, length: int) -> Array:
         found: Array = views[name].view(dtype)[: t * length].reshape(t, length)
@@ -74,6 +74,8 @@ def lay_out(plan: TilePlan, memory: Array) -> Buffers:
 
     operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
     sums = {"bf16": np.float32, "int8": np.int32}
+    n_relays = plan.down.n_relays if plan.down.legs > 1 else 0
+    n_counters = tasks.n_counters(n, n_phases) + relays.n_leg_counters(n_relays)
     return Buffers(
         x=Activations(
             rows("x_rows", operand[qa.dtype], qa.lda),
@@ -83,34 +85,29 @@ def lay_out(plan: TilePlan, memory: Array) -> Buffers:
         q=Activations(rows("q_rows", operand[qb.dtype], qb.lda), nothing.view(np.float32), np.zeros(t, np.int32)),
         q_a=rows("q_a", np.uint16, qa.n),
         kv_a=rows("kv_a", np.uint16, kva.n),
-        c_down=by_worker("c", sums[qa.dtype]),
+        c_down=views["relays"].view(sums[qa.dtype])[: plan.down.relay_bytes // 4].reshape(n_relays, -1)
+        if n_relays
+        else by_worker("c", sums[qa.dtype]),
         c_up=by_worker("c", sums[qb.dtype]),
         c_uk=by_worker("c"),
         q_head=by_worker("q_head", A_BF16_DTYPE).reshape(n, qb.mc, plan.heads.ldq),
         y=by_worker("y"),
-        counters=np.zeros(tasks.n_counters(n, len(PHASES)), np.int64),
-        spans=np.zeros((n, len(PHASES), 3), np.int64),
+        counters=np.zeros(n_counters, np.int64),
+        spans=np.zeros((n, n_phases, 3), np.int64),
     )
 
 
-class Memory:
+class Memory(TileMemory[TilePlan, Prepared]):
     """The working memory of one call at a time, kept for the next."""
 
-    def __init__(self, plan: PrologPlan) -> None:
-        self._block = aligned_empty(plan.workspace_bytes, np.uint8)
-        self._prepared: dict[int, tuple[TilePlan, Prepared]] = {}
-
-    def holds(self, plan: PrologPlan) -> bool:
-        """Whether each tile of the plan finds room here."""
-        return self._block.nbytes >= plan.workspace_bytes
-
-    def prepare(self, plan: TilePlan) -> Prepared:
-        """A tile's cuts, and its buffers in this memory, with counters at zero."""
-        held = self._prepared.get(id(plan))
-        if held is None:
-            if len(self._prepared) >= _LAYOUTS_KEPT:
-                self._prepared.clear()
-            # The plan is kept beside what was made of it, so that no other can take its id.
-            held = self._prepared[id(plan)] = (plan, Prepared.of(cuts_of(plan), lay_out(plan, self._block)))
-        held[1].buffers.counters.fill(0)
-        return held[1]
+    def make(self, plan: TilePlan, block: Array) -> Prepared:
+        """A tile's cuts, and its buffers in a block of memory."""
+        views = cut_views(plan.workspace, block)
+        buffers, index = lay_out(plan, views), plan.indexer
+        prepared = Prepared.of(cuts_of(plan), buffers)
+        if index is None:
+            return prepared
+        x = None if index.packs_x else buffers.x
+        shared = Shared(x, buffers.q, buffers.counters, buffers.spans)
+        of_indexer = plain(lay_out_indexer(index, views, shared)), plain(indexer_cuts(index))
+        return prepared._replace(taken=prepared.taken + of_indexer)

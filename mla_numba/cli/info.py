@@ -14,9 +14,11 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from tiling import Rates
+from tiling.system.usable import Usable
 
 from .._version import __version__
 from ..base.dims import MlaDims
+from ..base.threads import usual_threads, why_usual_threads
 from ..call.planning import MICRO_TILES, this_machine
 from ..call.tuned import FOLDER_VARIABLE, Stored, count_stored, store_folder
 from ..kernels import CHOICE, ISA, ISA_VARIABLE, ISAS, cache_folder, max_threads, threading_layer
@@ -62,6 +64,7 @@ class Facts:
     @classmethod
     def found(cls) -> Facts:
         """Looks at the environment and into the folders of kernels and of what was tuned."""
+        Usable.detect()  # before the threading layer, which may bind this thread to one core
         try:
             layer = threading_layer()
         except ValueError:  # of NUMBA_THREADING_LAYER: the package that it names is missing
@@ -83,7 +86,8 @@ class Facts:
             "register tiles": ", ".join(f"{dtype} {micro}" for dtype, micro in MICRO_TILES.items()),
             "threading layer": f"{self.threading_layer or f'none: {_layer_asked()} cannot be loaded'} "
             "(NUMBA_THREADING_LAYER)",
-            "threads": f"{max_threads()} (NUMBA_NUM_THREADS)",
+            **Usable.detect().lines(),
+            "threads": f"{usual_threads(max_threads())}: {why_usual_threads(max_threads())}",
             "kernel cache": self._kernel_line(),
             "tuned": self._tuned_line(),
         }
@@ -114,7 +118,9 @@ class Facts:
             "register_tiles": {dtype: asdict(micro) for dtype, micro in MICRO_TILES.items()},
             "threading_layer": self.threading_layer,
             "threading_layer_asked": _layer_asked(),
-            "n_threads": max_threads(),
+            "usable": asdict(Usable.detect()) | {"allowed": sorted(Usable.detect().allowed)},
+            "n_threads": usual_threads(max_threads()),
+            "n_threads_reason": why_usual_threads(max_threads()),
             "kernel_cache": {
                 "folder": self.kernel_folder and str(self.kernel_folder),
                 "bytes": n_bytes,

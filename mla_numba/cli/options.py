@@ -122,14 +122,16 @@ class _IntList(_IntTupleType):
 
 
 def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
-    """Checks a number of threads against what Numba has; None is all of them."""
+    """Checks a number of threads against what Numba has; None is the usual number."""
     if ctx.resilient_parsing:  # of a shell's completion, which asks Numba for nothing
         return value
+    from ..base.checks import check_threads
     from ..kernels import max_threads
 
-    if value is not None and value > max_threads():
-        raise click.BadParameter(f"expected at most {max_threads()} (NUMBA_NUM_THREADS), got {value}")
-    return max_threads() if value is None else value
+    try:
+        return check_threads("threads", value, max_threads())
+    except ValueError as error:
+        raise click.BadParameter(str(error).partition(": ")[2]) from None
 
 
 def _options(*decorators: Command) -> Command:
@@ -166,7 +168,7 @@ epsilon_type = click.FloatRange(0)
 tokens_option = click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of a call.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON to standard output, and nothing else.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: NUMBA_NUM_THREADS]"
+    "--threads", type=click.IntRange(1), callback=_available_threads, help="Threads.  [default: as mla-numba info says]"
 )
 smooth_option = click.option(
     "--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab."

@@ -20,7 +20,7 @@ from ..cache import PagedCache
 from ..call.planning import this_machine
 from ..distributed import Communicator, ShardedProlog
 from ..distributed.communicator import all_gather_facts, as_communicator
-from ..distributed.mpi import ending_the_job, world
+from ..distributed.mpi import world
 from ..oracle import bits as verify
 from ..oracle.inputs import random_inputs
 from ..tuning.limit import share_of
@@ -65,13 +65,12 @@ def run_ranks(ctx: click.Context, options: RunOptions, tiles: TileSettings) -> N
         raise click.UsageError("--trace: expected none with --mpi, whose table has the times of the ranks")
     with said_plainly():
         comm = as_communicator(world())
-    with ending_the_job():
-        with Steps() if comm.rank == 0 else nullcontext() as steps:
-            mine = _run_rank(comm, options, tiles, steps)
-        reports = [RankReport(**facts) for facts in all_gather_facts(comm, asdict(mine))]
-        if comm.rank == 0:
-            _show(ctx, options, reports)
-        all_gather_facts(comm, {})  # a rank that ends with status 1 may end the others, before the first has shown it
+    with Steps() if comm.rank == 0 else nullcontext() as steps:
+        mine = _run_rank(comm, options, tiles, steps)
+    reports = [RankReport(**facts) for facts in all_gather_facts(comm, asdict(mine))]
+    if comm.rank == 0:
+        _show(ctx, options, reports)
+    all_gather_facts(comm, {})  # a rank that ends with status 1 may end the others, before the first has shown it
     if any(report.mismatches for report in reports):
         ctx.exit(1)
 

@@ -41,14 +41,15 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DownShare:
-    """How `size` ranks divide the columns of both down-projections, by whole panels of NR columns."""
+    """How `size` ranks divide the columns of both down-projections, by whole panels of `nr` columns."""
 
     dims: MlaDims
     size: int
+    nr: int = ISA.nr
 
     @property
     def _n_panels(self) -> tuple[int, int]:
-        return ceil_div(self.dims.q_lora_rank, ISA.nr), ceil_div(self.dims.kv_a_dim, ISA.nr)
+        return ceil_div(self.dims.q_lora_rank, self.nr), ceil_div(self.dims.kv_a_dim, self.nr)
 
     @property
     def n_panels(self) -> int:
@@ -63,7 +64,7 @@ class DownShare:
     def columns(self, rank: int) -> Columns:
         """The columns of a rank."""
         n_q, _ = self._n_panels
-        mine, nr = self.panels(rank), ISA.nr
+        mine, nr = self.panels(rank), self.nr
         q_rank, kv = self.dims.q_lora_rank, self.dims.kv_a_dim
         q = range(min(mine.start * nr, q_rank), min(mine.stop * nr, q_rank))
         begin, end = max(mine.start - n_q, 0), max(mine.stop - n_q, 0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from ..base.checks import Array
 from ..base.extras import how_to_install
 from ..base.memory import aligned_empty
 
-__all__ = ["MpiCommunicator", "ending_the_job", "world"]
+__all__ = ["MpiCommunicator", "world"]
 
 _MOST_COUNTS = 2**31 - 1  # what a library of MPI 3 counts to, such as Open MPI 5
 
@@ -59,15 +58,3 @@ def world() -> Any:
         how = how_to_install("mpi", "mpi4py mpich")
         raise ImportError(f"comm: expected mpi4py and an MPI library ({how}), got none: {error}") from None
     return MPI.COMM_WORLD
-
-
-@contextmanager
-def ending_the_job() -> Iterator[None]:
-    """Ends all ranks of MPI.COMM_WORLD when this one ends with an error, as `python -m mpi4py` does."""
-    try:
-        yield
-    except BaseException:
-        from mpi4py.run import set_abort_status
-
-        set_abort_status(1)
-        raise

@@ -175,7 +175,8 @@ class ShardedProlog:
             return self._way, "as was asked for"
         if not self._agreed.same_panels:
             return "replicated", "ranks have other instruction sets, and so other panels"
-        return way_of(down_work(self.weights, t), self.prolog.share.n_bytes(t), self._agreed.rates, self._link)
+        work = down_work(self.dims, self.weights.quant, self.weights.down.nbytes, t)
+        return way_of(work, self.prolog.share.n_bytes(t), self._agreed.rates, self._link)
 
     def allocate_output(self, t: int) -> PrologOutput:
         """Uninitialised outputs of this rank's heads, to be passed as `out`.

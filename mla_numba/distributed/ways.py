@@ -14,8 +14,8 @@ import numpy as np
 
 from tiling import Costs, Rates, Work, least_seconds
 
-from ..base.modes import DownWay
-from ..weights.packed import PackedWeights
+from ..base.dims import MlaDims
+from ..base.modes import DownWay, QuantMode
 from .communicator import Communicator, all_gather_facts
 
 __all__ = ["Link", "RankRates", "down_work", "measure_link", "way_of"]
@@ -73,13 +73,12 @@ def measure_link(comm: Communicator) -> Link:
     return Link(few, n_bytes / max(many - few, 1e-9))
 
 
-def down_work(weights: PackedWeights, t: int) -> Work:
+def down_work(dims: MlaDims, quant: QuantMode, weight_bytes: int, t: int) -> Work:
     """The down-projection of `t` tokens whose weights are read once, however a rank cuts it: alike on every rank."""
-    d = weights.dims
-    n = d.q_lora_rank + d.kv_a_dim
-    n_ops = 2 * t * d.hidden_size * n
-    n_bytes = weights.down.nbytes + 2 * t * (d.hidden_size + n)
-    return Work(n_bytes, int8_ops=n_ops) if "a" in weights.quant else Work(n_bytes, flops=n_ops)
+    n = dims.q_lora_rank + dims.kv_a_dim
+    n_ops = 2 * t * dims.hidden_size * n
+    n_bytes = weight_bytes + 2 * t * (dims.hidden_size + n)
+    return Work(n_bytes, int8_ops=n_ops) if "a" in quant else Work(n_bytes, flops=n_ops)
 
 
 def way_of(whole: Work, sent_bytes: Sequence[int], rates: Sequence[RankRates], link: Link) -> tuple[DownWay, str]:

@@ -108,7 +108,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def max_threads() -> int:
-    """Threads that a parallel launch can have: `NUMBA_NUM_THREADS`, by default the usable cores."""
+    """Threads that a parallel launch can have: `NUMBA_NUM_THREADS`, by default one for each CPU of the process."""
     return int(config.NUMBA_NUM_THREADS)
 
 

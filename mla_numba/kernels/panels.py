@@ -3,6 +3,9 @@
 The order is [batch][panel][part][part_kp / KR], then a block of KR steps of k of NR columns.
 A weight keeps its own type. Columns are padded to NR and each part of k to KR by zeros. `isa.BlockOrder` says where an
 element lies in its block.
+
+Memory is placed near whoever writes it first. So a worker packs the panels that the worker of its number reads: its
+even share of them, as `threads.tasks` cuts it.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from .llvm_ir import IN_L1
 from .micro.operands import A, B, C
 from .micro.ukernel import A_OFFSET, KR_INT8, MR, NR, ukernel
 from .scalars import min_magnitude, window
-from .threads.tasks import ceil_div
+from .threads.tasks import block_start, ceil_div
 
 
 class Matrices(NamedTuple):
@@ -42,6 +45,26 @@ class Order(NamedTuple):
     places: Int64
 
 
+class Share(NamedTuple):
+    """Whose panels are whose: each of n_workers has an even run of n_units units, of `unit` panels that stay together.
+
+    Of all these panels, `out` has some that follow each other, from number `first` on.
+    """
+
+    n_workers: Index
+    n_units: Index
+    unit: Index
+    first: Index
+
+
+@callee
+def panels_of(share: Share, worker: Index, n_panels: Index) -> tuple[Index, Index]:
+    """(begin, end) of the panels that a worker has of the n_panels in `out`; begin >= end where it has none."""
+    begin = block_start(share.n_units, share.n_workers, worker) * share.unit - share.first
+    end = block_start(share.n_units, share.n_workers, worker + 1) * share.unit - share.first
+    return max(np.int64(begin), np.int64(0)), min(np.int64(end), np.int64(n_panels))
+
+
 @callee
 def _pack_step(source: Matrices, order: Order, taken: Int64, first: Index, n_steps: Index, packed: Values) -> None:
     """n_steps <= kr steps of k of the columns `taken`, the first row at values[first], to packed (NR * kr,)."""
@@ -55,24 +78,33 @@ def _pack_step(source: Matrices, order: Order, taken: Int64, first: Index, n_ste
             packed[order.places[r, j]] = source.values[row + taken[j]] if taken[j] >= 0 else 0
 
 
-@kernel
-def pack_panels(task: Index, source: Matrices, order: Order, out: Values) -> None:
-    """Packs panel `task`, counted over all matrices.
-
-    k % n_parts == 0. values and out are flat and of one dtype, uint16 (bf16 bits) or int8; `out` may be uninitialised.
-    """
+@callee
+def _pack_panel(index: Index, source: Matrices, order: Order, out: Values) -> None:
+    """Packs a panel, counted over all matrices."""
     n, kr = len(source.columns), order.kr
     n_panels = ceil_div(n, NR)
     part_k = source.k // order.n_parts
     steps = ceil_div(part_k, kr)
-    panel = task % n_panels
+    panel = index % n_panels
     taken = window(source.columns, panel * NR, min(np.int64(NR), n - panel * NR))
-    at = task * order.n_parts * steps * kr * NR
+    at = index * order.n_parts * steps * kr * NR
     for part in range(order.n_parts):
         for step in range(steps):
-            first = task // n_panels * source.batch_stride + (part * part_k + step * kr) * source.row_stride
+            first = index // n_panels * source.batch_stride + (part * part_k + step * kr) * source.row_stride
             _pack_step(source, order, taken, first, min(kr, part_k - step * kr), window(out, at, NR * kr))
             at += NR * kr
+
+
+@kernel
+def pack_panels(worker: Index, share: Share, source: Matrices, order: Order, out: Values) -> None:
+    """Packs a worker's share of the panels of all matrices.
+
+    k % n_parts == 0. values and out are flat and of one dtype, uint16 (bf16 bits) or int8; `out` may be uninitialised.
+    """
+    panel_size = order.n_parts * ceil_div(source.k // order.n_parts, order.kr) * order.kr * NR
+    begin, end = panels_of(share, worker, len(out) // panel_size)
+    for panel in range(begin, end):
+        _pack_panel(panel, source, order, out)
 
 
 @kernel

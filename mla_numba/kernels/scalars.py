@@ -234,3 +234,17 @@ def _store_f32(scales: Values, at: Index, value: Real) -> None:
 @by_dtype("scales", {np.uint16: _store_f16}, otherwise=_store_f32)
 def store_scale(scales: Values, at: Index, value: Real) -> None:
     """scales[at] = value, for float32 scales or for the uint16 bits of fp16 ones."""
+
+
+@callee
+def widen_f16(bits: Word) -> Real:
+    """The float32 of an fp16 given as uint16 bits; no operand or result is a subnormal float32."""
+    size = np.uint32(np.uint32(bits) & np.uint32(0x7FFF))
+    sign = np.uint32(np.uint32(np.uint32(bits) & np.uint32(0x8000)) << np.uint32(16))
+    shifted = np.uint32(size << np.uint32(13))
+    normal = np.uint32(shifted + np.uint32(0x38000000))
+    infinite = np.uint32(shifted + np.uint32(0x70000000))
+    subnormal = bits_of_f32(np.float32(np.float32(size) * np.float32(2.0**-24)))
+    magnitude = normal if size >= np.uint32(0x0400) else subnormal
+    magnitude = infinite if size >= np.uint32(0x7C00) else magnitude
+    return f32_of_bits(np.uint32(sign | magnitude))

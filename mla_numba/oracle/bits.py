@@ -12,10 +12,13 @@ from ..base.modes import Numerics
 from ..base.short_repr import short_repr
 from ..cache import PagedCache
 from ..call.bind import PrologOutput
+from ..call.indexer import IndexerOutput
+from ..indexer_cache import IndexerCache
 from ..weights.plain import MlaWeights
+from .indexer import IndexerReferenceOutput
 from .reference import ReferenceOutput, mla_prolog
 
-__all__ = ["Mismatch", "check_output", "compare_bits", "poison", "reference_run"]
+__all__ = ["Mismatch", "check_indexer_output", "check_output", "compare_bits", "poison", "reference_run"]
 
 Index = tuple[int, ...]
 
@@ -138,6 +141,42 @@ def check_output(output: PrologOutput, cache: PagedCache, reference: ReferenceOu
             kinds = ("an array", "None")
             raise TypeError(f"{name}: expected {kinds[want is None]}, got {kinds[got is None]}")
         found.append(compare_bits(name, got, want))
+    return [mismatch for mismatch in found if mismatch is not None]
+
+
+def check_indexer_output(
+    output: IndexerOutput, cache: IndexerCache, reference: IndexerReferenceOutput
+) -> list[Mismatch]:
+    """Compares what the indexer's prolog returned, and the cache it wrote, with the reference's.
+
+    Args:
+        output: What a call returned.
+        cache: The cache that it wrote.
+        reference: What `indexer_prolog_reference` made of the same arguments and the cache of before.
+
+    Returns:
+        An entry for each array that differs; an empty list if every bit is equal.
+
+    Raises:
+        TypeError: An argument is of another type, or dtypes differ.
+        ValueError: Shapes differ.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> from mla_numba.reference import IndexerReferenceOutput
+        >>> from mla_numba.verify import check_indexer_output
+        >>> cache = mla.IndexerCache.allocate(mla.IndexerDims(256, 96, 8, 64, 32), n_blocks=2, block_size=16)
+        >>> codes, scale = np.ones((3, 8, 64), np.int8), np.ones((3, 8, 1), np.float16)
+        >>> out = mla.IndexerOutput(codes, scale, scale[:, :, 0])
+        >>> check_indexer_output(out, cache, IndexerReferenceOutput(*out, cache.k, cache.k_scale))
+        []
+    """
+    expect_type("output", output, IndexerOutput)
+    expect_type("cache", cache, IndexerCache)
+    expect_type("reference", reference, IndexerReferenceOutput)
+    arrays = output._asdict() | cache.arrays()
+    found = [compare_bits(name, arrays[name], want) for name, want in reference._asdict().items()]
     return [mismatch for mismatch in found if mismatch is not None]
 
 

@@ -159,11 +159,40 @@ def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
 
 
 @np.errstate(all="ignore")
+def lane_sum(values: F32) -> F32:
+    """Sum of fp32 values over the last axis, in 16 lanes and then a tree.
+
+    Element i goes to lane i % 16, each lane ascending; then lane i and lane i + half are added for half = 8, 4, 2, 1. A
+    short last step is padded with zeros.
+
+    Args:
+        values: Values (..., n) fp32.
+
+    Returns:
+        Sums (..., 1) fp32.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba.reference import lane_sum
+        >>> lane_sum(np.arange(20, dtype=np.float32)).tolist()
+        [190.0]
+    """
+    padding = np.zeros((*values.shape[:-1], -values.shape[-1] % N_LANES), np.float32)
+    padded = np.concatenate([values, padding], axis=-1)
+    lanes = np.zeros((*values.shape[:-1], N_LANES), np.float32)
+    for start in range(0, padded.shape[-1], N_LANES):
+        lanes = lanes + padded[..., start : start + N_LANES]
+    while lanes.shape[-1] > 1:
+        half = lanes.shape[-1] // 2
+        lanes = lanes[..., :half] + lanes[..., half:]
+    return lanes
+
+
+@np.errstate(all="ignore")
 def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
     """Norm over the last axis (RMSNorm, Zhang and Sennrich, 2019): ``gamma * (x * (1 / sqrt(mean(x*x) + epsilon)))``.
 
-    The squares are scaled by fp32(1/n) before they are summed. Element i goes to lane i % 16, each lane ascending; then
-    lane i and lane i + half are added for half = 8, 4, 2, 1. A short last step is padded with zeros.
+    The squares are scaled by fp32(1/n) before they are summed by ``lane_sum``.
     `mla_numba.rms_norm`, which checks its arguments, has an example.
 
     Args:
@@ -183,15 +212,9 @@ def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
     x = input_tensor.astype(np.float32)
     y = x * x
     y = y * np.float32(1.0 / n)
-    y = np.concatenate([y, np.zeros((*y.shape[:-1], -n % N_LANES), np.float32)], axis=-1)
-    lanes = np.zeros((*y.shape[:-1], N_LANES), np.float32)
-    for start in range(0, y.shape[-1], N_LANES):
-        lanes = lanes + y[..., start : start + N_LANES]
-    while lanes.shape[-1] > 1:
-        half = lanes.shape[-1] // 2
-        lanes = lanes[..., :half] + lanes[..., half:]
-    r = np.float32(1.0) / np.sqrt(lanes + np.float32(epsilon))
-    return (gamma.astype(np.float32) * (x * r)).astype(input_tensor.dtype)
+    r = np.float32(1.0) / np.sqrt(lane_sum(y) + np.float32(epsilon))
+    norm: F32 = gamma.astype(np.float32) * (x * r)
+    return norm.astype(input_tensor.dtype)
 
 
 @np.errstate(all="ignore")

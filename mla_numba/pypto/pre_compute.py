@@ -80,7 +80,7 @@ def pre_compute_2d(
     given.check_shapes(token_x, gamma_cq)
     given, smooth = given.with_checked_scales(quant_inputs)
     given.check_sizes()
-    n_threads = max_threads()
+    n_threads = check.check_threads("n_threads", None, max_threads())
     weights = given.packed(gamma_cq, epsilon, smooth, n_threads)
     plan = plan_prolog(
         weights.dims, token_x.shape[0], tile_config, this_machine(), micro=MICRO_TILES, quant=weights.quant,

@@ -14,7 +14,6 @@ from tiling.roofline import HasWork
 
 from ..base.checks import check_int, check_number
 from ..base.short_repr import short_repr
-from ..kernels import max_threads
 from .conditions import Conditions
 from .copies import are_cold
 from .interval import Interval, median_interval
@@ -201,7 +200,7 @@ def do_bench(
     contenders = _contenders(fn)
     _check_length(n_rounds, seconds)
     if probes is None:
-        probes = Probes(max_threads() if n_threads is None else n_threads)
+        probes = Probes(n_threads)
     elif n_threads not in (None, probes.n_threads):
         raise ValueError(f"n_threads: expected the {probes.n_threads} of the probes, got {n_threads}")
     for calls in contenders.values():

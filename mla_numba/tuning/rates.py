@@ -69,7 +69,7 @@ class Probes:
     `do_bench` has an example.
 
     Args:
-        n_threads: The most threads to be measured; None is all of Numba's.
+        n_threads: The most threads to be measured; None is those that a call has by default.
         buffer_bytes: How much memory the read probe takes. None is four last-level caches a thread, for a cache may be
             shared by a few cores only, yet at least 256 MiB and at most 1 GiB.
         steps: Length of a task of the other probes; None suits the machine.

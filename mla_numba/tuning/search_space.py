@@ -30,6 +30,7 @@ class Space:
             "down_kc": sorted({ceil_div(part, n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 10, 14, 20, 28)}),
             "down_walk": [1, 2, 3, 4, 6, 8],
             "down_grain": [1, 2, 4],
+            "down_legs": [1, 2, 4, 8, 16] if n_threads > 2 else [1],
             "rows_q": [1, 2, 4, 8, 16, 32],
             "rows_k": [1, 2, 4, 8, 16, 32],
             "qb_blocks": [1, 2, 3, 4, 6, 8],
@@ -58,9 +59,9 @@ class Space:
         qa, qb, _, wuk = tile.gemms
         wanted = {
             "tile": tile.t, "n_threads": tile.n_workers, "down_blocks": qa.n_row_blocks, "down_kc": qa.kc,
-            "down_walk": qa.walk, "down_grain": tile.down.grain, "rows_q": tile.rows.rows_q,
-            "rows_k": tile.rows.rows_k, "qb_blocks": qb.n_row_blocks, "qb_kc": qb.kc, "qb_walk": qb.walk,
-            "wuk_mc": wuk.mc, "wuk_walk": wuk.walk, "heads_grain": tile.heads.grain,
+            "down_walk": qa.walk, "down_grain": tile.down.grain, "down_legs": tile.down.legs,
+            "rows_q": tile.rows.rows_q, "rows_k": tile.rows.rows_k, "qb_blocks": qb.n_row_blocks, "qb_kc": qb.kc,
+            "qb_walk": qb.walk, "wuk_mc": wuk.mc, "wuk_walk": wuk.walk, "heads_grain": tile.heads.grain,
         }  # fmt: skip
 
         def closest(values: list[int], value: int) -> int:

@@ -9,28 +9,27 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from ..base.checks import (
-    BF16,
     Array,
     check_choice,
     check_int,
 )
 from ..base.dims import MAX_WEIGHT_BYTES, MlaDims
 from ..base.head_shard import HeadShard
+from ..base.indexer_dims import IndexerDims
 from ..base.model_config import read_config_file, read_model_config
 from ..base.modes import QUANT_MODES, QuantMode
 from ..base.short_repr import dims_text, short_repr
-from .attention import CheckpointLayer, Int8Linear, read_attention
-from .checkpoint_formats import VECTORS, StoredWeight
+from .attention import CheckpointLayer, read_attention
+from .checkpoint_source import CheckpointSource
+from .indexer import IndexerWeights, check_power_of_two
+from .indexer_checkpoint import check_indexer_names, find_indexer, read_indexer
 from .quantization_config import block_of, method_of
-from .safetensors_file import Shard, find_shards, import_safetensors
+from .safetensors_file import find_shards, import_safetensors
 from .tensor_names import PREFIXES, AttentionNames, check_names, find_attentions, summary
 
 __all__ = ["Checkpoint", "CheckpointLayer"]
 
-_BY_HEAD = ("q_b_proj", "kv_b_proj")
 _INT8_OF_MODE = {"a": ("q_a_proj", "kv_a_proj_with_mqa"), "b": ("q_b_proj",)}
 
 
@@ -155,9 +154,13 @@ class Checkpoint:
         if smooth_scales_cq is not None and "b" not in quant:
             raise ValueError("smooth_scales_cq: expected None where w_uq_qr is not quantised, got an array")
         head_shard = None if shard is None else HeadShard(*_pair(shard), self.dims.num_attention_heads)
-        names = self._names(layer)
+        names = self._attention(layer)
+        try:
+            check_names(names, self._method)
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: {error}") from None
         int8 = {module for mode, modules in _INT8_OF_MODE.items() if mode in quant for module in modules}
-        source = _Source(self._shards, self._block, names, int8, head_shard, finished)
+        source = CheckpointSource(self._shards, self._block, names, int8, head_shard, finished)
         dims = self.dims
         if head_shard is not None:
             dims = replace(dims, num_attention_heads=len(head_shard.heads))
@@ -171,8 +174,72 @@ class Checkpoint:
             weights = weights.quantize(quant, smooth_scales_cq)
         return CheckpointLayer(weights, w_uv)
 
-    def _names(self, layer: int) -> AttentionNames:
-        """The names of a layer's tensors, all of them known."""
+    @cached_property
+    def indexer_layers(self) -> list[int]:
+        """The layers that have an indexer of their own; in GLM-5.2 the others take the list of the last one before."""
+        return [layer for layer in self.layers if any(find_indexer(names) for names in self._attentions[layer])]
+
+    def load_indexer(
+        self,
+        layer: int,
+        smooth_scales_cq: Array | None = None,
+        *,
+        finished: Callable[[str], None] = lambda name: None,
+    ) -> IndexerWeights:
+        """The weights of one layer's lightning indexer, in DeepSeek-V3.2, GLM-5 and their relatives.
+
+        From `model.layers.{layer}.self_attn.indexer` (or what stands for it, see `load_layer`), whose Linear weights
+        are (out, in):
+
+        | field                  | is                                                                         |
+        |------------------------|----------------------------------------------------------------------------|
+        | w_qb, w_qb_scale       | wq_b.weight transposed, quantised by columns                               |
+        | wk, w_proj             | wk.weight and weights_proj.weight transposed                               |
+        | ln_gamma_k, ln_beta_k  | k_norm.weight, k_norm.bias                                                 |
+        | hadamard_q, hadamard_k | `sylvester_hadamard(Di)`, as in DeepSeek's own code                         |
+        | epsilon                | 1e-6                                                                       |
+        | rope                   | "interleaved" or "half", see below                                         |
+
+        `indexer_rope_interleave` of the configuration says how rope columns come; without it GLM-5's are "interleaved"
+        and all others "half".
+        Formats are those of `load_layer`: int8 codes with one scale a row stay as they are in w_qb.
+
+        Args:
+            layer: The layer's number, one of `indexer_layers`.
+            smooth_scales_cq: Those of the prolog whose q_norm the indexer reads, see `IndexerWeights.from_bf16`; not
+                with int8 codes of `wq_b`.
+            finished: Called with the name of each tensor that was read.
+
+        Returns:
+            The weights.
+
+        Raises:
+            OSError: A shard is missing.
+            TypeError: A tensor, named in the message beside its file, is of another dtype.
+            ValueError: It is missing, of another shape, not finite, or in a shard that is truncated; the layer has no
+                indexer, or one with a tensor that would have to be applied and is not; or the configuration has no
+                dimensions of it.
+        """
+        check_int("layer", layer, 0)
+        attention = self._attention(layer)
+        names = find_indexer(attention)
+        if names is None:
+            there = f"one of {_ranges(self.indexer_layers)}" if self.indexer_layers else "a model with indexers"
+            raise ValueError(
+                f"layer: expected {there} in {self.folder}, got {layer}, which has no {attention.prefix}indexer"
+            )
+        try:
+            dims, rope = IndexerDims.from_hf(self.config), read_model_config(self.config).index_rope
+            check_power_of_two("config.index_head_dim", dims.head_dim)  # which the Hadamard matrices need
+            check_indexer_names(names, self._method)
+        except (TypeError, ValueError) as error:
+            where = self.folder if str(error).startswith(names.prefix) else self.folder / "config.json"
+            raise type(error)(f"{where}: {error}") from None
+        source = CheckpointSource(self._shards, self._block, names, {"wq_b"}, None, finished)
+        return read_indexer(source, dims, rope, smooth_scales_cq, names.prefix)
+
+    def _attention(self, layer: int) -> AttentionNames:
+        """The names of a layer's tensors."""
         if not self._attentions:
             raise ValueError(
                 f"layer: expected tensors of an attention, {' or '.join(PREFIXES)}, in {self.folder}, "
@@ -187,85 +254,7 @@ class Checkpoint:
         if len(found) > 1:
             prefixes_found = " and ".join(names.prefix for names in found)
             raise ValueError(f"{self.folder}: expected one attention of layer {layer}, got {prefixes_found}")
-        try:
-            check_names(found[0], self._method)
-        except ValueError as error:
-            raise ValueError(f"{self.folder}: {error}") from None
         return found[0]
-
-
-class _Source:
-    """Reads tensors of one layer; a shard is opened, and its header checked, once.
-
-    `int8` are the modules whose int8 codes stay as they are. Of the weights that have heads, only the rows of
-    `head_shard` are read.
-    """
-
-    def __init__(
-        self,
-        shards: dict[str, Path],
-        block: tuple[int, int],
-        names: AttentionNames,
-        int8: set[str],
-        head_shard: HeadShard | None,
-        finished: Callable[[str], None],
-    ) -> None:
-        self._shards = shards
-        self._block = block
-        self._names = names
-        self._int8 = int8
-        self._head_shard = head_shard
-        self._finished = finished
-        self._open: dict[Path, Shard] = {}
-
-    def vector(self, module: str, n: int) -> Array:
-        """A norm's weight as bf16 (n,)."""
-        name = self._names.modules[module]["weight"]
-        shard = self._shard(name)
-        with np.errstate(all="ignore"):
-            values = shard.tensor(name, VECTORS, (n,)).astype(BF16)
-        shard.check_finite(name, values, 0)
-        self._finished(name)
-        return values
-
-    def weight(self, module: str, n_out: int, n_in: int) -> Array:
-        """A Linear's weight as bf16 (n_out, n_in)."""
-        stored = self._stored(module, n_out, n_in)
-        out = np.empty((n_out, n_in), BF16)
-        stored.read_bf16(out)
-        self._finished(stored.name)
-        return out
-
-    def transposed(self, module: str, n_out: int, n_in: int) -> Array | Int8Linear:
-        """A Linear's weight as (n_in, n_out): bf16, or int8 codes with their scales."""
-        stored = self._stored(module, n_out, n_in)
-        int8 = stored.int8() if module in self._int8 else None
-        linear: Array | Int8Linear
-        if int8 is not None:
-            linear = Int8Linear(np.ascontiguousarray(int8[0].T), int8[1])
-        else:
-            linear = np.empty((n_in, n_out), BF16)
-            stored.read_bf16(linear.T)
-        self._finished(stored.name)
-        return linear
-
-    def _stored(self, module: str, n_out: int, n_in: int) -> StoredWeight:
-        kinds, shard = self._names.modules[module], self._head_shard
-        if shard is None or module not in _BY_HEAD:
-            return StoredWeight.open(self._shard, kinds, (n_out, n_in), self._block)
-        rows = n_out // len(shard.heads)
-        whole = StoredWeight.open(self._shard, kinds, (rows * shard.num_attention_heads, n_in), self._block)
-        return whole.rows(shard.heads.start * rows, n_out)
-
-    def _shard(self, tensor: str) -> Shard:
-        path = self._shards[tensor]
-        if path not in self._open:
-            shard = Shard.open(path, tensor)
-            for name in shard.rows:
-                if name.startswith(self._names.prefix) and self._shards.get(name) != path:
-                    raise ValueError(f"{path}: {name}: expected the index to place it here, got another place or none")
-            self._open[path] = shard
-        return self._open[path]
 
 
 def _pair(shard: object) -> tuple[int, int]:

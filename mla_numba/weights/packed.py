@@ -20,13 +20,14 @@ from ..base.checks import (
 )
 from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
-from ..base.memory import aligned_empty, writable_alias
+from ..base.memory import aligned_empty, untouched_empty, writable_alias
 from ..base.modes import Numerics, QuantMode
 from ..base.short_repr import arrays_text, dims_text, fields_text, short_repr, size_text
 from ..kernels import CHOICE, ISA, ISA_VARIABLE
 from ..kernels.panels import (
     Matrices,
     Order,
+    Share,
     column_offsets,
     min_magnitudes,
     multiply_both_ways,
@@ -243,7 +244,7 @@ class PackedWeights:
         arrays = {name: array for name, array in arrays.items() if array.size}
         facts = {
             "isa": ISA.name,
-            "packing": _packing(),
+            "packing": panel_packing(),
             "dims": asdict(self.dims),
             "quant": self.quant,
             "gemms": {name: {fact: getattr(gemm, fact) for fact in FACTS} for name, gemm in gemms.items()},
@@ -256,7 +257,11 @@ class PackedWeights:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, whose result is refused, as `load` refuses a file, where panels are read otherwise."""
-        return _unpickled, (_packing(), ISA.name, {field.name: getattr(self, field.name) for field in fields(self)})
+        return _unpickled, (
+            panel_packing(),
+            ISA.name,
+            {field.name: getattr(self, field.name) for field in fields(self)},
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
@@ -280,7 +285,7 @@ class PackedWeights:
         """
         found, arrays = read_arrays(path, verify)
         facts = read_facts(str(path), found)
-        _check_packing(path, facts.packing, facts.isa)
+        check_packing(path, facts.packing, facts.isa)
         known = {*_VECTORS, *(f"{name}.{part}" for name in PRODUCTS for part in _PARTS)}
         for name, array in arrays.items():
             if name not in known or not array.size:
@@ -310,7 +315,7 @@ class PackedWeights:
 
 
 def _unpickled(packing: dict[str, int | str], isa: str, values: dict[str, Any]) -> PackedWeights:
-    _check_packing("PackedWeights", packing, isa)
+    check_packing("PackedWeights", packing, isa)
     for name in PRODUCTS:
         gemm: PackedGemm = values[name]
         panels = aligned_empty(gemm.panels.shape, gemm.panels.dtype)
@@ -328,6 +333,7 @@ def pack_gemm(
     head_dim: int | None = None,
     rope_dims: Sequence[int] = (0, 0),
     rope_first: bool = False,
+    columns_of_head: Array | None = None,
 ) -> PackedGemm:
     """Packs weights of one k side by side. Each is (k, n), or (batch, k, n).
 
@@ -335,6 +341,9 @@ def pack_gemm(
     in heads, and each head's are padded to whole panels. The last `rope_dims[i]` columns of weight i, of each of its
     heads, hold interleaved pairs; they are packed as halves, the order in which rope works. With `rope_first` they come
     first, and the others behind them as an operand of bf16 products (`_operand_order`).
+
+    Of several workers each packs what it will read first in a call: an even run of all panels or, of weights in heads,
+    of all heads.
     """
     quantised = weights[0].dtype == np.int8
     kr, places = ISA.kr_int8 if quantised else ISA.kr_bf16, ISA.places(quantised)
@@ -343,7 +352,8 @@ def pack_gemm(
     cuts = [_Cut.of(w, head_dim) for w in weights]
     n_panels = [c.batch * ceil_div(c.n, ISA.nr) for c in cuts]
     dtype = np.int8 if quantised else np.uint16
-    panels = aligned_empty(sum(n_panels) * kp * ISA.nr, dtype)
+    panels = untouched_empty(sum(n_panels) * kp * ISA.nr, dtype)
+    unit = n_panels[0] // cuts[0].batch if cuts[0].batch > 1 else 1
     n_columns = sum(n_panels) * ISA.nr if quantised else 0
     offset, col_scale = np.zeros(n_columns, np.int32), np.ones(n_columns, np.float32)
     at = 0
@@ -351,10 +361,13 @@ def pack_gemm(
         columns = _rope_halves(cut.n, rope_dims[i])
         if rope_first:
             nope = cut.n - rope_dims[i]
-            columns = np.concatenate([columns[nope:], _operand_order(nope)])
+            columns = np.concatenate([columns[nope:], operand_order(nope)])
+        if columns_of_head is not None:
+            columns = columns_of_head
         here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
         source = Matrices(weight.view(dtype).reshape(-1), k, columns, cut.batch_stride, cut.row_stride)
-        pack_panels(n_threads, count, source, Order(kr, n_parts, places), here)
+        share = Share(n_threads, sum(n_panels) // unit, unit, at)
+        pack_panels(n_threads, n_threads, share, source, Order(kr, n_parts, places), here)
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)
@@ -399,7 +412,7 @@ def _rope_halves(n: int, rope_dim: int) -> Array:
     return np.concatenate([columns[: n - rope_dim], rope[0::2], rope[1::2]])
 
 
-def _operand_order(n: int) -> Array:
+def operand_order(n: int) -> Array:
     """The order of n columns that a bf16 product takes as its k: padded to KR by -1, in pairs the odd k first."""
     columns = np.concatenate([np.arange(n), np.full(-n % ISA.kr_bf16, -1)])
     return columns.reshape(-1, ISA.kr_bf16)[:, ::-1].reshape(-1) if ISA.bf16_dot else columns
@@ -423,7 +436,7 @@ class _Cut:
         return cls(weight.shape[1] // head_dim, head_dim, head_dim, weight.shape[1])
 
 
-def _packing() -> dict[str, int | str]:
+def panel_packing() -> dict[str, int | str]:
     """All that decides where a weight lies among panels, and the offsets of its columns."""
     packing: dict[str, int | str] = {"order": _PANEL_ORDER, "nr": ISA.nr}
     packing |= {"kr_bf16": ISA.kr_bf16, "order_bf16": ISA.bf16_order.name}
@@ -431,13 +444,13 @@ def _packing() -> dict[str, int | str]:
     return packing | {"a_offset": ISA.a_offset, "odd_k_first": int(ISA.bf16_dot)}
 
 
-def _check_packing(source: str | os.PathLike[str], packing: dict[str, int | str], isa: str) -> None:
+def check_packing(source: str | os.PathLike[str], found: dict[str, int | str], isa: str) -> None:
     """Raises `ValueError` naming the source of panels that these kernels would read otherwise."""
-    if packing != _packing():
+    if found != panel_packing():
         otherwise = f", or take these by {ISA_VARIABLE}={isa}" if isa in CHOICE.others else ""
         raise ValueError(
-            f"{source}: expected panels as {ISA.name} reads them ({_as_text(_packing())}), got those of "
-            f"{isa} ({_as_text(packing)}); pack the weights again on this machine{otherwise}"
+            f"{source}: expected panels as {ISA.name} reads them ({_as_text(panel_packing())}), got those of "
+            f"{isa} ({_as_text(found)}); pack the weights again on this machine{otherwise}"
         )
 
 

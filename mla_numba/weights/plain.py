@@ -300,7 +300,7 @@ class MlaWeights:
         """The weights in the order of the kernels; see `PackedWeights`. They take about as many bytes as before.
 
         Args:
-            n_threads: At most Numba's thread count, which is the default.
+            n_threads: As of `MlaProlog`.
 
         Returns:
             Packed weights, which share no memory with these.

@@ -6,7 +6,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["LINEARS", "PREFIXES", "SCALES", "AttentionNames", "check_names", "find_attentions", "summary"]
+__all__ = [
+    "LINEARS",
+    "PREFIXES",
+    "SCALES",
+    "AttentionNames",
+    "check_format",
+    "check_names",
+    "find_attentions",
+    "summary",
+]
 
 LINEARS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 NORMS = ("q_a_layernorm", "kv_a_layernorm")
@@ -113,13 +122,7 @@ def check_names(names: AttentionNames, method: str) -> None:
     compute. `method` is what the configuration says of the quantisation, for errors.
     """
     for module, kinds in names.modules.items():
-        for format_name, pattern in _FORMATS:
-            if any(pattern.match(kind) for kind in kinds):
-                said = f"; config.quantization_config: {method}" if method else ""
-                raise ValueError(
-                    f"{names.module(module)}: expected a weight in bf16, float32, float16, FP8 or int8, "
-                    f"got {format_name} ({', '.join(sorted(kinds))}){said}"
-                )
+        check_format(names.module(module), kinds, method)
     for module, kinds in names.modules.items():
         known = ("weight", *SCALES, "weight_offset") if module in LINEARS else ("weight",)
         for kind in sorted(kinds.keys() - set(known)):
@@ -137,6 +140,19 @@ def check_names(names: AttentionNames, method: str) -> None:
     for module in (*LINEARS, *NORMS):
         if "weight" not in names.modules.get(module, {}):
             raise ValueError(f"{names.module(module)}.weight: expected a tensor of that name, got none")
+
+
+def check_format(module: str, kinds: Iterable[str], method: str) -> None:
+    """Raises `ValueError` where the tensors of a module, by the last parts of their names, are of a format that is not
+    read. `method` is what the configuration says of the quantisation.
+    """
+    for format_name, pattern in _FORMATS:
+        if any(pattern.match(kind) for kind in kinds):
+            said = f"; config.quantization_config: {method}" if method else ""
+            raise ValueError(
+                f"{module}: expected a weight in bf16, float32, float16, FP8 or int8, "
+                f"got {format_name} ({', '.join(sorted(kinds))}){said}"
+            )
 
 
 def summary(names: Iterable[str], n_shown: int = 4) -> str:

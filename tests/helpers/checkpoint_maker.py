@@ -100,6 +100,22 @@ def layer_tensors(rng, dims, v_head_dim, layer, dtype, block=(128, 128)):
     return tensors
 
 
+def indexer_tensors(rng, dims, layer, dtype, block=(128, 128)):
+    """Random tensors of a layer's indexer: wq_b and wk in one of the formats, the others plain, the norm in float32."""
+    d = dims
+    shapes = {"wq_b": (d.query_dim, d.q_lora_rank), "wk": (d.head_dim, d.hidden_size)}
+    shapes["weights_proj"] = (d.n_heads, d.hidden_size)
+    tensors = {}
+    for module, shape in shapes.items():
+        values = rng.standard_normal(shape, dtype=np.float32) * np.float32(shape[1] ** -0.5)
+        kinds = encoded(values, "bf16" if module == "weights_proj" else dtype, block)
+        tensors |= {f"{prefix(layer)}indexer.{module}.{kind}": values for kind, values in kinds.items()}
+    gamma, beta = 1 + 0.1 * rng.standard_normal((1, d.head_dim)), 0.1 * rng.standard_normal((1, d.head_dim))
+    for kind, values in (("weight", gamma), ("bias", beta)):
+        tensors[f"{prefix(layer)}indexer.k_norm.{kind}"] = values[0].astype(np.float32)
+    return tensors
+
+
 def config_of(dims, v_head_dim, dtype, block=(128, 128)):
     config = asdict(dims) | {
         "architectures": ["DeepseekV3ForCausalLM"],

@@ -1,6 +1,6 @@
 """Made-up machines, and plans for them."""
 
-from tiling import Costs, Machine, MicroTile, PlanDims, plan_prolog
+from tiling import Cluster, Costs, LinkRate, Machine, MicroTile, PlanDims, plan_prolog
 
 MICRO = {"bf16": MicroTile(12, 32, 2, 4), "int8": MicroTile(8, 48, 4, 1)}
 FULL = PlanDims(7168, 128, 1536, 512, 128, 64)
@@ -11,6 +11,11 @@ COSTS = Costs(
     memory_bytes_s=6e10, core_bytes_s=4e10, l3_bytes_s=4e10, l2_bytes_s=1e11, c_bytes_s=2e11, bf16_flops_s=5e11,
     int8_ops_s=1e12, step_rows=2.0, call_s=5e-9, walk_s=5e-8, jump_s=1e-7, element_s=3e-10, row_s=4e-6, task_s=1e-7,
     launch_s=1e-5, overlap_loss=0.3,
+)  # fmt: skip
+CLUSTER = Cluster(
+    "made up", "x", "avx2", n_sockets=2, n_cores=8, l1d_bytes=32 << 10, l2_bytes=1 << 20, l3_bytes=32 << 20,
+    memory_bytes_s=1e11, core_bytes_s=2e10, bf16_flops_s=1e11, int8_ops_s=4e11, socket_link=LinkRate(1e-6, 1e10),
+    node_link=LinkRate(5e-6, 4e9), launch_s=1e-5,
 )  # fmt: skip
 ZEN5 = "fpu sse2 fma avx2 avx512f avx512dq avx512bw avx512vl avx512_vnni"
 

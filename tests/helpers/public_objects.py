@@ -11,9 +11,11 @@ import tiling
 from mla_numba import dump_names, dumps, layouts, verify
 from mla_numba.call.planning import this_machine
 from mla_numba.inputs import random_inputs
-from mla_numba.tolerance import compare_within
+from mla_numba.reference import indexer_prolog_reference
+from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
+from .machines import CLUSTER
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
@@ -51,6 +53,16 @@ def make_objects(folder):
     plan = prolog.plan(40)
     tile = plan.tile_plans[0]
     rows = [np.zeros((3, 512), np.int8), np.zeros((3, 4), np.float32), np.zeros((3, 64), cache.kr.dtype)]
+    indexer = mla.IndexerWeights.random(DIMS, n_heads=4, head_dim=32)
+    keys = mla.IndexerCache.allocate(indexer.dims, 2, 16)
+    indexer_reference = indexer_prolog_reference(
+        indexer, inputs.x, out.q_norm, out.q_norm_scale, inputs.cos, inputs.sin, inputs.cache_index, keys
+    )
+    alone = mla.IndexerProlog(indexer)
+    index_plan = alone.plan(40)
+    beside = mla.MlaProlog(weights, indexer=indexer).allocate_output(3)
+    for array in (*beside, *beside.indexer):
+        array.view(np.uint8)[...] = 1
     return [
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
@@ -61,5 +73,9 @@ def make_objects(folder):
         tiling.Rates(1e10, 1e12, 1e12), layouts.RecordFields(*rows), settings, dump.outputs[0],
         table.at(np.arange(3)), dump.reference(), dump_names.FileMeaning("token_x"),
         verify.compare_bits("q_norm", got, got + np.int8(1)), compare_within("q_norm_out", got, got),
-        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4),
+        compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
+        indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference, indexer.pack(), alone,
+        index_plan, index_plan.dims, index_plan.tile_plans[0], beside,
+        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
+        CLUSTER, CLUSTER.node_link,
     ]  # fmt: skip

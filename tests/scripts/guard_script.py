@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from helpers import MODES, THREADS, assert_none, assert_same_bits, make_cache, make_inputs, make_weights
 from helpers.guarded import SIDES, Guards
+from helpers.indexer_calls import assert_as_reference, expect_indexer, make_indexer, make_indexer_cache
 
 import mla_numba as mla
 from mla_numba import (
@@ -24,10 +25,16 @@ from mla_numba import (
     PagedCache,
 )
 from mla_numba import (
+    indexer as indexer_engine,
+)
+from mla_numba import (
     prolog as engine,
 )
-from mla_numba.call import workspace
+from mla_numba.call import indexer_bind, indexer_memory, tile_memory, workspace
 from mla_numba.kernels import ISA
+from mla_numba.kernels.index.arguments import IndexBuffers
+from mla_numba.kernels.launch import plain
+from mla_numba.kernels.sweeps.arguments import Activations
 from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, poison, reference_run
 from mla_numba.oracle.inputs import Inputs
@@ -61,19 +68,25 @@ def guarded_allocations(guards):
     """Packed weights, outputs and working memory that the library allocates lie at pages too, buffer by buffer."""
 
     class Memory(workspace.Memory):
-        def __init__(self, plan):
-            super().__init__(plan)
-            self._guarded = {}
+        def make(self, plan, block):
+            cuts, buffers, (_, _, *of_indexer) = super().make(plan, block)
+            placed = guards.fields(buffers)
+            prepared = workspace.Prepared.of(cuts, placed)
+            if not of_indexer:
+                return prepared
+            shared = {"q": placed.q, "counters": placed.counters, "spans": placed.spans}
+            shared |= {} if plan.indexer.packs_x else {"x": placed.x}
+            index = placed_index_buffers(guards, of_indexer[0])._replace(**shared)
+            return prepared._replace(taken=(*prepared.taken, plain(index), of_indexer[1]))
 
-        def prepare(self, tile):
-            cuts, buffers, _ = super().prepare(tile)
-            if id(tile) not in self._guarded:
-                self._guarded[id(tile)] = tile, guards.fields(buffers)
-            placed = self._guarded[id(tile)][1]
-            placed.counters.fill(0)
-            return workspace.Prepared.of(cuts, placed)
+    class IndexerMemory(indexer_memory.IndexerMemory):
+        def make(self, plan, block):
+            n_workers, _, (buffers, cuts) = super().make(plan, block)
+            placed = placed_index_buffers(guards, buffers)
+            return indexer_memory.PreparedIndexer(n_workers, placed.counters, (plain(placed), cuts))
 
-    places = [(m, "aligned_empty", guards.aligned_empty) for m in (packed, workspace, engine, projections)]
+    places = [(m, "aligned_empty", guards.aligned_empty) for m in (packed, tile_memory, engine, projections)]
+    places += [(indexer_bind, "aligned_empty", guards.aligned_empty), (indexer_engine, "IndexerMemory", IndexerMemory)]
     places += [(m, "Memory", Memory) for m in (engine, projections)]
     before = [getattr(module, name) for module, name, _ in places]
     for module, name, value in places:
@@ -85,11 +98,17 @@ def guarded_allocations(guards):
             setattr(module, name, value)
 
 
+def placed_index_buffers(guards, taken):
+    """The indexer's buffers, given as a kernel takes them, at pages."""
+    buffers = IndexBuffers(*taken)
+    return guards.fields(buffers._replace(x=Activations(*buffers.x), q=Activations(*buffers.q)))
+
+
 def placed_weights(guards, weights):
     """The ND weights, which packing reads, at pages."""
     values = {f.name: getattr(weights, f.name) for f in fields(weights) if f.init}
     names = [n for n, value in values.items() if isinstance(value, np.ndarray)]
-    return mla.MlaWeights(**(values | {n: guards.copy(values[n], n) for n in names}))
+    return type(weights)(**(values | {n: guards.copy(values[n], n) for n in names}))
 
 
 def placed_cache(guards, cache, strided):
@@ -129,6 +148,40 @@ def run_prolog(weights, t, side, *, cache_mode="PA_BSND", strided=False, fp16=Fa
     out_guards.assert_intact()
 
 
+def run_indexer(mode, n_heads, head_dim, t, side, *, rope="half", threads=1, strided=False):
+    """The indexer alone, then with its prolog."""
+    guards, out_guards = Guards(side), Guards(side)
+    dims = SHARED if threads > 1 else MlaDims(50, 5, 17, 20, 10, 10)
+    weights, indexer = make_weights(dims, mode), make_indexer(dims, n_heads, head_dim, rope, seed=t)
+    inputs = make_inputs(dims, t, BLOCKS * BLOCK_SIZE, seed=t)
+    cache, keys = make_cache(dims, True, BLOCKS, BLOCK_SIZE), make_indexer_cache(indexer.dims, BLOCKS, BLOCK_SIZE)
+    want, of_indexer = expect_indexer(weights, indexer, inputs, cache, keys)
+    if strided:
+        keys = mla.IndexerCache(*(np.repeat(a, 2, axis=0)[::2] for a in (keys.k, keys.k_scale)))
+
+    def placed_keys():
+        return mla.IndexerCache(guards.copy(keys.k, "k_cache"), guards.copy(keys.k_scale, "k_scale_cache"))
+
+    q_norm, q_norm_scale = (guards.copy(a) for a in (want.q_norm, want.q_norm_scale))
+    x, cos, sin, slots = (guards.copy(a, n) for n, a in inputs._asdict().items())
+    cache = placed_cache(guards, cache, strided=False)
+    with guarded_allocations(guards):
+        packed_indexer = guards.fields(placed_weights(guards, indexer).pack(threads))
+        alone = mla.IndexerProlog(packed_indexer, n_threads=threads)
+        prolog = MlaProlog(guards.fields(weights.pack(threads)), n_threads=threads, indexer=packed_indexer)
+        outputs = out_guards.fields(alone.allocate_output(t)), placed_output(out_guards, MlaProlog(weights), t)
+        index_keys = placed_keys()
+        alone(x, q_norm, q_norm_scale, cos, sin, slots, index_keys, outputs[0])
+        assert_as_reference(outputs[0], index_keys, of_indexer)
+        index_keys = placed_keys()
+        out = mla.IndexedOutput(outputs[1], out_guards.fields(alone.allocate_output(t)))
+        prolog(x, cos, sin, slots, cache, out, indexer_cache=index_keys)
+    assert_none(check_output(out, cache, want))
+    assert_as_reference(out.indexer, index_keys, of_indexer)
+    guards.assert_intact()
+    out_guards.assert_intact()
+
+
 def run_projections(mode, t, side):
     guards = Guards(side)
     dims = MlaDims(130, 1, NR + 1, 68, NR + 1, 34)
@@ -161,6 +214,7 @@ def cases(tokens):
 
     for dims, mode, t, side in itertools.product(DIMS, MODES, tokens, SIDES):
         yield call(dims, mode, t, side)
+    yield from indexer_cases(tokens)
     layouts = [{"cache_mode": "PA_NZ"}, {"cache_mode": "PA_NZ", "strided": True}, {"strided": True}, {"fp16": True}]
     for mode, layout, t, side in itertools.product(MODES, layouts, (1, MR + 1), SIDES):
         if "b" in mode or "fp16" not in layout:
@@ -174,6 +228,21 @@ def cases(tokens):
             f"pre_compute_2d {mode}: T = {t}, pages at the {side}",
             lambda m=mode, t=t, s=side: run_projections(m, t, s),
         )
+
+
+def indexer_cases(tokens):
+    """Heads of the indexer, and their width: at the edges of panels, all columns rotated, odd."""
+    shapes = [(1, 10), (2, NR + 1), (NR + 1, NR - 1), (3, 2 * NR)]
+
+    def call(mode, shape, t, side, **more):
+        what = f"indexer {shape} beside {mode}: T = {t}, pages at the {side}, {more}"
+        return what, lambda: run_indexer(mode, shape[0], max(shape[1], 34), t, side, **more)
+
+    for (i, shape), t, side in itertools.product(enumerate(shapes), tokens, SIDES):
+        rope = ("half", "interleaved")[(i + t) % 2]
+        yield call(("b", "ab smooth")[i % 2], shape, t, side, rope=rope, strided=t == MR)
+    for t, side in itertools.product((MR, 40), SIDES):
+        yield call("b", (8, 64), t, side, threads=THREADS[-1])
 
 
 def too_short(name):

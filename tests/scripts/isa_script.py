@@ -16,6 +16,7 @@ from helpers import (
     most_workers,
 )
 from helpers.edge_calls import check_zero_tokens
+from helpers.indexer_calls import assert_indexer_exact, make_indexer
 
 from mla_numba import (
     MlaDims,
@@ -33,6 +34,8 @@ from mla_numba.oracle.bits import check_output, reference_run
 
 MR, NR = ISA.mr, ISA.nr
 DIMS = (MlaDims(2, 1, 1, 4, 1, 2), MlaDims(50, 5, 17, 20, 10, 10), MlaDims(130, 3, NR + 1, NR + 4, 33, 34))
+TOKENS = (0, 1, MR - 1, MR, MR + 1, 3 * MR + 1)
+INDEXERS = ((1, 4), (NR + 1, NR - 1), (3, NR), (2, 2 * NR + 1))  # heads, and their width
 
 
 def check_tiles_of_the_planner():
@@ -96,10 +99,19 @@ def plain_projections(mode):
         assert_same_bits(f"result {i}", g, w)
 
 
+def indexers(modes, shapes, tokens, threads=THREADS):
+    """The indexer's prolog alone, and beside that of each mode."""
+    for i, (mode, (n_heads, head_dim), t) in enumerate(product(modes, shapes, tokens)):
+        dims = MlaDims(18, 2, 5, 8, 3, 4)
+        indexer = make_indexer(dims, n_heads, head_dim, ("half", "interleaved")[i % 2], seed=i)
+        weights = make_weights(dims, mode, seed=i)
+        assert_indexer_exact(weights, indexer, t, threads=threads, block_size=3, n_blocks=5, seed=i)
+
+
 def small(modes):
     for mode in modes:
         for dims in DIMS:
-            for t in (0, 1, MR - 1, MR, MR + 1, 3 * MR + 1):
+            for t in TOKENS:
                 assert_exact(make_weights(dims, mode, seed=t), t, block_size=5, n_blocks=3, seed=t)
 
 
@@ -117,12 +129,16 @@ if __name__ == "__main__":
     check_tiles_of_the_planner()
     if scope == "plain Python":
         plain_python()
+        indexers(["b", "ab"], [(2, 5), (3, 4)], (0, 1, 3), threads=(1,))
     elif scope == "plain Python, cann":
         plain_cann()
     elif scope == "one mode":
         small(["b"])
+        indexers(["b"], INDEXERS, TOKENS)
     elif scope == "two modes":
         small(["none", "ab smooth"])
+        indexers(["ab smooth"], INDEXERS, TOKENS)
     else:
         small(MODES)
+        indexers(["b", "ab"], INDEXERS, TOKENS)
         larger(["ab smooth"])

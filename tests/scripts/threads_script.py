@@ -16,9 +16,11 @@ import numba
 import numpy as np
 import pytest
 from helpers import THREADS, make_call, make_inputs, make_weights, most_workers
+from numba.core import types
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.kernels import max_threads
+from mla_numba.kernels.launch import kernel
 from mla_numba.oracle.bits import reference_run
 
 DIMS = MlaDims(514, 5, 101, 132, 33, 34)
@@ -365,6 +367,32 @@ def more_threads_than_cores():
         assert most_workers(prolog, T) <= n
         case.check(prolog, 5)
     assert np.isfinite(case.want.q_norm_scale).all()
+
+
+_own_thread = types.ExternalFunction("pthread_self", types.uintp())
+
+
+@kernel
+def who(worker: int, first: int, threads: np.ndarray) -> None:
+    threads[first + worker] = _own_thread()
+
+
+@kernel
+def another(worker: int, first: int, threads: np.ndarray) -> None:
+    threads[first + worker] = _own_thread()
+
+
+def a_worker_stays_a_thread():
+    """What one launch wrote near a worker, the next one's worker of that number reads."""
+    n = max_threads()
+    seen = set()
+    for _ in range(50):
+        for launched in (who, another):
+            threads = np.zeros(n, np.uintp)
+            launched(n, n, 0, threads)
+            seen.add(tuple(threads.tolist()))
+    assert len(seen) == 1
+    assert len(set(*seen)) == n
 
 
 if __name__ == "__main__":

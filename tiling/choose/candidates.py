@@ -11,7 +11,7 @@ from itertools import product
 
 from tiling.arith import ceil_div, round_up
 from tiling.choose.costs import Costs
-from tiling.choose.model import Cost, Model, ProductCost
+from tiling.choose.model import Cost, Model, ProductCost, even_legs
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
@@ -99,6 +99,10 @@ class Chooser:
         walks = sorted({*_WALKS, n_panels}) if n_panels < _WALKS[-1] else _WALKS  # all panels in one walk, if not many
         return [min(walk, n_panels) if getattr(self.given, name) else walk for walk in self._axis(name, walks)]
 
+    def _legs_axis(self, name: str, n_relays: int, shape: StageShape, micro: MicroTile) -> list[int]:
+        n_steps = shape.k_parts * ceil_div(shape.k // shape.k_parts, micro.kr)
+        return [min(legs, n_steps) for legs in self._axis(name, (1, even_legs(n_relays, self.n_workers)))]
+
     def _refused(self, shape: StageShape, n_panels: int, rows: int, kc: int, walk: int, own: str) -> str:
         """Why a task cannot have these blocks of a product, empty if it can; ``own``: what its sweep says of them."""
         nr = self.micro[shape.dtype].nr
@@ -124,23 +128,24 @@ class Chooser:
             rows = ceil_div(self.t, n_blocks)
             for kc in self._k_axis("down_kc", qa.k // qa.k_parts, micro):
                 for walk in walks:
-                    n_tasks = (ceil_div(n_qa, walk) + ceil_div(n_kva, walk)) * n_blocks
-                    own = IDLE if n_tasks < self.n_workers else ""
+                    n_relays = (ceil_div(n_qa, walk) + ceil_div(n_kva, walk)) * n_blocks
+                    own = IDLE if n_relays < self.n_workers else ""
                     refused = self._refused(qa, max(n_qa, n_kva), rows, kc, walk, own)
-                    yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk)), refused
+                    for legs in self._legs_axis("down_legs", n_relays, qa, micro):
+                        yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk), ("down_legs", legs)), refused
 
     def down_cost(self, values: Values, grain: int = 1) -> Cost:
         """The model's word on blocks of the down sweep, and on waking the threads, which it is the first to need."""
-        (_, mc), (_, kc), (_, walk) = values
+        (_, mc), (_, kc), (_, walk), (_, legs) = values
         qa, _, kva, _ = self.shapes
         micro = self.micro[qa.dtype]
         n_blocks = ceil_div(self.t, mc)
-        products = tuple(
-            self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk) for shape in (qa, kva)
-        )
-        n_tasks = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
+        products = [self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk) for shape in (qa, kva)]
+        n_relays = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
+        if legs > 1:
+            products.append(self._model.handing_on(n_relays, legs, self.t * (qa.n + kva.n)))
         n_bytes = sum(_weight_bytes(shape, micro) for shape in (qa, kva)) + 2 * self.t * qa.k
-        cost = self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_tasks, grain)
+        cost = self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_relays * legs, grain)
         return cost._replace(seconds=cost.seconds + self._model.launch_s)
 
     # heads
@@ -171,13 +176,15 @@ class Chooser:
                     yield (("wuk_mc", mc_uk), ("wuk_kc", min(round_up(kc, micro.kr), round_up(wuk.k, micro.kr))),
                            ("wuk_walk", walk)), refused  # fmt: skip
 
-    def _up_cost(self, mc: int, values: Values) -> ProductCost:
+    def up_cost(self, mc: int, values: Values) -> ProductCost:
+        """The model's word on the query's up projection in token blocks of ``mc`` rows."""
         (_, kc), (_, walk) = values
         n_blocks = ceil_div(self.t, mc)
         qb = self.shapes[1]
         return self._model.product(qb, self.micro[qb.dtype], self.t / n_blocks, n_blocks, kc, walk)
 
-    def _uk_cost(self, mc: int, values: Values) -> ProductCost:
+    def uk_cost(self, mc: int, values: Values) -> ProductCost:
+        """The model's word on the product with w_uk in token blocks of ``mc`` rows."""
         (_, mc_uk), (_, kc), (_, walk) = values
         rows = self.t / ceil_div(self.t, mc)
         n_blocks = ceil_div(self.t, mc) * ceil_div(int(rows + 0.999), mc_uk)
@@ -216,9 +223,9 @@ class Chooser:
     def _choose_heads(self) -> tuple[tuple[int, Values, Values], tuple[ProductCost, ProductCost]]:
         found: list[tuple[float, tuple[int, Values, Values], tuple[ProductCost, ProductCost]]] = []
         for mc in self._row_axis("qb_mc"):
-            up = _first_legal(self._up(mc), partial(self._seconds, self._up_cost, mc))
-            uk = _first_legal(self._uk(mc), partial(self._seconds, self._uk_cost, mc))
-            works = self._up_cost(mc, up), self._uk_cost(mc, uk)
+            up = _first_legal(self._up(mc), partial(self._seconds, self.up_cost, mc))
+            uk = _first_legal(self._uk(mc), partial(self._seconds, self.uk_cost, mc))
+            works = self.up_cost(mc, up), self.uk_cost(mc, uk)
             found.append((self.heads_cost(mc, *works).seconds, (mc, up, uk), works))
         _, blocks, works = min(found, key=lambda entry: entry[0])
         return blocks, works
@@ -241,7 +248,7 @@ class Chooser:
         if candidate.sweep == "down":
             return self.down_cost(candidate.values)
         (_, mc), up, uk = candidate.values[0], candidate.values[1:3], candidate.values[3:]
-        return self.heads_cost(mc, self._up_cost(mc, up), self._uk_cost(mc, uk))
+        return self.heads_cost(mc, self.up_cost(mc, up), self.uk_cost(mc, uk))
 
     def listed(self) -> list[SweepCandidate]:
         """Every candidate of the down and the heads sweep: refused, or with the model's cost."""
@@ -249,8 +256,8 @@ class Chooser:
         for values, refused in self._down():
             found.append(SweepCandidate("down", values, None if refused else self.down_cost(values), refused))
         for mc in self._row_axis("qb_mc"):
-            ups = [(v, refused, None if refused else self._up_cost(mc, v)) for v, refused in self._up(mc)]
-            uks = [(v, refused, None if refused else self._uk_cost(mc, v)) for v, refused in self._uk(mc)]
+            ups = [(v, refused, None if refused else self.up_cost(mc, v)) for v, refused in self._up(mc)]
+            uks = [(v, refused, None if refused else self.uk_cost(mc, v)) for v, refused in self._uk(mc)]
             for (up, no_up, up_work), (uk, no_uk, uk_work) in product(ups, uks):
                 cost = None if up_work is None or uk_work is None else self.heads_cost(mc, up_work, uk_work)
                 found.append(SweepCandidate("heads", (("qb_mc", mc), *up, *uk), cost, no_up or no_uk))

@@ -10,6 +10,7 @@ walk, each jump to another panel and accumulators beyond L1d cost; shared by the
 Threads are woken once a tile of tokens, for ``launch_s``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple, Self
@@ -20,7 +21,11 @@ from tiling.gemm import ITEM_BYTES, MicroTile
 from tiling.machine import Machine
 from tiling.stages import StageShape
 
-__all__ = ["Cost", "Model", "ProductCost", "makespan"]
+__all__ = ["QUERY_PART", "Cost", "Model", "ProductCost", "even_legs", "makespan"]
+
+QUERY_PART = 2 / 3  # of the elementwise work are the query's rows
+LEGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+EVEN = 1.04  # so much longer than an even share whole rounds of tasks may take without being cut
 
 
 class Cost(NamedTuple):
@@ -28,10 +33,11 @@ class Cost(NamedTuple):
 
     ``core_s``: computing, were it one core's; ``l2_bytes, l3_bytes``: operands read again from L2 and from behind it;
     ``balance``: the slowest worker's time by the mean, at least 1; ``edge_waste``: the part of the arithmetic that
-    register tiles with too few rows or columns spend on nothing.
+    register tiles with too few rows or columns spend on nothing. ``even_s``: seconds, were the tasks shared evenly.
     """
 
     seconds: float
+    even_s: float
     core_s: float
     memory_bytes: int
     l3_bytes: int
@@ -79,6 +85,22 @@ def makespan(n_tasks: int, grain: int, n_workers: int) -> float:
     if n_workers == 1 or n_draws == 0:
         return 1.0
     return max(ceil_div(n_draws, n_workers) * n_workers / n_draws, 1 + (n_workers - 1) / (2 * n_draws))
+
+
+def rounds_unevenness(n_tasks: int, n_workers: int) -> float:
+    """How much longer whole rounds of equal tasks take than an even share of them would, at least 1."""
+    return ceil_div(n_tasks, n_workers) * n_workers / n_tasks
+
+
+def even_legs(n_relays: int, n_workers: int) -> int:
+    """The fewest legs of ``LEGS`` with which whole rounds of tasks are even, or as even as they get.
+
+    One where there are no more relays than workers: legs of the same relay run one after the other.
+    """
+    if n_relays <= n_workers:
+        return 1
+    even = (legs for legs in LEGS if rounds_unevenness(n_relays * legs, n_workers) <= EVEN)
+    return next(even, min(LEGS, key=lambda legs: rounds_unevenness(n_relays * legs, n_workers)))
 
 
 @dataclass(frozen=True)
@@ -165,8 +187,14 @@ class Model:
         n_stores = loops.n_kblocks if loops.shape.k_parts > 1 else loops.n_kblocks - 1
         return 2 * n_stores * rows * loops.n_blocks * loops.shape.batch * loops.n_panels * nr * 4
 
+    def handing_on(self, n_relays: int, legs: int, n_sums: int) -> ProductCost:
+        """What legs cost: each but a relay's first begins anew in a panel and takes over sums from another core."""
+        n_bytes = 2 * (legs - 1) * n_sums * 4
+        seconds = n_bytes / self.costs.l3_bytes_s + (legs - 1) * n_relays * self.costs.jump_s
+        return ProductCost(seconds, n_bytes, 0, 0.0, 0)
+
     def sweep(
-        self, products: tuple[ProductCost, ...], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
+        self, products: Sequence[ProductCost], memory_bytes: int, n_elements: int, n_tasks: int, grain: int
     ) -> Cost:
         """A sweep of some products, whose results have ``n_elements``."""
         costs, n = self.costs, self.n_workers
@@ -180,15 +208,17 @@ class Model:
             l2 += product.l2_bytes
             ops += product.ops
             padded += product.padded_ops
-        computing = core_s / n * balance
-        moving = memory_bytes / min(n * costs.core_bytes_s, costs.memory_bytes_s) * balance
-        seconds = max(computing, moving) + costs.overlap_loss * min(computing, moving)
-        return Cost(seconds, core_s, memory_bytes, l3, l2, balance, 1 - ops / padded if padded else 0.0)
+        computing = core_s / n
+        moving = memory_bytes / min(n * costs.core_bytes_s, costs.memory_bytes_s)
+        even_s = max(computing, moving) + costs.overlap_loss * min(computing, moving)
+        return Cost(
+            even_s * balance, even_s, core_s, memory_bytes, l3, l2, balance, 1 - ops / padded if padded else 0.0
+        )
 
     def rows(self, t: int, rows_q: int, rows_k: int) -> float:
-        """Seconds of the elementwise sweep over ``t`` tokens; query rows are taken to be two thirds of the work."""
+        """Seconds of the elementwise sweep over ``t`` tokens."""
         costs, n = self.costs, self.n_workers
         q, k = ceil_div(t, rows_q), ceil_div(t, rows_k)
-        longest = max(2 / 3 * rows_q, 1 / 3 * rows_k) * costs.row_s
+        longest = max(QUERY_PART * rows_q, (1 - QUERY_PART) * rows_k) * costs.row_s
         even = t * costs.row_s / n
         return max(even + longest * (n - 1) / (2 * n), longest) + (q + k) * costs.task_s / n

@@ -73,6 +73,7 @@ def assemble_tile(
     rows_q: int,
     rows_k: int,
     down_grain: int = 1,
+    down_legs: int = 1,
     heads_grain: int = 1,
 ) -> TilePlan:
     """Plan of one tile of ``t`` tokens; ``blocks`` by stage ordinal.
@@ -86,7 +87,7 @@ def assemble_tile(
     return TilePlan(
         t=t,
         n_workers=wanted_workers(context, t),
-        down=DownPlan(qa, kva, grain=context.set_grain(0) or down_grain),
+        down=DownPlan(qa, kva, context.set_grain(0) or down_grain, min(down_legs, qa.kp // qa.micro.kr)),
         rows=RowPlan(
             t=t,
             rows_q=min(setting_of(vec, 0) or rows_q, t),

@@ -61,6 +61,7 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
         rows_q=v["rows_q"],
         rows_k=v["rows_k"],
         down_grain=v["down_grain"],
+        down_legs=v["down_legs"],
         heads_grain=v["heads_grain"],
     )
     given = context.given.given()
@@ -71,6 +72,7 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
 
     qa, qb, _, wuk = tile.gemms
     shared = f"down: mc = {qa.mc}, kc = {qa.kc}, {qa.walk} panels a task, {tile.down.grain} at a time"
+    shared += f", in {tile.down.legs} legs" if tile.down.legs > 1 else ""
     heads = (
         f"heads: mc = {qb.mc}; kc = {qb.kc}, walk {qb.walk} of {qb.stage}; mc = {wuk.mc}, kc = {wuk.kc}, "
         f"walk {wuk.walk} of {wuk.stage}; {tile.heads.grain} at a time"
@@ -86,5 +88,5 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
 
 
 def _fields_of(prefix: str) -> list[str]:
-    last = {"down": "down_grain", "qb": "heads_grain"}.get(prefix)
-    return [f"{prefix}_mc", f"{prefix}_kc", f"{prefix}_walk", *([last] if last else [])]
+    last = {"down": ("down_grain", "down_legs"), "qb": ("heads_grain",)}.get(prefix, ())
+    return [f"{prefix}_mc", f"{prefix}_kc", f"{prefix}_walk", *last]

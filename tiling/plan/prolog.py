@@ -14,9 +14,12 @@ from tiling.json import JsonText
 from tiling.machine import Machine
 from tiling.modes import CALL_PHASES, ORIGINS, CallPhase, Origin, QuantMode
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
+from tiling.plan.drawing import Drawing, draw_tasks
+from tiling.plan.indexer_tile import IndexerPlanDims, indexer_shapes
+from tiling.plan.loads import tile_phases
 from tiling.plan.tile import TilePlan
 from tiling.roofline import Work
-from tiling.stages import PlanDims, stage_shapes
+from tiling.stages import PlanDims, StageShape, stage_shapes
 
 __all__ = ["ORIGINS", "PrologPlan"]
 
@@ -35,6 +38,7 @@ class PrologPlan(JsonText):
     - ``origin``: where the blocks come from: "planner", "config" (an ``MlaTileConfig``), "tiling" (a ``CpuTiling``, the
       rest by the planner) or "tuned" (one that a search found on this machine). ``tiling``: what was prescribed.
     - ``costs``: the constants of the model by which the planner chose.
+    - ``indexer``: dimensions of the indexer whose prolog goes through the tiles too, if there is one.
     """
 
     dims: PlanDims
@@ -52,6 +56,7 @@ class PrologPlan(JsonText):
     origin: Origin
     tiling: CpuTiling
     costs: Costs
+    indexer: IndexerPlanDims | None = None
 
     def __post_init__(self) -> None:
         """Check that the tiles cover the tokens in order and that each has its plan, for these dimensions."""
@@ -75,6 +80,10 @@ class PrologPlan(JsonText):
             for shape, gemm in zip(shapes, tile.gemms, strict=True):
                 if not shape.matches(gemm):
                     raise ValueError(f"tile_plans: expected {shape}, got {gemm}")
+            of_indexer = () if tile.indexer is None else tile.indexer.gemms
+            wanted = () if self.indexer is None else indexer_shapes(self.indexer)
+            if len(of_indexer) != len(wanted) or not all(map(StageShape.matches, wanted, of_indexer)):
+                raise ValueError(f"tile_plans: expected the products of indexer {self.indexer}, got {of_indexer}")
 
     @cached_property
     def _plan_of(self) -> dict[int, TilePlan]:
@@ -162,13 +171,39 @@ class PrologPlan(JsonText):
             stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
         )
 
+    def drawing(self, tile: TilePlan) -> Drawing:
+        """A simulation of how the workers of a tile share its tasks.
+
+        Tasks take what the planner's model says with this plan's constants, and memory gives each worker an even share.
+        Those of an indexer are left out.
+
+        Args:
+            tile: One of ``tile_plans``.
+
+        Returns:
+            Who does which task when, what part of the time workers are idle, and how many tasks each does.
+
+        Examples:
+            >>> from tiling import Machine, MicroTile, PlanDims, plan_prolog
+            >>> machine = Machine("a CPU", "x86_64", "avx2", 32 << 10, 1 << 20, 32 << 20, 4, 4)
+            >>> micro = {name: MicroTile(mr=6, nr=16, kr=2, a_bytes=2) for name in ("bf16", "int8")}
+            >>> plan = plan_prolog(PlanDims(7168, 128, 1536, 512, 128, 64), 8, machine=machine, micro=micro)
+            >>> drawing = plan.drawing(plan.tile_plan(8))
+            >>> drawing.sweeps["heads"].n_tasks
+            (32, 32, 32, 32)
+            >>> drawing.idle < 0.02
+            True
+        """
+        return draw_tasks(tile_phases(tile, self.chooser(tile)), tile.n_workers)
+
     def summary(self) -> str:
         """One line on the whole."""
         sizes = [(factor, len(list(same))) for factor, same in groupby(factor for _, factor in self.tiles)]
         tiles = " + ".join(f"{n} x {factor}" for factor, n in sizes) or "none"
+        with_indexer = "" if self.indexer is None else " with an indexer"
         return (
-            f"{self.phase} of {self.t} tokens, quant {self.quant}, {self.n_threads} threads on {self.machine.name}: "
-            f"tiles {tiles}; {self.total_bytes / 1e6:.1f} MB, {self.flops / 1e9:.2f} Gflop, "
+            f"{self.phase} of {self.t} tokens{with_indexer}, quant {self.quant}, {self.n_threads} threads on "
+            f"{self.machine.name}: tiles {tiles}; {self.total_bytes / 1e6:.1f} MB, {self.flops / 1e9:.2f} Gflop, "
             f"{self.int8_ops / 1e9:.2f} Gop{'; tuned' if self.origin == 'tuned' else ''}"
         )
 
@@ -178,7 +213,7 @@ class PrologPlan(JsonText):
 
     def _repr_html_(self) -> str:
         """Tables for notebooks: a row for each product of each tile; the reasons of the choices, folded."""
-        rows = [(str(tile.t), *gemm_cells(gemm)) for tile in self.tile_plans for gemm in tile.gemms]
+        rows = [(str(tile.t), *gemm_cells(gemm)) for tile in self.tile_plans for gemm in tile.all_gemms]
         products = table(self.summary(), ("tile", *GEMM_COLUMNS), rows)
         return to_html(products, fold("Choices", table("", ("choice", "reason"), self.reasons)))
 
@@ -186,7 +221,7 @@ class PrologPlan(JsonText):
         """A line on the whole, then one on each tile and each of its products."""
         lines = [self.summary()]
         for tile in self.tile_plans:
-            lines += [f"  {tile}", *(f"    {gemm}" for gemm in tile.gemms)]
+            lines += [f"  {tile}", *(f"    {gemm}" for gemm in tile.all_gemms)]
         return "\n".join(lines)
 
     def explain(self) -> str:

@@ -14,25 +14,42 @@ __all__ = ["DownPlan", "HeadsPlan", "RowPlan"]
 class DownPlan:
     """Sweep 1: both products of the hidden states, in one parallel region. ``plan_prolog`` has an example.
 
-    ``grain`` is the number of tasks a worker takes at a time; the tasks of ``qa`` come before those of ``kva``.
+    ``grain`` is the number of tasks a worker takes at a time; the tasks of ``qa`` come before those of ``kva``. With
+    more than one of ``legs``, that many tasks take a walk's k one after the other, each going on with the sums of the
+    one before: first come the first legs of all walks.
     """
 
     qa: GemmPlan
     kva: GemmPlan
     grain: int
+    legs: int = 1
 
     def __post_init__(self) -> None:
-        """Check that both products read the same operand."""
+        """Check that both products read the same operand, and that each leg has a step of k."""
         check_int("grain", self.grain, 1)
+        check_int("legs", self.legs, 1)
+        n_steps = self.qa.kp // self.qa.micro.kr
+        if self.legs > n_steps:
+            raise ValueError(f"legs: expected at most {n_steps}, the steps of k, got {self.legs}")
         for name in ("m", "k", "dtype", "micro"):
             qa, kva = getattr(self.qa, name), getattr(self.kva, name)
             if qa != kva:
                 raise ValueError(f"kva.{name}: expected that of qa, {qa}, got {kva}")
 
     @property
+    def n_relays(self) -> int:
+        """Walks and token blocks of both products."""
+        return self.qa.n_tasks + self.kva.n_tasks
+
+    @property
     def n_tasks(self) -> int:
         """Tasks of both products."""
-        return self.qa.n_tasks + self.kva.n_tasks
+        return self.n_relays * self.legs
+
+    @property
+    def relay_bytes(self) -> int:
+        """Bytes of the sums that legs hand on, 0 where there is one leg alone."""
+        return self.n_relays * max(self.qa.accumulator_bytes, self.kva.accumulator_bytes) if self.legs > 1 else 0
 
     @property
     def work(self) -> Work:
@@ -45,7 +62,8 @@ class DownPlan:
 
     def __str__(self) -> str:
         """One line."""
-        return f"down: {self.n_tasks} tasks by {self.grain}"
+        legs = f" in {self.legs} legs" if self.legs > 1 else ""
+        return f"down: {self.n_tasks} tasks by {self.grain}{legs}"
 
 
 @dataclass(frozen=True)

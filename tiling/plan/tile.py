@@ -7,6 +7,7 @@ from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
 from tiling.gemm import LINE_BYTES, GemmPlan
 from tiling.html import table, to_html
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
+from tiling.plan.indexer_tile import IndexerTile
 from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
 from tiling.roofline import Work
 
@@ -23,6 +24,7 @@ class TilePlan:
         down: Sweep 1.
         rows: Sweep 2.
         heads: Sweep 3.
+        indexer: What an indexer adds to them, if there is one.
     """
 
     t: int
@@ -30,6 +32,7 @@ class TilePlan:
     down: DownPlan
     rows: RowPlan
     heads: HeadsPlan
+    indexer: IndexerTile | None = None
 
     def __post_init__(self) -> None:
         """Check that the sweeps are about the same tokens."""
@@ -38,18 +41,30 @@ class TilePlan:
         for name, t in (("down", self.down.qa.m), ("rows", self.rows.t), ("heads", self.heads.qb.m)):
             if t != self.t:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
+        indexer = self.indexer
+        if indexer is not None and (indexer.t, indexer.n_workers) != (self.t, self.n_workers):
+            raise ValueError(
+                f"indexer: expected a plan for {self.t} tokens by {self.n_workers} threads, got one for {indexer.t} by "
+                f"{indexer.n_workers}"
+            )
 
     @property
     def gemms(self) -> tuple[GemmPlan, GemmPlan, GemmPlan, GemmPlan]:
-        """The four products by ordinal."""
+        """The four products of the prolog itself by ordinal."""
         return self.down.qa, self.heads.qb, self.down.kva, self.heads.wuk
+
+    @property
+    def all_gemms(self) -> tuple[GemmPlan, ...]:
+        """The products of the prolog, then those of the indexer."""
+        return self.gemms if self.indexer is None else self.gemms + self.indexer.gemms
 
     @property
     def shared_workspace(self) -> dict[str, int]:
         """Bytes of each buffer that all workers share, rounded up to cache lines.
 
         ``x_rows`` hidden states as operands, ``x_scale`` their fp32 scales (int8 down projections only), ``q_a`` and
-        ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection.
+        ``kv_a`` the bf16 down projections, ``q_rows`` normalised queries as operands of the up projection, ``relays``
+        accumulators that tasks of the down sweep hand on.
         """
         qa, qb, kva, _ = self.gemms
         sizes = {
@@ -58,6 +73,7 @@ class TilePlan:
             "q_a": self.t * qa.n * 2,
             "kv_a": self.t * kva.n * 2,
             "q_rows": self.t * qb.lda * qb.micro.a_bytes,
+            "relays": self.down.relay_bytes,
         }
         return {name: round_up(size, LINE_BYTES) for name, size in sizes.items() if size > 0}
 
@@ -80,8 +96,9 @@ class TilePlan:
 
     @property
     def workspace(self) -> dict[str, int]:
-        """Bytes of every buffer, those of the workers for all of them together."""
-        return self.shared_workspace | {name: self.n_workers * size for name, size in self.worker_workspace.items()}
+        """Bytes of every buffer, those of the workers for all of them together, and those of the indexer."""
+        own = self.shared_workspace | {name: self.n_workers * size for name, size in self.worker_workspace.items()}
+        return own if self.indexer is None else own | self.indexer.workspace
 
     @property
     def workspace_bytes(self) -> int:
@@ -91,7 +108,8 @@ class TilePlan:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the packed weights, each read once."""
-        return sum(gemm.weight_bytes for gemm in self.gemms)
+        of_indexer = 0 if self.indexer is None else self.indexer.weight_bytes
+        return sum(gemm.weight_bytes for gemm in self.gemms) + of_indexer
 
     @property
     def activation_bytes(self) -> int:
@@ -100,17 +118,20 @@ class TilePlan:
         rope = self.rows.qk_rope_head_dim
         inputs = self.t * (2 * qa.k + 2 * 2 * rope + 8)
         queries = self.t * wuk.batch * (wuk.n + rope) * 2
-        return inputs + self.rows.written_bytes + queries
+        of_indexer = 0 if self.indexer is None else self.indexer.written_bytes
+        return inputs + self.rows.written_bytes + queries + of_indexer
 
     @property
     def flops(self) -> int:
         """Operations of the bf16 products."""
-        return sum(gemm.work.flops for gemm in self.gemms)
+        of_indexer = 0 if self.indexer is None else self.indexer.flops
+        return sum(gemm.work.flops for gemm in self.gemms) + of_indexer
 
     @property
     def int8_ops(self) -> int:
         """Operations of the int8 products."""
-        return sum(gemm.work.int8_ops for gemm in self.gemms)
+        of_indexer = 0 if self.indexer is None else self.indexer.int8_ops
+        return sum(gemm.work.int8_ops for gemm in self.gemms) + of_indexer
 
     @property
     def sweep_work(self) -> dict[str, Work]:
@@ -118,7 +139,10 @@ class TilePlan:
 
         Buffers between sweeps are included. They stay in cache and are not in the tile's own bytes.
         """
-        return {"down": self.down.work, "rows": self.rows.work, "heads": self.heads.work}
+        own = {"down": self.down.work, "rows": self.rows.work, "heads": self.heads.work}
+        if self.indexer is None:
+            return own
+        return {name: work + self.indexer.sweep_work[name] for name, work in own.items()}
 
     def __repr__(self) -> str:
         """The line of ``str`` in brackets."""
@@ -126,12 +150,13 @@ class TilePlan:
 
     def _repr_html_(self) -> str:
         """A table for notebooks: a row for each product."""
-        return to_html(table(str(self), GEMM_COLUMNS, [gemm_cells(gemm) for gemm in self.gemms]))
+        return to_html(table(str(self), GEMM_COLUMNS, [gemm_cells(gemm) for gemm in self.all_gemms]))
 
     def __str__(self) -> str:
         """One line."""
         workers = "1 worker" if self.n_workers == 1 else f"{self.n_workers} workers"
+        indexer = "" if self.indexer is None else f"{self.indexer}; "
         return (
-            f"tile of {self.t}: {workers}; {self.down}; {self.rows}; {self.heads}; "
+            f"tile of {self.t}: {workers}; {self.down}; {self.rows}; {self.heads}; {indexer}"
             f"workspace {self.workspace_bytes / 2**20:.2f} MiB"
         )

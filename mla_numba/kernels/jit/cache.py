@@ -32,6 +32,7 @@ class _Locator(caching._CacheLocator):
     """Keeps functions of one kind (kernels, outlined ones) in a folder that is named by the digest."""
 
     folder: Path
+    function: str
 
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> _Locator:
@@ -47,7 +48,8 @@ class _Locator(caching._CacheLocator):
         return self.folder.parent.name
 
     def get_disambiguator(self) -> str:
-        return "v1"
+        """Part of a file's name, for which Numba takes the code's own name: all kernels have that of one function."""
+        return self.function
 
 
 class _Files(caching.IndexDataCacheFile):
@@ -167,6 +169,7 @@ def make_cache(py_func: Callable[..., Any], build: str) -> Any:
     folder = trusted_folder(build)
     if folder is None:
         return _NoCache()
-    locator = type("Locator", (_Locator,), {"folder": folder})
+    function = f"{py_func.__module__.removeprefix('mla_numba.kernels.')}.{py_func.__name__}"
+    locator = type("Locator", (_Locator,), {"folder": folder, "function": function})
     impl = type("Impl", (_Entry,), {"_locator_classes": [locator]})
     return type("Cache", (KernelCache,), {"_impl_class": impl})(py_func)

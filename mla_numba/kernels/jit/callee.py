@@ -12,14 +12,24 @@ from numba.core import types
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
-__all__ = ["by_dtype", "callee", "field_type", "overload_callee"]
+__all__ = ["by_dtype", "callee", "field_type", "inlined", "overload_callee"]
 
 _NO_WRAPPER = {"no_cfunc_wrapper": True}  # each would be a second copy for LLVM to optimise
+_INLINED = _NO_WRAPPER | {"forceinline": True}
 
 
 def callee(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Makes a function known to compiled code; called from Python it runs as it is."""
     known: Callable[..., Any] = register_jitable(**_NO_WRAPPER)(fn)
+    return known
+
+
+def inlined(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`callee` whose code goes into its callers: for what is small, takes arrays and runs often.
+
+    Called, it would count references to each of its arrays, which takes longer than the work on a few hundred elements.
+    """
+    known: Callable[..., Any] = register_jitable(**_INLINED)(fn)
     return known
 
 
@@ -40,12 +50,12 @@ def field_type(kind: Any, path: str) -> Any:
 
 
 def by_dtype(
-    of: str, cases: Mapping[Any, Callable[..., Any]], otherwise: Callable[..., Any]
+    of: str, cases: Mapping[Any, Callable[..., Any]], otherwise: Callable[..., Any], inline: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Makes of a function without a body one that calls what its argument's dtype chooses.
 
     `of` names the argument, "sums", or a field of it, "c.sums": an array or a scalar. `cases` are functions by dtype;
-    all take the same arguments, and compiled code and Python alike call them.
+    all take the same arguments, and compiled code and Python alike call them. With `inline` they are as `inlined`.
     """
     argument, _, path = of.partition(".")
     chosen = {np.dtype(dtype): fn for dtype, fn in cases.items()}
@@ -62,7 +72,7 @@ def by_dtype(
             kind = field_type(args[position], path) if path else args[position]
             return chosen.get(as_dtype(kind.dtype if isinstance(kind, types.Array) else kind), otherwise)
 
-        overload(choose, jit_options=dict(_NO_WRAPPER), strict=False)(typed)
+        overload(choose, jit_options=dict(_INLINED if inline else _NO_WRAPPER), strict=False)(typed)
         return choose
 
     return make

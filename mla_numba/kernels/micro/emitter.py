@@ -5,7 +5,7 @@
 See `ukernel` for what it computes. The instruction set is an argument, so that the code for any can be made, and looked
 at, on any machine. Here lda, a_step, ahead_step and ldy count bytes. a_step, what a step of KR takes of a row, is
 always the same; but where LLVM sees that, it keeps a pointer to each row and moves all of them in each step, which
-takes half as long again (see also `_RowDistances`). Where y is null the sums go to c, else, as bf16, to y. In step s
+takes half as long again (see also `RowDistances`). Where y is null the sums go to c, else, as bf16, to y. In step s
 the lines at ahead + s*ahead_step and behind it are prefetched; locality is ONCE, IN_L2 or IN_L1 of `llvm_ir`.
 """
 
@@ -35,7 +35,7 @@ from ..llvm_ir import (
 )
 from .step import multiply, rows_of, squares_of
 
-__all__ = ["TileFunction"]
+__all__ = ["RowDistances", "TileFunction"]
 
 
 class TileFunction(NamedTuple):
@@ -137,7 +137,7 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     builder = ir.IRBuilder(entry)
     vector = vectors.words if kernel.is_int8 else vectors.floats
     c_at = [_vectors_at(builder, at, vector, mr * vectors.n) for at in _panels_at(builder, tile, c, c_step)]
-    distances = _RowDistances(builder, lda, mr)
+    distances = RowDistances(builder, lda, mr)
     builder.cbranch(carry, load_c, begin)
     builder.position_at_end(load_c)
     held = [squares_of(builder, kernel, vectors, [builder.load(p, align=4) for p in panel]) for panel in c_at]
@@ -193,7 +193,7 @@ def _vectors_at(builder: ir.IRBuilder, first: Any, vector: ir.VectorType, n: int
     return [builder.gep(pointer, [ir.Constant(I64, i)]) for i in range(n)]
 
 
-class _RowDistances:
+class RowDistances:
     """Where the rows of A are, in few registers: lda, 3*lda, 5*lda, 7*lda and 9*lda.
 
     An address is a register and another one times 1, 2, 4 or 8, so these reach 9 rows from the first. A pointer to each

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit.callee import callee
-from ..kinds import F32, Bits, Codes, Real
+from ..kinds import F32, Bits, Codes, Index, Real
 from ..scalars import bits_of_f32, f32_of_bits, round_bf16, widen, window
 
 N_LANES = 16
@@ -31,13 +31,8 @@ _ABS_MASK = np.int32(0x7FFFFFFF)
 
 
 @callee
-def sum_of_squares(x: Bits, y: F32) -> Real:
-    """sum((x*x) * (1/n)) in 16 lanes and a tree; y (n+16,) is scratch."""
-    n = len(x)
-    inv_n = np.float32(1.0 / n)
-    for j in range(n):
-        value = widen(x[j])
-        y[j] = (value * value) * inv_n
+def lane_sum(y: F32, n: Index) -> Real:
+    """The sum of y[0:n] in 16 lanes and a tree; y (n+16,), whose last 16 are scratch."""
     lanes = window(y, n, N_LANES)
     for lane in range(N_LANES):
         lanes[lane] = np.float32(0)
@@ -51,6 +46,17 @@ def sum_of_squares(x: Bits, y: F32) -> Real:
             lanes[lane] += lanes[lane + half]
         half //= 2
     return lanes[0]
+
+
+@callee
+def sum_of_squares(x: Bits, y: F32) -> Real:
+    """sum((x*x) * (1/n)) in 16 lanes and a tree; y (n+16,) is scratch."""
+    n = len(x)
+    inv_n = np.float32(1.0 / n)
+    for j in range(n):
+        value = widen(x[j])
+        y[j] = (value * value) * inv_n
+    return lane_sum(y, n)
 
 
 class Norm(NamedTuple):

@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ..jit.callee import callee
-from ..kinds import Index, Int64, Values
+from ..kinds import F32, Index, Int64, Real, Values
 from ..scalars import window
+from .rmsnorm_quant import quant_row
 
 
 class Slots(NamedTuple):
@@ -52,3 +53,14 @@ def chunk_at(layout: Int64, base: Index, element: Index) -> tuple[Index, Index]:
     c0 = layout[2]
     within = element % c0
     return base + element // c0 * layout[3] + within, c0 - within
+
+
+@callee
+def write_codes(y: F32, s: Real, cache: Slots, slot: Index, first: Index) -> None:
+    """The codes rint(y * s) to elements first, first + 1, ... of a slot."""
+    base, done = slot_base(cache.layout, slot), 0
+    while done < len(y):
+        at, room = chunk_at(cache.layout, base, first + done)
+        n = min(room, len(y) - done)
+        quant_row(window(y, done, n), s, window(cache.flat, at, n))
+        done += n

@@ -100,13 +100,17 @@ class Buffers(NamedTuple):
 
 
 class PairCut(NamedTuple):
-    """How two products of the same A fall into tasks: rows and k of a block, panels of a walk, tasks drawn at once."""
+    """How two products of the same A fall into tasks: rows and k of a block, panels of a walk, tasks drawn at once.
+
+    With more than one of `legs`, that many tasks take a walk's k one after the other: see `threads.relays`.
+    """
 
     mc: Index
     kc: Index
     walk0: Index
     walk1: Index
     grain: Index
+    legs: Index = 1
 
 
 class HeadsCut(NamedTuple):

@@ -5,8 +5,9 @@
 
 Five loops as in BLIS, from the outside in: token blocks of mc rows and walks of panels are the tasks (loops 5 and 4),
 then k in blocks of kc (3), register tiles down the token block (2) and across the walk's panels (1). An output element
-is one accumulator in ascending k: a block of k loads what the block before it stored. Only a product with two `parts`
-(contract of Matmul_qa: two sums over the halves of k) has two accumulators, added once at the end.
+is one accumulator in ascending k: a block of k loads what the block before it stored, in this task or in that of the
+leg before, see `threads.relays`. Only a product with two `parts` (contract of Matmul_qa: two sums over the halves of k)
+has two accumulators, added once at the end.
 
 | array   | shape                          | dtype            | notes                                                |
 |---------|--------------------------------|------------------|------------------------------------------------------|
@@ -14,11 +15,12 @@ is one accumulator in ascending k: a block of k loads what the block before it s
 | panels  | [panel][kp / KR][NR][KR]       | uint16 or int8   | packed weights; parts of k padded to KR by zeros     |
 | offset  | [panel][NR]                    | int32            | what the u8 form of A adds, negated; of int8 only    |
 | sums    | (n_workers, parts * walk * mc * NR) | float32 or int32 | scratch: sums that go on, or that fill no panel |
+|         | or (n_relays, ...)             |                  | where a walk has legs, a row for each walk and block |
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,10 +44,11 @@ from ..micro.ukernel import (
 from ..scalars import min_of, round_bf16, row_of, sums_stay_normal, unowned, window
 from ..threads.tasks import block_of, ceil_div
 from .arguments import Activations, PairCut, Weight
-from .phase import Tasks, Team, share
+from .phase import Tasks, Team, share_legs
 
 # Rows of a register tile that leave time to fetch each line of weights into L1 just before it is read.
 _FEW_ROWS = MR // 2
+_SUM_BYTES = 4
 
 
 @callee
@@ -176,17 +179,44 @@ def _store_split(c: C, second_at: Index, rows: Index, walk: Index, n_cols: Index
                 out[j] = round_bf16(first[j] + second[j])
 
 
+@callee
+def _store_sums(c: C, rows: Index, walk: Index, n_cols: Index, out: Values, y: Y) -> None:
+    """The sums as they are, float32, to out, at the places of y."""
+    for p in range(walk):
+        n_cur = min(np.int64(NR), n_cols - p * NR)
+        for i in range(rows):
+            sums = window(c.sums, c.at + (p * rows + i) * NR, n_cur)
+            here = window(out, y.at + i * y.step + p * NR, n_cur)
+            for j in range(n_cur):
+                here[j] = sums[j]
+
+
+@callee
+def _bits_themselves(y: Values, panels: Values) -> Bits:
+    return y
+
+
+@callee
+def _no_bits(y: Values, panels: Values) -> Bits:
+    return window(panels, 0, 0)
+
+
+@by_dtype("y", {np.float32: _no_bits}, otherwise=_bits_themselves)
+def _rounded_to(y: Values, panels: Values) -> Any:
+    """Where a product's bf16 bits go: y, or nowhere if y takes the float32 sums; the panels are bits of some kind."""
+
+
 class Pair(NamedTuple):
     """Two products of the same A: y0 from the first panels of B, y1 from the others.
 
-    y0 (t, n0), y1 (t, n1): uint16 bits of bf16. If the weight has two parts, y0 is the sum of two sums, over the halves
-    of k; y1 is always one sum. sums (n_workers, ...): see above.
+    y0 (t, n0), y1 (t, n1): uint16 bits of bf16, or float32 sums that are not rounded. If the weight has two parts, y0,
+    of bf16, is the sum of two sums, over the halves of k; y1 is always one sum. sums (n_workers, ...): see above.
     """
 
     a: Activations
     weight: Weight
-    y0: Bits
-    y1: Bits
+    y0: Values
+    y1: Values
     sums: Values
     cut: PairCut
 
@@ -197,7 +227,16 @@ def pair_tasks(phase: Index, pair: Pair) -> Tasks:
     n_walks0 = ceil_div(ceil_div(pair.y0.shape[1], NR), pair.cut.walk0)
     n_walks1 = ceil_div(ceil_div(pair.y1.shape[1], NR), pair.cut.walk1)
     n_blocks = ceil_div(pair.y0.shape[0], pair.cut.mc)
-    return Tasks(np.int64(phase), np.int64((n_walks0 + n_walks1) * n_blocks), np.int64(pair.cut.grain))
+    n_tasks = (n_walks0 + n_walks1) * n_blocks * pair.cut.legs
+    return Tasks(np.int64(phase), np.int64(n_tasks), np.int64(pair.cut.grain))
+
+
+@callee
+def _leg_of(weight: Weight, n_legs: Index, leg: Index) -> tuple[Index, Index]:
+    """(begin, end) of a leg in k, whole steps of KR."""
+    kr = step_of(weight.panels)
+    begin, n = block_of(weight.kp // kr, n_legs, leg)
+    return begin * kr, (begin + n) * kr
 
 
 @callee
@@ -208,8 +247,9 @@ def pair_task(task: Index, n_tasks: Index, worker: Index, pair: Pair) -> None:
     n_panels0, n_panels1 = ceil_div(pair.y0.shape[1], NR), ceil_div(pair.y1.shape[1], NR)
     n_walks0, n_walks1 = ceil_div(n_panels0, cut.walk0), ceil_div(n_panels1, cut.walk1)
     n_blocks = ceil_div(t, cut.mc)
-    walk_index = task // n_blocks
-    row0, rows = block_of(t, n_blocks, task % n_blocks)
+    relay, leg = task % (n_tasks // cut.legs), task // (n_tasks // cut.legs)
+    walk_index = relay // n_blocks
+    row0, rows = block_of(t, n_blocks, relay % n_blocks)
     no_subnormals = sums_stay_normal(min_of(window(a.min_magnitude, row0, rows)), weight.min_magnitude)
     if walk_index < n_walks0:
         out, first_panel, parts = pair.y0, np.int64(0), np.int64(weight.n_parts)
@@ -221,20 +261,27 @@ def pair_task(task: Index, n_tasks: Index, worker: Index, pair: Pair) -> None:
     rows_of_a = A(a.rows, row0 * lda, lda)
     panels = Walk(weight.panels, weight.kp, first_panel + panel, walk)
     y_at = row0 * out.shape[1] + panel * NR
-    y = Y(out, y_at, out.shape[1], a.scale, row0, weight.col_scale, weight.offset, np.int64(0))
-    part, second, sums = weight.kp // parts, np.int64(walk) * rows * NR, row_of(pair.sums, worker)
+    bits, keeps = _rounded_to(out, weight.panels), out.itemsize == _SUM_BYTES
+    y = Y(bits, y_at, out.shape[1], a.scale, row0, weight.col_scale, weight.offset, np.int64(0))
+    part, second = weight.kp // parts, np.int64(walk) * rows * NR
+    sums = row_of(pair.sums, relay if cut.legs > 1 else worker)
+    begin, end = _leg_of(weight, cut.legs, leg)
     for s in range(parts):
-        depth = Depth(s * part, (s + 1) * part, cut.kc)
-        n_stored = n_cols if parts == 1 else np.int64(0)
-        multiply_block(rows_of_a, rows, panels, depth, C(sums, s * second, False), no_subnormals, y, n_stored)
-    if parts == 2:
+        depth = Depth(max(begin, s * part), min(end, (s + 1) * part), cut.kc)
+        if depth.begin < depth.end:
+            n_stored = n_cols if parts == 1 and end == weight.kp and not keeps else np.int64(0)
+            c = C(sums, s * second, depth.begin > s * part)
+            multiply_block(rows_of_a, rows, panels, depth, c, no_subnormals, y, n_stored)
+    if keeps and end == weight.kp:
+        _store_sums(C(sums, np.int64(0), False), rows, walk, n_cols, out, y)
+    elif parts == 2 and end == weight.kp:
         _store_split(C(sums, np.int64(0), False), second, rows, walk, n_cols, y)
 
 
 @outlined
 def down(worker: Index, team: Team, tasks: Tasks, pair: Pair) -> None:
     """Phase DOWN: Matmul_qa, Matmul_kva; two products of any weight."""
-    share(worker, team, tasks, pair_task, pair)
+    share_legs(worker, team, tasks, pair.cut.legs, pair_task, pair)
 
 
 @kernel

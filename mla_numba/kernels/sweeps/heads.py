@@ -88,10 +88,9 @@ def _min_nope_magnitude(q: HeadRows, first: Index, rows: Index, rope: Index, nop
 
 
 @callee
-def _up_head(work: Heads, q: HeadRows, row0: Index, c: C) -> None:
-    """q of one head: QuantMatmul_qb, Dequant_qb."""
-    a, up, cut = work.a, work.up, work.cut
-    n_panels, lda = ceil_div(work.query_rope.shape[2] + work.nope_dim, NR), a.rows.shape[1]
+def up_head(a: Activations, up: Weight, cut: HeadsCut, n_columns: Index, q: HeadRows, row0: Index, c: C) -> None:
+    """q of one head, n_columns wide: QuantMatmul_qb, Dequant_qb."""
+    n_panels, lda = ceil_div(n_columns, NR), a.rows.shape[1]
     no_subnormals = sums_stay_normal(min_of(window(a.min_magnitude, row0, q.n)), up.min_magnitude)
     rows, depth = A(a.rows, row0 * lda, lda), Depth(np.int64(0), up.kp, cut.kc)
     # Loop 4: the head's columns, a walk of panels at a time
@@ -137,7 +136,8 @@ def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
     q = HeadRows(
         window(work.q_head, worker * mc * ldq, mc * ldq), np.int64(ldq), rows, task // n_blocks, work.t0 + row0
     )
-    _up_head(work, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
+    n_columns = work.query_rope.shape[2] + work.nope_dim
+    up_head(work.a, work.up, work.cut, n_columns, q, row0, C(row_of(work.c_up, worker), np.int64(0), False))
     _rope_head(work, q, row_of(work.y, worker))
     _uk_head(work, q, C(row_of(work.c_uk, worker), np.int64(0), False))
 

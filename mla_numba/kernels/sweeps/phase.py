@@ -8,15 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..jit.callee import callee
 from ..kinds import Index, Int64
 from ..threads.atomics import now_ns
-from ..threads.tasks import draw, finish, wait_for
+from ..threads.relays import finish_leg, wait_for_leg
+from ..threads.tasks import draw, draw_in_order, finish, wait_for
 
-__all__ = ["DOWN", "HEADS", "KEY", "PACK", "PHASES", "QUERY", "Tasks", "Team", "share", "wait"]
+__all__ = [
+    "ALL_PHASES", "DOWN", "HEADS", "INDEX_DOWN", "INDEX_HEADS", "INDEX_KEY", "INDEX_PACK", "KEY", "PACK", "PHASES",
+    "QUERY", "Tasks", "Team", "share", "share_legs", "wait",
+]  # fmt: skip
 
 PHASES = ("pack", "down", "query", "key", "heads")
 PACK, DOWN, QUERY, KEY, HEADS = range(len(PHASES))
+# A tile with an indexer has these too, see `index.tile`.
+ALL_PHASES = (*PHASES, "index_pack", "index_down", "index_key", "index_heads")
+INDEX_PACK, INDEX_DOWN, INDEX_KEY, INDEX_HEADS = range(len(PHASES), len(ALL_PHASES))
 
 
 class Team(NamedTuple):
@@ -54,16 +63,34 @@ def _note(team: Team, worker: Index, phase: Index, n_done: Index) -> None:
 
 
 @callee
+def _draw(worker: Index, team: Team, tasks: Tasks, legs: Index) -> tuple[Index, Index]:
+    if legs > 1:
+        return draw_in_order(team.counters, tasks.phase, team.n_workers, tasks.n, tasks.grain)
+    return draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
+
+
+@callee
 def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], work: Any) -> None:
     """A worker's share of a phase: draws tasks while there are any, and runs `run(task, n_tasks, worker, work)`."""
+    share_legs(worker, team, tasks, np.int64(1), run, work)
+
+
+@callee
+def share_legs(worker: Index, team: Team, tasks: Tasks, legs: Index, run: Callable[..., None], work: Any) -> None:
+    """Likewise where more than one leg makes the tasks those of relays, see `relays`."""
     _come(team, worker, tasks.phase)
-    task, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
+    n_relays = tasks.n // legs
+    task, end = _draw(worker, team, tasks, legs)
     while task < end:
         for each in range(task, end):
+            if legs > 1:
+                wait_for_leg(team.counters, n_relays, each)
             run(each, tasks.n, worker, work)
+            if legs > 1:
+                finish_leg(team.counters, n_relays, tasks.n, each)
         _note(team, worker, tasks.phase, end - task)
         finish(team.counters, tasks.phase, team.n_workers, end - task)
-        task, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
+        task, end = _draw(worker, team, tasks, legs)
 
 
 @callee

@@ -29,7 +29,7 @@ from ..launch import outlined
 from ..row.operand import bf16_operand_row, int8_operand_row, operand_row
 from ..row.rmsnorm_quant import Norm, quant_row, quant_scales, rmsnorm_row, smooth_row
 from ..row.rope import rotate_row
-from ..row.scatter import Slots, chunk_at, is_last, slot_base
+from ..row.scatter import Slots, chunk_at, is_last, slot_base, write_codes
 from ..scalars import NONE_NONZERO, min_magnitude, round_row, row_of, store_scale, window
 from ..threads.tasks import block_start
 from .arguments import Activations, Caches
@@ -156,18 +156,12 @@ def _write_latent_bf16(y: F32, cann: bool, caches: Caches, slot: Index) -> None:
 def _write_latent_int8(y: F32, cann: bool, caches: Caches, slot: Index) -> None:
     """Quant_knope: four groups, each with a scale of its own."""
     kv, k_scale = caches.kv, caches.k_scale
-    group = len(y) // N_GROUPS
-    base, scale_at = slot_base(kv.layout, slot), slot_base(k_scale.layout, slot)
+    group, scale_at = len(y) // N_GROUPS, slot_base(k_scale.layout, slot)
     for g in range(N_GROUPS):
         values = window(y, g * group, group)
         s, scale = quant_scales(values, cann)
         store_scale(k_scale.flat, scale_at + g, scale)
-        done = 0
-        while done < group:
-            at, room = chunk_at(kv.layout, base, g * group + done)
-            n = min(room, group - done)
-            quant_row(window(values, done, n), s, window(kv.flat, at, n))
-            done += n
+        write_codes(values, s, kv, slot, g * group)
 
 
 @by_dtype("caches.kv.flat", {np.int8: _write_latent_int8}, otherwise=_write_latent_bf16)

@@ -17,7 +17,8 @@ from ..kinds import Index, Int64
 from ..scalars import window
 from .atomics import fetch_add, load_acquire, yield_core
 
-COUNTER_STRIDE = 8  # int64 elements between two counters: a cache line each
+# int64 elements between two counters: 128 bytes, since cores fetch cache lines in pairs.
+COUNTER_STRIDE = 16
 _FAREWELL = 64  # looks, some microseconds
 _SPINS = 4096  # looks at a counter before the core is given to whoever else wants it
 
@@ -68,20 +69,33 @@ def draw(
 
 
 @callee
+def draw_in_order(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index, grain: Index) -> tuple[Index, Index]:
+    """Likewise of one range for all workers: whoever draws a task knows that all before it are drawn."""
+    grain = max(min(grain, n_tasks), 1)
+    first = min(fetch_add(_counter(counters, phase, n_workers, 0), grain), np.int64(n_tasks))
+    return np.int64(first), np.int64(min(first + grain, n_tasks))
+
+
+@callee
 def finish(counters: Int64, phase: Index, n_workers: Index, n_done: Index) -> None:
     """Says that `n_done` tasks of a phase are done; what they wrote is seen by whoever waits for them."""
     fetch_add(_counter(counters, phase, n_workers, n_workers), n_done)
 
 
 @callee
-def wait_for(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
-    """Returns when all `n_tasks` of a phase are done."""
-    done = _counter(counters, phase, n_workers, n_workers)
+def wait_until(counter: Int64, count: Index) -> None:
+    """Returns when counter[0] has reached `count`."""
     spins = 0
-    while load_acquire(done) < n_tasks:
+    while load_acquire(counter) < count:
         spins += 1
         if spins % _SPINS == 0:
             yield_core()
+
+
+@callee
+def wait_for(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
+    """Returns when all `n_tasks` of a phase are done."""
+    wait_until(_counter(counters, phase, n_workers, n_workers), n_tasks)
 
 
 @callee

@@ -1,0 +1,226 @@
+"""Attention of the prolog's queries over chosen positions of its latent cache, or over all of them."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from ..base import checks as check
+from ..base.checks import BF16, Array
+from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
+from ..base.modes import RecordOrder
+from ..cache import N_SCALES, PagedCache
+from ..call.bind import PrologOutput
+from ..kernels import max_threads
+from ..kernels.attention.arguments import Caches, Lists, Queries, Round, Work
+from ..kernels.attention.attend import attend, check_positions
+from ..kernels.launch import plain
+from ..kernels.sweeps.arguments import Slots
+from .pages import MAX_POSITION, Pages
+from .records import check_records, record_views
+from .rounds import Sizes, cuts, lay_out, memory_bytes
+
+__all__ = ["sparse_attention"]
+
+_INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
+_NO_POSITIONS = np.zeros((0, 1), np.int32)
+_NO_SPANS = np.zeros((0, 0, 0), np.int64)
+_NO_SCALES = Slots(np.zeros(0, np.float32), np.ones(5, np.int64))
+
+
+class _Cache(NamedTuple):
+    """A cache as a call needs it: what kernels take, its blocks, and the widths of a slot's latent and rope part."""
+
+    views: Caches
+    arrays: dict[str, Array]
+    n_blocks: int
+    block_size: int
+    latent: int
+    rope: int
+
+
+def sparse_attention(
+    out: PrologOutput,
+    cache: PagedCache | Array,
+    index: Array | None,
+    block_table: Array,
+    act_seq: Array,
+    *,
+    softmax_scale: float,
+    query_start_loc: Array | None = None,
+    record_order: RecordOrder | None = None,
+    latent: Array | None = None,
+    n_threads: int | None = None,
+) -> Array:
+    """Attention of T tokens over the positions that an index lists, or over all that a token sees.
+
+    A key is the latent of its position, dequantised and rounded to bf16, and its rope part; a value is the latent
+    alone. So the result is latent, too: the model multiplies it by w_uv, head by head. A token's row of `index` ends at
+    its first -1, and of n keys that a token sees no more than the first n entries are read. Positions are taken in the
+    order of their list. A token with none gets zeros.
+
+    Bits are those of `mla_numba.reference.sparse_attention_reference`, whatever the threads and the instruction set.
+    Several threads may call it at once.
+
+    Args:
+        out: The queries, as `MlaProlog` returns them: query_nope (T, N, C) and query_rope (T, N, R) bf16. Tokens of a
+            sequence follow one another.
+        cache: The keys, those of this call's tokens too: a `PagedCache` of int8 codes or bf16, or records of 656 bytes
+            (blocks, block_size, 1, 656) uint8, which are read in place.
+        index: Positions (T, K) int32 or int64, as `lightning_index` gives them; None for all that a token sees.
+        block_table: Blocks of each sequence (B, blocks) int32 or int64; -1 for none.
+        act_seq: Keys of each sequence (B,) int32 or int64, those of this call's tokens included.
+        softmax_scale: What scores are multiplied with; `RopeTable` has that of a model.
+        query_start_loc: The first token of each sequence, and T: (B + 1,) int32 or int64. Without it each has T / B.
+        record_order: "cann" or "flashmla" with records, see `layouts.to_records`; else None.
+        latent: An array (T, N, C) bf16 to write to; by default a new one.
+        n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
+
+    Returns:
+        Attended latents (T, N, C) bf16: `latent`, or a new array.
+
+    Raises:
+        TypeError: An argument, named in the message, is of another type or dtype; nothing is written.
+        ValueError: An argument, named in the message, has another shape, layout or value, memory that overlaps with
+            `latent`, a position that its token does not see, or one that lies in no block; nothing is written.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> from mla_numba.inputs import random_inputs
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> cache = mla.PagedCache.allocate(dims, n_blocks=2, block_size=16)
+        >>> x, cos, sin, _ = random_inputs(dims, t=3, seed=0, capacity=32)
+        >>> out = mla.MlaProlog(mla.MlaWeights.random(dims))(x, cos, sin, np.array([16, 17, 18]), cache)
+        >>> table, act_seq = np.array([[1]]), np.array([3])  # a sequence whose 3 keys lie in block 1
+        >>> index = np.array([[0, -1], [1, 0], [0, 2]], np.int32)
+        >>> mla.sparse_attention(out, cache, index, table, act_seq, softmax_scale=0.125).shape
+        (3, 4, 64)
+    """
+    keys = _check_cache(cache, record_order)
+    queries = _check_queries(out, keys)
+    t, n_heads, width = queries.nope.shape
+    scale = _check_scale(softmax_scale)
+    n_threads = check.check_threads("n_threads", n_threads, max_threads())
+    n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
+    pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
+    lists, counts = _check_lists(index, pages)
+    if latent is not None:
+        check.check_array("latent", latent, (BF16,), (t, n_heads, width))
+        check.check_writable("latent", latent)
+        read = keys.arrays | {"out.query_nope": out.query_nope, "out.query_rope": out.query_rope}
+        check.check_disjoint({"latent": latent}, read)
+    else:
+        latent = aligned_empty((t, n_heads, width), BF16)
+    if latent.size:
+        call = _Call(queries, counts, keys.views, lists, scale, latent.view(UINT16))
+        _run(call, Sizes(t, n_heads, width, keys.rope, int(counts.max())), n_threads)
+    return latent
+
+
+def _check_cache(cache: object, record_order: object) -> _Cache:
+    if isinstance(cache, np.ndarray):
+        order = check_records(cache, record_order)
+        views = record_views(writable_alias(cache), order)
+        widths = int(views.kv.layout[2]), int(views.kr.layout[2])
+        return _Cache(views, {"cache": cache}, cache.shape[0], cache.shape[1], *widths)
+    if not isinstance(cache, PagedCache):
+        raise TypeError(f"cache: expected PagedCache or a NumPy array of records, got {type(cache).__name__}")
+    if record_order is not None:
+        raise ValueError(f"record_order: expected None with a PagedCache, got {record_order!r}")
+    sizes, block_size = cache.sizes, int(cache.views["kv_cache"].layout[0])
+    held = [Slots(writable_alias(view.flat), view.layout) for view in cache.views.values()]
+    if not sizes.quantized:
+        held = [*held[:2], _NO_SCALES]
+    n_blocks = sizes.capacity // max(block_size, 1)
+    return _Cache(Caches(*held), cache.arrays(), n_blocks, block_size, sizes.kv_width, sizes.kr_width)
+
+
+def _check_queries(out: object, keys: _Cache) -> Queries:
+    if not isinstance(out, PrologOutput):
+        raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")
+    check.check_array("out.query_nope", out.query_nope, (BF16,), (None, None, keys.latent))
+    t, n_heads, _ = out.query_nope.shape
+    if n_heads == 0:
+        raise ValueError(f"out.query_nope: expected at least one head, got shape {out.query_nope.shape}")
+    check.check_array("out.query_rope", out.query_rope, (BF16,), (t, n_heads, keys.rope))
+    return Queries(as_bits(out.query_nope), as_bits(out.query_rope))
+
+
+def _check_scale(softmax_scale: object) -> np.float32:
+    value = check.check_number("softmax_scale", softmax_scale)
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise ValueError(f"softmax_scale: expected a number that is finite in float32, got {value}")
+    return np.float32(value)
+
+
+def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array]:
+    """What each token attends to, and to how many: copies, whose positions their token sees, in blocks of the cache."""
+    t = len(pages.limits)
+    if index is None:
+        pages.check_mapped()
+        return Lists(_NO_POSITIONS, True, pages.sequences, pages.block_table, pages.block_size), pages.limits
+    given = check.expect_array("index", index, (_INT32, _INT64))
+    check.check_shape("index", given, (t, None))
+    # What int32 cannot hold is as wrong as the largest that it can.
+    positions = np.array(np.clip(given, -1, MAX_POSITION), np.int32, order="C", subok=False)
+    counts, wrong = np.empty(t, np.int64), np.empty(t, np.int64)
+    lists = Lists(positions, False, pages.sequences, pages.block_table, pages.block_size)
+    check_positions(1, 1, lists, pages.limits, pages.n_blocks, counts, wrong)
+    if t and wrong.max() >= 0:
+        token = int(np.argmax(wrong >= 0))
+        _refuse(pages, token, int(wrong[token]), int(given[token, wrong[token]]))
+    return lists, counts
+
+
+def _refuse(pages: Pages, token: int, place: int, position: int) -> None:
+    limit, name = int(pages.limits[token]), f"index[{token}, {place}]"
+    if position >= limit:
+        raise ValueError(f"{name}: expected a position below {limit}, the keys that the token sees, got {position}")
+    row, at = int(pages.sequences[token]), position // pages.block_size
+    block = pages.block_table[row, at] if at < pages.block_table.shape[1] else "no entry"
+    raise ValueError(
+        f"block_table[{row}, {at}]: expected a block from 0 to below {pages.n_blocks}, since {name} is {position}, "
+        f"got {block}"
+    )
+
+
+_KEPT_BYTES = 64 << 20
+_memory: deque[Array] = deque(maxlen=8)
+
+
+class _Call(NamedTuple):
+    """A checked call as the kernels take it: see `Round` and `Work`."""
+
+    queries: Queries
+    counts: Array
+    caches: Caches
+    lists: Lists
+    scale: np.float32
+    latent: Array
+
+
+def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
+    memory = np.zeros(0, np.uint8)
+    queries, caches, lists = plain(call.queries), plain(call.caches), plain(call.lists)
+    for cut in cuts(sizes, n_threads):
+        needed = memory_bytes(sizes, cut)
+        if memory.nbytes < needed:
+            memory = _take_memory(needed)
+        scratch = lay_out(sizes, cut, memory)
+        part = Round(queries, call.counts, plain(scratch), plain(cut), call.scale)
+        work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
+        attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
+    if memory.nbytes <= _KEPT_BYTES:
+        _memory.append(memory)
+
+
+def _take_memory(n_bytes: int) -> Array:
+    """Memory that no other thread holds: kept from an earlier call, or new if that is too small."""
+    try:
+        memory = _memory.pop()
+    except IndexError:
+        return aligned_empty(n_bytes, np.uint8)
+    return memory if memory.nbytes >= n_bytes else aligned_empty(n_bytes, np.uint8)

@@ -1,0 +1,52 @@
+"""Asking for cache lines before they are read: keys lie anywhere in a cache, where no hardware sees them coming."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from ..jit.callee import overload_callee
+from ..kinds import Index, Typed, Values
+from ..llvm_ir import I64, IN_L1, POINTER, counted_loop
+from ..llvm_ir import prefetch as emit_prefetch
+
+__all__ = ["prefetch"]
+
+_LINE_BYTES = 64
+
+
+def prefetch(array: Values, at: Index, n: Index) -> None:
+    """Asks for elements at..at+n of a flat array, n >= 1."""
+
+
+@intrinsic
+def _prefetch_intrinsic(_typingctx: Any, array: Any, at: Any, n: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        data = context.make_array(sig.args[0])(context, builder, args[0]).data
+        first = builder.bitcast(builder.gep(data, [args[1]]), POINTER)
+        each = sig.args[0].dtype.bitwidth // 8
+        last = builder.mul(builder.sub(args[2], ir.Constant(I64, 1)), ir.Constant(I64, each))
+        line = ir.Constant(I64, _LINE_BYTES)
+
+        def ask(number: Any, _values: list[Any]) -> list[Any]:
+            emit_prefetch(builder, builder.gep(first, [builder.mul(number, line)]), _LINE_BYTES, IN_L1)
+            return []
+
+        # The last element may lie in one line more than as many whole ones.
+        counted_loop(builder, builder.add(builder.udiv(last, line), ir.Constant(I64, 1)), [], ask)
+        emit_prefetch(builder, builder.gep(first, [last]), _LINE_BYTES, IN_L1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
+
+
+@overload_callee(prefetch)
+def _prefetch(array: Typed, at: Typed, n: Typed) -> Any:
+    def ask(array: Values, at: Index, n: Index) -> None:
+        _prefetch_intrinsic(array, np.int64(at), np.int64(n))
+
+    return ask

@@ -1,0 +1,169 @@
+"""The softmax over a token's positions, for NR heads side by side.
+
+    m = max(s * scale)    e = exp(s * scale - m)    l = sum of e    weight = bf16(e / l)
+
+The sum runs over 16 lanes, a place of the list in lane `place mod 16`, ascending, and then over the lanes as a tree,
+lane i with lane i + half. Scores of a panel lie position after position, NR heads each. So 16 positions are 16 * NR
+elements one after the other, and beside them lie m, l and the sums of the lanes, repeated for each lane.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..jit.callee import by_dtype, callee
+from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
+from ..launch import outlined
+from ..micro.ukernel import NR
+from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, widen, window
+from ..sweeps.phase import Tasks, Team, share
+from .arguments import Round
+from .exp import exp_negative
+from .pairs import interleave
+
+__all__ = ["LANES", "SOFTMAX", "softmax", "softmax_tasks"]
+
+SOFTMAX = 2
+LANES = 16
+_STEP = LANES * NR
+_HALF = LANES // 2
+_MINUS_INF = np.float32(-np.inf)
+
+
+@callee
+def _largest(scores: F32, scale: Real, most: F32) -> None:
+    """most[i]: the largest of each head's scaled scores, repeated for each lane."""
+    for i in range(_STEP):
+        most[i] = _MINUS_INF
+    for first in range(0, len(scores), _STEP):
+        n = np.int64(min(_STEP, len(scores) - first))
+        block, top = window(scores, first, n), window(most, 0, n)
+        for i in range(n):
+            top[i] = max(top[i], np.float32(block[i] * scale))
+    _to_one_lane(most)
+    _repeat(most)
+
+
+@callee
+def _to_one_lane(most: F32) -> None:
+    half = _STEP // 2
+    while half >= NR:
+        low, high = window(most, 0, half), window(most, half, half)
+        for i in range(half):
+            low[i] = max(low[i], high[i])
+        half //= 2
+
+
+@callee
+def _repeat(lanes: F32) -> None:
+    """The values of lane 0 in all lanes."""
+    first = window(lanes, 0, NR)
+    for lane in range(1, LANES):
+        out = window(lanes, lane * NR, NR)
+        for j in range(NR):
+            out[j] = first[j]
+
+
+@callee
+def _exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
+    """scores = e; total = l of each head, repeated for each lane."""
+    for i in range(_STEP):
+        total[i] = np.float32(0)
+    for first in range(0, len(scores), _STEP):
+        n = np.int64(min(_STEP, len(scores) - first))
+        block, top, lanes = window(scores, first, n), window(most, 0, n), window(total, 0, n)
+        for i in range(n):
+            e = exp_negative(np.float32(np.float32(block[i] * scale) - top[i]))
+            block[i] = e
+            lanes[i] = lanes[i] + e
+    half = _STEP // 2
+    while half >= NR:
+        low, high = window(total, 0, half), window(total, half, half)
+        for i in range(half):
+            low[i] = low[i] + high[i]
+        half //= 2
+    _repeat(total)
+
+
+@callee
+def _paired_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Index) -> None:
+    for j in range(n_heads):
+        out = pair_window(weights, at + j * ldw, _HALF)
+        for i in range(_HALF):
+            out[i] = words[i * NR + j]
+
+
+@callee
+def _float_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Index) -> None:
+    for j in range(n_heads):
+        out = window(weights, at + j * ldw, LANES)
+        for i in range(_HALF):
+            word = words[i * NR + j]
+            out[2 * i] = widen(np.uint16(word >> np.uint32(16)))
+            out[2 * i + 1] = widen(np.uint16(word & np.uint32(0xFFFF)))
+
+
+@by_dtype("weights", {np.uint16: _paired_rows}, otherwise=_float_rows)
+def _put_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Index) -> None:
+    """Weights of 16 positions to rows of A, a head each; words (8, NR), flat: a pair each, the even position above."""
+
+
+@callee
+def _quotients(e: F32, total: F32, bits: Bits, mins: Int32) -> None:
+    """bits = e / total as bf16, and the smallest of each lane and head but 0."""
+    for i in range(len(e)):
+        quotient = round_bf16(np.float32(e[i] / total[i]))
+        bits[i] = quotient
+        size = np.int32(np.int32(quotient) & np.int32(0x7FFF))
+        mins[i] = min(mins[i], NONE_NONZERO if size == np.int32(0) else size)
+
+
+@callee
+def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32) -> None:
+    """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A."""
+    scratch = part.scratch
+    n_rows, ldw = np.int64(NR), scratch.weights.shape[2]
+    bits, words = row_of(scratch.bits, worker), row_of(scratch.words, worker)
+    mins = row_of(scratch.mins, worker)
+    for i in range(_STEP):
+        mins[i] = NONE_NONZERO
+    for first in range(0, len(e), _STEP):
+        n = np.int64(min(_STEP, len(e) - first))
+        _quotients(window(e, first, n), window(total, 0, n), window(bits, 0, n), window(mins, 0, n))
+        for i in range(n, _STEP):
+            bits[i] = 0
+        for pair in range(_HALF):
+            even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
+            interleave(even, odd, window(words, pair * NR, NR))
+        _put_rows(words, unowned(scratch.weights), at * NR * ldw + first // NR, ldw, n_rows)
+    for j in range(NR):
+        least = NONE_NONZERO
+        for lane in range(LANES):
+            least = min(least, mins[lane * NR + j])
+        window(scratch.w_min, at * NR + j, 1)[0] = least
+
+
+@callee
+def _softmax_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> None:
+    """A panel of heads of a token."""
+    cut, scratch = part.cut, part.scratch
+    n = part.counts[cut.t0 + task // cut.h]
+    if n == 0:
+        return
+    scores = window(row_of(scratch.scores, task), 0, n * NR)
+    most, total = row_of(scratch.lanes, 2 * worker), row_of(scratch.lanes, 2 * worker + 1)
+    _largest(scores, part.scale, most)
+    _exponentials(scores, part.scale, most, total)
+    _probabilities(part, task, worker, scores, total)
+
+
+@callee
+def softmax_tasks(part: Round) -> Tasks:
+    """A task is a panel of heads of a token."""
+    return Tasks(np.int64(SOFTMAX), np.int64(part.cut.t * part.cut.h), np.int64(1))
+
+
+@outlined
+def softmax(worker: Index, team: Team, tasks: Tasks, part: Round) -> None:
+    """Phase SOFTMAX."""
+    share(worker, team, tasks, _softmax_task, part)

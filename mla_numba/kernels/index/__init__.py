@@ -1,0 +1,1 @@
+"""The lightning indexer's prolog: its keys, its queries and the weights of its heads."""

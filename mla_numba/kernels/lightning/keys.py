@@ -1,0 +1,105 @@
+"""A tile of the keys of a sequence: gathered from the blocks of a cache, packed, with their scales."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..jit.callee import callee
+from ..kinds import F32, Codes, Index, Int32, Int64
+from ..micro.ukernel import NR
+from ..row.scatter import Slots, chunk_at
+from ..scalars import row_of, widen_f16, window
+from ..threads.tasks import ceil_div
+from .panel import RUN, Panels, Runs, pack_panel
+
+__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "pack_keys"]
+
+PANELS = 8  # of a tile: with a token's heads they fit a first cache
+TILE = PANELS * NR
+
+
+class KeyCache(NamedTuple):
+    """The keys: codes, int8, and scales, uint16 bits of fp16; rows of `width` codes; table (B, blocks) int64."""
+
+    codes: Slots
+    scale: Slots
+    width: Index
+    table: Int64
+
+
+class KeyTile(NamedTuple):
+    """A worker's tile of TILE keys.
+
+    Scales are those of two tiles: the next one's keys are found before this one's scores are made.
+
+    | array  | shape               | dtype   | notes                                            |
+    |--------|---------------------|---------|--------------------------------------------------|
+    | codes  | (PANELS * kp * NR,) | int8    | packed                                           |
+    | places | (TILE,)             | int64   | where the keys lie in the cache                  |
+    | offset | (TILE,)             | int32   | see `panel`                                      |
+    | scale  | (2 * TILE,)         | float32 | of a key                                         |
+    | rest   | (NR * RUN,)         | int8    | what is left of rows that are no multiple of RUN |
+    """
+
+    codes: Codes
+    places: Int64
+    offset: Int32
+    scale: F32
+    rest: Codes
+
+
+@callee
+def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile, scale_at: Index) -> None:
+    """Places of keys first..first+n <= TILE of a sequence, and their scales to scale[scale_at:], page by page."""
+    of_codes, of_scale = cache.codes.layout, cache.scale.layout
+    blocks, block_size = row_of(cache.table, sequence), of_codes[0]
+    done = np.int64(0)
+    while done < n:
+        block, row = blocks[(first + done) // block_size], (first + done) % block_size
+        n_cur = min(block_size - row, n - done)
+        base, step = block * of_codes[1] + row * of_codes[4], of_codes[4]
+        places, scale = window(tile.places, done, n_cur), window(tile.scale, scale_at + done, n_cur)
+        bits = window(cache.scale.flat, block * of_scale[1] + row, n_cur)
+        for j in range(n_cur):
+            places[j] = base + j * step
+        for j in range(n_cur):
+            scale[j] = widen_f16(bits[j])
+        done += n_cur
+
+
+@callee
+def _take_rest(cache: KeyCache, tile: KeyTile, col: Index) -> None:
+    """The last codes of NR rows, and zeros, as one run each."""
+    n_whole = cache.width // RUN * RUN
+    for j in range(NR):
+        at, _ = chunk_at(cache.codes.layout, tile.places[col + j], n_whole)
+        codes, run = window(cache.codes.flat, at, cache.width - n_whole), window(tile.rest, j * RUN, RUN)
+        for e in range(RUN):
+            run[e] = codes[e] if e < len(codes) else np.int8(0)
+
+
+@callee
+def pack_keys(cache: KeyCache, n: Index, tile: KeyTile) -> None:
+    """Packs the n keys that were found. A last panel is filled up with one of them again."""
+    n_panels = ceil_div(n, NR)
+    for j in range(n, n_panels * NR):
+        tile.places[j] = tile.places[0]
+    n_runs = cache.width // RUN
+    kp = ceil_div(cache.width, RUN) * RUN
+    distance, _ = chunk_at(cache.codes.layout, np.int64(0), np.int64(RUN))
+    for p in range(n_panels):
+        col = p * NR
+        for j in range(NR):
+            tile.offset[col + j] = np.int32(0)
+        panel = Panels(tile.codes, p * kp * NR, tile.offset, tile.scale, np.int64(col), np.int64(1))
+        if n_runs:
+            pack_panel(Runs(cache.codes.flat, tile.places, np.int64(col), n_runs, distance), panel)
+        if kp > cache.width:
+            _take_rest(cache, tile, np.int64(col))
+            for j in range(NR):
+                tile.places[col + j] = j * RUN
+            at = np.int64((p * kp + n_runs * RUN) * NR)
+            rest = Panels(tile.codes, at, tile.offset, tile.scale, np.int64(col), np.int64(1))
+            pack_panel(Runs(tile.rest, tile.places, np.int64(col), np.int64(1), np.int64(0)), rest)

@@ -1,0 +1,187 @@
+"""Panels of NR keys: how one is packed, and what some heads add to the scores of the keys of several.
+
+    pack_panel:    panel = the codes of NR keys, in the order in which the microkernel reads them
+    score_panels:  scores[j] += sum over mr heads of weights[i] * half(max(dot(i, j), 0)),   ascending i
+                   dot(i, j) = sum over k of a[i, k] * panel[k, j] + offset[j]
+
+`half` keeps the 11 significant bits of an fp16, ties to even. A weight has no more than 11 bits either. So products are
+exact, and sums are rounded once for each head, whether by a fused multiply-add or not.
+
+| array   | shape               | dtype        | notes                                                                |
+|---------|---------------------|--------------|----------------------------------------------------------------------|
+| codes   | flat                | int8         | a cache; a run of RUN codes of key j is at places[j] + run * distance |
+| places  | [NR]                | int64        |                                                                      |
+| panel   | [kp / KR][NR][KR]   | int8         | kp a multiple of RUN; see `isa.BlockOrder`                           |
+| offset  | [NR]                | int32        | what the u8 form of A adds, negated: `pack_panel` adds its share     |
+| a.rows  | [mr] by step, [kp]  | A_INT8_DTYPE | heads, see `row.operand`                                             |
+| weights | [mr]                | float32      |                                                                      |
+| scores  | [NR]                | float32      |                                                                      |
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+
+from ..jit.callee import callee, overload_callee
+from ..kinds import F32, Codes, Index, Int32, Int64, Real, Typed
+from ..llvm_ir import POINTER
+from ..micro.library import Library
+from ..micro.operands import A, B, C
+from ..micro.plain import add_products
+from ..micro.portable import ukernel_int8_portable
+from ..micro.table import ISA
+from ..micro.ukernel import A_OFFSET, KR_INT8, NR
+from ..scalars import window
+from .emitter import RUN, SPLIT, declare_pack, declare_scores, define_lightning
+
+__all__ = ["RUN", "Panels", "Runs", "half_of", "load_lightning", "pack_panel", "score_panels"]
+
+load_lightning = Library("lightning", define_lightning).load
+PLACES = ISA.places(is_int8=True)
+
+
+class Runs(NamedTuple):
+    """Runs of NR keys: `n` of each, `distance` elements apart, the first of key j at codes[places[at + j]]."""
+
+    codes: Codes
+    places: Int64
+    at: Index
+    n: Index
+    distance: Index
+
+
+class Panels(NamedTuple):
+    """`n` packed panels from codes[at] on; the first one's keys are columns col..col+NR of offset and scores."""
+
+    codes: Codes
+    at: Index
+    offset: Int32
+    scores: F32
+    col: Index
+    n: Index
+
+
+def pack_panel(runs: Runs, panel: Panels) -> None:
+    """Packs the runs of NR keys, and adds to their offsets."""
+    for run in range(runs.n):
+        for j in range(NR):
+            start = runs.places[runs.at + j] + run * runs.distance
+            codes = runs.codes[start : start + RUN]
+            for first in range(0, RUN, KR_INT8):
+                step = panel.at + (run * RUN + first) * NR
+                panel.codes[step + PLACES[:, j]] = codes[first : first + KR_INT8]
+            panel.offset[panel.col + j] -= A_OFFSET * np.int32(codes.sum(dtype=np.int32))
+
+
+@callee
+def _pack_portable(runs: Runs, panel: Panels) -> None:
+    """KR is 1: a code of each key after the other."""
+    for run in range(runs.n):
+        for j in range(NR):
+            codes = window(runs.codes, runs.places[runs.at + j] + run * runs.distance, RUN)
+            packed = window(panel.codes, panel.at + run * RUN * NR, RUN * NR)
+            for k in range(RUN):
+                packed[k * NR + j] = codes[k]
+
+
+@overload_callee(pack_panel)
+def _pack_panel(runs: Typed, panel: Typed) -> Any:
+    if ISA.name == "portable":
+        return _pack_portable
+
+    def simd(runs: Runs, panel: Panels) -> None:
+        _pack_simd(
+            runs.codes, window(runs.places, runs.at, NR), np.int64(runs.n), np.int64(runs.distance),
+            window(panel.codes, panel.at, RUN), window(panel.offset, panel.col, NR),
+        )  # fmt: skip
+
+    return simd
+
+
+@callee
+def half_of(value: Real) -> Real:
+    """A float32 of at least 0, without fraction, with 11 significant bits: see `emitter`."""
+    much = np.float32(SPLIT) * value
+    return much - (much - value)
+
+
+def score_panels(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+    """Adds `mr` heads, of weights[first] on, to the scores of all panels; k is a multiple of RUN."""
+    dots = np.empty(mr * NR, np.int32)
+    for p in range(panels.n):
+        cols = slice(panels.col + p * NR, panels.col + (p + 1) * NR)
+        add_products(ISA, mr, k, a, B(panels.codes, panels.at + p * NR * k, 0, 0, 0), C(dots, 0, False))
+        for i in range(mr):
+            value = np.maximum(dots[i * NR : (i + 1) * NR] + panels.offset[cols], 0).astype(np.float32)
+            with np.errstate(all="ignore"):  # a weight that is NaN or Inf
+                panels.scores[cols] += weights[first + i] * half_of(value)
+
+
+@callee
+def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+    dots = np.empty(mr * NR, np.int32)
+    zero = np.int64(0)
+    for p in range(panels.n):
+        b = B(panels.codes, panels.at + p * NR * k, zero, zero, zero)
+        ukernel_int8_portable(mr, k, a, b, C(dots, zero, False))
+        scores = window(panels.scores, panels.col + p * NR, NR)
+        for i in range(mr):
+            row, weight = window(dots, i * NR, NR), weights[first + i]
+            for j in range(NR):
+                scores[j] += np.float32(weight * half_of(np.float32(max(row[j], np.int32(0)))))
+
+
+@overload_callee(score_panels)
+def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, panels: Typed) -> Any:
+    if ISA.name == "portable":
+        return _score_portable
+    kr = ISA.kr_int8
+    itemsize = np.int64(ISA.a_int8_bytes)
+
+    def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+        n_keys = panels.n * NR
+        _scores_simd(
+            np.int64(mr), np.int64(panels.n), np.int64(k // kr), window(a.rows, a.at, 1), np.int64(a.step * itemsize),
+            np.int64(kr * itemsize), window(panels.codes, panels.at, n_keys * k),
+            window(panels.offset, panels.col, n_keys), window(weights, first, mr),
+            window(panels.scores, panels.col, n_keys),
+        )  # fmt: skip
+
+    return simd
+
+
+def _call(context: Any, builder: Any, sig: Any, args: Any, declare: Any) -> Any:
+    """Calls a function of the library: arrays by their addresses, numbers as they are."""
+    load_lightning()
+    operands = [
+        builder.bitcast(context.make_array(kind)(context, builder, value).data, POINTER)
+        if isinstance(kind, types.Array)
+        else value
+        for kind, value in zip(sig.args, args, strict=True)
+    ]
+    builder.call(declare(builder.module, ISA), operands)
+    return context.get_dummy_value()
+
+
+@intrinsic
+def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, panel: Any, offset: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(context, builder, sig, args, declare_pack)
+
+    return types.void(codes, places, types.int64, types.int64, panel, offset), codegen
+
+
+@intrinsic
+def _scores_simd(
+    _typingctx: Any, mr: Any, n: Any, steps: Any, a: Any, lda: Any, a_step: Any, b: Any, offset: Any, weights: Any,
+    scores: Any,
+) -> Any:  # fmt: skip
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _call(context, builder, sig, args, declare_scores)
+
+    word = types.int64
+    return types.void(word, word, word, a, word, word, b, offset, weights, scores), codegen

@@ -1,0 +1,235 @@
+"""The lightning index of a tile of tokens, in one parallel region: the k best of the keys that each token sees.
+
+    score(p) = scale(p) * sum over heads of weight * half(max(query . key(p), 0))
+
+| phase   | a task is                       | it computes                                                             |
+|---------|---------------------------------|-------------------------------------------------------------------------|
+| PREPARE | a token                         | its queries as rows of A, its heads' weights                            |
+| SCAN    | a group, and a run of keys      | scores, of which each worker buffers those that may be among the best   |
+| MERGE   | a token                         | the k best of all workers' buffers, sorted                              |
+
+A group are tokens of one sequence that follow one another. Keys are read from the cache and packed once a group, a tile
+of them at a time; their scores exist for one token and one tile of keys.
+
+| array        | shape                 | dtype        | notes                                            |
+|--------------|-----------------------|--------------|--------------------------------------------------|
+| query        | (T, Ni, Di)           | int8         | codes                                            |
+| query_scale  | (T, Ni)               | uint16       | bits of fp16                                     |
+| weights      | (T, Ni)               | uint16       | likewise                                         |
+| limits       | (T,)                  | int64        | keys that a token sees                           |
+| chosen       | (T, k)                | int32        | positions, the best first, then -1               |
+| rows         | (t, Ni, kp)           | A_INT8_DTYPE | scratch: queries                                 |
+| head_weights | (t, Ni)               | float32      | scratch                                          |
+| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + TILE            |
+| n_ranks      | (n_workers, t)        | int64        | scratch: how many there are, zeros at first      |
+| worst        | (n_workers, t)        | uint64       | scratch: ALL_RANKS at first                      |
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..jit.callee import callee
+from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values, Words
+from ..launch import kernel
+from ..micro.operands import A
+from ..micro.ukernel import MR, NR
+from ..row.operand import int8_operand_row
+from ..scalars import round_f16, row_of, unowned, widen_f16, window
+from ..sweeps.phase import Tasks, Team, share, wait
+from ..threads.tasks import block_of, ceil_div, linger
+from .best import (
+    ALL_RANKS,
+    Ranks,
+    append_keys,
+    append_ranks,
+    keep_best,
+    rank_keys,
+    sort_ranks,
+    write_positions,
+)
+from .keys import TILE, KeyCache, KeyTile, find_keys, pack_keys
+from .panel import Panels, score_panels
+
+__all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Best", "Groups", "Queries", "Scratch", "lightning_tile"]
+
+PHASES = ("prepare", "scan", "merge")
+PREPARE, SCAN, MERGE = range(len(PHASES))
+_SCALE = np.float32(2.0**-11)  # of a dot product
+
+
+class Queries(NamedTuple):
+    """The caller's tokens, and the rows and weights of those of the tile: see above."""
+
+    query: Codes
+    query_scale: Bits
+    weights: Bits
+    limits: Int64
+    rows: Values
+    head_weights: F32
+
+
+class Groups(NamedTuple):
+    """How tokens and keys fall into tasks.
+
+    Group g is tokens first[g]..first[g + 1] of the tile, of sequence[g], and tasks from task[g] on, each `run` keys.
+    All int64, (n + 1,) but for sequence (n,).
+    """
+
+    first: Int64
+    task: Int64
+    sequence: Int64
+    run: Index
+
+
+class Best(NamedTuple):
+    """The workers' buffers, and the result: see above."""
+
+    ranks: Ranks
+    n_ranks: Int64
+    worst: Ranks
+    chosen: Int32
+
+
+class Scratch(NamedTuple):
+    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32, keys (TILE,) uint32, sorted (2 * room,) uint64,
+    counts (N_BINS,) int64.
+    """
+
+    codes: Codes
+    places: Int64
+    offset: Int32
+    scale: F32
+    rest: Codes
+    scores: F32
+    keys: Words
+    sorted: Ranks
+    counts: Int64
+
+
+class Work(NamedTuple):
+    """What the tasks of all phases need; the tile is tokens t0..t0+t."""
+
+    queries: Queries
+    cache: KeyCache
+    groups: Groups
+    best: Best
+    scratch: Scratch
+    t0: Index
+    t: Index
+
+
+@callee
+def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
+    queries, token = work.queries, work.t0 + task
+    n_heads = queries.rows.shape[1]
+    scales, weights = row_of(queries.query_scale, token), row_of(queries.weights, token)
+    head_weights = row_of(queries.head_weights, task)
+    for h in range(n_heads):
+        int8_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_heads + h))
+        product = np.float32(widen_f16(scales[h]) * widen_f16(weights[h]))
+        head_weights[h] = np.float32(widen_f16(round_f16(product)) * _SCALE)
+
+
+@callee
+def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32) -> None:
+    """Scores of a token and the first n keys of a tile, and of those that fill the last panel."""
+    rows = work.queries.rows
+    n_heads, kp = rows.shape[1], rows.shape[2]
+    weights, flat = row_of(work.queries.head_weights, token), unowned(rows)
+    n_panels, n_blocks = ceil_div(n, NR), ceil_div(n_heads, MR)
+    sums = window(scores, 0, n_panels * NR)
+    for j in range(len(sums)):
+        sums[j] = np.float32(0)
+    panels = Panels(tile.codes, np.int64(0), tile.offset, scores, np.int64(0), np.int64(n_panels))
+    for b in range(n_blocks):
+        head, mr = block_of(n_heads, n_blocks, b)
+        score_panels(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panels)
+
+
+@callee
+def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, scale: F32) -> None:
+    """Scores of a token and the keys from a position on that have a scale, and from there into the worker's buffer."""
+    best, scratch, n = work.best, work.scratch, len(scale)
+    scores, keys = row_of(scratch.scores, worker), window(row_of(scratch.keys, worker), 0, n)
+    _score_keys(work, token, tile, n, scores)
+    rank_keys(scores, scale, keys)
+    k, room = best.chosen.shape[1], best.ranks.shape[2]
+    at = worker * best.n_ranks.shape[1] + token
+    ranks = row_of(best.ranks, at)
+    counts, worst = unowned(best.n_ranks), unowned(best.worst)
+    if counts[at] + n > room:
+        counts[at], worst[at] = keep_best(ranks, counts[at], k, k // 8, row_of(scratch.counts, worker))
+    counts[at] = append_keys(keys, position, ranks, counts[at], worst[at])
+
+
+@callee
+def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
+    groups, scratch = work.groups, work.scratch
+    g = np.int64(0)
+    while task >= groups.task[g + 1]:
+        g += 1
+    first, end = groups.first[g], groups.first[g + 1]
+    limits = window(work.queries.limits, work.t0, work.t)
+    begin = (task - groups.task[g]) * groups.run
+    until = min(begin + groups.run, limits[end - 1])
+    tile = KeyTile(
+        row_of(scratch.codes, worker), row_of(scratch.places, worker), row_of(scratch.offset, worker),
+        row_of(scratch.scale, worker), row_of(scratch.rest, worker),
+    )  # fmt: skip
+    sequence, scale_at = groups.sequence[g], np.int64(0)
+    find_keys(work.cache, sequence, begin, min(np.int64(TILE), until - begin), tile, scale_at)
+    for position in range(begin, until, TILE):
+        n = min(np.int64(TILE), until - position)
+        pack_keys(work.cache, n, tile)
+        scale, scale_at = window(tile.scale, scale_at, n), TILE - scale_at
+        following = min(np.int64(TILE), until - position - n)
+        find_keys(work.cache, sequence, position + n, following, tile, scale_at)
+        for token in range(first, end):
+            seen = min(n, limits[token] - position)
+            if seen > 0:
+                _collect(work, worker, token, np.int64(position), tile, window(scale, 0, seen))
+
+
+@callee
+def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
+    """The k best of all buffers. Each worker's bound holds for all: k ranks are not worse than it."""
+    best, scratch = work.best, work.scratch
+    n_workers, t, room = best.ranks.shape
+    k = best.chosen.shape[1]
+    merged, counts = row_of(scratch.sorted, worker), row_of(scratch.counts, worker)
+    n, worst = np.int64(0), ALL_RANKS
+    for w in range(n_workers):
+        worst = min(worst, best.worst[w, task])
+    for w in range(n_workers):
+        n_more = best.n_ranks[w, task]
+        if n + n_more > 2 * room and n > k:
+            n, bound = keep_best(merged, n, k, np.int64(0), counts)
+            worst = min(worst, bound)
+        n = append_ranks(window(row_of(best.ranks, w * t + task), 0, n_more), merged, n, worst)
+    if n > k:
+        n, _ = keep_best(merged, n, k, np.int64(0), counts)
+    sort_ranks(merged, n, row_of(best.ranks, task), counts)
+    write_positions(merged, n, row_of(best.chosen, work.t0 + task))
+
+
+@kernel
+def lightning_tile(
+    worker: Index, queries: Queries, cache: KeyCache, groups: Groups, best: Best, scratch: Scratch, team: Team,
+    t0: Index,
+) -> None:  # fmt: skip
+    """One worker's way through the phases of a tile of tokens."""
+    t = np.int64(queries.rows.shape[0])
+    work = Work(queries, cache, groups, best, scratch, np.int64(t0), t)
+    of_prepare = Tasks(np.int64(PREPARE), t, np.int64(1))
+    of_scan = Tasks(np.int64(SCAN), groups.task[len(groups.task) - 1], np.int64(1))
+    of_merge = Tasks(np.int64(MERGE), t, np.int64(1))
+    share(worker, team, of_prepare, _prepare_task, work)
+    wait(team, of_prepare)
+    share(worker, team, of_scan, _scan_task, work)
+    wait(team, of_scan)
+    share(worker, team, of_merge, _merge_task, work)
+    if worker == 0:
+        linger(team.counters, MERGE, team.n_workers, t)  # as in a tile of the prolog

@@ -1,0 +1,271 @@
+"""Attention over listed positions of the latent cache equals the reference in every bit."""
+
+import threading
+
+import numpy as np
+import pytest
+from helpers import BF16, THREADS
+from helpers.attention_calls import (
+    KINDS,
+    Shape,
+    assert_exact,
+    attend,
+    limits,
+    one_nan,
+    random_call,
+    random_shape,
+    reference,
+)
+
+import mla_numba as mla
+from mla_numba.attention import rounds
+from mla_numba.attention.rounds import Sizes, cuts, memory_bytes
+from mla_numba.kernels.micro.ukernel import MR, NR
+from mla_numba.oracle.bits import compare_bits
+
+N_CALLS = 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dense", [False, True])
+def test_random_calls(kind, dense):
+    for seed in range(N_CALLS):
+        rng = np.random.default_rng((seed, dense))
+        assert_exact(random_call(rng, random_shape(rng), kind, dense=dense), n_threads=THREADS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_caches_in_fractals(kind):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        shape = Shape(latent=96, rope=48, k=9, block_size=1 + seed, n_blocks=4)
+        assert_exact(random_call(rng, shape, kind, "PA_NZ"))
+
+
+@pytest.mark.parametrize("order", ["cann", "flashmla"])
+@pytest.mark.parametrize("dense", [False, True])
+def test_records(order, dense):
+    rng = np.random.default_rng(3)
+    call = random_call(rng, Shape(latent=512, rope=64, n_heads=3), dense=dense, record_order=order)
+    want = assert_exact(call)
+    every_other = np.repeat(call.cache, 2, axis=0)[::2]
+    assert_exact(call._replace(cache=every_other), want=want)
+    assert_exact(call._replace(cache=call.cache.view(np.int8)), want=want)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_that_are_strided_and_read_only(kind):
+    call = random_call(np.random.default_rng(4), kind=kind)
+    want = reference(call)
+    arrays = [np.repeat(a, 2, axis=0)[::2] for a in call.cache.arrays().values()]
+    for array in arrays:
+        array.setflags(write=False)
+    assert_exact(call._replace(cache=mla.PagedCache(*arrays)), want=want)
+
+
+def test_caches_without_pages():
+    """A BSND cache is blocks of S slots; a TND one is one block."""
+    rng = np.random.default_rng(5)
+    paged = random_call(rng, Shape(b=1, n_blocks=4, block_size=5))
+    arrays = paged.cache.arrays().values()
+    assert_exact(paged._replace(cache=mla.PagedCache(*arrays, cache_mode="BSND")), want=reference(paged))
+    one_block = Shape(b=1, n_blocks=1, block_size=20)
+    call = random_call(rng, one_block)
+    rows = [a[0] for a in call.cache.arrays().values()]
+    assert_exact(call._replace(cache=mla.PagedCache(*rows, cache_mode="TND")), want=reference(call))
+
+
+def test_more_positions_than_a_task_takes():
+    shape = Shape(b=1, s1=2, n_heads=NR + MR + 1, latent=2 * NR + 4, rope=8, k=700, block_size=32, n_blocks=24)
+    rng = np.random.default_rng(6)
+    for dense in (False, True):
+        call = random_call(rng, shape, dense=dense)._replace(act_seq=np.array([760], np.int32))
+        if not dense:
+            index = np.stack([rng.permutation(limit)[:700] for limit in limits(call.act_seq, 2)])
+            call = call._replace(index=index.astype(np.int64))
+        assert_exact(call)
+
+
+def test_ragged_tokens():
+    rng = np.random.default_rng(7)
+    call = random_call(rng, Shape(b=3, s1=2), dense=True)
+    starts = np.array([0, 1, 1, 6], np.int32)
+    assert_exact(call._replace(query_start_loc=starts, act_seq=np.array([3, 0, 4], np.int32)))
+
+
+@pytest.mark.parametrize("scale", [0, -0.3, 1e-40, 1e38, np.float32(0.125), 2])
+def test_softmax_scales(scale):
+    assert_exact(random_call(np.random.default_rng(8))._replace(softmax_scale=scale))
+
+
+@pytest.mark.parametrize("factor", [1e-38, 1e-30, 1e-20, 5, 30, 1e4, 1e30])
+def test_peaked_probabilities_and_subnormal_sums(factor):
+    """Probabilities, scores and sums below float32's normal numbers, and scores beyond all numbers."""
+    for scale in (0.1, 1e20):
+        call = random_call(np.random.default_rng(9), Shape(k=30, n_heads=20, n_blocks=9))
+        queries = [(q.astype(np.float32) * factor).astype(BF16) for q in call.out[:2]]
+        assert_exact(
+            call._replace(out=call.out._replace(query_nope=queries[0], query_rope=queries[1]), softmax_scale=scale)
+        )
+
+
+@pytest.mark.parametrize("factor", [0, 1e-40, 1e-36, 1e-30, 1e-20, 1e30])
+def test_small_and_large_keys(factor):
+    call = random_call(np.random.default_rng(10), Shape(k=30, n_heads=20, n_blocks=9))
+    call.cache.k_scale[...] *= np.float32(factor)
+    call.cache.kr[...] = (call.cache.kr.astype(np.float32) * np.float32(factor)).astype(BF16)
+    assert_exact(call)
+
+
+def test_every_fp16_scale():
+    """All of its bits: subnormal numbers, infinities and NaN. Each token attends to one slot, whose key it returns."""
+    shape, t = Shape(b=1, s1=1, n_heads=1, latent=4, rope=1, block_size=64, n_blocks=256), 2**14
+    call = random_call(np.random.default_rng(11), shape, "fp16 scales")
+    scales = call.cache.k_scale.reshape(t, 4)
+    scales[...] = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(t, 4)
+    queries = [np.zeros((t, 1, width), BF16) for width in (4, 1)]
+    call = call._replace(
+        out=mla.PrologOutput(*queries, np.zeros((t, 1), np.int8), None), index=np.arange(t, dtype=np.int32)[:, None],
+        block_table=np.arange(256, dtype=np.int32)[None], act_seq=np.array([t], np.int32),
+    )  # fmt: skip
+    with np.errstate(all="ignore"):
+        keys = (call.cache.kv.reshape(t, 4).astype(np.float32) * scales.astype(np.float32)).astype(BF16)
+    # A key that is Inf or NaN makes its token's score NaN. Sums begin with 0, so -0 becomes 0.
+    keys = np.where(np.isfinite(keys.astype(np.float32)).all(axis=1, keepdims=True), keys, np.array(np.nan, BF16)) + 0
+    assert compare_bits("latent", one_nan(attend(call)[:, 0]), one_nan(keys.astype(BF16))) is None
+
+
+class TestEdges:
+    def test_no_tokens(self):
+        for dense in (False, True):
+            call = random_call(np.random.default_rng(0), dense=dense)
+            none = [a[:0] for a in call.out[:3]]
+            call = call._replace(out=mla.PrologOutput(*none, None), index=None if dense else call.index[:0])
+            assert attend(call).shape == (0, 5, 20)
+            without = call._replace(block_table=call.block_table[:0], act_seq=call.act_seq[:0])
+            assert attend(without).shape == (0, 5, 20)
+
+    @pytest.mark.parametrize("dense", [False, True])
+    def test_no_position_gives_zeros(self, dense):
+        call = random_call(np.random.default_rng(1), Shape(b=3, s1=1), dense=dense)
+        call = call._replace(act_seq=np.array([0, 3, 0], np.int32))
+        if not dense:
+            index = np.array([[5], [1], [0]], np.int32)
+            call = call._replace(index=index)
+        want = assert_exact(call)
+        assert not want.view(np.uint16)[[0, 2]].any()
+        assert want.view(np.uint16)[1].any()
+
+    def test_lists_of_no_places(self):
+        call = random_call(np.random.default_rng(2))
+        latent = attend(call._replace(index=np.zeros((4, 0), np.int32)))
+        assert not latent.view(np.uint16).any()
+
+    def test_nan_and_inf_stay_with_their_head(self):
+        call = random_call(np.random.default_rng(3), Shape(n_heads=40), dense=True)
+        call = call._replace(act_seq=np.array([9, 12], np.int32))
+        clean = assert_exact(call)
+        call.out.query_nope[1, 3, 5] = np.nan
+        call.out.query_rope[3, 39, 1] = np.inf
+        got = assert_exact(call)
+        changed = (got.view(np.uint16) != clean.view(np.uint16)).any(axis=-1)
+        assert np.argwhere(changed).tolist() == [[1, 3], [3, 39]]
+
+    def test_a_key_that_is_nan_stays_with_its_tokens(self):
+        call = random_call(np.random.default_rng(4), Shape(b=3, s1=1, k=4))
+        call = call._replace(act_seq=np.full(3, 18, np.int32), index=np.array([[1, 2], [3, 4], [5, 6]], np.int32))
+        clean = assert_exact(call)
+        block = call.block_table[1, 1]  # of position 3
+        call.cache.k_scale[block, 0, 0, 1] = np.nan
+        got = assert_exact(call)
+        untouched = [b for b in (0, 2) if block not in (call.block_table[b, p // 3] for p in call.index[b])]
+        assert np.isnan(got[1].astype(np.float32)).all()
+        assert np.array_equal(got[untouched].view(np.uint16), clean[untouched].view(np.uint16))
+
+    def test_blocks_that_no_position_needs_may_be_missing(self):
+        call = random_call(np.random.default_rng(5), Shape(b=1, s1=1))
+        call = call._replace(act_seq=np.array([18], np.int32), index=np.array([[4, 15]], np.int32))
+        want = reference(call)
+        table = np.full((1, 6), -1, np.int32)
+        table[0, [1, 5]] = call.block_table[0, [1, 5]]
+        assert_exact(call._replace(block_table=table), want=want)
+
+
+class TestCuts:
+    @pytest.mark.parametrize(
+        "small", [{"_ROUND_BYTES": 1}, {"_MOST_BYTES": 1}, {"_DEPTH": 2}, {"_ROWS": 1, "_WALK": 1}, {"_TASKS_EACH": 99}]
+    )
+    def test_bits_do_not_depend_on_them(self, small, monkeypatch):
+        rng = np.random.default_rng(6)
+        calls = [
+            random_call(rng, Shape(n_heads=3 * NR - 1, latent=4 * NR + 4, k=50, n_blocks=20), dense=d) for d in (0, 1)
+        ]
+        want = [reference(call) for call in calls]
+        for name, value in small.items() | {("_MACS_EACH", 1)}:
+            monkeypatch.setattr(rounds, name, value)
+        for call, latent in zip(calls, want, strict=True):
+            assert_exact(call, want=latent)
+
+    @pytest.mark.parametrize("t", [1, 2, 7, 128])
+    @pytest.mark.parametrize("n", [0, 1, 100, 2048, 131072])
+    @pytest.mark.parametrize("n_threads", [1, 2, 96])
+    def test_each_head_of_each_token_is_in_one_round(self, t, n, n_threads):
+        sizes = Sizes(t, 5 * NR + 1, 512, 64, n)
+        seen = np.zeros((t, 6), int)
+        for cut in cuts(sizes, n_threads):
+            assert 1 <= cut.n_workers <= n_threads
+            assert min(cut.rows, cut.depth, cut.walk, cut.heads) >= 1
+            seen[cut.t0 : cut.t0 + cut.t, cut.panel0 : cut.panel0 + cut.h] += 1
+        assert (seen == 1).all()
+
+    @pytest.mark.parametrize("n_threads", [1, 2, 8])
+    @pytest.mark.parametrize(("t", "n"), [(1, 2048), (8, 2048), (512, 2048), (1, 131072), (4, 131072)])
+    def test_memory(self, t, n, n_threads):
+        """Of the largest model, and of all positions of its longest context."""
+        sizes = Sizes(t, 128, 512, 64, n)
+        assert all(memory_bytes(sizes, cut) < n_threads * 64e6 for cut in cuts(sizes, n_threads))
+
+    def test_all_threads_have_tasks(self):
+        """Of a single token too, while there are as many columns and panels of heads."""
+        sizes = Sizes(1, 128, 512, 64, 2048)
+        for n_threads in (1, 2, 8, 64):
+            (cut,) = cuts(sizes, n_threads)
+            assert cut.n_workers == n_threads
+            columns, panels = -(-512 // NR), -(-128 // NR)
+            n_tasks = -(-columns // cut.walk) * -(-panels // cut.heads)
+            assert n_tasks >= min(n_threads, columns * panels)
+            assert -(-2048 // cut.rows) >= min(n_threads, 2048 // MR)
+
+
+def test_threads_may_call_at_once():
+    calls = [random_call(np.random.default_rng(seed), Shape(k=30, n_blocks=20, n_heads=40)) for seed in range(4)]
+    want, got = [reference(call) for call in calls], [None] * 4
+
+    def run(i):
+        for _ in range(20):
+            got[i] = attend(calls[i])
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(got, want, strict=True):
+        assert np.array_equal(one.view(np.uint16), other.view(np.uint16))
+
+
+def test_after_the_prolog():
+    """Rows that the prolog wrote, as a decode step reads them."""
+    from mla_numba.inputs import random_inputs
+
+    dims = mla.MlaDims(64, 6, 24, 16, 8, 16)
+    weights = mla.MlaWeights.random(dims, seed=0)
+    cache = mla.PagedCache.allocate(dims, n_blocks=4, block_size=4)
+    x, cos, sin, _ = random_inputs(dims, t=6, seed=0, capacity=16)
+    table = np.array([[2, 0]], np.int32)
+    slots = np.array([8, 9, 10, 11, 0, 1])
+    out = mla.MlaProlog(weights)(x, cos, sin, slots, cache)
+    act_seq, index = np.array([6], np.int32), np.array([[0, -1], [1, 0], [2, 0], [0, 3], [4, 2], [5, 1]], np.int32)
+    got = mla.sparse_attention(out, cache, index, table, act_seq, softmax_scale=0.2)
+    want = mla.reference.sparse_attention_reference(out, cache, index, table, act_seq, 0.2)
+    assert np.array_equal(got.view(np.uint16), want.view(np.uint16))
