@@ -148,7 +148,7 @@ def plain(thing: Any) -> Any:
     """
     if config.DISABLE_JIT or not isinstance(thing, tuple) or type(thing) is tuple:
         return thing
-    return tuple([plain(field) for field in thing])
+    return tuple([plain(field) if isinstance(field, tuple) else field for field in thing])
 
 
 class Kernel:
