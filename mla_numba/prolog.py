@@ -35,8 +35,8 @@ from .call.trace import Trace
 from .call.workspace import Memory
 from .indexer_cache import IndexerCache
 from .kernels import max_threads
-from .kernels.index.arguments import Indexer
-from .kernels.index.tile import prolog_and_indexer_tile
+from .kernels.indexer.arguments import Indexer
+from .kernels.indexer.tile import prolog_and_indexer_tile
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.tile import prolog_tile

@@ -21,7 +21,7 @@ from ..base.modes import QuantMode
 from ..base.short_repr import arrays_text, dims_text, short_repr
 from ..cache import PagedCache
 from ..indexer_cache import IndexerCache
-from ..kernels.index.arguments import IndexCaches, IndexTokens
+from ..kernels.indexer.arguments import IndexCaches, IndexTokens
 from ..kernels.sweeps.arguments import Caches, Slots, Tokens
 from .indexer import IndexerOutput
 
