@@ -40,6 +40,15 @@ class Ranks:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         atexit.register(distributed.destroy_process_group)
 
+    def end(self):
+        """Ends the group while all ranks are there: one that goes while another still talks to it may be aborted."""
+        if self.kind == "gloo":
+            from torch import distributed
+
+            distributed.barrier()
+            atexit.unregister(distributed.destroy_process_group)
+            distributed.destroy_process_group()
+
 
 def check(ranks, weights, inputs, cache_mode="PA_BSND", **settings):
     """Both ways of the down-projection: a shard of the weights and a rank's queries, all weights and all queries."""
@@ -161,4 +170,6 @@ def killed(ranks):
 if __name__ == "__main__":
     kind, what = sys.argv[1:]
     tests = (exact, torch_module, chosen, refused, fails, killed)
-    {test.__name__: test for test in tests}[what](Ranks(kind))
+    ranks = Ranks(kind)
+    {test.__name__: test for test in tests}[what](ranks)
+    ranks.end()
