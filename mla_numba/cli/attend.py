@@ -28,6 +28,7 @@ from ..weights.indexer import IndexerWeights
 from ..weights.plain import MlaWeights
 from .attend_check import check_step, tokens_to_check
 from .attend_step import AttendOptions, Results, Step, random_caches
+from .compiling import counting_kernels, parts_of_a_step
 from .faults import blame
 from .indexer_options import check_quant_of_indexer
 from .layer import Layer, arrays_of
@@ -129,7 +130,8 @@ def attend(ctx: click.Context, **given: Any) -> None:
 def run_steps(given: AttendOptions, steps: Steps) -> tuple[Report, Step]:
     """Times steps and compares what the last one left with the reference."""
     step = _made(given, steps)
-    with steps.step("first step"):
+    n_parts = parts_of_a_step(given.threads)
+    with steps.step("first step", n_parts) as advance, counting_kernels(advance):
         _run(step)
     with steps.step("measuring what the machine reaches", timed=True):
         watch = Watch(Probes(given.threads), _PROBE_S)

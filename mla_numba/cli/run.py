@@ -185,7 +185,10 @@ def run_prolog(given: RunOptions, tiles: TileSettings, layer: Layer, caches: Cac
         )
     plan = prolog.plan(t)
     out = prolog.allocate_output(t)
-    with steps.step("first call", parts_of_a_call(given.threads)) as advance, counting_kernels(advance):
+    with (
+        steps.step("first call", parts_of_a_call(given.threads, with_indexer=given.with_indexer)) as advance,
+        counting_kernels(advance),
+    ):
         products = given.trace_file is not None
         prolog.profile(*inputs, caches.latents, out, products=products, indexer_cache=caches.keys)
     verify.poison(*arrays_of(out), *caches.arrays())
