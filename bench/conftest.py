@@ -6,6 +6,7 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+from suite.attention_cases import AttentionCases
 from suite.events import Events
 from suite.product_cases import ProductCases
 from suite.prolog_cases import PrologCases
@@ -105,6 +106,11 @@ def prolog_cases(suite: Suite) -> PrologCases:
 @pytest.fixture(scope="session")
 def product_cases(suite: Suite) -> ProductCases:
     return ProductCases(suite)
+
+
+@pytest.fixture(scope="session")
+def attention_cases(suite: Suite, prolog_cases: PrologCases) -> AttentionCases:
+    return AttentionCases(suite, prolog_cases)
 
 
 def pytest_benchmark_generate_machine_info(config: pytest.Config) -> dict[str, Any]:

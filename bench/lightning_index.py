@@ -23,6 +23,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
+from shared.torch_index import BLOCK, chosen, fp32_scores, int8_scores
 
 import mla_numba as mla
 from mla_numba.interop.torch.prolog import to_torch
@@ -31,7 +32,6 @@ from mla_numba.testing import Bench, do_bench
 from tiling.roofline import Work
 
 OURS = "lightning_index"
-BLOCK = 128
 
 
 class Sizes(NamedTuple):
@@ -92,42 +92,6 @@ class Calls:
         found = compare_index(index, self.out, self.cache, self.table, self.act_seq)
         assert not found.n_wrong, f"{name}: {found}"
         assert name != OURS or found.n_same_list == found.n_tokens, f"{name}: {found}"
-
-
-def fp32_scores(query: torch.Tensor, factors: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Scores (T, n) of queries (T, Ni, Di) and keys (n, Di), by products of fp32, which are exact."""
-    dots = query.flatten(0, 1).float() @ keys.float().T
-    return _summed(dots, query.shape, factors, scale)
-
-
-def int8_scores(query: torch.Tensor, factors: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The same by products of int8."""
-    dots = torch._int_mm(query.flatten(0, 1), keys.T).float()
-    return _summed(dots, query.shape, factors, scale)
-
-
-def _summed(dots: torch.Tensor, shape: torch.Size, factors: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    halves = (dots.relu_() * 2.0**-11).half().float()
-    return torch.bmm(factors[:, None], halves.view(shape[0], shape[1], -1))[:, 0] * scale
-
-
-def chosen(
-    scores_of: Callable[..., torch.Tensor], query: torch.Tensor, query_scale: torch.Tensor, weights: torch.Tensor,
-    keys: torch.Tensor, scales: torch.Tensor, table: torch.Tensor, n_keys: int, k: int, chunk: int,
-) -> torch.Tensor:  # fmt: skip
-    """The positions of the k best keys of each token (T, k)."""
-    t, n_blocks = len(query), chunk // BLOCK
-    factors = (query_scale[..., 0] * weights).float()
-    scores = torch.empty(t, len(table) * BLOCK)
-    for first in range(0, len(table), n_blocks):
-        blocks = table[first : first + n_blocks]
-        of_chunk = keys[blocks].view(-1, keys.shape[-1])
-        scale = scales[blocks].view(-1).float()
-        at = first * BLOCK
-        scores[:, at : at + len(of_chunk)] = scores_of(query, factors, of_chunk, scale)
-    seen = n_keys - t + 1 + torch.arange(t)
-    scores.masked_fill_(torch.arange(scores.shape[1]) >= seen[:, None], -torch.inf)
-    return scores.topk(k, dim=1).indices.int()
 
 
 def measure(calls: Calls, n_rounds: int | None, compiled: bool = True) -> Bench:

@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from shared.options import ManyValues
-from shared.torch_attention import COMPOSITIONS, AttentionTensors, tensors_of
+from shared.torch_attention import COMPOSITIONS, MOST_OUTSIDE, AttentionTensors, share_outside, tensors_of
 
 import mla_numba as mla
 from mla_numba.base.checks import BF16, Array
@@ -36,7 +36,6 @@ from tiling import Work
 OURS = "mla_numba"
 BLOCK_SIZE = 128
 SOFTMAX_SCALE = 0.135
-MOST_OUTSIDE = 0.005
 
 
 class Sizes(NamedTuple):
@@ -113,12 +112,6 @@ def check(problem: Problem, n_threads: int) -> Array:
     if mismatch:
         raise click.ClickException(str(mismatch))
     return latent
-
-
-def share_outside(got: Array, want: Array) -> float:
-    """The share of elements that the reference operator's test would not take."""
-    a, b = got.astype(np.float32), want.astype(np.float32)
-    return float(np.mean(~(np.abs(a - b) <= 1e-4 + 0.005 * np.abs(b))))
 
 
 def contenders(

@@ -30,7 +30,8 @@ from shared.contenders import (
     onnx_peer,
     ours,
 )
-from suite import prolog_cases, rotation
+from suite import attention_cases, prolog_cases, rotation
+from suite.attention_cases import ATTENTION_PEERS, INDEX_PEERS, AttentionCases
 from suite.product_cases import PRODUCTS, ProductCases
 from suite.session import TINY_SIZE, TOKENS, Stopwatch, Suite
 
@@ -60,11 +61,13 @@ def test_every_bench_passes_and_only_peers_that_are_wrong_here_are_left_out():
     assert " passed" in said
     assert "failed" not in said
     left_out = set(re.findall(r"^SKIPPED .*?: (\S+) left out: ", said, re.M))
-    assert left_out <= {name for names in PRODUCTS.values() for name in names} | {*prolog_cases.PEERS, "torch-onednn"}
+    known = {name for names in PRODUCTS.values() for name in names} | {*prolog_cases.PEERS, "torch-onednn"}
+    assert left_out <= known | {*INDEX_PEERS, *ATTENTION_PEERS}
     if find_spec("torch"):
         from helpers.expected_peers import right_implementations
 
         assert left_out.isdisjoint(right_implementations()), said
+        assert left_out.isdisjoint({"torch-index-fp32", "torch-attention-fp32", "torch-attention-mixed"}), said
 
 
 def collected(*arguments, **environment):
@@ -78,6 +81,10 @@ def test_names_do_not_depend_on_the_machine():
     for name in (
         "suite/bench_prolog.py::test_prolog[T1-mla_numba-b-cold]",
         "suite/bench_prolog.py::test_prolog[T512-torch-P3w-warm]",
+        "suite/bench_attention.py::test_prolog_with_indexer[T8-cold]",
+        "suite/bench_attention.py::test_indexer_prolog[T32-warm]",
+        "suite/bench_attention.py::test_lightning_index[T1-torch-index-int8-cold]",
+        "suite/bench_attention.py::test_sparse_attention[T512-mla_numba-warm]",
         "suite/bench_sweeps.py::test_sweep[T32-heads-cold]",
         "suite/bench_products.py::test_product[up-T8-onnxruntime-cold]",
         "suite/bench_products.py::test_heads_product[heads-mla_numba-T8-warm]",
@@ -102,6 +109,55 @@ def test_any_numbers_of_tokens_are_taken_in_order():
     assert not [name for name in names if "T8-" in name or "T1-" in name]
     assert any("test_product[down-T700-mla_numba-cold]" in name for name in names)
     assert any("test_heads_product[heads-mla_numba-T3-cold]" in name for name in names)
+
+
+def attention_of(suite):
+    return AttentionCases(suite, prolog_cases.PrologCases(suite))
+
+
+def test_more_tokens_than_keys_are_left_out(suite):
+    for made in (attention_of(suite).index, attention_of(suite).attention):
+        with pytest.raises(pytest.skip.Exception, match="attention left out: a sequence has 300 keys, fewer than 301"):
+            made("mla_numba", 301)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), [("index", "lightning_index_reference"), ("attention", "sparse_attention_reference")]
+)
+def test_a_wrong_bit_behind_the_prolog_is_found(suite, monkeypatch, case, name):
+    reference = getattr(attention_cases, name)
+
+    def wrong(*arguments):
+        result = reference(*arguments).copy()
+        result.reshape(-1)[-1] += 1
+        return result
+
+    monkeypatch.setattr(attention_cases, name, wrong)
+    with pytest.raises(AssertionError):
+        getattr(attention_of(suite), case)("mla_numba", 3)
+
+
+@pytest.mark.parametrize("case", ["fused", "alone"])
+def test_a_wrong_bit_of_the_indexer_is_found(suite, monkeypatch, case):
+    reference = attention_cases.indexer_prolog_reference
+
+    def wrong(*arguments):
+        result = reference(*arguments)
+        result.query[-1, -1, -1] ^= 1
+        return result
+
+    monkeypatch.setattr(attention_cases, "indexer_prolog_reference", wrong)
+    with pytest.raises(AssertionError, match="query: 1 of "):
+        getattr(attention_of(suite), case)(3)
+
+
+def test_work_of_attention_is_that_of_its_sizes(suite):
+    cases = attention_of(suite)
+    index, attention = cases.index("mla_numba", 2).work, cases.attention("mla_numba", 2).work
+    assert index.int8_ops == 2 * (300 + 299) * 8 * 64
+    assert index.total_bytes == 300 * 66 + 2 * (8 * 68 + 4 * 40)
+    assert attention.flops == 2 * 2 * 40 * TINY_SIZE.num_attention_heads * (2 * 128 + 64)
+    assert attention.total_bytes == 80 * (128 + 16 + 128) + 2 * 2 * 4 * (2 * 128 + 64)
 
 
 def test_products_of_more_tokens_than_a_tile_has_are_left_out(suite):

@@ -12,7 +12,13 @@ from helpers import python_environment, run_python
 from helpers.cli import run_cli
 
 from mla_numba.cli import progress
-from mla_numba.cli.compiling import counting_kernels, parts_of_a_call, parts_of_all
+from mla_numba.cli.compiling import (
+    counting_kernels,
+    parts_behind_the_prolog,
+    parts_of_a_call,
+    parts_of_a_step,
+    parts_of_all,
+)
 from mla_numba.cli.progress import Steps, progress_bar, seconds_text
 from mla_numba.cli.ticker import ticking
 
@@ -161,6 +167,46 @@ compile_all(1, Counting())
     assert abs(found - total) <= 0.05 * total
 
 
+def test_warmup_with_an_indexer_has_all_that_a_step_takes():
+    code = """
+import logging, sys
+from contextlib import contextmanager
+from click.testing import CliRunner
+from mla_numba.cli.main import main
+from mla_numba.cli.warmup import compile_all, compile_behind_the_prolog
+
+class Steps:
+    @contextmanager
+    def step(self, name, total):
+        parts = []
+        yield lambda by=1: parts.append(by)
+        print(total, sum(parts))
+
+class Kernels(logging.Handler):
+    def emit(self, record):
+        names.append(getattr(record, "kernel", ""))
+
+names = []
+log = logging.getLogger("mla_numba")
+log.addHandler(Kernels())
+log.setLevel(logging.DEBUG)
+compile_all(1, Steps())
+compile_behind_the_prolog(1, Steps())
+names.clear()
+step = "attend --dims 256,4,64,64,32,16 --context 64 --indexer-heads 4 --indexer-head-dim 32 --threads 1 --repeats 1"
+done = CliRunner().invoke(main, [*step.split(), "--quant", "ab"])
+assert done.exit_code == 0, done.output
+print(*[name for name in names if name not in ("", "kernels.read_stream", "kernels.fma_peak", "kernels.dot_peak")])
+"""
+    _, behind, *compiled = run_python("-c", code).splitlines()
+    total, found = map(int, behind.split())
+    assert total == parts_behind_the_prolog()
+    assert abs(found - total) <= 0.05 * total
+    assert [
+        name for name in " ".join(compiled).split() if "tile" in name or "outlined" in name or "attend" in name
+    ] == []
+
+
 def test_parts_come_from_the_log():
     parts = []
     level = LOG.level
@@ -172,6 +218,7 @@ def test_parts_come_from_the_log():
     assert parts == [9, 1]
     assert LOG.level == level
     assert parts_of_a_call(1) < parts_of_a_call(2) < parts_of_all(1) < parts_of_all(2)
+    assert parts_of_a_call(1) < parts_of_a_call(1, with_indexer=True) < parts_of_a_step(1)
 
 
 def test_the_ticker_ends_with_its_block_and_is_no_other_thread():

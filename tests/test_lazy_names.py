@@ -11,7 +11,7 @@ from tiling.lazy_names import lazy_names
 
 PACKAGES = ("mla_numba", "tiling")
 HEAVY = {"numba", "llvmlite", "numpy", "ml_dtypes", "rich", "filelock", "platformdirs", "simpleeval"}
-COMMANDS = ("run", "plan", "info", "pack", "warmup", "check", "dump", "sweep", "tune", "bench")
+COMMANDS = ("run", "attend", "plan", "info", "pack", "warmup", "check", "dump", "sweep", "tune", "bench")
 
 
 def imported_when_typed(package):

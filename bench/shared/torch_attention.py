@@ -17,7 +17,9 @@ from mla_numba import PagedCache, PrologOutput
 from mla_numba.base.checks import Array
 from mla_numba.interop.torch.prolog import to_torch
 
-__all__ = ["COMPOSITIONS", "AttentionTensors", "tensors_of"]
+__all__ = ["COMPOSITIONS", "MOST_OUTSIDE", "AttentionTensors", "share_outside", "tensors_of"]
+
+MOST_OUTSIDE = 0.005
 
 
 class AttentionTensors(NamedTuple):
@@ -36,6 +38,12 @@ def tensors_of(out: PrologOutput, cache: PagedCache, slots: Array, softmax_scale
     codes, rope, scales = (to_torch(array.reshape(-1, array.shape[-1])) for array in cache.arrays().values())
     query = torch.cat([to_torch(out.query_nope), to_torch(out.query_rope)], dim=2)
     return AttentionTensors(query, codes, scales, rope, torch.from_numpy(slots.astype(np.int64)), softmax_scale)
+
+
+def share_outside(got: Array, want: Array) -> float:
+    """The share of elements that the reference operator's test would not take; it takes `MOST_OUTSIDE` of them."""
+    a, b = got.astype(np.float32), want.astype(np.float32)
+    return float(np.mean(~(np.abs(a - b) <= 1e-4 + 0.005 * np.abs(b))))
 
 
 def _keys(given: AttentionTensors, slots: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ from ..kernels.sweeps.phase import NO_LAPS, Team
 from ..kernels.threads.tasks import n_counters
 from .pages import Pages
 
-__all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index"]
+__all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index", "lightning_memory_bytes"]
 
 MAX_K = 4096
 MAX_HEAD_DIM = (65520 * 2048 - 1) // 128**2  # whose dot products stay below what fp16 rounds to Inf
@@ -169,15 +169,32 @@ def _take_scratch(n_workers: int, kp: int, k: int) -> Scratch:
     return scratch if fits else _new_scratch(n_workers, kp, k)
 
 
-def _new_scratch(n_workers: int, kp: int, k: int) -> Scratch:
-    def rows(n: int, dtype: type) -> Array:
-        return aligned_empty((n_workers, n), dtype)
+def _scratch_shapes(kp: int, k: int) -> dict[str, tuple[int, type]]:
+    """Length and dtype of each array of a worker's `Scratch`."""
+    return {
+        "codes": (TILE * kp, np.int8), "places": (TILE, np.int64), "offset": (TILE, np.int32),
+        "scale": (2 * TILE, np.float32), "rest": (NR * RUN, np.int8), "scores": (TILE, np.float32),
+        "keys": (TILE, np.uint32), "sorted": (2 * _room(k), np.uint64), "counts": (N_BINS, np.int64),
+    }  # fmt: skip
 
-    return Scratch(
-        codes=rows(TILE * kp, np.int8), places=rows(TILE, np.int64), offset=rows(TILE, np.int32),
-        scale=rows(2 * TILE, np.float32), rest=rows(NR * RUN, np.int8), scores=rows(TILE, np.float32),
-        keys=rows(TILE, np.uint32), sorted=rows(2 * _room(k), np.uint64), counts=rows(N_BINS, np.int64),
-    )  # fmt: skip
+
+def _new_scratch(n_workers: int, kp: int, k: int) -> Scratch:
+    return Scratch(**{
+        name: aligned_empty((n_workers, length), dtype) for name, (length, dtype) in _scratch_shapes(kp, k).items()
+    })  # fmt: skip
+
+
+def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_threads: int) -> int:
+    """What the largest tile of tokens of a call works in: queries as operands, each worker's scratch, the best keys."""
+    kp = -(-width // RUN) * RUN
+    of_worker = sum(length * np.dtype(dtype).itemsize for length, dtype in _scratch_shapes(kp, k).values())
+    most = 0
+    for t0 in range(0, len(pages.limits), TOKENS):
+        n = min(len(pages.limits) - t0, TOKENS)
+        _, n_workers = _cut(pages, t0, n, n_threads)
+        queries = n * n_heads * (kp * np.dtype(A_INT8_DTYPE).itemsize + 4)
+        most = max(most, queries + n_workers * (of_worker + n * (8 * _room(k) + 16)))
+    return most
 
 
 def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Groups, int]:

@@ -212,7 +212,7 @@ def check_k_int8(name: str, k: int) -> None:
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors raised within speak of the caller's own arguments: `names` maps our names to theirs."""
+    """Errors raised within speak of the caller's own arguments, or their elements: `names` maps our names to theirs."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -220,4 +220,5 @@ def renamed(names: Mapping[str, str]) -> Iterator[None]:
         head, overlap, other = rest.rpartition(" overlap with ")
         if overlap:
             rest = head + overlap + names.get(other, other)
-        raise type(error)(names.get(name, name) + colon + rest) from None
+        argument, bracket, place = name.partition("[")
+        raise type(error)(names.get(argument, argument) + bracket + place + colon + rest) from None

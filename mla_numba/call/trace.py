@@ -35,15 +35,15 @@ class Trace:
         return short_repr(self, tiles, tokens, f"{self.total_s * 1e3:.3f} ms", sweeps_text(self.seconds))
 
     @property
-    def _phases(self) -> tuple[str, ...]:
-        """The phases that its tiles have: those of the prolog, and of an indexer."""
+    def phases(self) -> tuple[str, ...]:
+        """The phases that its tiles have: those of the prolog, and of an indexer if there was one."""
         found = {span.phase for tile in self.tiles for span in tile.spans}
         return tuple(phase for phase in ALL_PHASES if phase in PHASES or phase in found)
 
     def _repr_html_(self) -> str:
         """A table for notebooks: for each phase its tasks, who worked on it and for how long."""
         rows = []
-        for phase in self._phases:
+        for phase in self.phases:
             spans = [span for tile in self.tiles for span in tile.spans if span.phase == phase]
             busy = [seconds * 1e3 for seconds in self.busy_s(phase)]
             workers = len({span.worker for span in spans if span.n_tasks})

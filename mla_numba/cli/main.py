@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .._version import __version__
+from .commands.attend import attend
 from .commands.bench import bench
 from .commands.check import check
 from .commands.dump import dump
@@ -52,7 +53,7 @@ def main() -> None:
     """The quantised MLA prolog of DeepSeek-V3.2 on this CPU: time it, check it, look at its plan."""
 
 
-for command in (run, plan, info, pack, warmup, check, dump, sweep, tune, bench):
+for command in (run, attend, plan, info, pack, warmup, check, dump, sweep, tune, bench):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -17,14 +17,18 @@ from tiling import PrologPlan, ceil_div
 from .._version import __version__
 from ..cache import PagedCache
 from ..call.planning import this_machine
-from ..call.trace import PHASES, Trace
+from ..call.trace import Trace
+from ..indexer_cache import IndexerCache
 from ..oracle import bits as verify
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
 from ..tuning.conditions import Conditions, Meter, n_cpus
+from ..weights.indexer import IndexerWeights
 from ..weights.plain import MlaWeights
 from .compiling import counting_kernels, parts_of_a_call
 from .faults import blame
+from .indexer_options import check_quant_of_indexer
+from .layer import Caches, Layer, arrays_of, mismatches_of
 from .options import TileSettings, check_smooth
 from .progress import Steps
 from .run_options import RunOptions
@@ -39,6 +43,7 @@ def run(ctx: click.Context, **given: Any) -> None:
     options = RunOptions(**given)
     check_smooth(options.smooth, options.quant)
     tiles = options.tile_settings(options.tokens)
+    check_indexer_options(options)
     if options.mpi:
         run_ranks(ctx, options, tiles)
         return
@@ -49,7 +54,11 @@ def run(ctx: click.Context, **given: Any) -> None:
     with Steps() as steps:
         with steps.step("making weights"), blame("--dims"):
             weights = MlaWeights.random(options.sizes, options.seed, options.quant, options.smooth)
-        report = run_prolog(options, tiles, weights, cache, steps)
+        layer, caches = Layer(weights), Caches(cache)
+        if options.with_indexer:
+            with steps.step("making the indexer's weights"), blame("--indexer-head-dim"):
+                layer, caches = beside_an_indexer(options, layer, caches)
+        report = run_prolog(options, tiles, layer, caches, steps)
     if options.trace_file is not None:
         try:
             report.traces[0].to_chrome(options.trace_file, *report.traces[1:])
@@ -124,7 +133,7 @@ class Report:
             "mismatches": [asdict(mismatch) for mismatch in self.mismatches or []],
             "conditions": self.conditions.as_dict(),
             "sweeps": {sweep.name: sweep.as_dict() for sweep in self.sweeps},
-            "last_call_busy_s": {phase: self.trace.busy_s(phase) for phase in PHASES},
+            "last_call_busy_s": {phase: self.trace.busy_s(phase) for phase in self.trace.phases},
             "last_call_products_s": self.trace.stages_s,
             "seconds": self.seconds,
             "plan": json.loads(self.plan.to_json()),
@@ -137,44 +146,70 @@ def allocate_cache(given: RunOptions) -> PagedCache:
     return PagedCache.allocate(given.sizes, n_blocks, given.block_size, given.cache_mode, quantized="b" in given.quant)
 
 
-def run_prolog(given: RunOptions, tiles: TileSettings, weights: MlaWeights, cache: PagedCache, steps: Steps) -> Report:
-    """Times calls and compares what the last one left with the reference. `cache` is written to."""
+def check_indexer_options(given: RunOptions) -> None:
+    """Refuses what goes with no indexer, and an indexer beside what it does not go with."""
+    if not given.with_indexer:
+        for name, value in given.indexer_given.items():
+            raise click.UsageError(f"{name}: expected together with --with-indexer, got {value} alone")
+        return
+    check_quant_of_indexer("--with-indexer", given.quant)
+    if given.numerics != "pypto":
+        raise click.UsageError(f"--with-indexer: expected with --numerics pypto, got --numerics {given.numerics}")
+    if given.mpi:
+        raise click.UsageError("--with-indexer: expected without --mpi, whose ranks share the heads of the prolog")
+
+
+def beside_an_indexer(given: RunOptions, layer: Layer, caches: Caches) -> tuple[Layer, Caches]:
+    """The same with an indexer, whose cache has the same slots."""
+    indexer = IndexerWeights.random(given.sizes, given.seed, *given.indexer_sizes())
+    cache = caches.latents
+    n_blocks = cache.capacity // cache.block_size
+    with blame("--cache-mode"):
+        keys = IndexerCache.allocate(indexer.dims, n_blocks, cache.block_size, given.cache_mode)
+    return layer._replace(indexer=indexer), caches._replace(keys=keys)
+
+
+def run_prolog(given: RunOptions, tiles: TileSettings, layer: Layer, caches: Caches, steps: Steps) -> Report:
+    """Times calls and compares what the last one left with the reference. The caches are written to."""
     t = given.tokens
-    inputs = random_inputs(given.sizes, t, given.seed, cache.capacity)
+    inputs = random_inputs(given.sizes, t, given.seed, caches.latents.capacity)
     with steps.step("packing weights"):
         prolog = MlaProlog(
-            weights,
+            layer.weights,
             given.phase,
             tile_config=tiles.config,
             options=tiles.options,
             n_threads=given.threads,
             numerics=given.numerics,
+            indexer=layer.indexer,
         )
     plan = prolog.plan(t)
     out = prolog.allocate_output(t)
-    with steps.step("first call", parts_of_a_call(given.threads)) as advance, counting_kernels(advance):
-        prolog.profile(*inputs, cache, out, products=given.trace_file is not None)
-    verify.poison(*out, *cache.arrays().values())
-    before = cache.copy()
+    with (
+        steps.step("first call", parts_of_a_call(given.threads, with_indexer=given.with_indexer)) as advance,
+        counting_kernels(advance),
+    ):
+        products = given.trace_file is not None
+        prolog.profile(*inputs, caches.latents, out, products=products, indexer_cache=caches.keys)
+    verify.poison(*arrays_of(out), *caches.arrays())
+    before = caches.copy()
     meter = Meter()
     with steps.step(f"timing {given.repeats} calls", given.repeats, timed=True) as advance:
         keep_all = given.trace_file is not None
-        sweeps, traces = time_sweeps(prolog, inputs, cache, out, given.repeats, advance, keep_all=keep_all)
+        sweeps, traces = time_sweeps(prolog, inputs, caches, out, given.repeats, advance, keep_all=keep_all)
     conditions = Conditions(given.threads, n_cpus(), during=meter.since_start().cores)
     mismatches = None
     if not given.no_check:
         with steps.step("computing the reference"):
-            reference = verify.reference_run(weights, *inputs, before, numerics=given.numerics)
-        with steps.step("comparing"):
-            mismatches = verify.check_output(out, cache, reference)
-    n_arrays = len(cache.arrays()) + sum(array is not None for array in out)
+            mismatches = mismatches_of(layer, inputs, before, out, caches, given.numerics)
+    n_arrays = len(caches.arrays()) + len(arrays_of(out))
     return Report(plan, sweeps, traces, conditions, dict(steps.seconds), n_arrays, mismatches)
 
 
 def time_sweeps(
     prolog: MlaProlog,
     inputs: Inputs,
-    cache: PagedCache,
+    caches: Caches,
     out: PrologOutput,
     repeats: int,
     advance: Callable[[], None] = lambda: None,
@@ -191,7 +226,7 @@ def time_sweeps(
     times: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(repeats):
         begin = time.perf_counter()
-        _, trace = prolog.profile(*inputs, cache, out, products=keep_all)
+        _, trace = prolog.profile(*inputs, caches.latents, out, products=keep_all, indexer_cache=caches.keys)
         traces.append(trace)
         spent = trace.seconds | {"total": time.perf_counter() - begin}
         for name, seconds in spent.items():

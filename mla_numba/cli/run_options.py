@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..base.modes import DownWay, Numerics, PagedMode
+from .indexer_options import IndexerOptions
 from .options import WhatToPlan
 
 __all__ = ["RunOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(WhatToPlan):
+class RunOptions(WhatToPlan, IndexerOptions):
     """The command's options."""
 
     tokens: int
@@ -23,6 +24,7 @@ class RunOptions(WhatToPlan):
     cache_mode: PagedMode
     block_size: int
     numerics: Numerics
+    with_indexer: bool
     no_check: bool
     trace_file: Path | None
     mpi: bool

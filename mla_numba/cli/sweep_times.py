@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Column, Table
 
-from ..call.trace import PHASES, Trace
+from ..call.trace import Trace
 
 __all__ = ["SweepTimes", "product_table", "sweep_table", "trace_table"]
 
@@ -85,7 +85,7 @@ def sweep_table(sweeps: list[SweepTimes]) -> Table:
 
 def trace_table(trace: Trace) -> Table:
     """What each thread did in a call, a row a phase; of many threads the least, the mean and the most."""
-    rows = {phase: trace.busy_s(phase) for phase in PHASES}
+    rows = {phase: trace.busy_s(phase) for phase in trace.phases}
     busy = [sum(of_thread) for of_thread in zip(*rows.values(), strict=True)]
     rows["waiting"] = [trace.total_s - seconds for seconds in busy]
     names = [f"thread {i}" for i in range(len(busy))]
@@ -113,7 +113,7 @@ def product_table(trace: Trace) -> Table:
     """
     ops: dict[str, int] = {}
     for tile in trace.tiles:
-        for phase in PHASES:
+        for phase in trace.phases:
             for name, n_ops in tile.products_of(phase).items():
                 ops[name] = ops.get(name, 0) + n_ops
     n_tasks = Counter(span.stages for tile in trace.tiles for span in tile.stages)

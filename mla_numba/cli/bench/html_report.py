@@ -18,12 +18,14 @@ __all__ = ["make_head", "make_page"]
 
 _PARTS = {
     "prolog": "Whole calls",
+    "attention": "Indexer and sparse attention",
     "sweeps": "Sweeps of a call",
     "products": "Single products",
     "packing": "Packing the weights",
     "cold start": "Cold start",
     "": "Other benches",
 }
+_ATTENTION = ("indexer prolog", "lightning index", "sparse attention")
 _MOST_TICKS = 8
 _MOST_REASONS = 3  # shown of one name
 _TICKS = (0.001, 0.01, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100, 1000, 10_000)
@@ -136,6 +138,8 @@ def _parts(results: Results) -> list[dict[str, Any]]:
 def _kind(family: str) -> str:
     if " product, " in family:
         return "products"
+    if family in _ATTENTION:
+        return "attention"
     return next((kind for kind in _PARTS if kind and family.startswith(kind)), "")
 
 

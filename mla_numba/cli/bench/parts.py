@@ -4,5 +4,5 @@ from pathlib import Path
 
 __all__ = ["PAGE", "PARTS"]
 
-PARTS = ("prolog", "sweeps", "products", "packing", "cold_start")
+PARTS = ("prolog", "attention", "sweeps", "products", "packing", "cold_start")
 PAGE = Path("mla-numba-bench.html")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...base.modes import DOWN_WAYS, PAGED_MODES
+from ..indexer_options import indexer_options
 from ..options import (
     block_size_type,
     json_option,
@@ -38,6 +39,10 @@ __all__ = ["run"]
 )
 @click.option("--block-size", type=block_size_type, default=128, show_default=True, help="Tokens of a cache block.")
 @numerics_option
+@click.option(
+    "--with-indexer", is_flag=True, help="Compute the prolog of the lightning indexer in the same calls."
+)  # fmt: skip
+@indexer_options
 @click.option("--no-check", is_flag=True, help="Do not compare the result with the reference.")
 @click.option(
     "--trace", "trace_file", type=click.Path(path_type=Path), metavar="FILE", callback=text_to_write,

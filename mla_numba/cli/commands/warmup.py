@@ -1,6 +1,8 @@
-"""The command `mla-numba warmup`: compile every kernel ahead of use."""
+"""The command `mla-numba warmup`: compile kernels ahead of use."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
@@ -11,8 +13,12 @@ __all__ = ["warmup"]
 
 @click.command()
 @threads_option
-def warmup(threads: int) -> None:
+@click.option(
+    "--with-indexer", is_flag=True,
+    help="Also the kernels of the indexer's prolog, the lightning index and sparse attention.",
+)  # fmt: skip
+def warmup(**given: Any) -> None:
     """Compile the kernels of every mode ahead of use and keep them; --threads 1: only those for one thread."""
     from ..warmup import warmup as work
 
-    work(threads)
+    work(**given)
