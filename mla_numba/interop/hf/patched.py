@@ -1,9 +1,9 @@
 """Models of transformers with the prolog in their attention.
 
-`patch(model)` replaces what the attention of a DeepSeek-V3 and of its relatives (`hf_families`) does before attention
-proper: projections, norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in
-paged blocks. Attention itself is plain PyTorch over those latents, `mla_numba.interop.hf.latent_attention`, for prompts
-and for single tokens alike.
+`patch(model)` replaces what the attention of a DeepSeek-V3 and of its relatives (`families`) does up to `o_proj`:
+projections, norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in paged
+blocks, and attention is `sparse_attention` over those blocks. Where a mask says more than which positions a query sees,
+or weights are asked for, it is plain PyTorch over the same rows, `mla_numba.interop.hf.latent_attention`.
 """
 
 from __future__ import annotations
