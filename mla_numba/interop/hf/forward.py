@@ -9,7 +9,10 @@ from torch import nn
 from transformers import Cache
 
 from ...base.dims import MlaDims
-from ..torch.prolog import TorchCache, TorchOutput, TorchProlog
+from ...call.bind import IndexedOutput
+from ...call.indexer import IndexerOutput
+from ...prolog import MlaProlog
+from ..torch.prolog import TorchCache, TorchOutput, TorchProlog, to_numpy, to_torch
 from .cache import (
     CacheSettings,
     LatentLayer,
@@ -19,6 +22,7 @@ from .cache import (
 from .calls import WRITTEN
 from .families import HfFamily
 from .fresh import PackedFrom
+from .index import choose
 from .latent_attention import latent_attention, product_dtype, read_rows, values_of
 from .masks import check_mask, hide_others, listed, seen_keys, sees_later
 from .paged_attention import paged_attention
@@ -83,7 +87,7 @@ class AttentionForward:
         self.family = family
         self.settings = settings
 
-    def take(self, prolog: TorchProlog, w_uv: torch.Tensor, packed_from: PackedFrom) -> None:
+    def take(self, prolog: TorchProlog, w_uv: torch.Tensor, packed_from: tuple[PackedFrom, ...]) -> None:
         """Computes with these weights from now on."""
         self.prolog = prolog
         self.w_uv = w_uv.to(product_dtype())
@@ -108,7 +112,8 @@ class AttentionForward:
         fit. After any failure the cache holds the tokens that it held before.
         """
         self._check(hidden_states)
-        self.packed_from.check()
+        for packed_from in self.packed_from:
+            packed_from.check()
         call = _Call(
             hidden_states, position_embeddings, attention_mask, cache, position_ids, kwargs.get(WRITTEN),
             kwargs.get("prev_topk_indices"), bool(kwargs.get("output_attentions", self._config_wants_weights())),
@@ -162,11 +167,14 @@ class AttentionForward:
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """The same of a tile of queries, whose rows are then in the cache."""
         batch, n = call.hidden_states.shape[0], tile.n
-        out = self._write(call, layer, tile)
+        out, indexer = self._write(call, layer, tile)
         mask = None if call.mask is None else call.mask[:, :, tile.part, : tile.length]
         selected = None
         if self.settings.indexed:
-            selected = self._selected(call, layer, tile, _dequantised(out).view(batch, n, -1))
+            if indexer is not None:
+                selected = self._chosen(call, layer, tile, indexer)
+            else:
+                selected = self._selected(call, layer, tile, _dequantised(out).view(batch, n, -1))
             mask = hide_others(mask, selected)
         seen = None if mask is None else seen_keys(mask)
         if call.keep_weights or not tile.causal or (seen is None and mask is not None):
@@ -183,8 +191,8 @@ class AttentionForward:
         )  # fmt: skip
         return values_of(latent, self.w_uv).view(batch, n, -1), None, selected
 
-    def _write(self, call: _Call, layer: LatentLayer, tile: _Tile) -> TorchOutput:
-        """The prolog of a tile: its rows are then in the cache, zeros where a token is padding."""
+    def _write(self, call: _Call, layer: LatentLayer, tile: _Tile) -> tuple[TorchOutput, IndexerOutput | None]:
+        """The prologs of a tile: its rows are then in the caches, zeros where a token is padding."""
         pool, part = layer.pool, tile.part
         x = call.hidden_states[:, part]
         batch, n = x.shape[:2]
@@ -196,7 +204,28 @@ class AttentionForward:
         x = x.reshape(batch * n, -1)
         cos, sin = (table[:, part].expand(batch, n, -1).reshape(batch * n, -1) for table in call.position_embeddings)
         x, cos, sin = (t.to(torch.bfloat16).contiguous() if _is_cast(t) else t.contiguous() for t in (x, cos, sin))
-        return self.prolog(x, cos, sin, slots.reshape(-1), TorchCache.from_numpy(pool.cache(layer.index)))
+        slots, cache, prolog = slots.reshape(-1), pool.cache(layer.index), self.prolog.prolog
+        if not isinstance(prolog, MlaProlog) or prolog.indexer is None:
+            return self.prolog(x, cos, sin, slots, TorchCache.from_numpy(cache)), None
+        bound = prolog.bind(
+            to_numpy(x), to_numpy(cos), to_numpy(sin), to_numpy(slots), cache,
+            indexer_cache=pool.index_cache(layer.index),
+        )  # fmt: skip
+        out = prolog.run(bound, most_threads=torch.get_num_threads())
+        assert isinstance(out, IndexedOutput)
+        return TorchOutput(*(None if array is None else to_torch(array) for array in out)), out.indexer
+
+    def _chosen(self, call: _Call, layer: LatentLayer, tile: _Tile, output: IndexerOutput) -> torch.Tensor:
+        """The keys (B, S, K) that the lightning index chooses of those that the mask's first head shows."""
+        seen = seen_keys(call.mask[:, :1, tile.part, : tile.length])
+        if seen is None:
+            raise ValueError(
+                "attention_mask: expected bool, or 0 and the least number of its type (the int8 index takes no other), "
+                "got other floats"
+            )
+        index = listed(seen, layer.pool.batch, tile.causal)
+        topk, n_threads = self.attention.indexer.index_topk, self.prolog.prolog.n_threads
+        return choose(output, layer.pool, layer.index, tile.length, index, topk, n_threads)
 
     def _selected(self, call: _Call, layer: LatentLayer, tile: _Tile, q_norm: torch.Tensor) -> torch.Tensor:
         """The keys (B, S, K) that the model's own indexer selects, or, in a layer without one, the last ones."""

@@ -67,14 +67,14 @@ def hide_others(mask: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
     return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
 
 
-def listed(seen: torch.Tensor, batch: int) -> Array | None:
+def listed(seen: torch.Tensor, batch: int, causal: bool = True) -> Array | None:
     """The positions (B * S, K) int32 that each query sees, ascending and then -1; None for all up to its own.
 
-    `seen` (B or 1, S, L): no query sees a key behind its own.
+    `seen` (B or 1, S, L); where it is `causal`, no query sees a key behind its own, and else there always is a list.
     """
     n, length = seen.shape[1:]
     counts = seen.sum(-1).numpy()
-    if (counts == np.arange(length - n + 1, length + 1)).all():
+    if causal and (counts == np.arange(length - n + 1, length + 1)).all():
         return None
     rows = seen.expand(batch, n, length).reshape(batch * n, length).numpy()
     counts = np.broadcast_to(counts, (batch, n)).reshape(-1, 1)
