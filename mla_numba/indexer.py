@@ -29,8 +29,8 @@ from .call.indexer_planning import IndexerPlans
 from .call.ranges import profiler_range
 from .indexer_cache import IndexerCache
 from .kernels import max_threads
-from .kernels.index.arguments import Indexer
-from .kernels.index.tile import indexer_tile
+from .kernels.indexer.arguments import Indexer
+from .kernels.indexer.tile import indexer_tile
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import TokenTile
 from .kernels.sweeps.phase import INDEX_HEADS, INDEX_PACK

@@ -35,8 +35,8 @@ from .call.trace import Trace
 from .call.workspace import Memory
 from .indexer_cache import IndexerCache
 from .kernels import max_threads
-from .kernels.index.arguments import Indexer
-from .kernels.index.tile import prolog_and_indexer_tile
+from .kernels.indexer.arguments import Indexer
+from .kernels.indexer.tile import prolog_and_indexer_tile
 from .kernels.launch import plain
 from .kernels.sweeps.arguments import Tokens, TokenTile
 from .kernels.sweeps.tile import prolog_tile
@@ -82,12 +82,12 @@ class MlaProlog:
         n_threads: At most Numba's thread count. By default NUMBA_NUM_THREADS if it is set, else a thread for each core
             that this process may use, see `mla-numba info`.
         check_finite: Raise `ValueError` if a hidden state is NaN or Inf.
-        indexer: Weights of the layer's lightning indexer, `IndexerWeights`, packed here, or `PackedIndexer`. Each call
-            then takes an `indexer_cache`, computes the indexer's prolog, too, and returns an `IndexedOutput`. Only with
-            weights of mode "b" or "ab", and with the numerics "pypto".
         numerics: How rows are quantised. "pypto", the reference operator's way, quantises the norm rounded to bf16 with
             the scale `1 / (127 / amax)`. "cann" quantises the norm in float32 with the scale `amax / 127`. Values that
             are not quantised are the same in both.
+        indexer: Weights of the layer's lightning indexer, `IndexerWeights`, packed here, or `PackedIndexer`. Each call
+            then takes an `indexer_cache`, computes the indexer's prolog, too, and returns an `IndexedOutput`. Only with
+            weights of mode "b" or "ab", and with the numerics "pypto".
 
     Raises:
         TypeError: An argument is of another type.

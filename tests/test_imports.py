@@ -22,7 +22,7 @@ ROOMS = {
     ),
     "mla_numba.kernels": (
         "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps",
-        "index", "lightning", "attention", "peaks",
+        "indexer", "lightning", "attention", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {

@@ -44,6 +44,7 @@ def test_a_file_that_moves_is_another_folder(tmp_path):
 def test_functions_take_things_not_lists(source):
     tree = ast.parse((KERNELS / source).read_text(encoding="utf-8"))
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        n_parameters = len(function.args.posonlyargs) + len(function.args.args) + len(function.args.kwonlyargs)
-        assert n_parameters <= 8, function.name
+        given = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        names = [argument.arg for argument in given if argument.arg != "_typingctx"]  # Numba's own, of an intrinsic
+        assert len(names) <= 8, function.name
         assert function.end_lineno - function.lineno < 60, function.name

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -207,3 +208,16 @@ OUT = make_call(SMALL).out
 def test_what_is_refused(changes, error, said):
     with pytest.raises(error, match=f"^{re.escape(said)}"):
         lightning_index(**changed(**changes))
+
+
+def test_memory_does_not_grow_with_the_context():
+    """A thread holds at most 64 buffers of 3 * k ranks and a tile's more: 3.3 MB for k = 2048."""
+    peaks = []
+    for n_keys in (2**13, 2**17):
+        call = make_call(Shape((64,), n_keys, 1, 1, 1024, 2048), "zeros")
+        call.index(1)
+        tracemalloc.start()
+        call.index(1)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < min(peaks) + 2**16 < 5e6

@@ -15,12 +15,14 @@ from helpers.attention_calls import (
     one_nan,
     random_call,
     random_shape,
-    reference,
 )
+from helpers.attention_calls import reference as reference_of
 
 import mla_numba as mla
+from mla_numba import reference
 from mla_numba.attention import rounds, sparse
 from mla_numba.attention.rounds import Sizes, cuts, memory_bytes
+from mla_numba.inputs import random_inputs
 from mla_numba.kernels.micro.ukernel import MR, NR
 from mla_numba.oracle.bits import compare_bits
 
@@ -57,7 +59,7 @@ def test_records(order, dense):
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_that_are_strided_and_read_only(kind):
     call = random_call(np.random.default_rng(4), kind=kind)
-    want = reference(call)
+    want = reference_of(call)
     arrays = [np.repeat(a, 2, axis=0)[::2] for a in call.cache.arrays().values()]
     for array in arrays:
         array.setflags(write=False)
@@ -69,11 +71,11 @@ def test_caches_without_pages():
     rng = np.random.default_rng(5)
     paged = random_call(rng, Shape(b=1, n_blocks=4, block_size=5))
     arrays = paged.cache.arrays().values()
-    assert_exact(paged._replace(cache=mla.PagedCache(*arrays, cache_mode="BSND")), want=reference(paged))
+    assert_exact(paged._replace(cache=mla.PagedCache(*arrays, cache_mode="BSND")), want=reference_of(paged))
     one_block = Shape(b=1, n_blocks=1, block_size=20)
     call = random_call(rng, one_block)
     rows = [a[0] for a in call.cache.arrays().values()]
-    assert_exact(call._replace(cache=mla.PagedCache(*rows, cache_mode="TND")), want=reference(call))
+    assert_exact(call._replace(cache=mla.PagedCache(*rows, cache_mode="TND")), want=reference_of(call))
 
 
 def test_more_positions_than_a_task_takes():
@@ -186,7 +188,7 @@ class TestEdges:
     def test_blocks_that_no_position_needs_may_be_missing(self):
         call = random_call(np.random.default_rng(5), Shape(b=1, s1=1))
         call = call._replace(act_seq=np.array([18], np.int32), index=np.array([[4, 15]], np.int32))
-        want = reference(call)
+        want = reference_of(call)
         table = np.full((1, 6), -1, np.int32)
         table[0, [1, 5]] = call.block_table[0, [1, 5]]
         assert_exact(call._replace(block_table=table), want=want)
@@ -201,7 +203,7 @@ class TestCuts:
         calls = [
             random_call(rng, Shape(n_heads=3 * NR - 1, latent=4 * NR + 4, k=50, n_blocks=20), dense=d) for d in (0, 1)
         ]
-        want = [reference(call) for call in calls]
+        want = [reference_of(call) for call in calls]
         for name, value in small.items() | {("_MACS_EACH", 1)}:
             monkeypatch.setattr(rounds, name, value)
         for kept in (rounds.cuts, rounds.memory_bytes):
@@ -244,7 +246,7 @@ class TestCuts:
 
 def test_threads_may_call_at_once():
     calls = [random_call(np.random.default_rng(seed), Shape(k=30, n_blocks=20, n_heads=40)) for seed in range(4)]
-    want, got = [reference(call) for call in calls], [None] * 4
+    want, got = [reference_of(call) for call in calls], [None] * 4
 
     def run(i):
         for _ in range(20):
@@ -259,18 +261,23 @@ def test_threads_may_call_at_once():
         assert np.array_equal(one.view(np.uint16), other.view(np.uint16))
 
 
-def test_after_the_prolog():
-    """Rows that the prolog wrote, as a decode step reads them."""
-    from mla_numba.inputs import random_inputs
-
-    dims = mla.MlaDims(64, 6, 24, 16, 8, 16)
-    weights = mla.MlaWeights.random(dims, seed=0)
-    cache = mla.PagedCache.allocate(dims, n_blocks=4, block_size=4)
-    x, cos, sin, _ = random_inputs(dims, t=6, seed=0, capacity=16)
-    table = np.array([[2, 0]], np.int32)
-    slots = np.array([8, 9, 10, 11, 0, 1])
-    out = mla.MlaProlog(weights)(x, cos, sin, slots, cache)
-    act_seq, index = np.array([6], np.int32), np.array([[0, -1], [1, 0], [2, 0], [0, 3], [4, 2], [5, 1]], np.int32)
-    got = mla.sparse_attention(out, cache, index, table, act_seq, softmax_scale=0.2)
-    want = mla.reference.sparse_attention_reference(out, cache, index, table, act_seq, 0.2)
-    assert np.array_equal(got.view(np.uint16), want.view(np.uint16))
+def test_a_decode_loop():
+    """The prolog, the indexer, the choice of keys and attention, step after step on the same caches."""
+    dims, k, scale = mla.MlaDims(64, 6, 24, 16, 8, 16), 3, 0.2
+    prolog = mla.MlaProlog(mla.MlaWeights.random(dims, seed=0))
+    indexer = mla.IndexerProlog(mla.IndexerWeights.random(dims, seed=0, n_heads=4, head_dim=32))
+    cache = mla.PagedCache.allocate(dims, n_blocks=8, block_size=4)
+    keys = mla.IndexerCache.allocate(indexer.dims, n_blocks=8, block_size=4)
+    table = np.array([[2, 0, 5], [7, 1, 3]], np.int32)
+    for step in range(4):
+        act_seq = np.array([2 * step + 2, 2 * step + 5], np.int32)  # two more tokens each; 3 of one are not there
+        positions = np.concatenate([[keys - 2, keys - 1] for keys in act_seq])
+        slots = table[[0, 0, 1, 1], positions // 4] * np.int64(4) + positions % 4
+        x, cos, sin, _ = random_inputs(dims, t=4, seed=step, capacity=32)
+        out = prolog(x, cos, sin, slots, cache)
+        found = indexer(x, out.q_norm, out.q_norm_scale, cos, sin, slots, keys)
+        index = mla.lightning_index(found, keys, table, act_seq, k=k)
+        assert np.array_equal(index, reference.lightning_index_reference(found, keys, table, act_seq, k))
+        got = mla.sparse_attention(out, cache, index, table, act_seq, softmax_scale=scale)
+        want = reference.sparse_attention_reference(out, cache, index, table, act_seq, scale)
+        assert compare_bits("latent", got, want) is None

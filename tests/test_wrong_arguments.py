@@ -19,11 +19,14 @@ from helpers.indexer_calls import (
     make_indexer_cache,
     make_indexer_output,
 )
+from helpers.lightning_calls import Shape, reference_of
+from helpers.lightning_calls import make_call as make_index_call
 from helpers.wrong_arguments import HUGE, arrays_like, objects
 
 import mla_numba as mla
 import tiling
 from mla_numba import (
+    IndexerOutput,
     MlaDims,
     MlaProlog,
     MlaQuantInputs,
@@ -31,6 +34,7 @@ from mla_numba import (
     MlaWeights,
     PagedCache,
     PassOptions,
+    lightning_index,
 )
 from mla_numba.call.planning import MICRO_TILES
 from mla_numba.oracle import reference
@@ -330,6 +334,32 @@ def test_cache():
     assert_takes(make, cache.arrays() | {"cache_mode": "PA_BSND"}, taken | {"k_scale_cache": blocks | {"dtype f2"}})
     arguments = {"dims": DIMS, "n_blocks": 2, "block_size": 2, "cache_mode": "PA_BSND", "quantized": True}
     assert_takes(PagedCache.allocate, arguments, {"quantized": FLAG})
+
+
+def test_lightning_index():
+    call = make_index_call(Shape((2, 2), 20, 3, 8, 4, 6))
+    call.block_table[call.block_table < 0] = 0
+    want = reference_of(call)
+    arguments = {
+        **call.out._asdict(), "cache": call.cache, "block_table": call.block_table, "act_seq": call.act_seq, "k": 6,
+        "query_start_loc": np.array([0, 2, 4]), "n_threads": 1,
+    }  # fmt: skip
+
+    def run(query, query_scale, weights, **others):
+        index = lightning_index(IndexerOutput(query, query_scale, weights), **others)
+        values = (query, query_scale, weights, others["block_table"], others["act_seq"])
+        if all(np.array_equal(a, b) for a, b in zip(values, [*call.out, call.block_table, call.act_seq], strict=True)):
+            assert (index[:, :6] == want[:, : index.shape[1]]).all()
+
+    integers = ANY_STRIDES | {"dtype i4", "dtype i8"}
+    taken = {
+        "query": SAME_VALUES | {"not aligned"}, "query_scale": SAME_VALUES | {"columns backwards"},
+        "weights": SAME_VALUES,
+        "block_table": integers | {"one column more", "matrix"}, "act_seq": integers,
+        "query_start_loc": {"None"} | integers,
+        "n_threads": {"None"},
+    }  # fmt: skip
+    assert_takes(run, arguments, taken)
 
 
 def test_dims():

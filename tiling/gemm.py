@@ -56,7 +56,14 @@ class MicroTile:
         check_int("two_panels", self.two_panels, 0, self.mr)
 
     def has_two_panels(self, rows: int) -> bool:
-        """Whether one of the tiles that the kernels cut ``rows`` rows into takes two panels at once."""
+        """Whether one of the tiles that the kernels cut ``rows`` rows into takes two panels at once.
+
+        Args:
+            rows: The rows of a token block.
+
+        Returns:
+            Whether one does.
+        """
         n_tiles, few = ceil_div(rows, self.mr), self.two_panels
         if n_tiles <= 1 or rows // n_tiles <= few:
             return 0 < rows // max(n_tiles, 1) <= few

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.gemm import PAIR_BYTES
+from tiling.gemm import LINE_BYTES
 
 __all__ = ["UINT16", "aligned_empty", "as_bits", "untouched_empty", "writable_alias"]
 
@@ -18,12 +18,12 @@ _OWN_MAPPING_BYTES = 1 << 22
 UINT16 = np.dtype(np.uint16)  # the type itself, as an argument, takes NumPy longer
 
 
-def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """An uninitialised array whose data start at a multiple of 128 bytes, as no NumPy allocation promises to."""
+def aligned_empty(shape: int | tuple[int, ...], dtype: Any, align: int = LINE_BYTES) -> NDArray[Any]:
+    """An uninitialised array whose data start at a multiple of `align` bytes, as no NumPy allocation promises to."""
     dtype = np.dtype(dtype)
     n_bytes = (prod(shape) if isinstance(shape, tuple) else shape) * dtype.itemsize
-    raw = np.empty(n_bytes + PAIR_BYTES, np.uint8)
-    start = -raw.__array_interface__["data"][0] % PAIR_BYTES
+    raw = np.empty(n_bytes + align, np.uint8)
+    start = -raw.__array_interface__["data"][0] % align
     aligned: NDArray[Any] = raw[start : start + n_bytes].view(dtype).reshape(shape)
     return aligned
 

@@ -21,7 +21,7 @@ from ..base.modes import QuantMode
 from ..base.short_repr import arrays_text, dims_text, short_repr
 from ..cache import PagedCache
 from ..indexer_cache import IndexerCache
-from ..kernels.index.arguments import IndexCaches, IndexTokens
+from ..kernels.indexer.arguments import IndexCaches, IndexTokens
 from ..kernels.sweeps.arguments import Caches, Slots, Tokens
 from .indexer import IndexerOutput
 
@@ -125,6 +125,7 @@ class BoundIndexer(NamedTuple):
 
 class BoundCall(NamedTuple):
     """A checked call, made by `MlaProlog.bind`: `out` are its outputs, the other fields are for `MlaProlog.run`.
+    `indexer` is None for a prolog without one.
 
     The kernels trust all of them, so do not make one yourself. It cannot be copied or pickled, which raises
     `TypeError`: its arrays are views of the caller's.

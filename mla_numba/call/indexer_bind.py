@@ -13,7 +13,7 @@ from ..base.indexer_dims import IndexerDims
 from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
 from ..base.modes import Numerics, QuantMode
 from ..indexer_cache import IndexerCache
-from ..kernels.index.arguments import IndexCaches, IndexTokens
+from ..kernels.indexer.arguments import IndexCaches, IndexTokens
 from ..kernels.sweeps.arguments import Slots
 from ..weights.indexer import IndexerWeights
 from ..weights.packed_indexer import PackedIndexer

@@ -9,7 +9,7 @@ import numpy as np
 from tiling import IndexerTile
 
 from ..base.checks import Array
-from ..kernels.index.arguments import IndexBuffers
+from ..kernels.indexer.arguments import IndexBuffers
 from ..kernels.launch import plain
 from ..kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE
 from ..kernels.sweeps.arguments import Activations, Cuts, HeadsCut, PairCut

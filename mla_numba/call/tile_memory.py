@@ -8,6 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from tiling.gemm import PAIR_BYTES
+
 from ..base.checks import Array
 from ..base.memory import aligned_empty
 
@@ -45,7 +47,7 @@ class TileMemory(ABC, Generic[TileT, MadeT]):
     """The working memory of one call at a time, kept for the next."""
 
     def __init__(self, plan: _HasWorkspace) -> None:
-        self._block = aligned_empty(plan.workspace_bytes, np.uint8)
+        self._block = aligned_empty(plan.workspace_bytes, np.uint8, PAIR_BYTES)
         self._prepared: dict[int, tuple[TileT, MadeT]] = {}
 
     @abstractmethod

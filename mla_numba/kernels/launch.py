@@ -148,7 +148,7 @@ def plain(thing: Any) -> Any:
     """
     if config.DISABLE_JIT or not isinstance(thing, tuple) or type(thing) is tuple:
         return thing
-    return tuple([plain(field) for field in thing])
+    return tuple([plain(field) if isinstance(field, tuple) else field for field in thing])
 
 
 class Kernel:
@@ -178,7 +178,7 @@ class Kernel:
             for index in range(n):
                 self.body(index, *args)
             return
-        args = tuple([plain(arg) for arg in args])
+        args = tuple([arg if type(arg) is tuple else plain(arg) for arg in args])
         if n_threads == 1 or _forked:
             _run(self._dispatcher, (0, n, *args))
             return

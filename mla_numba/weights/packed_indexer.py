@@ -15,7 +15,7 @@ from ..base.memory import aligned_empty, writable_alias
 from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
 from ..kernels import ISA
-from ..kernels.index.arguments import IndexLayer
+from ..kernels.indexer.arguments import IndexLayer
 from ..kernels.row.layernorm import LayerNorm
 from .packed import PackedGemm, check_packing, panel_packing
 from .packed_facts import GemmSize, is_vector

@@ -73,9 +73,9 @@ class Guards:
         placed[...] = array
         return placed
 
-    def aligned_empty(self, shape, dtype):
-        """Stands in for `mla_numba.base.memory.aligned_empty`, whose arrays start at a cache line."""
-        return self.empty(shape, dtype, align=64)
+    def aligned_empty(self, shape, dtype, align=64):
+        """Stands in for `mla_numba.base.memory.aligned_empty`, whose arrays start at a cache line, or as asked for."""
+        return self.empty(shape, dtype, align=align)
 
     def fields(self, record, name=""):
         """A dataclass (or a named tuple) whose arrays are copies at pages; arrays that share a start still do."""

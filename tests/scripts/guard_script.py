@@ -33,7 +33,7 @@ from mla_numba import (
 )
 from mla_numba.call import indexer_bind, indexer_memory, tile_memory, workspace
 from mla_numba.kernels import ISA
-from mla_numba.kernels.index.arguments import IndexBuffers
+from mla_numba.kernels.indexer.arguments import IndexBuffers
 from mla_numba.kernels.launch import plain
 from mla_numba.kernels.sweeps.arguments import Activations
 from mla_numba.oracle import reference
