@@ -1,7 +1,9 @@
-"""Time a model of transformers against itself with prologs in its attention.
+"""Time a model of transformers against itself with prologs in its attention, and the memory that a call takes.
 
-`python bench/hf_speed.py` makes one random layer with DeepSeek-V3's attention (hidden 7168, 128 heads) and a small MLP,
-loads it twice and patches one. Rounds alternate between the two; their logits are compared first.
+`python bench/hf_speed.py` makes one random layer with DeepSeek-V3's attention (hidden 7168, 128 heads), or V3.2's, and
+a small MLP, loads it twice and patches one. Rounds alternate between the two; their logits are compared first. A step
+after many tokens begins with a cache of random rows, the same ones for both. Peaks are what a call needs beyond what
+was resident before it.
 """
 
 from __future__ import annotations
@@ -10,73 +12,136 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from shared.random_deepseek import save_random_model
-from transformers import AutoModelForCausalLM, DeepseekV3Config
+from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV32Config, DynamicCache
 from transformers.utils import logging
 
+from mla_numba import sylvester_hadamard
 from mla_numba.base.modes import QUANT_MODES
-from mla_numba.interop.hf.patched import patch
+from mla_numba.interop.hf.patched import Patched, patch
 
-MOST_ERROR = 0.1  # of logits relative to their deviation: int8 and bf16 noise of one layer is far below
+MOST_ERROR = {"v3": 0.1, "v32": 0.3}  # of logits relative to their deviation; V3.2's indexers choose other keys, too
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def prefill(model: Any, tokens: torch.Tensor) -> tuple[float, Any]:
-    """Seconds of a prompt, and the model's output."""
+def forward(model: Any, tokens: torch.Tensor, cache: Any = None) -> Any:
+    """The model's output; with a `cache`, which is then as before."""
     with torch.no_grad():
-        begin = time.perf_counter()
-        out = model(tokens, use_cache=True)
-        return time.perf_counter() - begin, out
+        out = model(tokens, cache=cache, use_cache=True)
+    if cache is not None:
+        cache.crop(-tokens.shape[1])
+    return out
 
 
-def decode(model: Any, cache: Any, token: torch.Tensor) -> float:
-    """Seconds of one more token; the cache is then as before."""
-    with torch.no_grad():
-        begin = time.perf_counter()
-        model(token, cache=cache)
-        seconds = time.perf_counter() - begin
-    cache.crop(-1)
-    return seconds
+def seconds(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
 
 
-def report(name: str, measure: Callable[[Any], float], models: list[Any], rounds: int) -> str:
-    """Medians of both in milliseconds, and the median of the rounds' ratios: above 1 the patched one is faster."""
-    pairs = [[measure(model) for model in models] for _ in range(rounds)]
+def peak_mb(call: Callable[[], Any]) -> float | None:
+    """Megabytes that a call needs at most beyond what is resident before; None where Linux does not say."""
+    try:
+        _CLEAR.write_text("5")  # the peak becomes what is resident now
+        before = _resident("VmRSS")
+    except OSError:
+        return None
+    call()
+    return (_resident("VmHWM") - before) / 1e3
+
+
+def _resident(name: str) -> int:
+    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(name))
+
+
+def report(name: str, calls: list[Callable[[], Any]], rounds: int) -> str:
+    """Medians of both in milliseconds, the median of the rounds' ratios (above 1 the patched one is faster), peaks."""
+    peaks = [peak_mb(call) for call in calls]
+    pairs = [[seconds(call) for call in calls] for _ in range(rounds)]
     plain, patched = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(a / b for a, b in pairs)
-    return f"{name}: unpatched {plain:.1f} ms, patched {patched:.1f} ms, ratio {ratio:.2f}"
+    memory = ["?" if peak is None else f"{peak:.0f}" for peak in peaks]
+    times = f"unpatched {plain:.1f} ms, patched {patched:.1f} ms"
+    return f"{name}: {times}, peaks {memory[0]} and {memory[1]} MB, ratio {ratio:.2f}"
+
+
+def compare(model: str, calls: list[Callable[[], Any]]) -> None:
+    """Raises unless both give about the same logits."""
+    plain, patched = (call().logits.float() for call in calls)
+    error, most = float((plain - patched).square().mean().sqrt() / plain.std()), MOST_ERROR[model]
+    if not error <= most:
+        raise click.ClickException(f"logits: expected a relative difference up to {most}, got {error:.3f}")
+
+
+def filled_caches(config: Any, patched: Patched, n: int) -> list[Any]:
+    """Caches of both models with the same n random rows."""
+    rng = np.random.default_rng(n)
+    ours, plain = patched.new_cache(), DynamicCache(config=config)
+    pool, layer = ours.pool, ours.layers[0]
+    pool.reserve(1, 0, n + 1)
+    slots = pool.slots(0, n)[0]
+    cache, keys = pool.cache(0), pool.index_cache(0) if pool.indexers else None
+    for array in (*cache.arrays().values(), *(keys.arrays().values() if keys else ())):
+        flat = array.reshape(-1, array.shape[-1])
+        if array.dtype == np.int8:
+            flat[slots] = rng.integers(-127, 128, (n, flat.shape[1]), np.int8)
+        elif array.shape[-1] <= 4:  # scales, of values of about 1
+            flat[slots] = 1 / 64
+        else:
+            flat[slots] = rng.standard_normal((n, flat.shape[1]), np.float32).astype(array.dtype)
+    layer.length = n
+    rows = cache.gather(slots)
+    latents, rope = (torch.from_numpy(np.asarray(a, np.float32)).bfloat16()[None, None] for a in rows)
+    plain.update(latents, rope, 0)
+    if isinstance(config, DeepseekV32Config):
+        index = rng.standard_normal((n, config.index_head_dim), np.float32)
+        if keys is not None:  # which are rotated; the matrix is its own inverse
+            index = keys.gather(slots) @ sylvester_hadamard(config.index_head_dim).astype(np.float32)
+        tensor = torch.from_numpy(index).bfloat16()[None]
+        plain.update_indexer(tensor, 0)
+        if layer.indexer is not None:
+            layer.indexer.update_indexer(tensor)
+    return [plain, ours]
 
 
 @click.command(help=__doc__)
-@click.option("--tokens", "lengths", multiple=True, default=(128, 1024), type=click.IntRange(1), show_default=True)
+@click.option("--model", "kind", default="v3", type=click.Choice(["v3", "v32"]), show_default=True)
+@click.option("--tokens", "prompts", multiple=True, default=(128, 1024), type=click.IntRange(1), show_default=True)
+@click.option("--after", multiple=True, default=(1024, 8192), type=click.IntRange(1), show_default=True)
 @click.option("--quant", default="b", type=click.Choice(QUANT_MODES), show_default=True)
 @click.option("--rounds", default=7, type=click.IntRange(1), show_default=True)
 @click.option("--hidden", default=7168, type=click.IntRange(2), show_default=True)
 @click.option("--heads", default=128, type=click.IntRange(1), show_default=True)
-def main(lengths: tuple[int, ...], quant: str, rounds: int, hidden: int, heads: int) -> None:
+def main(
+    kind: str, prompts: tuple[int, ...], after: tuple[int, ...], quant: str, rounds: int, hidden: int, heads: int
+) -> None:
     logging.disable_progress_bar()
-    config = DeepseekV3Config(
+    config = (DeepseekV32Config if kind == "v32" else DeepseekV3Config)(
         hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=1,
         first_k_dense_replace=1, intermediate_size=256, vocab_size=256, eos_token_id=None, pad_token_id=0,
+        max_position_embeddings=1 << 17,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         save_random_model(folder, config, 0, habit=0.0)
         models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2)]
-    patch(models[1], quant=quant)
-    for n in lengths:
+    patched = patch(models[1], quant=quant)
+    for n in prompts:
         tokens = torch.randint(1, 256, (1, n), generator=torch.Generator().manual_seed(n))
-        outs = [prefill(model, tokens)[1] for model in models]
-        plain, patched = (out.logits.float() for out in outs)
-        error = float((plain - patched).square().mean().sqrt() / plain.std())
-        if not error <= MOST_ERROR:
-            raise click.ClickException(f"logits: expected a relative difference up to {MOST_ERROR}, got {error:.3f}")
-        caches = dict(zip(models, (out.cache for out in outs), strict=True))
-        print(report(f"{n} tokens", lambda model, tokens=tokens: prefill(model, tokens)[0], models, rounds))
-        step = tokens[:, :1]
-        print(report(f"1 more after {n}", lambda m, c=caches, t=step: decode(m, c[m], t), models, rounds))
+        calls = [lambda m=model, t=tokens: forward(m, t) for model in models]
+        compare(kind, calls)
+        print(report(f"{n} tokens", calls, rounds), flush=True)
+    for n in after:
+        caches = filled_caches(config, patched, n)
+        step = torch.ones(1, 1, dtype=torch.long)
+        calls = [lambda m=m, c=c, t=step: forward(m, t, c) for m, c in zip(models, caches, strict=True)]
+        compare(kind, calls)
+        print(report(f"1 more after {n}", calls, rounds), flush=True)
 
 
 if __name__ == "__main__":

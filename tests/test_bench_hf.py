@@ -47,14 +47,32 @@ def test_it_finds_a_row_that_is_not_the_references(saved, quant):
         check_rows(patched, checkpoint, make_prompt(1, 3), "pypto")
 
 
-def test_speed_compares_logits_first_and_prints_ratios(monkeypatch):
-    arguments = ["--tokens", "6", "--rounds", "2", "--hidden", "64", "--heads", "2"]
+@pytest.mark.parametrize(("model", "quant"), [("v3", "b"), ("v32", "none"), ("v32", "b")])
+def test_speed_compares_logits_first_and_prints_ratios(model, quant, monkeypatch):
+    arguments = ["--model", model, "--quant", quant, "--tokens", "6", "--after", "5", "--rounds", "2"]
+    arguments += ["--hidden", "64", "--heads", "2"]
     done = CliRunner().invoke(hf_speed.main, arguments, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["6 tokens", "1 more after 6"]
+    assert [line.split(":")[0] for line in lines] == ["6 tokens", "1 more after 5"]
     assert all(float(line.rpartition(" ")[2]) > 0 for line in lines)
-    monkeypatch.setattr(hf_speed, "MOST_ERROR", 0.0)
+    monkeypatch.setitem(hf_speed.MOST_ERROR, model, 0.0)
     done = CliRunner().invoke(hf_speed.main, arguments)
     assert done.exit_code == 1
     assert "logits: expected a relative difference" in done.output
+
+
+def test_caches_are_filled_with_the_same_rows(saved):
+    model = saved("v32 sparse").load()
+    patched = patch(model, quant="b", block_size=4)
+    plain, ours = hf_speed.filled_caches(model.config, patched, 9)
+    pool = ours.pool
+    rows = pool.cache(0).gather(pool.slots(0, 9)[0])
+    assert torch.equal(plain.layers[0].keys[0, 0], torch.from_numpy(rows.kv).bfloat16())
+    assert ours.get_seq_length() == plain.get_seq_length() == 9
+    assert rows.kv.std() > 0.1
+
+
+def test_a_peak_is_what_a_call_adds():
+    peak = hf_speed.peak_mb(lambda: torch.ones(30_000_000).sum())
+    assert peak is None or 100 <= peak <= 400

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tiling import ceil_div
 
 from ...base.checks import Array
 from ...base.dims import MlaDims
+from ...base.indexer_dims import IndexerDims
 from ...base.short_repr import short_repr, size_text
 from ...cache import PagedCache
+from ...indexer_cache import IndexerCache
 
 __all__ = ["BlockPool"]
 
@@ -20,12 +24,22 @@ class BlockPool:
     - `block_size`: slots a block.
     - `n_blocks`: blocks of each layer, allocated at once; None begins without any and doubles as often as needed.
     - `quantized`: whether the caches hold int8 codes.
+    - `indexers`: of each layer, the dimensions of the indexer whose keys an `IndexerCache` holds in the same slots, or
+      None; empty for none at all.
 
     `tables` (B, K) int64 are the blocks of B sequences, in order; None before the first `reserve`. Sequences may share
     blocks, as beams of one prompt do; a shared block is copied before one of them writes into it.
     """
 
-    def __init__(self, dims: MlaDims, n_layers: int, block_size: int, n_blocks: int | None, quantized: bool) -> None:
+    def __init__(
+        self,
+        dims: MlaDims,
+        n_layers: int,
+        block_size: int,
+        n_blocks: int | None,
+        quantized: bool,
+        indexers: Sequence[IndexerDims | None] = (),
+    ) -> None:
         self.dims = dims
         self.block_size = block_size
         self.quantized = quantized
@@ -33,12 +47,15 @@ class BlockPool:
         self.n_blocks = n_blocks or 0
         self.tables: Array | None = None
         self.caches: list[PagedCache | None] = [None] * n_layers
+        self.indexers = tuple(indexers)
+        self.index_caches: list[IndexerCache | None] = [None] * len(self.indexers)
         self._may_share = False
         if not self.grows:
             self.caches = [self._allocate(self.n_blocks) for _ in self.caches]
+            self.index_caches = self._allocate_indexers(self.n_blocks)
 
     def __repr__(self) -> str:
-        arrays = [array for cache in self.caches if cache for array in cache.arrays().values()]
+        arrays = self._arrays()
         blocks = f"{self.n_blocks} blocks of {self.block_size} slots{', growing' if self.grows else ''}"
         kind, memory = "int8" if self.quantized else "bf16", size_text(sum(array.nbytes for array in arrays))
         return short_repr(self, f"{self.batch} sequences", blocks, kind, memory)
@@ -50,6 +67,20 @@ class BlockPool:
 
     def _allocate(self, n_blocks: int) -> PagedCache:
         return PagedCache.allocate(self.dims, n_blocks, self.block_size, quantized=self.quantized)
+
+    def _allocate_indexers(self, n_blocks: int) -> list[IndexerCache | None]:
+        size = self.block_size
+        return [None if dims is None else IndexerCache.allocate(dims, n_blocks, size) for dims in self.indexers]
+
+    def _arrays(self) -> list[Array]:
+        """All that a block is part of: those of caches, then of indexers."""
+        return [array for cache in (*self.caches, *self.index_caches) if cache for array in cache.arrays().values()]
+
+    def index_cache(self, layer: int) -> IndexerCache:
+        """The keys of a layer's indexer, once `reserve` was called."""
+        cache = self.index_caches[layer]
+        assert cache is not None
+        return cache
 
     def cache(self, layer: int) -> PagedCache:
         """The cache of a layer, once `reserve` was called."""
@@ -89,15 +120,17 @@ class BlockPool:
         if n_shared:
             last = tables[:, column:]
             sources = last[shared]
-            for cache in self.caches:
-                for array in cache.arrays().values() if cache else ():
-                    array[copies] = array[sources]
+            for array in self._arrays():
+                array[copies] = array[sources]
             last[shared] = copies
         self.tables = np.concatenate([tables, rest.reshape(batch, n_more)], axis=1)
 
     def clear(self, layer: int, slots: Array) -> None:
         """Makes the rows of these slots (n,) of a layer zeros: what nobody writes may not stay NaN."""
-        for array in self.cache(layer).arrays().values():
+        arrays = list(self.cache(layer).arrays().values())
+        if self.indexers and self.indexers[layer]:
+            arrays += self.index_cache(layer).arrays().values()
+        for array in arrays:
             array.reshape(-1, array.shape[-1])[slots] = 0
 
     def _counts(self) -> Array:
@@ -112,6 +145,12 @@ class BlockPool:
             for name, array in old.arrays().items() if old else ():
                 new.arrays()[name][: self.n_blocks] = array[: self.n_blocks]
             grown.append(new)
+        indexers = self._allocate_indexers(n_blocks)
+        for keys, wider in zip(self.index_caches, indexers, strict=True):
+            if keys is not None and wider is not None:
+                for name, array in keys.arrays().items():
+                    wider.arrays()[name][: self.n_blocks] = array[: self.n_blocks]
+        self.index_caches = indexers  # first: an indexer's cache may have more slots, and no fewer
         self.caches = grown  # all or, where memory has run out meanwhile, none
         self.n_blocks = n_blocks  # last, so that an interrupt before it leaves caches that are merely too large
 

@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicIndexedLayer
 
 from ...base.dims import MlaDims
+from ...base.indexer_dims import IndexerDims
 from ...base.short_repr import short_repr
 from .blocks import BlockPool
 
@@ -21,7 +22,10 @@ __all__ = ["CacheSettings", "LatentCache", "LatentLayer", "check_cache_kind", "l
 
 @dataclass(frozen=True, slots=True)
 class CacheSettings:
-    """What the caches of a patched model have in common; see `patch`."""
+    """What the caches of a patched model have in common; see `patch`.
+
+    `indexed`: whether there are keys of indexers; with `indexers`, of each layer's or None, they are in the blocks.
+    """
 
     dims: MlaDims
     n_layers: int
@@ -29,10 +33,11 @@ class CacheSettings:
     indexed: bool
     block_size: int
     n_blocks: int | None
+    indexers: tuple[IndexerDims | None, ...] = ()
 
     def make_layers(self) -> list[LatentLayer]:
         """The layers of a new cache, over one pool of blocks."""
-        pool = BlockPool(self.dims, self.n_layers, self.block_size, self.n_blocks, self.quantized)
+        pool = BlockPool(self.dims, self.n_layers, self.block_size, self.n_blocks, self.quantized, self.indexers)
         return [LatentLayer(self, pool, index) for index in range(self.n_layers)]
 
 
@@ -40,7 +45,7 @@ class LatentLayer(CacheLayerMixin):
     """The keys of one layer: `length` rows a sequence in `pool.cache(index)`.
 
     The layers of a cache share their pool, so what moves blocks is done by the first of them. Keys of an indexer
-    (DeepSeek-V3.2) are kept beside it as transformers keeps them, not in blocks.
+    (DeepSeek-V3.2) are in the pool's blocks where the index is int8, else beside it as transformers keeps them.
     """
 
     is_croppable = True
@@ -53,7 +58,7 @@ class LatentLayer(CacheLayerMixin):
         self.pool = pool
         self.index = index
         self.length = 0
-        self.indexer = DynamicIndexedLayer() if settings.indexed else None
+        self.indexer = DynamicIndexedLayer() if settings.indexed and not settings.indexers else None
 
     def __repr__(self) -> str:
         return short_repr(self, f"layer {self.index}", f"{self.length} tokens", repr(self.pool))
@@ -207,7 +212,8 @@ def latent_layer(cache: Cache | None, settings: CacheSettings, index: int) -> La
     other settings.
     """
     if cache is None:
-        return replace(settings, n_layers=1, n_blocks=None).make_layers()[0]
+        own = settings.indexers[index : index + 1]
+        return replace(settings, n_layers=1, n_blocks=None, indexers=own).make_layers()[0]
     check_cache_kind(cache)
     if type(cache) is DynamicCache and not any(isinstance(layer, LatentLayer) for layer in cache.layers):
         if cache.offloading:

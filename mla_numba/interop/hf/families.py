@@ -13,6 +13,8 @@ from transformers.models.glm_moe_dsa.modeling_glm_moe_dsa import GlmMoeDsaAttent
 from transformers.models.mistral4.modeling_mistral4 import Mistral4Attention, Mistral4Model
 from transformers.models.youtu.modeling_youtu import YoutuAttention, YoutuModel
 
+from ...base.modes import RopeStyle
+
 __all__ = ["HF_FAMILIES", "HfFamily", "family_of", "find_attentions"]
 
 
@@ -21,6 +23,7 @@ class HfFamily:
     """Two classes of transformers, and what their attention does beside the prolog.
 
     - `indexed`: a layer has an indexer that selects keys; its rope columns are pairs, whatever the configuration says.
+    - `indexer_rope`: how those of the indexer itself come.
     - `selection_returned`: `forward` returns the selected keys too, and layers without an indexer take the last ones.
     - `positions_scale_queries`: queries are multiplied by a factor of their position (`llama_4_scaling_beta`).
     """
@@ -28,6 +31,7 @@ class HfFamily:
     attention: type[nn.Module]
     model: type[nn.Module]
     indexed: bool = False
+    indexer_rope: RopeStyle = "half"
     selection_returned: bool = False
     positions_scale_queries: bool = False
 
@@ -39,7 +43,7 @@ class HfFamily:
 HF_FAMILIES = (
     HfFamily(DeepseekV3Attention, DeepseekV3Model),  # R1, V3.1, Kimi-K2 and K2.5 too
     HfFamily(DeepseekV32Attention, DeepseekV32Model, indexed=True),
-    HfFamily(GlmMoeDsaAttention, GlmMoeDsaModel, indexed=True, selection_returned=True),
+    HfFamily(GlmMoeDsaAttention, GlmMoeDsaModel, indexed=True, indexer_rope="interleaved", selection_returned=True),
     HfFamily(Glm4MoeLiteAttention, Glm4MoeLiteModel),
     HfFamily(YoutuAttention, YoutuModel),
     HfFamily(Mistral4Attention, Mistral4Model, positions_scale_queries=True),

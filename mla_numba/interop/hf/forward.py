@@ -8,7 +8,11 @@ import torch
 from torch import nn
 from transformers import Cache
 
-from ..torch.prolog import TorchCache, TorchOutput, TorchProlog
+from ...base.dims import MlaDims
+from ...call.bind import IndexedOutput
+from ...call.indexer import IndexerOutput
+from ...prolog import MlaProlog
+from ..torch.prolog import TorchCache, TorchOutput, TorchProlog, to_numpy, to_torch
 from .cache import (
     CacheSettings,
     LatentLayer,
@@ -18,9 +22,15 @@ from .cache import (
 from .calls import WRITTEN
 from .families import HfFamily
 from .fresh import PackedFrom
-from .latent_attention import latent_attention, product_dtype, read_rows
+from .index import choose
+from .latent_attention import latent_attention, product_dtype, read_rows, values_of
+from .masks import check_mask, hide_others, listed, seen_keys, sees_later
+from .paged_attention import paged_attention
 
 __all__ = ["AttentionForward"]
+
+_TILE_BYTES = 128 << 20  # of queries and sums at once
+_SCORE_BYTES = 128 << 20  # likewise of scores of an indexer's heads
 
 
 class _Call(NamedTuple):
@@ -36,6 +46,35 @@ class _Call(NamedTuple):
     keep_weights: bool
 
 
+class _Tile(NamedTuple):
+    """A part of a call's queries. `past`: tokens before the call; `causal`: whether no query sees a later key."""
+
+    part: slice
+    past: int
+    causal: bool
+
+    @property
+    def n(self) -> int:
+        """Queries a sequence."""
+        return self.part.stop - self.part.start
+
+    @property
+    def length(self) -> int:
+        """Keys a sequence, up to that of the last query."""
+        return self.past + self.part.stop
+
+
+class _Keys:
+    """The keys of a layer's indexer as a cache, which that of a call need not be."""
+
+    def __init__(self, layer: LatentLayer) -> None:
+        self.layer = layer
+
+    def update_indexer(self, keys: torch.Tensor, index: int) -> torch.Tensor:
+        """Adds keys (B, S, index_head_dim) and gives all of them."""
+        return self.layer.update_indexer(keys)
+
+
 class AttentionForward:
     """The `forward` of an attention of a family, on a prolog and a cache of latents.
 
@@ -48,7 +87,7 @@ class AttentionForward:
         self.family = family
         self.settings = settings
 
-    def take(self, prolog: TorchProlog, w_uv: torch.Tensor, packed_from: PackedFrom) -> None:
+    def take(self, prolog: TorchProlog, w_uv: torch.Tensor, packed_from: tuple[PackedFrom, ...]) -> None:
         """Computes with these weights from now on."""
         self.prolog = prolog
         self.w_uv = w_uv.to(product_dtype())
@@ -73,7 +112,8 @@ class AttentionForward:
         fit. After any failure the cache holds the tokens that it held before.
         """
         self._check(hidden_states)
-        self.packed_from.check()
+        for packed_from in self.packed_from:
+            packed_from.check()
         call = _Call(
             hidden_states, position_embeddings, attention_mask, cache, position_ids, kwargs.get(WRITTEN),
             kwargs.get("prev_topk_indices"), bool(kwargs.get("output_attentions", self._config_wants_weights())),
@@ -99,49 +139,117 @@ class AttentionForward:
             raise ValueError(f"hidden_states: expected a tensor on the CPU, got one on {hidden_states.device}")
 
     def _attend(self, call: _Call) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """Values (B, S, N * V), weights and selected keys; the cache's layer then holds the new tokens."""
+        """Values (B, S, N * V), weights and selected keys; the cache's layer then holds the new tokens.
+
+        A tile of queries at a time: those of a long prompt take more memory than its latents.
+        """
         batch, n = call.hidden_states.shape[:2]
-        heads = self.settings.dims.num_attention_heads
         layer = latent_layer(call.cache, self.settings, self.attention.layer_idx)
-        length = layer.length + n
-        _check_mask(call.mask, batch, heads, n, length, self.settings.indexed)
-        out = self._write(call, layer)
-        mask, selected = call.mask, None
+        dims, past = self.settings.dims, layer.length
+        check_mask(call.mask, batch, dims.num_attention_heads, n, past + n, self.settings.indexed)
+        layer.pool.reserve(batch, past, n)
+        step = max(_TILE_BYTES // (max(batch, 1) * _query_bytes(dims)), 1)
+        causal = not sees_later(call.mask, step)
+        if call.keep_weights or not causal:
+            step = max(n, 1)  # queries need the rows of all tokens
+        width = dims.num_attention_heads * self.w_uv.shape[-1]
+        values = call.hidden_states.new_empty((batch, n, width), dtype=torch.bfloat16)
+        weights, selections = None, []
+        for start in range(0, n, step):
+            tile = _Tile(slice(start, min(start + step, n)), past, causal)
+            values[:, tile.part], weights, selected = self._attend_tile(call, layer, tile)
+            selections.append(selected)
+        layer.length = past + n
+        return values, weights, _joined(selections)
+
+    def _attend_tile(
+        self, call: _Call, layer: LatentLayer, tile: _Tile
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The same of a tile of queries, whose rows are then in the cache."""
+        batch, n = call.hidden_states.shape[0], tile.n
+        out, indexer = self._write(call, layer, tile)
+        mask = None if call.mask is None else call.mask[:, :, tile.part, : tile.length]
+        selected = None
         if self.settings.indexed:
-            selected = self._selected(call, _dequantised(out).view(batch, n, -1))
-            mask = _only(mask, selected)
-        query_nope, query_rope = (query.view(batch, n, heads, -1) for query in (out.query_nope, out.query_rope))
-        latents, k_rope = read_rows(layer.pool, layer.index, length)
-        values, weights = latent_attention(
-            query_nope, query_rope, latents, k_rope, self.w_uv, self.attention.scaling, mask, call.keep_weights
-        )
-        layer.length = length
-        return values, weights, selected
+            if indexer is not None:
+                selected = self._chosen(call, layer, tile, indexer)
+            else:
+                selected = self._selected(call, layer, tile, _dequantised(out).view(batch, n, -1))
+            mask = hide_others(mask, selected)
+        seen = None if mask is None else seen_keys(mask)
+        if call.keep_weights or not tile.causal or (seen is None and mask is not None):
+            queries = (query.view(batch, n, -1, query.shape[-1]) for query in (out.query_nope, out.query_rope))
+            rows = read_rows(layer.pool, layer.index, tile.length)
+            values, weights = latent_attention(
+                *queries, *rows, self.w_uv, self.attention.scaling, mask, call.keep_weights
+            )
+            return values, weights, selected
+        index = None if seen is None else listed(seen, batch)
+        latent = paged_attention(
+            out, layer.pool, layer.index, tile.length, index, softmax_scale=self.attention.scaling,
+            n_threads=self.prolog.prolog.n_threads,
+        )  # fmt: skip
+        return values_of(latent, self.w_uv).view(batch, n, -1), None, selected
 
-    def _write(self, call: _Call, layer: LatentLayer) -> TorchOutput:
-        """The prolog of the new tokens: their rows are then in the cache, zeros where a token is padding."""
-        batch, n = call.hidden_states.shape[:2]
-        pool = layer.pool
-        pool.reserve(batch, layer.length, n)
-        slots = torch.from_numpy(pool.slots(layer.length, n))
+    def _write(self, call: _Call, layer: LatentLayer, tile: _Tile) -> tuple[TorchOutput, IndexerOutput | None]:
+        """The prologs of a tile: its rows are then in the caches, zeros where a token is padding."""
+        pool, part = layer.pool, tile.part
+        x = call.hidden_states[:, part]
+        batch, n = x.shape[:2]
+        slots = torch.from_numpy(pool.slots(tile.length - n, n))
         if call.written is not None:
-            pool.clear(layer.index, slots[~call.written].numpy())
-            slots = slots.where(call.written, -1)
-        x = call.hidden_states.reshape(batch * n, -1)
-        cos, sin = (table.expand(batch, n, -1).reshape(batch * n, -1) for table in call.position_embeddings)
+            written = call.written[:, part]
+            pool.clear(layer.index, slots[~written].numpy())
+            slots = slots.where(written, -1)
+        x = x.reshape(batch * n, -1)
+        cos, sin = (table[:, part].expand(batch, n, -1).reshape(batch * n, -1) for table in call.position_embeddings)
         x, cos, sin = (t.to(torch.bfloat16).contiguous() if _is_cast(t) else t.contiguous() for t in (x, cos, sin))
-        return self.prolog(x, cos, sin, slots.reshape(-1), TorchCache.from_numpy(pool.cache(layer.index)))
+        slots, cache, prolog = slots.reshape(-1), pool.cache(layer.index), self.prolog.prolog
+        if not isinstance(prolog, MlaProlog) or prolog.indexer is None:
+            return self.prolog(x, cos, sin, slots, TorchCache.from_numpy(cache)), None
+        bound = prolog.bind(
+            to_numpy(x), to_numpy(cos), to_numpy(sin), to_numpy(slots), cache,
+            indexer_cache=pool.index_cache(layer.index),
+        )  # fmt: skip
+        out = prolog.run(bound, most_threads=torch.get_num_threads())
+        assert isinstance(out, IndexedOutput)
+        return TorchOutput(*(None if array is None else to_torch(array) for array in out)), out.indexer
 
-    def _selected(self, call: _Call, q_norm: torch.Tensor) -> torch.Tensor:
+    def _chosen(self, call: _Call, layer: LatentLayer, tile: _Tile, output: IndexerOutput) -> torch.Tensor:
+        """The keys (B, S, K) that the lightning index chooses of those that the mask's first head shows."""
+        seen = seen_keys(call.mask[:, :1, tile.part, : tile.length])
+        if seen is None:
+            raise ValueError(
+                "attention_mask: expected bool, or 0 and the least number of its type (the int8 index takes no other), "
+                "got other floats"
+            )
+        index = listed(seen, layer.pool.batch, tile.causal)
+        topk, n_threads = self.attention.indexer.index_topk, self.prolog.prolog.n_threads
+        return choose(output, layer.pool, layer.index, tile.length, index, topk, n_threads)
+
+    def _selected(self, call: _Call, layer: LatentLayer, tile: _Tile, q_norm: torch.Tensor) -> torch.Tensor:
         """The keys (B, S, K) that the model's own indexer selects, or, in a layer without one, the last ones."""
         if self.attention.indexer is None:
             if call.last_selected is None:
                 raise ValueError("prev_topk_indices: expected those of a layer with an indexer, got None")
-            return call.last_selected
-        found: torch.Tensor = self.attention.indexer(
-            call.hidden_states, q_norm, call.position_embeddings, call.mask[:, 0], call.position_ids, cache=call.cache
-        )
-        return found
+            return call.last_selected[:, tile.part]
+        indexer, n = self.attention.indexer, tile.n
+        # The module makes scores (B, S, heads, L) in float32, of which there are three at a time.
+        step = max(_SCORE_BYTES // (12 * len(q_norm) * indexer.n_heads * tile.length), 1) if tile.causal else n
+        keys, found = _Keys(layer), []
+        for start in range(0, n, step):
+            part = slice(tile.part.start + start, tile.part.start + min(start + step, n))
+            found.append(
+                indexer(
+                    call.hidden_states[:, part], q_norm[:, start : start + step],
+                    tuple(table[:, part] for table in call.position_embeddings),
+                    call.mask[:, 0, part, : tile.past + part.stop],
+                    None if call.position_ids is None else call.position_ids[..., part], cache=keys,
+                )
+            )  # fmt: skip
+        joined = _joined(found)
+        assert joined is not None
+        return joined
 
 
 class _NoBackward(torch.autograd.Function):
@@ -161,27 +269,18 @@ def _is_cast(tensor: torch.Tensor) -> bool:
     return torch.is_autocast_enabled("cpu") and tensor.dtype.is_floating_point
 
 
-def _only(mask: torch.Tensor, selected: torch.Tensor) -> torch.Tensor:
-    """The mask (B or 1, 1, S, L) with all keys hidden that are not selected."""
-    shape = (*selected.shape[:2], mask.shape[-1])
-    seen = torch.zeros(shape, dtype=torch.bool).scatter_(-1, selected.long(), True)[:, None]
-    if mask.dtype == torch.bool:
-        return mask & seen
-    return mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
+def _query_bytes(dims: MlaDims) -> int:
+    """Of a token: its heads' queries, in two parts, and their sums over latents."""
+    return 2 * dims.num_attention_heads * (2 * dims.kv_lora_rank + dims.qk_rope_head_dim)
 
 
-def _check_mask(mask: Any, batch: int, heads: int, n: int, length: int, needed: bool) -> None:
-    """Raises for a mask that is neither None nor (B or 1, N or 1, S, L), bool or floats to add."""
-    if mask is None and not needed:
-        return
-    wanted = f"a mask of shape ({batch} or 1, {heads} or 1, {n}, {length})" + ("" if needed else " or None")
-    if not isinstance(mask, torch.Tensor):
-        raise TypeError(f"attention_mask: expected {wanted}, got {type(mask).__name__}")
-    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-        raise TypeError(f"attention_mask: expected dtype torch.bool or floats, got {mask.dtype}")
-    shape = tuple(mask.shape)
-    if len(shape) != 4 or shape[0] not in (1, batch) or shape[1] not in (1, heads) or shape[2:] != (n, length):
-        raise ValueError(f"attention_mask: expected {wanted}, got shape {shape}")
+def _joined(selections: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """The selections (B, s, K) of parts of the queries, one behind the other: -1 fills the shorter ones up."""
+    found = [selected for selected in selections if selected is not None]
+    if len(found) < 2:
+        return found[0] if found else None
+    most = max(selected.shape[-1] for selected in found)
+    return torch.cat([nn.functional.pad(s, (0, most - s.shape[-1]), value=-1) for s in found], dim=1)
 
 
 def _dequantised(out: TorchOutput) -> torch.Tensor:

@@ -10,7 +10,7 @@ from ...cache import PagedCache
 from ..torch.tensors import to_torch
 from .blocks import BlockPool
 
-__all__ = ["latent_attention", "product_dtype", "read_rows"]
+__all__ = ["latent_attention", "product_dtype", "read_rows", "values_of"]
 
 _SCORE_BYTES = 64 << 20  # of scores at once; rows of queries are taken in parts
 
@@ -103,9 +103,15 @@ def latent_attention(
         sums.append(torch.bmm(weights, keys).view(batch, -1, heads, keys.shape[-1]).to(query_nope.dtype))
         if keep_weights:
             kept.append(weights.view(batch, -1, heads, seen).transpose(1, 2).to(query_nope.dtype))
-    by_head_sums = torch.cat(sums, dim=1).flatten(0, 1).transpose(0, 1).to(w_uv.dtype)
-    values = torch.bmm(by_head_sums, w_uv).to(query_nope.dtype).transpose(0, 1).reshape(batch, n_queries, -1)
+    values = values_of(torch.cat(sums, dim=1).flatten(0, 1), w_uv).view(batch, n_queries, -1)
     return values, torch.cat(kept, dim=2) if keep_weights else None
+
+
+@torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
+def values_of(sums: torch.Tensor, w_uv: torch.Tensor) -> torch.Tensor:
+    """Values (T, N * V) bf16 of sums over latents (T, N, C) bf16, multiplied by w_uv (N, C, V) in its type."""
+    by_head = torch.bmm(sums.transpose(0, 1).to(w_uv.dtype), w_uv)
+    return by_head.to(sums.dtype).transpose(0, 1).reshape(len(sums), -1)
 
 
 def _hide(scores: torch.Tensor, seen: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
 """Models of transformers with the prolog in their attention.
 
-`patch(model)` replaces what the attention of a DeepSeek-V3 and of its relatives (`hf_families`) does before attention
-proper: projections, norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in
-paged blocks. Attention itself is plain PyTorch over those latents, `mla_numba.interop.hf.latent_attention`, for prompts
-and for single tokens alike.
+`patch(model)` replaces what the attention of a DeepSeek-V3 and of its relatives (`families`) does up to `o_proj`:
+projections, norms and rope of queries and keys are one call of an `MlaProlog`, whose cache rows are latents in paged
+blocks, and attention is `sparse_attention` over those blocks. Where a mask says more than which positions a query sees,
+or weights are asked for, it is plain PyTorch over the same rows, `mla_numba.interop.hf.latent_attention`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ...base.checks import (
     check_int,
     check_threads,
 )
+from ...base.indexer_dims import IndexerDims
 from ...base.modes import NUMERICS, QUANT_MODES, Numerics, QuantMode
 from ...base.short_repr import dims_text, short_repr, size_text
 from ...kernels import max_threads
@@ -33,6 +34,7 @@ from .calls import ModelForward
 from .families import family_of, find_attentions
 from .forward import AttentionForward
 from .fresh import PackedFrom
+from .index import INDEXER_MODULES, check_indexer_module, indexer_weights
 from .parameters import REPLACED, AttentionPart
 
 __all__ = ["Patched", "patch"]
@@ -53,7 +55,8 @@ def patch(
 
     `generate` and direct calls of the model work as before: greedy, sampling, beams,
     left padding, chunks of a prompt, caches that are passed on. DeepSeek-V3.2 and GLM-5 keep their own indexer, which
-    takes q_norm from the prolog. There are no gradients. The weights are packed now: if they change later, calls are
+    takes q_norm from the prolog; with an int8 q_norm ("b", "ab", numerics "pypto") `lightning_index` takes its place.
+    There are no gradients. The weights are packed now: if they change later, calls are
     refused until `Patched.refresh` packs them again. On a terminal a progress bar counts the layers that are packed;
     `transformers.utils.logging.disable_progress_bar()` turns it off.
 
@@ -138,8 +141,9 @@ class Patched:
         self._family = family
         self._settings = settings
         self._cache_settings = CacheSettings(
-            parts[0].dims, len(parts), "b" in settings.quant, family.indexed, block_size, n_blocks
-        )
+            parts[0].dims, len(parts), "b" in settings.quant, family.indexed, block_size, n_blocks,
+            _indexers(parts, settings) if family.indexed else (),
+        )  # fmt: skip
         self._forwards = [AttentionForward(part.attention, family, self._cache_settings) for part in parts]
         self.prologs: list[MlaProlog] = []
         self.quantization: list[QuantizationReport] = []
@@ -158,13 +162,24 @@ class Patched:
         made, reports = [], []
         for part in logging.tqdm(parts, desc="Packing weights", unit="layer", disable=None):
             (weights, w_uv), report = part.load(checkpoint, self.quant)
-            prolog = MlaProlog(weights, n_threads=self._settings.n_threads, numerics=self._settings.numerics)
+            indexer = None
+            if self._cache_settings.indexers and part.attention.indexer is not None:
+                indexer = indexer_weights(part.attention.indexer, self._family.indexer_rope)
+                assert indexer.quantization is not None
+                errors = {f"indexer.{name}": error for name, error in indexer.quantization.errors.items()}
+                report = QuantizationReport({**report.errors, **errors})
+            prolog = MlaProlog(
+                weights, n_threads=self._settings.n_threads, numerics=self._settings.numerics, indexer=indexer
+            )
             made.append((prolog, TorchProlog(prolog), to_torch(w_uv)))
             reports.append(report)
-        for part, forward, (_, torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
+        for part, forward, (prolog, torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
             if not self._settings.keep_projections:
                 part.free()
-            forward.take(torch_prolog, values, PackedFrom(part.name, part.attention, REPLACED))
+            packed = [PackedFrom(part.name, part.attention, REPLACED)]
+            if prolog.indexer is not None:
+                packed.append(PackedFrom(f"{part.name}.indexer", part.attention.indexer, INDEXER_MODULES))
+            forward.take(torch_prolog, values, tuple(packed))
         self.prologs = [prolog for prolog, _, _ in made]
         self.quantization = reports
 
@@ -192,6 +207,8 @@ class Patched:
         parts = [
             AttentionPart.check(name, a, self._family, checkpoint, patched=True) for name, a in self._attentions.items()
         ]
+        if self._family.indexed:
+            _indexers(parts, self._settings)
         self._pack(parts, checkpoint)
 
     def new_cache(self) -> LatentCache:
@@ -229,6 +246,14 @@ class Patched:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.unpatch()
+
+
+def _indexers(parts: list[AttentionPart], settings: _Settings) -> tuple[IndexerDims | None, ...]:
+    """The dimensions of each layer's indexer where the index is int8, else nothing."""
+    if "b" not in settings.quant or settings.numerics != "pypto":
+        return ()
+    found = [(f"{part.name}.indexer", part.attention.indexer) for part in parts]
+    return tuple(None if indexer is None else check_indexer_module(name, indexer) for name, indexer in found)
 
 
 def _path(model: nn.Module, name: str) -> list[nn.Module]:

@@ -27,13 +27,15 @@ from ...base.checks import Array
 from ...base.modes import CacheMode
 from ...cache import PagedCache
 from ...distributed import ShardedProlog
+from ...indexer import IndexerProlog
 from ...prolog import MlaProlog, PrologOutput
 from .cache import TorchCache
 from .tensors import refuse_gradient, to_numpy, to_torch
 
-__all__ = ["make_handle", "mla_prolog", "mla_prolog_out"]
+__all__ = ["contiguous_array", "found_by", "make_handle", "mla_prolog", "mla_prolog_out", "register"]
 
 AnyProlog = MlaProlog | ShardedProlog
+OfLayer = AnyProlog | IndexerProlog
 
 _TAKES = (
     "Tensor handle, Tensor x, Tensor cos, Tensor sin, Tensor? cache_index, "
@@ -47,20 +49,20 @@ _library.define(f"mla_prolog_out({_TAKES}, {_OUT}) -> ()")
 mla_prolog = torch.ops.mla_numba.mla_prolog.default
 mla_prolog_out = torch.ops.mla_numba.mla_prolog_out.default
 
-_prologs: WeakValueDictionary[int, AnyProlog] = WeakValueDictionary()
+_prologs: WeakValueDictionary[int, OfLayer] = WeakValueDictionary()
 # From a number that no other process has, so that the handle in a saved graph finds nothing rather than another layer.
 _next_key = count(secrets.randbits(62))
 
 
-def make_handle(prolog: AnyProlog) -> Tensor:
+def make_handle(prolog: OfLayer) -> Tensor:
     """A handle of `prolog`, which does not keep it alive."""
     key = next(_next_key)
     _prologs[key] = prolog
     return torch.tensor(key, dtype=torch.int64, device="cpu")
 
 
-def _prolog_of(handle: Tensor) -> AnyProlog:
-    """Raises `ValueError` for a handle whose prolog is gone."""
+def found_by(handle: Tensor) -> OfLayer:
+    """The prolog of a handle. Raises `ValueError` for one that is gone."""
     key = handle.item() if handle.numel() == 1 else handle.tolist()
     found = _prologs.get(key) if isinstance(key, int) else None
     if found is None:
@@ -68,7 +70,14 @@ def _prolog_of(handle: Tensor) -> AnyProlog:
     return found
 
 
-def _array(name: str, tensor: Tensor) -> Array:
+def _prolog_of(handle: Tensor) -> AnyProlog:
+    found = found_by(handle)
+    if isinstance(found, IndexerProlog):
+        raise ValueError("handle: expected that of an MlaProlog or a ShardedProlog, got that of IndexerProlog")
+    return found
+
+
+def contiguous_array(name: str, tensor: Tensor) -> Array:
     """The array of a tensor that is no cache, whose blocks alone may be strided."""
     array = to_numpy(tensor, name)
     if not tensor.is_contiguous():
@@ -80,7 +89,7 @@ def _array(name: str, tensor: Tensor) -> Array:
 def _cache_index(tensor: Tensor | None, cache: PagedCache) -> Array | None:
     if tensor is None and cache.paged:
         raise TypeError(f"cache_index: expected a tensor with a {cache.cache_mode} cache, got None")
-    return None if tensor is None else _array("cache_index", tensor)
+    return None if tensor is None else contiguous_array("cache_index", tensor)
 
 
 def _compute(
@@ -92,10 +101,15 @@ def _compute(
     out = None
     if outputs is not None:
         named = zip(PrologOutput._fields, outputs, strict=True)
-        arrays: Any = (None if tensor is None else _array(f"out.{name}", tensor) for name, tensor in named)
+        arrays: Any = (None if tensor is None else contiguous_array(f"out.{name}", tensor) for name, tensor in named)
         out = PrologOutput(*arrays)
     call = prolog.bind(
-        _array("x", x), _array("cos", cos), _array("sin", sin), _cache_index(cache_index, cache), cache, out
+        contiguous_array("x", x),
+        contiguous_array("cos", cos),
+        contiguous_array("sin", sin),
+        _cache_index(cache_index, cache),
+        cache,
+        out,
     )
     mutated = (kv_cache, kr_cache, k_scale_cache, *(outputs or ()))
     torch.autograd.graph.increment_version([tensor for tensor in mutated if tensor is not None])
@@ -153,11 +167,13 @@ def _without_gradients(operator: Any) -> Any:
     return run
 
 
-for _name, _kernel, _shapes in (
-    ("mla_prolog", _mla_prolog, _fake),
-    ("mla_prolog_out", _mla_prolog_out, lambda *_: None),
-):
+def register(library: torch.library.Library, name: str, kernel: Any, shapes: Any) -> None:
+    """The kernel of a defined operator, its shapes without values, and its refusal of gradients."""
     # For every device: what is not on the CPU is refused by `to_numpy`, by its name.
-    _library.impl(_name, _kernel, "CompositeExplicitAutograd")
-    _library.impl(_name, _without_gradients(getattr(torch.ops.mla_numba, _name).default), "Autograd", with_keyset=True)
-    torch.library.register_fake(f"mla_numba::{_name}", _shapes, lib=_library)
+    library.impl(name, kernel, "CompositeExplicitAutograd")
+    library.impl(name, _without_gradients(getattr(torch.ops.mla_numba, name).default), "Autograd", with_keyset=True)
+    torch.library.register_fake(f"mla_numba::{name}", shapes, lib=library)
+
+
+register(_library, "mla_prolog", _mla_prolog, _fake)
+register(_library, "mla_prolog_out", _mla_prolog_out, lambda *_: None)
