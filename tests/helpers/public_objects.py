@@ -15,6 +15,7 @@ from mla_numba.reference import indexer_prolog_reference
 from mla_numba.tolerance import IndexAgreement, compare_within
 
 from .checkpoint_maker import make_checkpoint
+from .machines import CLUSTER
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs", "mla_numba.layouts",
@@ -63,6 +64,7 @@ def make_objects(folder):
     for array in (*beside, *beside.indexer):
         array.view(np.uint8)[...] = 1
     return [
+        CLUSTER, CLUSTER.node_link,
         weights, weights.pack(), prolog, cache, inputs, out, trace, checkpoint, dump, DIMS, table, plan, tile,
         prolog.bind(*inputs, cache), cache.gather(inputs.cache_index), checkpoint.load_layer(0), weights.quantization,
         weights.quantization.errors["w_uq_qr"], mla.MlaQuantInputs(dequant_scale_w_uq_qr=np.ones(256, np.float32)),
