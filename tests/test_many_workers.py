@@ -13,9 +13,9 @@ from mla_numba.kernels.sweeps.phase import HEADS, PACK, PHASES
 from mla_numba.kernels.sweeps.tile import prolog_tile
 from tiling import plan_prolog
 
-NR = MICRO_TILES["bf16"].nr
+MR, NR = MICRO_TILES["bf16"].mr, MICRO_TILES["bf16"].nr
 SHARED = MlaDims(514, 5, 101, 132, 33, 34)
-FIVE_PANELS = MlaDims(1024, 4, 4 * NR, NR - 2, 16, 2)
+FIVE_PANELS = MlaDims(4096, 4, 4 * NR, NR - 2, 16, 2)
 BLOCKS, BLOCK_SIZE = 3, 16
 
 
@@ -53,15 +53,16 @@ def test_bits_and_tasks(tiling, n_workers, mode):
     plan, n_tasks = assert_exact(SHARED, mode, 45, n_workers, tiling)
     tile = plan.tile_plan(45)
     if tiling is not None:
-        assert (tile.down.legs, tile.heads.legs) == (tiling.down_legs or 1, tiling.heads_legs or 1)
+        assert tiling.down_legs in (None, tile.down.legs)
+        assert tiling.heads_legs in (None, tile.heads.legs)
     assert n_tasks.shape == (n_workers, len(PHASES))
     simulated = plan.drawing(tile)
     assert n_tasks.sum(0).tolist() == [sum(simulated.n_tasks(phase)) for phase in PHASES]
 
 
 def test_legs_that_the_planner_chose():
-    plan, n_tasks = assert_exact(FIVE_PANELS, "none", 12, 3)
-    legs = plan.tile_plan(12).down.legs
+    plan, n_tasks = assert_exact(FIVE_PANELS, "none", MR, 3)
+    legs = plan.tile_plan(MR).down.legs
     assert legs > 1  # whole, five panels would be two rounds of three workers, the last one short of a task
     assert n_tasks[:, PHASES.index("down")].sum() == 5 * legs
 
