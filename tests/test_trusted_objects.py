@@ -329,4 +329,5 @@ class TestArraysOfACall:
 
 def test_what_a_bound_call_holds():
     """A field that is added belongs to what `run` compares, or to what the kernels are given as it is."""
-    assert bound_call.BoundCall._fields == ("out", "tokens", "caches", "cache_index", "capacity", "dims", "quant")
+    fields = ("out", "tokens", "caches", "cache_index", "capacity", "dims", "quant", "indexer")
+    assert bound_call.BoundCall._fields == fields

@@ -15,6 +15,7 @@ from ..call.trace import Trace
 __all__ = ["SweepTimes", "product_table", "sweep_table", "trace_table"]
 
 _THREADS_SHOWN = 8
+_TICK_S = 1e-9  # of the clock, within which a small phase may end
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class SweepTimes:
 
     @property
     def median_s(self) -> float:
-        """Seconds of the repeat in the middle."""
-        return statistics.median(self.times_s)
+        """Seconds of the repeat in the middle, at least a tick of the clock."""
+        return max(statistics.median(self.times_s), _TICK_S)
 
     @property
     def gb_per_s(self) -> float:
