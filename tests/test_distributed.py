@@ -12,12 +12,13 @@ import pytest
 from helpers import MODES, SCRIPTS, assert_same_bits, make_weights
 
 from mla_numba import HeadShard, MlaDims, MlaProlog
+from mla_numba.call.workspace import Memory
 from mla_numba.distributed import ShardedProlog
 from mla_numba.distributed.communicator import all_gather_facts, as_communicator
-from mla_numba.distributed.down_share import DownShare
+from mla_numba.distributed.down_share import DownShare, cuts_of_share
 from mla_numba.distributed.ways import Link, RankRates, down_work, measure_link, way_of
 from mla_numba.kernels import ISA
-from tiling import ceil_div
+from tiling import CpuTiling, ceil_div
 
 SCRIPT = str(SCRIPTS / "shards_script.py")
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
@@ -158,6 +159,23 @@ class TestShards:
         got = share.assemble(sent.view(np.uint8), 3)
         assert_same_bits("q_a", got[0], q_a)
         assert_same_bits("kv_a", got[1], kv_a)
+
+    @pytest.mark.parametrize("size", [2, 3, 5])
+    @pytest.mark.parametrize("down_walk", [1, 2, 3, 16])
+    def test_relays_of_a_share_have_room_for_their_sums(self, size, down_walk):
+        dims = MlaDims(130, 7, 11 * ISA.nr, 8 * ISA.nr, 33, 34)
+        tiling = CpuTiling(down_legs=2, down_walk=down_walk)
+        prolog = MlaProlog(make_weights(dims, "none"), n_threads=1, tile_config=tiling)
+        tile = prolog.plan(3).tile_plan(3)
+        cuts, buffers, _ = Memory(prolog.plan(3)).prepare(tile)
+        down = cuts_of_share(cuts, size).down
+        assert (cuts.down.legs, len(buffers.c_down)) == (2, tile.down.n_relays)
+        for rank in range(size):
+            q_a, kv_a = DownShare(dims, size).columns(rank)
+            n_walks = ceil_div(ceil_div(len(q_a), ISA.nr), down.walk0) + ceil_div(
+                ceil_div(len(kv_a), ISA.nr), down.walk1
+            )
+            assert n_walks * ceil_div(3, down.mc) <= len(buffers.c_down)
 
 
 def test_one_rank_of_any_communicator():

@@ -128,7 +128,7 @@ class LocalProlog(MlaProlog):
                 rows = slice(offset, offset + factor)
                 own = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
                 tile = TokenTile(offset, factor, PACK, DOWN, False)
-                own_cuts = _for_a_share(cuts, self.share.size)
+                own_cuts = cuts_of_share(cuts, self.share.size)
                 prolog_tile(
                     cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer_of_share, own, own_cuts, tile
                 )
@@ -144,7 +144,13 @@ class LocalProlog(MlaProlog):
         return call.out
 
 
-def _for_a_share(cuts: Cuts, size: int) -> Cuts:
-    """The cuts of a down-projection for a rank's share of the columns: as many tasks, of fewer panels each."""
+def cuts_of_share(cuts: Cuts, size: int) -> Cuts:
+    """The cuts of a down-projection for a rank's share of the columns: as many tasks, of fewer panels each.
+
+    With legs the walks stay as long as they are. Memory holds the sums of the plan's relays, and a share has no more
+    of them then.
+    """
     down = cuts.down
+    if down.legs > 1:
+        return cuts
     return cuts._replace(down=down._replace(walk0=max(down.walk0 // size, 1), walk1=max(down.walk1 // size, 1)))
