@@ -50,6 +50,12 @@ class Case(NamedTuple):
     made_of: str
     verified: str
 
+    def time(self, suite: Suite, benchmark: Any, group: str, implementation: str, state: str) -> None:
+        """Time the calls, as `Suite.time_calls` does."""
+        suite.time_calls(
+            benchmark, group, implementation, self.calls, state, self.work, made_of=self.made_of, verified=self.verified
+        )
+
 
 class Lengths(NamedTuple):
     """Keys of a sequence, and how many of them a token chooses."""

@@ -11,37 +11,23 @@ from .rotation import STATES
 
 @pytest.mark.parametrize("state", STATES)
 def test_prolog_with_indexer(benchmark, suite, attention_cases, t, state):
-    case = attention_cases.fused(t)
-    suite.time_calls(
-        benchmark, f"prolog with its indexer, T = {t}", OURS, case.calls, state, case.work,
-        made_of=case.made_of, verified=case.verified,
-    )  # fmt: skip
+    attention_cases.fused(t).time(suite, benchmark, f"prolog with its indexer, T = {t}", OURS, state)
 
 
 @pytest.mark.parametrize("state", STATES)
 def test_indexer_prolog(benchmark, suite, attention_cases, t, state):
-    case = attention_cases.alone(t)
-    suite.time_calls(
-        benchmark, f"indexer prolog, T = {t}", OURS, case.calls, state, case.work,
-        made_of=case.made_of, verified=case.verified,
-    )  # fmt: skip
+    attention_cases.alone(t).time(suite, benchmark, f"indexer prolog, T = {t}", OURS, state)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("implementation", [OURS, *INDEX_PEERS])
 def test_lightning_index(benchmark, suite, attention_cases, t, implementation, state):
     case = attention_cases.index(implementation, t)
-    suite.time_calls(
-        benchmark, f"lightning index, T = {t}", implementation, case.calls, state, case.work,
-        made_of=case.made_of, verified=case.verified,
-    )  # fmt: skip
+    case.time(suite, benchmark, f"lightning index, T = {t}", implementation, state)
 
 
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("implementation", [OURS, *ATTENTION_PEERS])
 def test_sparse_attention(benchmark, suite, attention_cases, t, implementation, state):
     case = attention_cases.attention(implementation, t)
-    suite.time_calls(
-        benchmark, f"sparse attention, T = {t}", implementation, case.calls, state, case.work,
-        made_of=case.made_of, verified=case.verified,
-    )  # fmt: skip
+    case.time(suite, benchmark, f"sparse attention, T = {t}", implementation, state)

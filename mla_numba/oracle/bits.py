@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ from ..weights.plain import MlaWeights
 from .indexer import IndexerReferenceOutput
 from .reference import ReferenceOutput, mla_prolog
 
-__all__ = ["Mismatch", "check_indexer_output", "check_output", "compare_bits", "poison", "reference_run"]
+__all__ = [
+    "Mismatch",
+    "check_indexer_output",
+    "check_output",
+    "compare_bits",
+    "indexer_pairs",
+    "poison",
+    "reference_run",
+]
 
 Index = tuple[int, ...]
 
@@ -172,12 +181,20 @@ def check_indexer_output(
         >>> check_indexer_output(out, cache, IndexerReferenceOutput(*out, cache.k, cache.k_scale))
         []
     """
+    found = [compare_bits(name, got, want) for name, got, want in indexer_pairs(output, cache, reference)]
+    return [mismatch for mismatch in found if mismatch is not None]
+
+
+def indexer_pairs(
+    output: IndexerOutput, cache: IndexerCache, reference: IndexerReferenceOutput
+) -> Iterator[tuple[str, Array, Array]]:
+    """The name of each array of the indexer's prolog, what there is and what the reference has. Raises `TypeError`."""
     expect_type("output", output, IndexerOutput)
     expect_type("cache", cache, IndexerCache)
     expect_type("reference", reference, IndexerReferenceOutput)
     arrays = output._asdict() | cache.arrays()
-    found = [compare_bits(name, arrays[name], want) for name, want in reference._asdict().items()]
-    return [mismatch for mismatch in found if mismatch is not None]
+    for name, want in reference._asdict().items():
+        yield name, arrays[name], want
 
 
 def reference_run(

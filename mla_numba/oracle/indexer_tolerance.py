@@ -15,6 +15,7 @@ import numpy as np
 from ..base.checks import Array, check_flag, expect_type
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
+from .bits import indexer_pairs
 from .indexer import IndexerReferenceOutput
 from .tolerance import Agreement, Tolerance, compare_within
 
@@ -71,14 +72,10 @@ def compare_indexer(
         >>> all(agreement.passed for agreement in compare_indexer(off_by_two, cache, want, fused=True))
         True
     """
-    expect_type("output", output, IndexerOutput)
-    expect_type("cache", cache, IndexerCache)
-    expect_type("reference", reference, IndexerReferenceOutput)
     check_flag("fused", fused)
-    arrays = output._asdict() | cache.arrays()
     return [
-        compare_within(name, arrays[name], want, tolerance=INDEXER_TOLERANCES[name, fused])
-        for name, want in reference._asdict().items()
+        compare_within(name, got, want, tolerance=INDEXER_TOLERANCES[name, fused])
+        for name, got, want in indexer_pairs(output, cache, reference)
     ]
 
 
