@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
@@ -17,7 +15,7 @@ from ...indexer_cache import IndexerCache
 from ...weights.indexer import IndexerWeights
 from ...weights.packed_indexer import PackedIndexer
 from .index_operators import indexer_prolog
-from .operator import make_handle
+from .layer_module import LayerModule
 from .tensors import to_numpy, to_torch
 
 __all__ = ["TorchIndexer", "TorchIndexerCache", "TorchIndexerOutput"]
@@ -106,7 +104,7 @@ class TorchIndexerCache(NamedTuple):
         return IndexerCache(to_numpy(self.k, "k_cache"), to_numpy(self.k_scale, "k_scale_cache"), self.cache_mode)
 
 
-class TorchIndexer(torch.nn.Module):
+class TorchIndexer(LayerModule):
     """The prolog of a lightning indexer as a module.
 
     The packed weights are not parameters, and a copy of the module shares them.
@@ -147,13 +145,8 @@ class TorchIndexer(torch.nn.Module):
         self.prolog = source if isinstance(source, IndexerProlog) else IndexerProlog(source)
         self._take_handle()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "prolog" and name in self.__dict__:  # the handle would go on meaning the former
-            raise AttributeError("prolog: expected to stay as the module was made, got an assignment")
-        super().__setattr__(name, value)
-
     def _take_handle(self) -> None:
-        self._handle = make_handle(self.prolog)
+        super()._take_handle()
         self._n_heads = self.prolog.dims.n_heads
 
     def forward(
@@ -192,19 +185,3 @@ class TorchIndexer(torch.nn.Module):
     def extra_repr(self) -> str:
         """What `print` says within the brackets."""
         return indexer_dims_text(self.prolog.dims)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_handle"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._take_handle()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        memo[id(self.prolog)] = self.prolog
-        made = self.__new__(type(self))
-        memo[id(self)] = made
-        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return made

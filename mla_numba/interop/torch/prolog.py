@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NamedTuple, Self, Unpack
+from typing import Any, NamedTuple, Unpack
 
-import torch
 from torch import Tensor
 
 from ...base.checks import expect_type
@@ -19,7 +17,8 @@ from ...prolog import MlaProlog, PrologChoices
 from ...weights.packed import PackedWeights
 from ...weights.plain import MlaWeights
 from .cache import TorchCache, TorchKeyRows
-from .operator import make_handle, mla_prolog, mla_prolog_out
+from .layer_module import LayerModule
+from .operator import mla_prolog, mla_prolog_out
 from .tensors import to_numpy, to_torch
 
 __all__ = ["TorchCache", "TorchKeyRows", "TorchOutput", "TorchProlog", "to_numpy", "to_torch"]
@@ -40,7 +39,7 @@ class TorchOutput(NamedTuple):
         return short_repr(self, arrays_text(self._asdict()))
 
 
-class TorchProlog(torch.nn.Module):
+class TorchProlog(LayerModule):
     """The MLA prolog of one layer as a module.
 
     The packed weights are not parameters: `state_dict()` is empty, and `.to`, `.half()` and the like change nothing. A
@@ -101,14 +100,8 @@ class TorchProlog(torch.nn.Module):
             self.prolog = source if isinstance(source, MlaProlog) else MlaProlog(source, **settings)
         self._take_handle()
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "prolog" and name in self.__dict__:  # the handle would go on meaning the former
-            raise AttributeError("prolog: expected to stay as the module was made, got an assignment")
-        super().__setattr__(name, value)
-
     def _take_handle(self) -> None:
-        # What `forward` needs, so that a compiler need not look into the prolog. Not a buffer, which `.to` would move.
-        self._handle = make_handle(self.prolog)
+        super()._take_handle()
         self._n_heads = self.prolog.dims.num_attention_heads
         self._q_rank = self.prolog.dims.q_lora_rank
         self._quantized = self.prolog.quantized
@@ -172,19 +165,3 @@ class TorchProlog(torch.nn.Module):
         prolog = self.prolog
         settings = {"quant": prolog.weights.quant, "phase": prolog.phase, "n_threads": prolog.n_threads}
         return f"{dims_text(prolog.dims)}, {fields_text(settings)}, {size_text(prolog.weights.nbytes)}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_handle"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._take_handle()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        memo[id(self.prolog)] = self.prolog
-        made = self.__new__(type(self))
-        memo[id(self)] = made
-        made.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return made
