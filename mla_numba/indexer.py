@@ -209,7 +209,7 @@ class IndexerProlog:
 
     def _run(self, tokens: Any, caches: Any, t: int) -> None:
         plan = self._plans.plan(t, self.n_threads)
-        memory = self._take_memory(plan)
+        memory = IndexerMemory.taken_from(self._memory, plan)
         try:
             with profiler_range(f"indexer's prolog of {t} tokens"):
                 for offset, factor in plan.tiles:
@@ -219,14 +219,6 @@ class IndexerProlog:
                     indexer_tile(n_workers, n_workers, indexer, tile)
         finally:
             self._memory.append(memory)
-
-    def _take_memory(self, plan: IndexerPlan) -> IndexerMemory:
-        """Working memory that no other thread holds: one kept from an earlier call, or a new one if too small."""
-        try:
-            memory = self._memory.pop()
-        except IndexError:
-            return IndexerMemory(plan)
-        return memory if memory.holds(plan) else IndexerMemory(plan)
 
 
 def _unpickled(cls: type[IndexerProlog], weights: PackedIndexer, n_threads: int, check_finite: bool) -> IndexerProlog:

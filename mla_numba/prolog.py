@@ -456,7 +456,7 @@ class MlaProlog:
     ) -> PrologOutput:
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
         plan = self._plans.plan(tokens.x.shape[0], n_threads)
-        memory = self._take_memory(plan)
+        memory = Memory.taken_from(self._memory, plan)
         try:
             with profiler_range(f"prolog of {plan.t} tokens"):
                 for offset, factor in plan.tiles:
@@ -491,14 +491,6 @@ class MlaProlog:
             packs_q=plan.indexer.packs_q,
         )
         prolog_and_indexer_tile(n, n, tokens, call.caches, self._layer, buffers, cuts, indexer, tile)
-
-    def _take_memory(self, plan: PrologPlan) -> Memory:
-        """Working memory that no other thread holds: one kept from an earlier call, or a new one if too small."""
-        try:
-            memory = self._memory.pop()
-        except IndexError:
-            return Memory(plan)
-        return memory if memory.holds(plan) else Memory(plan)
 
 
 def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: CallPhase, settings: dict[str, Any]) -> MlaProlog:

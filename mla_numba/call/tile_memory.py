@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -49,6 +50,15 @@ class TileMemory(ABC, Generic[TileT, MadeT]):
     def __init__(self, plan: _HasWorkspace) -> None:
         self._block = aligned_empty(plan.workspace_bytes, np.uint8, PAIR_BYTES)
         self._prepared: dict[int, tuple[TileT, MadeT]] = {}
+
+    @classmethod
+    def taken_from(cls, kept: deque[Self], plan: _HasWorkspace) -> Self:
+        """Memory that no other thread holds: one kept from an earlier call, or a new one if too small."""
+        try:
+            memory = kept.pop()
+        except IndexError:
+            return cls(plan)
+        return memory if memory.holds(plan) else cls(plan)
 
     @abstractmethod
     def make(self, plan: TileT, block: Array) -> MadeT:

@@ -16,6 +16,7 @@ from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
 from ..base.memory import UINT16, aligned_empty
 from ..call.bind import BoundCall, PrologOutput
+from ..call.workspace import Memory
 from ..kernels import ISA
 from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Cuts, TokenTile
@@ -117,7 +118,7 @@ class LocalProlog(MlaProlog):
         t = tokens.x.shape[0]
         n_threads = self.n_threads if most_threads is None else min(most_threads, self.n_threads)
         plan = self._plans.plan(t, n_threads)
-        memory = self._take_memory(plan)
+        memory = Memory.taken_from(self._memory, plan)
         try:
             columns = self.share.columns(self.head_shard.rank)
             part = aligned_empty((t * columns.n,), UINT16)

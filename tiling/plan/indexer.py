@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from itertools import groupby
+from functools import cache
 
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
 from tiling.choose.candidates import Choice
@@ -17,6 +16,7 @@ from tiling.plan.assemble import SERIAL_OPS
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.indexer_tile import IndexerPlanDims, IndexerShape, IndexerTile, choose_indexer, indexer_shapes
 from tiling.plan.own import own_unroll_list
+from tiling.plan.tiled import TiledPlan
 from tiling.plan.unroll import loop_unroll
 from tiling.roofline import Work
 
@@ -26,7 +26,7 @@ Reasons = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class IndexerPlan(JsonText):
+class IndexerPlan(TiledPlan[IndexerTile], JsonText):
     """How ``t`` tokens go through the indexer's prolog on one machine, and why so. ``plan_indexer`` has an example.
 
     - ``dims, t, n_threads, machine, costs``: what it was made for, and the constants of the model that chose.
@@ -47,45 +47,11 @@ class IndexerPlan(JsonText):
         """Check that the tiles cover the tokens in order and that each has its plan, for these dimensions."""
         check_int("t", self.t, 0, MAX_TOKENS)
         check_int("n_threads", self.n_threads, 1, MAX_THREADS)
-        end = 0
-        for offset, factor in self.tiles:
-            if offset != end:
-                raise ValueError(f"tiles: expected one that begins at token {end}, got {offset}")
-            end += check_int("tiles: factor", factor, 1)
-        if end != self.t:
-            raise ValueError(f"tiles: expected {self.t} tokens, got {end}")
-        factors = list(dict.fromkeys(factor for _, factor in self.tiles))
-        if [tile.t for tile in self.tile_plans] != factors:
-            raise ValueError(f"tile_plans: expected one for each of {factors}, got {[p.t for p in self.tile_plans]}")
+        self._check_tiles()
         for tile in self.tile_plans:
             for shape, gemm in zip(indexer_shapes(self.dims), tile.gemms, strict=True):
                 if not shape.matches(gemm):
                     raise ValueError(f"tile_plans: expected {shape}, got {gemm}")
-
-    @cached_property
-    def _plan_of(self) -> dict[int, IndexerTile]:
-        return {tile.t: tile for tile in self.tile_plans}
-
-    def tile_plan(self, factor: int) -> IndexerTile:
-        """The plan of the tiles of one size.
-
-        Args:
-            factor: Their tokens.
-
-        Returns:
-            The plan of such a tile.
-
-        Raises:
-            ValueError: No tile of this plan has so many tokens.
-        """
-        if factor not in self._plan_of:
-            raise ValueError(f"factor: expected one of {sorted(self._plan_of)}, got {factor}")
-        return self._plan_of[factor]
-
-    @property
-    def n_workers(self) -> int:
-        """Most threads any tile uses, 1 if there is no tile."""
-        return max((tile.n_workers for tile in self.tile_plans), default=1)
 
     @property
     def work(self) -> Work:
@@ -96,19 +62,13 @@ class IndexerPlan(JsonText):
         flops, int8_ops = sum(tile.flops for tile in tiles), sum(tile.int8_ops for tile in tiles)
         return Work(positions + n_bytes, flops=flops, int8_ops=int8_ops)
 
-    @cached_property
-    def workspace_bytes(self) -> int:
-        """Bytes of the largest tile's buffers; the tiles use them one after the other."""
-        return max((tile.workspace_bytes for tile in self.tile_plans), default=0)
-
     def summary(self) -> str:
         """One line on the whole."""
-        sizes = [(factor, len(list(same))) for factor, same in groupby(factor for _, factor in self.tiles)]
-        tiles = " + ".join(f"{n} x {factor}" for factor, n in sizes) or "none"
         work = self.work
         return (
-            f"indexer's prolog of {self.t} tokens, {self.n_threads} threads on {self.machine.name}: tiles {tiles}; "
-            f"{work.total_bytes / 1e6:.1f} MB, {work.flops / 1e9:.2f} Gflop, {work.int8_ops / 1e9:.2f} Gop"
+            f"indexer's prolog of {self.t} tokens, {self.n_threads} threads on {self.machine.name}: "
+            f"tiles {self._tiles_text()}; {work.total_bytes / 1e6:.1f} MB, {work.flops / 1e9:.2f} Gflop, "
+            f"{work.int8_ops / 1e9:.2f} Gop"
         )
 
     def __repr__(self) -> str:

@@ -1,8 +1,6 @@
 """The plan of the whole prolog."""
 
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby
 
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_choice, check_int, check_ints
 from tiling.choose.candidates import Chooser
@@ -18,6 +16,7 @@ from tiling.plan.drawing import Drawing, draw_tasks
 from tiling.plan.indexer_tile import IndexerPlanDims, indexer_shapes
 from tiling.plan.loads import tile_phases
 from tiling.plan.tile import TilePlan
+from tiling.plan.tiled import TiledPlan
 from tiling.roofline import Work
 from tiling.stages import PlanDims, StageShape, stage_shapes
 
@@ -25,7 +24,7 @@ __all__ = ["ORIGINS", "PrologPlan"]
 
 
 @dataclass(frozen=True)
-class PrologPlan(JsonText):
+class PrologPlan(TiledPlan[TilePlan], JsonText):
     """How ``t`` tokens go through the prolog on one machine, and why so. ``plan_prolog`` has an example.
 
     - ``dims, t, phase, quant, machine``: what it was made for.
@@ -65,16 +64,7 @@ class PrologPlan(JsonText):
         check_ints("unroll_list", self.unroll_list, 1)
         check_choice("phase", self.phase, CALL_PHASES)
         check_choice("origin", self.origin, ORIGINS)
-        end = 0
-        for offset, factor in self.tiles:
-            if offset != end:
-                raise ValueError(f"tiles: expected one that begins at token {end}, got {offset}")
-            end += check_int("tiles: factor", factor, 1)
-        if end != self.t:
-            raise ValueError(f"tiles: expected {self.t} tokens, got {end}")
-        factors = list(dict.fromkeys(factor for _, factor in self.tiles))
-        if [tile.t for tile in self.tile_plans] != factors:
-            raise ValueError(f"tile_plans: expected one for each of {factors}, got {[p.t for p in self.tile_plans]}")
+        self._check_tiles()
         shapes = stage_shapes(self.dims, self.quant)
         for tile in self.tile_plans:
             for shape, gemm in zip(shapes, tile.gemms, strict=True):
@@ -85,33 +75,8 @@ class PrologPlan(JsonText):
             if len(of_indexer) != len(wanted) or not all(map(StageShape.matches, wanted, of_indexer)):
                 raise ValueError(f"tile_plans: expected the products of indexer {self.indexer}, got {of_indexer}")
 
-    @cached_property
-    def _plan_of(self) -> dict[int, TilePlan]:
-        return {tile.t: tile for tile in self.tile_plans}
-
-    def tile_plan(self, factor: int) -> TilePlan:
-        """The plan of the tiles of one size.
-
-        Args:
-            factor: Their tokens.
-
-        Returns:
-            The plan of such a tile.
-
-        Raises:
-            ValueError: No tile of this plan has so many tokens.
-        """
-        if factor not in self._plan_of:
-            raise ValueError(f"factor: expected one of {sorted(self._plan_of)}, got {factor}")
-        return self._plan_of[factor]
-
     def _sum(self, name: str) -> int:
         return sum(getattr(self.tile_plan(factor), name) for _, factor in self.tiles)
-
-    @property
-    def n_workers(self) -> int:
-        """Most threads any tile uses, 1 if there is no tile."""
-        return max((tile.n_workers for tile in self.tile_plans), default=1)
 
     @property
     def weight_bytes(self) -> int:
@@ -151,11 +116,6 @@ class PrologPlan(JsonText):
             of_tile = self.tile_plan(factor).sweep_work
             work = {name: work[name] + of_tile[name] for name in work}
         return work
-
-    @cached_property
-    def workspace_bytes(self) -> int:
-        """Bytes of the largest tile's buffers; the tiles use them one after the other."""
-        return max((tile.workspace_bytes for tile in self.tile_plans), default=0)
 
     def chooser(self, tile: TilePlan) -> Chooser:
         """What chooses, or would choose, the blocks of a tile of this plan.
@@ -198,13 +158,11 @@ class PrologPlan(JsonText):
 
     def summary(self) -> str:
         """One line on the whole."""
-        sizes = [(factor, len(list(same))) for factor, same in groupby(factor for _, factor in self.tiles)]
-        tiles = " + ".join(f"{n} x {factor}" for factor, n in sizes) or "none"
         with_indexer = "" if self.indexer is None else " with an indexer"
         return (
             f"{self.phase} of {self.t} tokens{with_indexer}, quant {self.quant}, {self.n_threads} threads on "
-            f"{self.machine.name}: tiles {tiles}; {self.total_bytes / 1e6:.1f} MB, {self.flops / 1e9:.2f} Gflop, "
-            f"{self.int8_ops / 1e9:.2f} Gop{'; tuned' if self.origin == 'tuned' else ''}"
+            f"{self.machine.name}: tiles {self._tiles_text()}; {self.total_bytes / 1e6:.1f} MB, "
+            f"{self.flops / 1e9:.2f} Gflop, {self.int8_ops / 1e9:.2f} Gop{'; tuned' if self.origin == 'tuned' else ''}"
         )
 
     def __repr__(self) -> str:
