@@ -143,7 +143,7 @@ def test_rows_of_zeros():
 
 
 def test_weights_of_32_heads_take_one_factor():
-    """Its product with the sums is rounded otherwise than those with 32^-0.5 and Di^-0.5 one after the other."""
+    """One factor, which rounds otherwise than 32^-0.5 and then Di^-0.5 would."""
     dims = mla.MlaDims(64, 2, 8, 8, 3, 8)
     indexer = make_indexer(dims, 32, 64)
     inputs = make_inputs(dims, 40, 64)
