@@ -11,8 +11,8 @@ from mla_numba import (
     MlaDims,
     MlaProlog,
     PagedCache,
+    reference,
 )
-from mla_numba.oracle import reference
 
 DIMS = MlaDims(130, 3, 50, 64, 33, 32)
 CACHE_MODES = ("PA_BSND", "PA_NZ", "BSND", "TND")

@@ -13,7 +13,7 @@ from helpers.checkpoint_maker import FP8, linear_shapes, make_checkpoint, prefix
 
 from mla_numba import Checkpoint, MlaDims
 from mla_numba.base.extras import how_to_install
-from mla_numba.oracle.reference import rope_v2
+from mla_numba.reference import rope_v2
 
 DIMS = MlaDims(260, 3, 130, 68, 33, 34)  # no dimension is a multiple of 128
 V = 20

@@ -9,8 +9,7 @@ from helpers.edge_calls import NOT_FINITE, other_tokens, tiny
 from helpers.entry_points import BLOCK_SIZE, BLOCKS, DIMS, ENTRIES, Case
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaQuantInputs
-from mla_numba.oracle import reference
+from mla_numba import MlaDims, MlaQuantInputs, reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 INPUTS = ("token_x", "cos", "sin", "cache_index")

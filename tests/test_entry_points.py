@@ -30,9 +30,9 @@ from mla_numba import (
     MlaQuantInputs,
     MlaTileConfig,
     preset,
+    reference,
 )
 from mla_numba.layouts import to_fractal_nz
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import BF16, assert_same_bits, random_bytes
 
-from mla_numba import PagedCache
+from mla_numba import PagedCache, reference
 from mla_numba.layouts import (
     RECORD_ORDERS,
     RecordFields,
@@ -16,7 +16,6 @@ from mla_numba.layouts import (
     to_fractal_nz,
     to_records,
 )
-from mla_numba.oracle import reference
 from tiling import ceil_div, round_up
 
 INT8 = np.dtype(np.int8)

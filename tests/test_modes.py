@@ -27,9 +27,9 @@ from mla_numba import (
     MlaProlog,
     MlaQuantInputs,
     PagedCache,
+    reference,
 )
 from mla_numba.layouts import to_fractal_nz
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 PAGE = ROOT / "docs" / "modes.md"

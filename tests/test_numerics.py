@@ -25,9 +25,9 @@ from mla_numba import (
     MlaWeights,
     PagedCache,
     PrologOutput,
+    reference,
 )
 from mla_numba.kernels import ISA
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, compare_bits, reference_run
 
 SMALL = MlaDims(130, 3, 50, 68, 33, 34)

@@ -8,9 +8,8 @@ from helpers import BF16, MODES, assert_same_bits, make_weights, spread
 from helpers.entry_points import T, words
 
 import mla_numba as mla
-from mla_numba import MlaDims, MlaQuantInputs, MlaTileConfig
+from mla_numba import MlaDims, MlaQuantInputs, MlaTileConfig, reference
 from mla_numba.layouts import to_fractal_nz
-from mla_numba.oracle import reference
 
 
 class TestPreCompute2d:

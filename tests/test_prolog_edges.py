@@ -28,8 +28,7 @@ from helpers.edge_calls import (
     tiny,
 )
 
-from mla_numba import MlaDims, MlaProlog
-from mla_numba.oracle import reference
+from mla_numba import MlaDims, MlaProlog, reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 NUMERICS = pytest.mark.parametrize("numerics", reference.NUMERICS)

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mla_numba.oracle import reference
+from mla_numba import reference
 
 BF16 = ml_dtypes.bfloat16
 T, H, RQ, N, D, R, C, BLOCKS, BS = 5, 38, 21, 2, 3, 16, 32, 3, 2

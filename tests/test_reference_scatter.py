@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mla_numba.oracle import reference
+from mla_numba import reference
 
 BF16 = ml_dtypes.bfloat16
 

@@ -29,9 +29,9 @@ from mla_numba import (
     MlaProlog,
     MlaQuantInputs,
     PagedCache,
+    reference,
 )
 from mla_numba.kernels import ISA
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 SCALES = ("dequant_scale_w_dq", "dequant_scale_w_dkv_kr", "dequant_scale_w_uq_qr", "smooth_scales_cq")

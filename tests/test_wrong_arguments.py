@@ -35,9 +35,9 @@ from mla_numba import (
     PagedCache,
     PassOptions,
     lightning_index,
+    reference,
 )
 from mla_numba.call.planning import MICRO_TILES
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 DIMS = MlaDims(16, 2, 9, 8, 3, 4)

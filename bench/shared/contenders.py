@@ -11,7 +11,7 @@ import numpy as np
 import mla_numba as mla
 from mla_numba.oracle.bits import check_output, poison
 from mla_numba.oracle.inputs import Inputs, random_inputs
-from mla_numba.oracle.reference import ReferenceOutput
+from mla_numba.reference import ReferenceOutput
 from mla_numba.tolerance import Agreement, compare_within, tolerance_of
 from tiling import ceil_div
 

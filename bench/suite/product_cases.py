@@ -25,7 +25,7 @@ from shared.left_out import or_skipped
 
 import mla_numba as mla
 from mla_numba.oracle.bits import compare_bits, reference_run
-from mla_numba.oracle.reference import (
+from mla_numba.reference import (
     dequant,
     matmul_int8,
     quant,

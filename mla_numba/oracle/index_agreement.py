@@ -9,8 +9,8 @@ import numpy as np
 
 from ..base.checks import Array, check_number, expect_array
 from ..base.short_repr import short_repr
+from .arrays import F32
 from .lightning_index import best_positions, scores_of_tokens
-from .reference import F32
 
 if TYPE_CHECKING:
     from ..call.indexer import IndexerOutput

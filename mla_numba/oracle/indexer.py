@@ -14,7 +14,10 @@ import numpy as np
 
 from ..base.modes import RopeStyle
 from ..base.short_repr import arrays_text, short_repr
-from .reference import BF16, F32, Array, dequant, lane_sum, matmul_int8, quant, scatter, sum_of_products
+from .arrays import BF16, F32, Array
+from .norm_quant import lane_sum, quant
+from .products import dequant, matmul_int8, sum_of_products
+from .scatter import scatter
 
 if TYPE_CHECKING:
     from ..indexer_cache import IndexerCache

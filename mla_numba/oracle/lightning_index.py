@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .arrays import F32, Array
 from .pages import keys_seen, rows_of, slots_of
-from .reference import F32, Array, matmul_int8
+from .products import matmul_int8
 
 if TYPE_CHECKING:
     from ..call.indexer import IndexerOutput

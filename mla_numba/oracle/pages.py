@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .reference import I64, NZ_C0_BYTES, Array, nz_addresses
+from .arrays import I64, Array
+from .scatter import NZ_C0_BYTES, nz_addresses
 
 
 class Seen(NamedTuple):

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..base.modes import RecordOrder
+from .arrays import BF16, F32, I64, Array
 from .exp import exp_reference
+from .norm_quant import lane_sum
 from .pages import keys_seen, rows_of, slots_of
-from .reference import BF16, F32, I64, N_GROUPS, Array, lane_sum, sum_of_products
+from .products import sum_of_products
+from .reference import N_GROUPS
 
 if TYPE_CHECKING:
     from ..cache import PagedCache

@@ -23,7 +23,8 @@ from ..base.checks import (
     Array,
 )
 from ..base.short_repr import arrays_text, short_repr
-from ..oracle import reference
+from ..oracle import norm_quant, products, rope
+from ..oracle.reference import N_GROUPS
 
 __all__ = [
     "MlaQuantInputs",
@@ -110,7 +111,7 @@ def scalar_div(tensor: Array, other: float, is_reserve: bool = False) -> Array:
     if abs(other) > np.finfo(np.float64).max and isinstance(other, int):
         raise ValueError(f"other: expected a number that a float holds, got {other}")
     check.check_flag("is_reserve", is_reserve)
-    return reference.scalar_div(tensor, other, is_reserve)
+    return norm_quant.scalar_div(tensor, other, is_reserve)
 
 
 def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
@@ -137,13 +138,13 @@ def rms_norm(input_tensor: Array, gamma: Array, epsilon: float) -> Array:
     _floats("input_tensor", input_tensor, least_ndim=1)
     check.check_shape("gamma", _floats("gamma", gamma), (input_tensor.shape[-1],))
     check.check_epsilon("epsilon", epsilon)
-    return reference.rms_norm(input_tensor, gamma, epsilon)
+    return norm_quant.rms_norm(input_tensor, gamma, epsilon)
 
 
 def quant(
     input_tensor: Array, is_symmetry: bool = True, has_smooth_factor: bool = False, smooth_factor: Array | None = None
 ) -> tuple[Array, ...]:
-    """int8 codes with one scale a row; see `reference.quant` for the arithmetic.
+    """int8 codes with one scale a row; see `mla_numba.reference.quant` for the arithmetic.
 
     Args:
         input_tensor: Floats (..., n).
@@ -174,7 +175,7 @@ def quant(
         n = input_tensor.shape[-1]
         if _floats("smooth_factor", smooth_factor).shape not in ((n,), (1, n), (n, 1)):
             raise ValueError(f"smooth_factor: expected shape ({n},), (1, {n}) or ({n}, 1), got {smooth_factor.shape}")
-    return reference.quant(input_tensor, is_symmetry, has_smooth_factor, smooth_factor)
+    return norm_quant.quant(input_tensor, is_symmetry, has_smooth_factor, smooth_factor)
 
 
 def k_nope_quant(x: Array) -> tuple[Array, Array]:
@@ -197,8 +198,8 @@ def k_nope_quant(x: Array) -> tuple[Array, Array]:
         >>> codes.shape, scales.shape, int(codes.max())
         ((5, 4, 128), (5, 4, 1), 127)
     """
-    check.check_shape("x", _floats("x", x, least_ndim=1), (None, reference.N_GROUPS, None))
-    return reference.k_nope_quant(x)
+    check.check_shape("x", _floats("x", x, least_ndim=1), (None, N_GROUPS, None))
+    return norm_quant.k_nope_quant(x)
 
 
 def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array) -> Array:
@@ -234,7 +235,7 @@ def dequant(dtype: DTypeLike, input_tensor: Array, scale: Array, w_scale: Array)
     t, n = check.check_shape("input_tensor", input_tensor, (None, None)).shape
     check.check_shape("scale", check.expect_array("scale", scale, (FP32,)), (t, 1))
     check.check_shape("w_scale", check.expect_array("w_scale", w_scale, (FP32,)), (1, n))
-    return reference.dequant(wanted, input_tensor, scale, w_scale)
+    return products.dequant(wanted, input_tensor, scale, w_scale)
 
 
 def dequant_asymmetric(codes: Array, scale: Array, zero_point: Array) -> Array:
@@ -265,7 +266,7 @@ def dequant_asymmetric(codes: Array, scale: Array, zero_point: Array) -> Array:
         raise ValueError("codes: expected at least 1 axis, got shape ()")
     for name, value in (("scale", scale), ("zero_point", zero_point)):
         check.check_shape(name, check.expect_array(name, value, (FP32,)), (*codes.shape[:-1], 1))
-    return reference.dequant_asymmetric(codes, scale, zero_point)
+    return products.dequant_asymmetric(codes, scale, zero_point)
 
 
 def rotate_half(input_tensor: Array) -> Array:
@@ -288,7 +289,7 @@ def rotate_half(input_tensor: Array) -> Array:
         [-3.0, -4.0, 1.0, 2.0]
     """
     _even("input_tensor", input_tensor)
-    return reference.rotate_half(input_tensor)
+    return rope.rotate_half(input_tensor)
 
 
 def rope_v2(x: Array, cos: Array, sin: Array, tile_config: RopeTileShapeConfig | None = None) -> Array:
@@ -318,7 +319,7 @@ def rope_v2(x: Array, cos: Array, sin: Array, tile_config: RopeTileShapeConfig |
         raise TypeError(f"tile_config: expected RopeTileShapeConfig or None, got {type(tile_config).__name__}")
     check.check_shape("x", _even("x", x), (None, None))
     _tables(cos, sin, x)
-    return reference.rope_v2(x, cos, sin)
+    return rope.rope_v2(x, cos, sin)
 
 
 def rope_3d_v2(x: Array, cos: Array, sin: Array) -> Array:
@@ -338,7 +339,7 @@ def rope_3d_v2(x: Array, cos: Array, sin: Array) -> Array:
     """
     check.check_shape("x", _even("x", x), (None, None, None))
     _tables(cos, sin, x)
-    return reference.rope_3d_v2(x, cos, sin)
+    return rope.rope_3d_v2(x, cos, sin)
 
 
 def _floats(name: str, value: Array, least_ndim: int = 0) -> Array:

@@ -17,7 +17,7 @@ from mla_numba.oracle.bits import (
     reference_run,
 )
 from mla_numba.oracle.inputs import Inputs
-from mla_numba.oracle.reference import ReferenceOutput
+from mla_numba.reference import ReferenceOutput
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 QUANTS = ("none", "a", "b", "ab")

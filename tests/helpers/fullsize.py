@@ -8,7 +8,7 @@ import numpy as np
 from mla_numba import MlaDims, MlaWeights, PrologOutput
 from mla_numba.oracle.bits import reference_run
 from mla_numba.oracle.inputs import Inputs
-from mla_numba.oracle.reference import ReferenceOutput
+from mla_numba.reference import ReferenceOutput
 
 from .calls import make_cache, make_inputs
 

@@ -24,6 +24,7 @@ from mla_numba import (
     MlaQuantInputs,
     MlaTileConfig,
     PagedCache,
+    reference,
 )
 from mla_numba import (
     indexer as indexer_engine,
@@ -36,7 +37,6 @@ from mla_numba.kernels import ISA
 from mla_numba.kernels.indexer.arguments import IndexBuffers
 from mla_numba.kernels.launch import plain
 from mla_numba.kernels.sweeps.arguments import Activations
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, poison, reference_run
 from mla_numba.oracle.inputs import Inputs
 from mla_numba.pypto import projections

@@ -26,10 +26,10 @@ from mla_numba import (
     PagedCache,
     pre_compute_2d,
     preset,
+    reference,
 )
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.kernels import ISA
-from mla_numba.oracle import reference
 from mla_numba.oracle.bits import check_output, reference_run
 
 MR, NR = ISA.mr, ISA.nr
