@@ -21,8 +21,9 @@ In a `.npy`, bf16 is what `ml_dtypes` saves (`|V2`), uint16 or int16 holding the
 holds. The shape of a `.bin` follows from the dimensions and its size.
 """
 
+from .call import DumpedOutput, ListsAgreement
 from .check import check_dump
-from .read import Dump, DumpedOutput, read_dump
+from .read import Dump, read_dump
 from .settings import DumpSettings, dump_settings
 from .write import FORMATS, write_dump
 
@@ -31,6 +32,7 @@ __all__ = [
     "Dump",
     "DumpSettings",
     "DumpedOutput",
+    "ListsAgreement",
     "check_dump",
     "dump_settings",
     "read_dump",

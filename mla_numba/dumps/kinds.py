@@ -14,7 +14,18 @@ from ..base.checks import Array
 from ..base.modes import CacheMode
 from ..layouts import C0_BYTES, FRACTAL_ROWS
 
-__all__ = ["Kind", "Shape", "cache_like", "exactly", "first_cache", "fractals", "rows", "vector"]
+__all__ = [
+    "Kind",
+    "Shape",
+    "cache_like",
+    "exactly",
+    "first_cache",
+    "fractals",
+    "heads",
+    "lists",
+    "rows",
+    "vector",
+]
 
 Shape = tuple[int, ...]
 
@@ -60,6 +71,27 @@ def rows(t: int | None, *tail: int, dtype: np.dtype[Any]) -> Kind:
         return (prod(got[:n_lead]), *tail)
 
     return Kind((t, *tail), dtype, fit)
+
+
+def heads(t: int | None, n: int, d: int, dtype: np.dtype[Any]) -> Kind:
+    """n heads a token, (T, n, d); (B, S, n, d) and (T * n, d) are the same."""
+
+    def fit(got: Shape) -> Shape | None:
+        n_heads = prod(got[:-1])
+        fits = len(got) > 1 and got[-1] == d and n_heads % n == 0 and (len(got) == 2 or got[-2] == n)
+        return (n_heads // n, n, d) if fits and t in (None, n_heads // n) else None
+
+    return Kind((t, n, d), dtype, fit)
+
+
+def lists(n: int, length: int | None, dtype: np.dtype[Any]) -> Kind:
+    """n lists of equal length, (n, length); (n, 1, length) and (B, S, length) are the same."""
+
+    def fit(got: Shape) -> Shape | None:
+        fits = len(got) > 1 and prod(got[:-1]) == n and length in (None, got[-1])
+        return (n, got[-1]) if fits else None
+
+    return Kind((n, length), dtype, fit)
 
 
 def fractals(k: int, n: int, dtype: np.dtype[Any]) -> Kind:
