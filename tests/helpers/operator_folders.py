@@ -6,6 +6,7 @@ from mla_numba import MlaDims
 from mla_numba.dumps import DumpSettings, write_dump
 
 DIMS = MlaDims(70, 3, 50, 64, 18, 32)  # no weight fills its fractals
+OF_RECORDS = MlaDims(70, 3, 50, 512, 18, 64)
 INDEXER = {"indexer_heads": 3, "indexer_head_dim": 32}
 SEQUENCES = {"sequences": 2, "context": 21}
 
@@ -47,10 +48,10 @@ CASES = {
     "dense": Case(settings("sparse_flash_attention_quant", dense=True), choices={"sequences": 5, "context": 20}),
     "flash": Case(settings("sparse_flash_attention_quant", k=19, flash_tile=8), choices={"context": 20}),
     "records": Case(
-        settings("sparse_attention_antiquant", dims=MlaDims(70, 3, 50, 512, 18, 64), k=6), choices=SEQUENCES
+        settings("sparse_attention_antiquant", dims=OF_RECORDS, k=6), choices=SEQUENCES
     ),
     "records flashmla": Case(
-        settings("sparse_attention_antiquant", dims=MlaDims(70, 3, 50, 512, 18, 64), dense=True, record_order="flashmla"),
+        settings("sparse_attention_antiquant", dims=OF_RECORDS, dense=True, record_order="flashmla"),
         choices={"context": 9},
     ),
 }  # fmt: skip
