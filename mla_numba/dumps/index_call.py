@@ -63,7 +63,8 @@ class IndexCall(Call):
         reader.expect_all()
         shape, usual = reader.shape("query"), IndexerDims.deepseek_v32()
         shown = (usual.n_heads, usual.head_dim) if shape is None or len(shape) < 3 else shape[-2:]
-        n, width = reader.settings.indexer_heads or shown[0], reader.settings.indexer_head_dim or shown[1]
+        n = reader.settings.indexer_heads or shown[0] or usual.n_heads
+        width = reader.settings.indexer_head_dim or shown[1] or usual.head_dim
         query = reader.read("query", heads(None, n, width, INT8))
         t = len(query)
         sequences = Sequences.read(reader, t)

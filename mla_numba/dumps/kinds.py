@@ -77,9 +77,10 @@ def heads(t: int | None, n: int, d: int, dtype: np.dtype[Any]) -> Kind:
     """n heads a token, (T, n, d); (B, S, n, d) and (T * n, d) are the same."""
 
     def fit(got: Shape) -> Shape | None:
-        n_heads = prod(got[:-1])
-        fits = len(got) > 1 and got[-1] == d and n_heads % n == 0 and (len(got) == 2 or got[-2] == n)
-        return (n_heads // n, n, d) if fits and t in (None, n_heads // n) else None
+        if len(got) < 2 or got[-1] != d or (len(got) > 2 and got[-2] != n) or prod(got[:-1]) % n:
+            return None
+        n_tokens = prod(got[:-1]) // n
+        return (n_tokens, n, d) if t in (None, n_tokens) else None
 
     return Kind((t, n, d), dtype, fit)
 

@@ -170,6 +170,7 @@ def dump_settings(folder: str | os.PathLike[str], **changes: Unpack[DumpChanges]
         The settings.
 
     Raises:
+        ImportError: There is a `.pt` of several tensors, no file names the operator, and torch is not installed.
         OSError: A file cannot be read.
         TypeError: A field, named in the message beside its file, is of another type.
         ValueError: It has another value.

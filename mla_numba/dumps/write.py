@@ -85,6 +85,10 @@ def write_dump(
         <DumpedOutput: q_norm_out, (4, 96) int8, of q_norm_golden.npy>
         >>> all(agreement.exact for agreement in check_dump(dump))
         True
+        >>> index = DumpSettings(operator="lightning_indexer_quant", indexer_heads=4, indexer_head_dim=32, k=8)
+        >>> paths = write_dump("lists", 4, settings=index, sequences=2, context=40)
+        >>> print(check_dump(read_dump("lists"))[0])
+        topk_res: 4 of 4 lists equal, 0 in another order, 0 with others of close scores, 0 wrong
     """
     folder = Path(folder)
     settings = settings or DumpSettings()
