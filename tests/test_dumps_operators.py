@@ -283,6 +283,19 @@ def test_arrays_that_do_not_fit(tmp_path, case, name, edit, text):
         read_dump(folder)
 
 
+@EACH
+def test_a_bin_that_is_cut_is_named(tmp_path, case):
+    folder = CASES[case].write(tmp_path / "dump", file_format="bin")
+    for path in sorted(folder.glob("*.bin")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1])
+        with pytest.raises(
+            ValueError, match=rf"^\w+ \({path.name}\): expected .* bytes, .* got {len(whole) - 1} bytes$"
+        ):
+            read_dump(folder)
+        path.write_bytes(whole)
+
+
 def test_a_scale_is_asked_for(tmp_path):
     folder = CASES["attention"].write(tmp_path / "dump")
     (folder / "dims.json").unlink()

@@ -1,11 +1,10 @@
 """Which argument of the reference operator a dumped file holds, by its name or by its number.
 
-The order is that of the operator. In `mla_prolog_quant` inputs are 0 to 13, and outputs 0 to 6 (14 to 20 in one count
-of all arguments).
+`mla_numba.dump_names` has the order in which numbers count.
 
 | form                                      | example                                     | in use by                  |
 |-------------------------------------------|---------------------------------------------|----------------------------|
-| the argument's name                       | `token_x.bin`, `kv_cache_out.npy`           | the reference operator     |
+| the argument's name                       | `token_x.bin`, `kv_cache_out.npy`           | the reference operators    |
 | the names of its test data                | `x.bin`, `wUqQr.bin`, `rms_norm_golden.bin` | pypto's golden generators  |
 | the names of the aclnn operator           | `weightUqQr.bin`, `ropeCos.bin`             | aclnnMlaProlog             |
 | a number, alone or before a name          | `0.npy`, `0_token_x.npy`                    | scripts that count         |
