@@ -49,7 +49,7 @@ class DumpedOutput(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ListsAgreement:
-    """How lists of positions that an operator wrote agree with the oracle's. `check_dump` returns them.
+    """How lists of positions that an operator wrote agree with the oracle's. `write_dump` has an example.
 
     | field                        | meaning                                                           |
     |------------------------------|-------------------------------------------------------------------|

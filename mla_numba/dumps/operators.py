@@ -7,9 +7,10 @@ from types import MappingProxyType
 
 from ..base.modes import DumpOperator
 from .attention_call import AttentionCall, RecordsCall
+from .both_call import BothPrologsCall
 from .call import Call
 from .index_call import IndexCall
-from .indexer_call import BothPrologsCall, IndexerPrologCall
+from .indexer_call import IndexerPrologCall
 from .prolog_call import PrologCall
 
 __all__ = ["OPERATORS"]
