@@ -257,7 +257,7 @@ def test_missing_inputs_are_listed_with_their_names(tmp_path, case):
     [
         ("index", "act_seq_key", lambda a: a - 100, "act_seq_key (act_seq_key.npy): expected lengths of at least 0"),
         ("index", "act_seq_key", lambda a: a + 2**30, "expected at most the 24 keys of a row of block_table, got"),
-        ("index", "act_seq_key", lambda a: a[:0], "expected "),
+        ("index", "act_seq_key", lambda a: a[:0], "expected at least one sequence, got none"),
         ("index", "block_table", lambda a: a * 0 - 1, "block_table (block_table.npy): expected a block from 0"),
         ("index", "block_table", lambda a: a + 100, "at [0, 0], since the sequence has 21 keys, got "),
         ("index", "query_start_loc", lambda a: a + 1, "query_start_loc: expected 3 rising starts from 0 to 5"),

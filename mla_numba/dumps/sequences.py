@@ -40,11 +40,13 @@ class Sequences(NamedTuple):
         if not t:
             raise ValueError(f"{reader.files.folder}: expected at least one token, got none")
         act_seq = reader.read("act_seq", *(rows(None, dtype=dtype) for dtype in (INT32, INT64)))
+        if not len(act_seq):
+            raise ValueError(f"{reader.label('act_seq')}: expected at least one sequence, got none")
         table = reader.read("block_table", *(lists(len(act_seq), None, dtype) for dtype in (INT32, INT64)))
         starts = None
         if reader.has("query_start_loc"):
             starts = reader.read("query_start_loc", *(rows(len(act_seq) + 1, dtype=dtype) for dtype in (INT32, INT64)))
-        if len(act_seq) and int(act_seq.min()) < 0:
+        if int(act_seq.min()) < 0:
             raise ValueError(f"{reader.label('act_seq')}: expected lengths of at least 0, got {act_seq.min()}")
         with renamed({"act_seq": reader.label("act_seq")}):
             keys_seen(t, act_seq, starts)
