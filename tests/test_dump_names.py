@@ -2,7 +2,10 @@
 
 import pytest
 
+from mla_numba import dump_names
 from mla_numba.dump_names import INPUTS, OUTPUTS, SCALES, STYLES, FileMeaning, meaning_of, name_in
+from mla_numba.dumps.arguments import ARGUMENTS
+from mla_numba.modes import DUMP_OPERATORS
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,53 @@ def test_every_name_that_is_written_is_understood(style):
     assert len(set(names)) == len(names)
     for argument in (*INPUTS, *SCALES, *OUTPUTS):
         assert meaning_of(name_in(style, argument)) == FileMeaning(argument, is_golden=argument in OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("operator", "stem", "folder", "argument"),
+    [
+        ("lightning_indexer_prolog_quant", "w_qb", "", "w_qb_in"),
+        ("lightning_indexer_prolog_quant", "token_x", "", "x_in"),
+        ("lightning_indexer_prolog_quant", "idx_k_cache", "", "k_int8_in"),
+        ("lightning_indexer_prolog_quant", "idx_k_cache_out", "", "k_int8_out"),
+        ("lightning_indexer_prolog_quant", "q_int8", "", "q_int8_out"),
+        ("lightning_indexer_prolog_quant", "20", "", "weights_out"),
+        ("mla_indexer_prolog_quant", "wUqQr", "", "mla_w_uq_qr"),
+        ("mla_indexer_prolog_quant", "w_qb_scale", "", "mla_dequant_scale"),
+        ("mla_indexer_prolog_quant", "w_idx_qb_scale", "", "ip_w_qb_scale_in"),
+        ("mla_indexer_prolog_quant", "q", "output", "mla_query_nope_out"),
+        ("mla_indexer_prolog_quant", "query", "output", "ip_q_int8_out"),
+        ("mla_indexer_prolog_quant", "kv_quant_scale_cache_out", "", "mla_k_scale_cache_out"),
+        ("mla_indexer_prolog_quant", "output_9", "", "ip_weights_out"),
+        ("mla_indexer_prolog_quant", "smooth_cq", "", "smooth_scales_cq"),
+        ("lightning_indexer_quant", "weights", "", "idx_weight"),
+        ("lightning_indexer_quant", "topk_res_out", "", "topk_res"),
+        ("lightning_indexer_quant", "7", "", "topk_res"),
+        ("sparse_flash_attention_quant", "atten_out", "", "attention_out"),
+        ("sparse_flash_attention_quant", "actual_seq", "", "kv_act_seqs"),
+        ("sparse_attention_antiquant", "input_2", "", "nope_cache"),
+    ],
+)
+def test_names_of_other_operators(operator, stem, folder, argument):
+    assert meaning_of(stem, folder, operator) == FileMeaning(argument)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("operator", DUMP_OPERATORS)
+def test_every_name_of_every_operator_is_understood(operator, style):
+    arguments = ARGUMENTS[operator]
+    written = [name_in(style, name, operator) for name in arguments.by_name]
+    assert len(set(written)) == len(written)
+    for argument, name in zip(arguments.by_name.values(), written, strict=True):
+        is_golden = argument in arguments.all_outputs
+        assert meaning_of(name, "", operator) == FileMeaning(argument.name, is_golden)
+        if argument.may_be_nz:
+            assert meaning_of(f"{argument.others[0]}_nz", "", operator) == FileMeaning(argument.name, is_nz=True)
+    assert len(arguments.by_key) == len(arguments.by_name) == len(arguments.all_inputs + arguments.all_outputs)
+
+
+@pytest.mark.parametrize("operator", DUMP_OPERATORS)
+def test_the_order_of_each_operator_is_said(operator):
+    inputs, outputs = ([a.name for a in part] for part in (ARGUMENTS[operator].inputs, ARGUMENTS[operator].outputs))
+    said = " ".join(dump_names.__doc__.split())
+    assert f"- `{operator}`: {', '.join(inputs)}; outputs {', '.join(outputs)}." in said

@@ -7,10 +7,11 @@ import zipfile
 
 import pytest
 from helpers import MODES
+from helpers.operator_folders import CASES, OPERATORS
 
 from mla_numba import MlaDims
 from mla_numba.base.extras import how_to_install
-from mla_numba.dumps import DumpSettings, check_dump, read_dump, write_dump
+from mla_numba.dumps import DumpSettings, check_dump, dump_settings, read_dump, write_dump
 
 torch = pytest.importorskip("torch")
 DIMS = MlaDims(70, 3, 50, 64, 18, 32)
@@ -86,6 +87,20 @@ def test_several_tensors_in_a_file(tmp_path, collect):
     assert [found.file for found in report][:1] == ["golden.pt['q_norm']" if collect is dict else "golden.pt['0']"]
     assert len(report) == 7
     assert all(found.passed for found in report)
+
+
+@pytest.mark.parametrize("case", OPERATORS)
+def test_keys_of_a_file_tell_the_operator(tmp_path, case):
+    folder = CASES[case].write(tmp_path / "dump", file_format="pt")
+    for kind, is_golden in (("inputs", False), ("golden", True)):
+        paths = [path for path in folder.glob("*.pt") if ("golden" in path.stem) == is_golden]
+        tensors = {path.stem.removesuffix("_golden"): torch.load(path, weights_only=True) for path in paths}
+        for path in paths:
+            path.unlink()
+        torch.save(tensors, folder / f"{kind}.pt")
+    assert all(found.passed for found in check_dump(read_dump(folder), exact=True))
+    (folder / "dims.json").unlink()
+    assert dump_settings(folder).operator == CASES[case].settings.operator
 
 
 def test_what_else_a_dict_holds(folder):

@@ -64,6 +64,7 @@ WRONG = {  # a line, and what the message about it says: mostly the name in it t
     'mla.Checkpoint("folder").load_layer(0, "int8")': "int8",
     'DumpSettings(cache_mode="PA")': "PA",
     'dump_settings("folder", numerics="npu")': "npu",
+    'dump_settings("folder", operator="mla_prolog")': "mla_prolog",
     'write_dump("folder", 4, "c")': "c",
     'write_dump("folder", 4, file_format="npz")': "npz",
     'write_dump("folder", 4, style="numbered")': "numbered",
@@ -136,7 +137,7 @@ def test_each_list_is_that_of_its_type():
         "NPU_ARCHS": "NpuArch", "ORIGINS": "Origin", "NUMERICS": "Numerics", "PAGED_MODES": "PagedMode",
         "CONTIGUOUS_MODES": "ContiguousMode", "CACHE_MODES": "CacheMode", "DUMP_FORMATS": "DumpFormat",
         "DUMP_STYLES": "DumpStyle", "SCALE_DTYPES": "ScaleDtype", "DOWN_WAYS": "DownWay", "ISA_NAMES": "IsaName",
-        "ROPE_STYLES": "RopeStyle",
+        "ROPE_STYLES": "RopeStyle", "DUMP_OPERATORS": "DumpOperator",
     }  # fmt: skip
     assert set(mla_numba.modes.__all__) == set(modes.__all__) - {"quant_mode"}
     lists = {name for module in (modes, tiling.modes) for name in module.__all__ if name.isupper()}

@@ -10,6 +10,7 @@ __all__ = [
     "CONTIGUOUS_MODES",
     "DOWN_WAYS",
     "DUMP_FORMATS",
+    "DUMP_OPERATORS",
     "DUMP_STYLES",
     "NPU_ARCHS",
     "NUMERICS",
@@ -23,6 +24,7 @@ __all__ = [
     "ContiguousMode",
     "DownWay",
     "DumpFormat",
+    "DumpOperator",
     "DumpStyle",
     "NpuArch",
     "Numerics",
@@ -69,6 +71,17 @@ DUMP_FORMATS: tuple[DumpFormat, ...] = get_args(DumpFormat)
 DumpStyle = Literal["reference", "pypto", "numbers"]
 """The names of a folder's files; see `mla_numba.dump_names.name_in`."""
 DUMP_STYLES: tuple[DumpStyle, ...] = get_args(DumpStyle)
+
+DumpOperator = Literal[
+    "mla_prolog_quant",
+    "lightning_indexer_prolog_quant",
+    "mla_indexer_prolog_quant",
+    "lightning_indexer_quant",
+    "sparse_flash_attention_quant",
+    "sparse_attention_antiquant",
+]
+"""The reference's operator whose arguments a folder of dumps holds; `mla_numba.dumps` says what each computes."""
+DUMP_OPERATORS: tuple[DumpOperator, ...] = get_args(DumpOperator)
 
 ScaleDtype = Literal["float32", "float16"]
 """Elements of k_scale_cache."""

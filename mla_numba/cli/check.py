@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from .._version import __version__
-from ..dumps import Dump, check_dump, dump_settings, read_dump
-from ..dumps.names import OUTPUTS
+from ..dumps import Dump, ListsAgreement, check_dump, dump_settings, read_dump
+from ..dumps.call import Verdict
 from ..oracle.tolerance import Agreement
+from .dump_options import check_read
 from .faults import said_plainly
 from .progress import Steps
 from .shown import print_wide
@@ -35,9 +35,12 @@ def check(ctx: click.Context, folder: Path, exact: bool, goldens: bool, as_json:
     given = {name: value for name, value in settings.items() if value is not None}
     with said_plainly(), Steps() as steps:
         with steps.step("reading files"):
-            found = read_dump(folder, dump_settings(folder, **given), goldens=goldens)
+            wanted = dump_settings(folder, **given)
+            check_read(ctx, wanted.operator)
+            found = read_dump(folder, wanted, goldens=goldens)
         if not found.outputs:
-            raise ValueError(f"{folder}: expected at least one of {', '.join(OUTPUTS)}, got inputs only")
+            names = ", ".join(argument.name for argument in found.call.arguments().outputs)
+            raise ValueError(f"{folder}: expected at least one of {names}, got inputs only")
         with steps.step("computing the reference"):
             report = check_dump(found, exact)
     nobodys = found.only_goldens and not goldens
@@ -56,7 +59,7 @@ def check(ctx: click.Context, folder: Path, exact: bool, goldens: bool, as_json:
         ctx.exit(1)
 
 
-def _agreement_table(report: list[Agreement]) -> Table:
+def _agreement_table(report: list[Verdict]) -> Table:
     numbers = ("elements", "bits differ", "max abs", "max rel", "beyond", "allowed", "NaN, Inf")
     table = Table(
         Column("output", no_wrap=True),
@@ -66,34 +69,30 @@ def _agreement_table(report: list[Agreement]) -> Table:
         padding=(0, 1, 0, 0),
     )
     for found in report:
-        table.add_row(
-            found.name,
-            str(found.n_elements),
-            str(found.mismatch.n_differ) if found.mismatch else "none",
-            f"{found.max_abs:.3g}" if found.mismatch else "",
-            f"{found.max_rel:.3g}" if found.mismatch else "",
-            f"{found.share_beyond:.4%}" if found.n_beyond else "none",
-            f"{found.tolerance.share:.1%}" if found.tolerance.share else "none",
-            f"{found.n_nan}, {found.n_inf}" if found.n_nan or found.n_inf else "none",
-            "exact" if found.exact and found.passed else "passed" if found.passed else "FAILED",
-            escape(found.file),
-        )
+        verdict = "exact" if found.exact and found.passed else "passed" if found.passed else "FAILED"
+        differ = str(found.mismatch.n_differ) if found.mismatch else "none"
+        cells = ("",) * 5 if isinstance(found, ListsAgreement) else _distances(found)
+        table.add_row(found.name, str(found.n_elements), differ, *cells, verdict, escape(found.file))
     return table
 
 
-def _remarks(found: Dump, report: list[Agreement]) -> list[str]:
+def _distances(found: Agreement) -> tuple[str, ...]:
+    """How far an output is from the oracle's, and how far it may be."""
+    return (
+        f"{found.max_abs:.3g}" if found.mismatch else "",
+        f"{found.max_rel:.3g}" if found.mismatch else "",
+        f"{found.share_beyond:.4%}" if found.n_beyond else "none",
+        f"{found.tolerance.share:.1%}" if found.tolerance.share else "none",
+        f"{found.n_nan}, {found.n_inf}" if found.n_nan or found.n_inf else "none",
+    )
+
+
+def _remarks(found: Dump, report: list[Verdict]) -> list[str]:
     lines = []
     for output in report:
         if output.mismatch is not None:
             lines.append(str(output.mismatch))
-        if output.max_abs_at is not None:
-            at = ", ".join(map(str, output.max_abs_at))
-            lines.append(f"  largest difference {output.max_abs:.6g} at [{at}]; tolerance {output.tolerance}")
-        if output.n_changed:
-            lines.append(
-                f"  rows that no token names: expected as they were, got {output.n_changed} others, the first in slot "
-                f"{output.first_changed}"
-            )
+        lines += [str(output)] if isinstance(output, ListsAgreement) else _remarks_of_array(output)
     if found.missing:
         lines.append(f"not there, so not checked: {', '.join(found.missing)}")
     if found.goldens_left_out:
@@ -103,32 +102,40 @@ def _remarks(found: Dump, report: list[Agreement]) -> list[str]:
     return lines
 
 
+def _remarks_of_array(output: Agreement) -> list[str]:
+    lines = []
+    if output.max_abs_at is not None:
+        at = ", ".join(map(str, output.max_abs_at))
+        lines.append(f"  largest difference {output.max_abs:.6g} at [{at}]; tolerance {output.tolerance}")
+    if output.n_changed:
+        lines.append(
+            f"  rows that no token names: expected as they were, got {output.n_changed} others, the first in slot "
+            f"{output.first_changed}"
+        )
+    return lines
+
+
 def _what_was_checked(found: Dump) -> str:
-    smooth = " smooth" if found.weights.smooth_scales_cq is not None else ""
-    dims = ",".join(map(str, astuple(found.weights.dims)))
-    return (
-        f"{len(found.x)} tokens, mode {found.weights.quant}{smooth}, {found.settings.numerics} numerics, "
-        f"{found.settings.cache_mode}, dims {dims}"
-    )
+    """The call; which operator's it is goes without saying where it is the prolog's."""
+    operator = found.call.operator
+    return found.call.title if operator == "mla_prolog_quant" else f"{operator}: {found.call.title}"
 
 
-def _verdict(report: list[Agreement], exact: bool) -> str:
+def _verdict(report: list[Verdict], exact: bool) -> str:
     passed = sum(output.passed for output in report)
     bits = sum(output.exact for output in report)
     how = "equal bits demanded" if exact else "by the tolerances of the reference operator's test"
     return f"{passed} of {len(report)} outputs pass, {how}; {bits} exact to the bit"
 
 
-def _report_as_dict(folder: Path, found: Dump, report: list[Agreement], exact: bool) -> dict[str, Any]:
-    settings = asdict(found.settings)
+def _report_as_dict(folder: Path, found: Dump, report: list[Verdict], exact: bool) -> dict[str, Any]:
+    settings = found.settings.as_dict(found.call.settings_read)
     return {
         "version": __version__,
         "folder": str(folder),
         "only_goldens": found.only_goldens,
         "exact_demanded": exact,
-        "tokens": len(found.x),
-        "quant": found.weights.quant,
-        "smooth": found.weights.smooth_scales_cq is not None,
+        **found.call.facts(),
         "settings": settings,
         "outputs": [output.as_dict() for output in report],
         "missing": found.missing,

@@ -9,22 +9,27 @@ from typing import Any
 
 import click
 
+from ..base.checks import check_choice
 from ..base.modes import QuantMode
 from ..dumps import DumpSettings, write_dump
-from ..dumps.names import INPUTS, OUTPUTS, SCALES
-from .faults import said_plainly
+from ..dumps.arguments import ARGUMENTS
+from ..dumps.operators import OPERATORS
+from .dump_options import check_read
+from .faults import blame, said_plainly
 from .options import check_smooth
 from .progress import Advance, Steps
 
 __all__ = ["dump"]
 
-_N_FILES = len(INPUTS) + len(SCALES) + len(OUTPUTS)
 
-
-def dump(folder: Path, tokens: int, quant: QuantMode, smooth: bool, **given: Any) -> None:
+def dump(ctx: click.Context, folder: Path, tokens: int, quant: QuantMode, smooth: bool, **given: Any) -> None:
     """Writes the files, and says where."""
     check_smooth(smooth, quant)
     settings = {field.name: given.pop(field.name) for field in fields(DumpSettings)}
+    check_read(ctx, settings["operator"])
+    with blame("--quant"):
+        check_choice("quant", quant, OPERATORS[settings["operator"]].modes)
+    n_files = len(ARGUMENTS[settings["operator"]].by_key)
     with said_plainly(), Steps() as steps, ExitStack() as stack:
         advance: Advance | None = None
 
@@ -32,7 +37,7 @@ def dump(folder: Path, tokens: int, quant: QuantMode, smooth: bool, **given: Any
             nonlocal advance
             if advance is None:
                 stack.close()
-                advance = stack.enter_context(steps.step("writing files", _N_FILES))
+                advance = stack.enter_context(steps.step("writing files", n_files))
             advance()
 
         stack.enter_context(steps.step("computing the reference"))

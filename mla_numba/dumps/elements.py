@@ -43,7 +43,7 @@ def read_bin(path: Path, label: str, kinds: Iterable[Kind]) -> Array:
     n_bytes = path.stat().st_size
     for kind in kinds:
         n_known = kind.known_bytes
-        if n_bytes == n_known or (None in kind.shape and n_bytes % n_known == 0):
+        if n_bytes == n_known or (None in kind.shape and n_known and n_bytes % n_known == 0):
             raw = np.fromfile(path, f"<u{kind.dtype.itemsize}")
             bits = raw.astype(raw.dtype.newbyteorder("="), copy=False)
             array: Array = bits.view(kind.dtype).reshape([-1 if n is None else n for n in kind.shape])

@@ -14,7 +14,18 @@ from ..base.checks import Array
 from ..base.modes import CacheMode
 from ..layouts import C0_BYTES, FRACTAL_ROWS
 
-__all__ = ["Kind", "Shape", "cache_like", "exactly", "first_cache", "fractals", "rows", "vector"]
+__all__ = [
+    "Kind",
+    "Shape",
+    "cache_like",
+    "exactly",
+    "first_cache",
+    "fractals",
+    "heads",
+    "lists",
+    "rows",
+    "vector",
+]
 
 Shape = tuple[int, ...]
 
@@ -60,6 +71,28 @@ def rows(t: int | None, *tail: int, dtype: np.dtype[Any]) -> Kind:
         return (prod(got[:n_lead]), *tail)
 
     return Kind((t, *tail), dtype, fit)
+
+
+def heads(t: int | None, n: int, d: int, dtype: np.dtype[Any]) -> Kind:
+    """n heads a token, (T, n, d); (B, S, n, d) and (T * n, d) are the same."""
+
+    def fit(got: Shape) -> Shape | None:
+        if len(got) < 2 or got[-1] != d or (len(got) > 2 and got[-2] != n) or prod(got[:-1]) % n:
+            return None
+        n_tokens = prod(got[:-1]) // n
+        return (n_tokens, n, d) if t in (None, n_tokens) else None
+
+    return Kind((t, n, d), dtype, fit)
+
+
+def lists(n: int, length: int | None, dtype: np.dtype[Any]) -> Kind:
+    """n lists of equal length, (n, length); (n, 1, length) and (B, S, length) are the same."""
+
+    def fit(got: Shape) -> Shape | None:
+        fits = len(got) > 1 and prod(got[:-1]) == n and length in (None, got[-1])
+        return (n, got[-1]) if fits else None
+
+    return Kind((n, length), dtype, fit)
 
 
 def fractals(k: int, n: int, dtype: np.dtype[Any]) -> Kind:

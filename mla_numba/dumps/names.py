@@ -1,10 +1,10 @@
 """Which argument of the reference operator a dumped file holds, by its name or by its number.
 
-The order is that of `mla_prolog_quant_p`: inputs 0 to 13, outputs 0 to 6 (14 to 20 in one count of all arguments).
+`mla_numba.dump_names` has the order in which numbers count.
 
 | form                                      | example                                     | in use by                  |
 |-------------------------------------------|---------------------------------------------|----------------------------|
-| the argument's name                       | `token_x.bin`, `kv_cache_out.npy`           | the reference operator     |
+| the argument's name                       | `token_x.bin`, `kv_cache_out.npy`           | the reference operators    |
 | the names of its test data                | `x.bin`, `wUqQr.bin`, `rms_norm_golden.bin` | pypto's golden generators  |
 | the names of the aclnn operator           | `weightUqQr.bin`, `ropeCos.bin`             | aclnnMlaProlog             |
 | a number, alone or before a name          | `0.npy`, `0_token_x.npy`                    | scripts that count         |
@@ -22,44 +22,19 @@ from dataclasses import dataclass
 
 from tiling.check import check_choice, check_str
 
-from ..base.modes import DUMP_STYLES, DumpStyle
+from ..base.modes import DUMP_OPERATORS, DUMP_STYLES, DumpOperator, DumpStyle
+from .arguments import ARGUMENTS, Argument, Arguments, word_of
 
 __all__ = ["INPUTS", "NZ_WEIGHTS", "OUTPUTS", "SCALES", "STYLES", "FileMeaning", "meaning_of", "name_in"]
 
-# Argument: its name in the data of pypto's tests, and further names.
-INPUTS: dict[str, tuple[str, ...]] = {
-    "token_x": ("x",),
-    "w_dq": ("wDq", "weight_dq"),
-    "w_uq_qr": ("wUqQr", "weight_uq_qr"),
-    "dequant_scale": ("w_qb_scale", "dequant_scale_w_uq_qr"),
-    "w_uk": ("wUk", "weight_uk"),
-    "w_dkv_kr": ("wDkvKr", "weight_dkv_kr"),
-    "gamma_cq": ("gamma_cq", "rmsnorm_gamma_cq"),
-    "gamma_ckv": ("gamma_ckv", "rmsnorm_gamma_ckv"),
-    "cos": ("cos", "rope_cos"),
-    "sin": ("sin", "rope_sin"),
-    "cache_index": ("kv_len",),
-    "kv_cache": ("kv_cache", "kv_cache_ref"),
-    "kr_cache": ("kr_cache", "kr_cache_ref"),
-    "k_scale_cache": ("kv_quant_scale_cache",),
-}
+_OF_PROLOG = ARGUMENTS["mla_prolog_quant"]
+# Of the prolog, as an argument: its name in the data of pypto's tests, and further names.
+INPUTS: dict[str, tuple[str, ...]] = {argument.name: argument.others for argument in _OF_PROLOG.inputs}
 # Arguments of other modes. They have no place in the operator's order, so no number names them.
-SCALES: dict[str, tuple[str, ...]] = {
-    "dequant_scale_w_dq": ("w_qa_scale",),
-    "dequant_scale_w_dkv_kr": ("w_kva_scale",),
-    "smooth_scales_cq": ("smooth_cq",),
-}
-OUTPUTS: dict[str, tuple[str, ...]] = {
-    "q_norm_out": ("rms_norm", "q_norm"),
-    "q_norm_scale_out": ("rms_norm_scale", "q_norm_scale", "dequant_scale_q_norm"),
-    "query_nope_out": ("q", "query_nope", "q_nope", "query"),
-    "query_rope_out": ("q_rope", "query_rope"),
-    "kv_cache_out": ("kv_cache", "kv"),
-    "kr_cache_out": ("kr_cache", "kr"),
-    "k_scale_cache_out": ("kv_quant_scale_cache", "k_scale_cache"),
-}
+SCALES: dict[str, tuple[str, ...]] = {argument.name: argument.others for argument in _OF_PROLOG.unnumbered_inputs}
+OUTPUTS: dict[str, tuple[str, ...]] = {argument.name: argument.others for argument in _OF_PROLOG.outputs}
 STYLES = DUMP_STYLES
-NZ_WEIGHTS = ("w_dq", "w_uq_qr", "w_dkv_kr")
+NZ_WEIGHTS = tuple(argument.name for argument in _OF_PROLOG.inputs if argument.may_be_nz)
 
 _NUMBERED = re.compile(r"(?:.*\.)?(input|output|golden)s?[._-]?(\d+)(?:\.\d+(?:x\d+)*)?")
 _PLAIN_NUMBER = re.compile(r"(?:arg[._-]?)?(\d+)")
@@ -80,7 +55,7 @@ class FileMeaning:
     is_nz: bool = False
 
 
-def name_in(style: DumpStyle, argument: str) -> str:
+def name_in(style: DumpStyle, argument: str, operator: DumpOperator = "mla_prolog_quant") -> str:
     """The name, without a suffix, that a golden folder gives to an argument.
 
     | style     | input     | output            |
@@ -91,41 +66,47 @@ def name_in(style: DumpStyle, argument: str) -> str:
 
     Args:
         style: "reference", "pypto" or "numbers".
-        argument: One of `INPUTS`, `SCALES` and `OUTPUTS`.
+        argument: The operator's name for it: one of `INPUTS`, `SCALES` and `OUTPUTS` for the prolog.
+        operator: One of `mla_numba.modes.DUMP_OPERATORS`.
 
     Returns:
         The name.
 
     Raises:
         TypeError: One of them is no string.
-        ValueError: There is no such style or argument.
+        ValueError: There is no such style, argument or operator.
 
     Examples:
         >>> from mla_numba.dump_names import name_in
         >>> name_in("pypto", "w_uq_qr"), name_in("reference", "q_norm_out")
         ('wUqQr', 'q_norm_golden')
+        >>> name_in("numbers", "topk_res", "lightning_indexer_quant")
+        'golden_0'
     """
     check_choice("style", style, DUMP_STYLES)
-    check_choice("argument", argument, INPUTS | SCALES | OUTPUTS)
-    is_output = argument in OUTPUTS
-    if style == "numbers" and argument not in SCALES:
-        return f"golden_{list(OUTPUTS).index(argument)}" if is_output else f"input_{list(INPUTS).index(argument)}"
-    name = (INPUTS | SCALES | OUTPUTS)[argument][0] if style == "pypto" else argument.removesuffix("_out")
+    of = ARGUMENTS[check_choice("operator", operator, DUMP_OPERATORS)]
+    known = of.by_name[check_choice("argument", argument, of.by_name)]
+    is_output = known in of.all_outputs
+    if style == "numbers" and known in of.inputs + of.outputs:
+        return f"golden_{of.outputs.index(known)}" if is_output else f"input_{of.inputs.index(known)}"
+    name = known.others[0] if style == "pypto" else argument.removesuffix("_out")
     return f"{name}_golden" if is_output else name
 
 
-def meaning_of(stem: str, folder: str = "") -> FileMeaning | None:
+def meaning_of(stem: str, folder: str = "", operator: DumpOperator = "mla_prolog_quant") -> FileMeaning | None:
     """What a file holds, by its name.
 
     Args:
         stem: The name without suffix.
         folder: The subfolder that it lies in: `input`, `output`, `golden`, or none.
+        operator: One of `mla_numba.modes.DUMP_OPERATORS`.
 
     Returns:
         The argument; None where nothing tells.
 
     Raises:
         TypeError: One of them is no string.
+        ValueError: There is no such operator.
 
     Examples:
         >>> from mla_numba.dump_names import meaning_of
@@ -136,42 +117,34 @@ def meaning_of(stem: str, folder: str = "") -> FileMeaning | None:
     """
     folder = check_str("folder", folder).lower().removesuffix("s")
     check_str("stem", stem)
+    of = ARGUMENTS[check_choice("operator", operator, DUMP_OPERATORS)]
     text = f"{folder}.{stem.lower()}" if folder else stem.lower()
     numbered = _NUMBERED.fullmatch(text)
     if numbered:
-        return _by_number(int(numbered[2]), numbered[1] != "input", numbered[1] == "golden")
+        arguments = of.inputs if numbered[1] == "input" else of.outputs
+        return _by_number(arguments, int(numbered[2]), numbered[1] == "golden")
     plain = _PLAIN_NUMBER.fullmatch(stem.lower())
     if plain:
-        number = int(plain[1])
-        return _by_number(number, False, False) or _by_number(number - len(INPUTS), True, False)
-    word = _word(re.sub(r"^(?:(?:input|output|golden)s?[._-]?)?\d+[._-]", "", stem))
+        return _by_number(of.inputs + of.outputs, int(plain[1]), False)
+    return _by_word(of, word_of(re.sub(r"^(?:(?:input|output|golden)s?[._-]?)?\d+[._-]", "", stem)), folder)
+
+
+def _by_number(arguments: tuple[Argument, ...], number: int, is_golden: bool) -> FileMeaning | None:
+    return FileMeaning(arguments[number].name, is_golden) if number < len(arguments) else None
+
+
+def _by_word(of: Arguments, word: str, folder: str) -> FileMeaning | None:
     is_golden = folder == "golden" or word.endswith("golden")
     word = word.removesuffix("golden")
     is_output = is_golden or folder == "output" or word.endswith(("out", "output")) or word.startswith("output")
     word = word.removesuffix("put").removesuffix("out") if is_output else word
     word = word.removeprefix("output").removeprefix("input")
     if is_output:
-        return FileMeaning(_OUTPUT_WORDS[word], is_golden) if word in _OUTPUT_WORDS else None
+        return FileMeaning(of.output_words[word].name, is_golden) if word in of.output_words else None
     bare = word.removeprefix("nz").removesuffix("nz")
     if bare != word:
-        return FileMeaning(_INPUT_WORDS[bare], is_nz=True) if _INPUT_WORDS.get(bare) in NZ_WEIGHTS else None
-    if word in _INPUT_WORDS:
-        return FileMeaning(_INPUT_WORDS[word])
-    return FileMeaning(_OUTPUT_WORDS[word]) if word in _OUTPUT_WORDS and folder != "input" else None
-
-
-def _by_number(number: int, is_output: bool, is_golden: bool) -> FileMeaning | None:
-    arguments = list(OUTPUTS if is_output else INPUTS)
-    return FileMeaning(arguments[number], is_golden) if 0 <= number < len(arguments) else None
-
-
-def _word(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _words(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    return {_word(name): argument for argument, names in table.items() for name in (argument, *names)}
-
-
-_INPUT_WORDS = _words(INPUTS | SCALES)
-_OUTPUT_WORDS = {word.removesuffix("out"): argument for word, argument in _words(OUTPUTS).items()}
+        weight = of.input_words.get(bare)
+        return FileMeaning(weight.name, is_nz=True) if weight is not None and weight.may_be_nz else None
+    if word in of.input_words:
+        return FileMeaning(of.input_words[word].name)
+    return FileMeaning(of.output_words[word].name) if word in of.output_words and folder != "input" else None

@@ -17,9 +17,9 @@ from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
 from .bits import indexer_pairs
 from .indexer import IndexerReferenceOutput
-from .tolerance import Agreement, Tolerance, compare_within
+from .tolerance import TOLERANCES, Agreement, Tolerance, compare_within
 
-__all__ = ["ATTENTION_TOLERANCE", "INDEXER_TOLERANCES", "compare_attention", "compare_indexer"]
+__all__ = ["ATTENTION_TOLERANCE", "FUSED_TOLERANCES", "INDEXER_TOLERANCES", "compare_attention", "compare_indexer"]
 
 _SCALES = Tolerance(2.5e-5, 0, 0)
 # By output, and whether the operator under test computes both prologs.
@@ -35,6 +35,14 @@ INDEXER_TOLERANCES: Mapping[tuple[str, bool], Tolerance] = MappingProxyType(
         ("weights", True): Tolerance(2.5e-5, 0, 0.005),
         ("k_cache", True): Tolerance(1, 0, 0),
         ("k_scale_cache", True): Tolerance(2.5e-5, 0, 0.005),
+    }
+)
+# Of the prolog's outputs, where one operator computes both prologs: as `TOLERANCES`, but for two caches.
+FUSED_TOLERANCES: Mapping[tuple[str, str], Tolerance] = MappingProxyType(
+    {
+        **TOLERANCES,
+        ("kr_cache_out", "float"): Tolerance(1e-4, 0.0078125, 0.005),
+        ("k_scale_cache_out", "float"): Tolerance(2.5e-5, 0.005, 0.005),
     }
 )
 ATTENTION_TOLERANCE = Tolerance(1e-4, 0.005, 0.005)

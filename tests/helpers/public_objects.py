@@ -22,6 +22,7 @@ MODULES = (
     "mla_numba.reference", "mla_numba.rope_table", "mla_numba.tolerance", "mla_numba.verify",
 )  # fmt: skip
 DIMS = mla.MlaDims(256, 4, 96, 64, 32, 32)
+WRONG_LIST = IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again")
 
 
 def public_classes(modules=MODULES):
@@ -77,5 +78,5 @@ def make_objects(folder):
         compare_within("q_norm_out", got, got).tolerance, mla.HeadShard(1, 2, 4), indexer,
         indexer.dims, keys, mla.IndexerOutput(*indexer_reference[:3]), indexer_reference, indexer.pack(), alone,
         index_plan, index_plan.dims, index_plan.tile_plans[0], beside,
-        IndexAgreement(2, 1, 0, 0, 1, 1, "expected each position once, got 0 again"),
+        WRONG_LIST, dumps.ListsAgreement("topk_res", "topk_res.npy", 8, None, WRONG_LIST, False),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...base.modes import CACHE_MODES, NUMERICS
+from ..dump_options import neighbour_options, operator_option
 from ..options import DIMS_HELP, block_size_type, dims_option, epsilon_type, json_option
 
 __all__ = ["check"]
@@ -15,17 +16,19 @@ __all__ = ["check"]
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@operator_option("  [default: dims.json's, or whose inputs are in DIR]", None)
 @dims_option(f"{DIMS_HELP}  [default: DIR's dims.json or config.json, what .npy files show, or DeepSeek-V3.2's]")
 @click.option("--cache-mode", type=click.Choice(CACHE_MODES), help="Order of the caches.  [default: PA_BSND]")
 @click.option("--block-size", type=block_size_type, help="Slots of a cache block in .bin files.  [default: 128]")
 @click.option(
     "--nz/--nd",
     default=None,
-    help="Layout of w_dq, w_uq_qr and w_dkv_kr in .bin files: FRACTAL_NZ or ND.  [default: --nd]",
+    help="Layout of weights in .bin files that may be FRACTAL_NZ, or else are ND.  [default: --nd]",
 )
 @click.option("--numerics", type=click.Choice(NUMERICS), help="Quantiser that the operator uses.  [default: pypto]")
 @click.option("--epsilon-cq", type=epsilon_type, help="Epsilon of the query's norm.  [default: 1e-5]")
 @click.option("--epsilon-ckv", type=epsilon_type, help="Epsilon of the key's norm.  [default: 1e-5]")
+@neighbour_options(is_dump=False)
 @click.option("--exact", is_flag=True, help="Require equal bits instead of tolerances.")
 @click.option("--golden", "goldens", is_flag=True, help="Check the golden outputs instead of the operator's.")
 @json_option

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ...base.modes import CACHE_MODES, DUMP_FORMATS, DUMP_STYLES
+from ..dump_options import neighbour_options, operator_option
 from ..options import (
     DIMS_HELP,
     block_size_type,
@@ -25,6 +26,7 @@ __all__ = ["dump"]
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), callback=folder_to_write)
+@operator_option("", "mla_prolog_quant")
 @click.option("--tokens", type=tokens_type, default=8, show_default=True, help="Tokens of the call.")
 @quant_as_in_run_option
 @smooth_option
@@ -41,7 +43,7 @@ __all__ = ["dump"]
     "--names", "style", type=click.Choice(DUMP_STYLES), default="reference", show_default=True,
     help="token_x and q_norm_golden; pypto's x and rms_norm_golden; or input_0 and golden_0.",
 )  # fmt: skip
-@click.option("--nz", is_flag=True, help="Write w_dq, w_uq_qr and w_dkv_kr in FRACTAL_NZ.")
+@click.option("--nz", is_flag=True, help="Write weights in FRACTAL_NZ: w_dq, w_uq_qr, w_dkv_kr; w_qb, wk, w_proj.")
 @click.option(
     "--cache-mode", type=click.Choice(CACHE_MODES), default="PA_BSND", show_default=True, help="Order of the caches."
 )
@@ -56,10 +58,24 @@ __all__ = ["dump"]
 @numerics_option
 @click.option("--epsilon-cq", type=epsilon_type, default=1e-5, show_default=True, help="Epsilon of the query's norm.")
 @click.option("--epsilon-ckv", type=epsilon_type, default=1e-5, show_default=True, help="Epsilon of the key's norm.")
+@neighbour_options(is_dump=True)
+@click.option(
+    "--sequences",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Sequences whose newest tokens these are, for lists and attention.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1),
+    help="Keys of the first sequence; others have as many or less.  [default: 4096]",
+)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, inputs and caches."
 )
-def dump(**given: Any) -> None:
+@click.pass_context
+def dump(ctx: click.Context, /, **given: Any) -> None:
     """Write the inputs of a call and the oracle's outputs into DIR, as golden data for an operator.
 
     Existing files are never overwritten. Once DIR has the operator's outputs (q_norm_out, ...), mla-numba check
@@ -67,4 +83,4 @@ def dump(**given: Any) -> None:
     """
     from ..dump import dump as work
 
-    work(**given)
+    work(ctx, **given)
