@@ -33,9 +33,9 @@ N_PHASES = 4
 
 @kernel
 def attend(worker: Index, work: Work, spans: Int64) -> None:
-    """One worker's way through the phases of a round. spans: see `phase.Team`; not read."""
+    """One worker's way through the phases of a round. spans: see `phase.Team`; empty if nobody asks."""
     part = work.round
-    team = Team(part.cut.n_workers, part.scratch.counters, spans, False, NO_LAPS)
+    team = Team(part.cut.n_workers, part.scratch.counters, spans, len(spans) > 0, NO_LAPS)
     of_pack, of_scores = pack_tasks(part), score_tasks(work)
     of_softmax, of_latents = softmax_tasks(part), latent_tasks(work)
     pack_queries(worker, team, of_pack, part)
