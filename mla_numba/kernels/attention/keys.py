@@ -19,10 +19,21 @@ from ..scalars import NONE_NONZERO, min_magnitude, pair_window, row_of, unowned,
 from .arguments import Work
 from .dequantise import HAS_ROWS, HAS_STEPS, ROW_RUN, is_tame, row_of_codes, step_of_codes
 from .pairs import interleave
-from .prefetch import prefetch
-from .source import Columns, Source, ask_for, columns_of, copied, latent_bits, least_of_scale, scale_of, source_of
+from .prefetch import prefetch, prefetch_far
+from .source import (
+    N_SCALES,
+    Columns,
+    Source,
+    ask_for,
+    columns_of,
+    copied,
+    latent_bits,
+    least_of_scale,
+    scale_of,
+    source_of,
+)
 
-__all__ = ["Span", "key_panels", "key_rows"]
+__all__ = ["Span", "ask_for_columns", "ask_for_rows", "key_panels", "key_rows"]
 
 _AHEAD = 8  # keys that are asked for while others are dequantised
 _WILD = np.int32(-1)  # in place of a magnitude: a scale that vector code does not take
@@ -36,22 +47,65 @@ class Span(NamedTuple):
     n: Index
 
 
-@callee
-def _find(work: Work, span: Span, bases: Int64) -> None:
-    """Where the keys of a span begin, (3, n) flat: in kv, in kr, and their scales in k_scale."""
+@inlined
+def _find_one(work: Work, span: Span, i: Index) -> tuple[Index, Index, Index]:
+    """Where key i of a span begins: in kv, in kr, and its scales in k_scale."""
     lists, caches = work.lists, work.caches
     kv, kr, k_scale = caches.kv.layout, caches.kr.layout, caches.k_scale.layout
     size, k = np.int64(lists.block_size), lists.positions.shape[1]
     width = lists.block_table.shape[1]
-    blocks = window(lists.block_table, lists.sequences[span.token] * width, width)
+    position = np.int64(span.first + i)
+    if not lists.dense:
+        position = np.int64(window(lists.positions, span.token * k + span.first + i, 1)[0])
+    at = lists.sequences[span.token] * width + position // size
+    block, row = window(lists.block_table, at, 1)[0], position % size
+    return block * kv[1] + row * kv[4], block * kr[1] + row * kr[4], block * k_scale[1] + row * k_scale[4]
+
+
+@callee
+def _find(work: Work, span: Span, bases: Int64) -> None:
+    """Where the keys of a span begin, (3, n) flat: in kv, in kr, and their scales in k_scale."""
     for i in range(span.n):
-        position = np.int64(span.first + i)
-        if not lists.dense:
-            position = np.int64(window(lists.positions, span.token * k + span.first + i, 1)[0])
-        block, row = blocks[position // size], position % size
-        bases[i] = block * kv[1] + row * kv[4]
-        bases[span.n + i] = block * kr[1] + row * kr[4]
-        bases[2 * span.n + i] = block * k_scale[1] + row * k_scale[4]
+        bases[i], bases[span.n + i], bases[2 * span.n + i] = _find_one(work, span, i)
+
+
+@inlined
+def _ask_for_scales(source: Source, at: Index) -> None:
+    prefetch_far(source.scales, at, np.int64(N_SCALES))
+
+
+@inlined
+def _ask_for_no_scales(source: Source, at: Index) -> None:
+    pass
+
+
+@by_dtype("source.latents", {np.int8: _ask_for_scales}, otherwise=_ask_for_no_scales, inline=True)
+def _ask_for_scales_of(source: Source, at: Index) -> None:
+    """Asks for the scales from `at` on, where there are any."""
+
+
+@callee
+def ask_for_rows(work: Work, span: Span) -> None:
+    """Asks for the keys of a span, which `key_rows` reads some microseconds later."""
+    source, ropes = source_of(work), unowned(work.caches.kr.flat)
+    rope = min(np.int64(work.round.queries.rope.shape[2]), work.caches.kr.layout[2])
+    columns = columns_of(work, np.int64(0), work.latent.shape[2])
+    for i in range(span.n):
+        kv, kr, scales = _find_one(work, span, i)
+        prefetch_far(source.latents, kv + columns.at, min(columns.n, columns.left_in_run))
+        prefetch_far(ropes, kr, rope)
+        _ask_for_scales_of(source, scales)
+
+
+@callee
+def ask_for_columns(work: Work, span: Span, first: Index, n_cols: Index) -> None:
+    """Asks for columns of the latents of a span, which `key_panels` reads some microseconds later."""
+    source = source_of(work)
+    columns = columns_of(work, first, n_cols)
+    for i in range(span.n):
+        kv, _, scales = _find_one(work, span, i)
+        prefetch_far(source.latents, kv + columns.at, min(columns.n, columns.left_in_run))
+        _ask_for_scales_of(source, scales)
 
 
 @inlined

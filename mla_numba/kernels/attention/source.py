@@ -25,6 +25,7 @@ from .arguments import Work
 from .prefetch import prefetch
 
 __all__ = [
+    "N_SCALES",
     "Columns",
     "Source",
     "ask_for",
