@@ -1,6 +1,7 @@
 """The reference's operators behind the prolog, by their names and order of arguments."""
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ ARGUMENTS = {
     "sparse_flash_attention_quant_d": "query_nope query_rope key_nope_2d key_rope_2d k_nope_scales topk_indices "
     "block_table kv_act_seqs attention_out nq n_kv softmax_scale topk block_size max_blocknum_perbatch tile_config",
 }
+ARGUMENTS["sparse_flash_attention_quant_compute_flash"] = ARGUMENTS["sparse_flash_attention_quant_d"]
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -110,7 +112,7 @@ def test_the_index_equals_the_reference():
 
 
 @pytest.mark.parametrize("kind", ["int8", "bf16"])
-@pytest.mark.parametrize("phase", ["d", "p"])
+@pytest.mark.parametrize("phase", ["d", "p", "compute_flash"])
 def test_attention_equals_the_reference(kind, phase):
     call = random_call(np.random.default_rng(7), kind=kind)
     t, n_heads, latent = call.out.query_nope.shape
@@ -125,8 +127,11 @@ def test_attention_equals_the_reference(kind, phase):
         call.block_table.shape[1],
     ]  # fmt: skip
     run = getattr(pypto, f"sparse_flash_attention_quant_{phase}")
-    run(*arguments)
-    want = sparse_attention_reference(call.out, call.cache, index, call.block_table, call.act_seq, call.softmax_scale)
+    tile = 3 if phase == "compute_flash" else None
+    run(*arguments, *[] if tile is None else [SimpleNamespace(s_kv_tile=tile)])
+    want = sparse_attention_reference(
+        call.out, call.cache, index, call.block_table, call.act_seq, call.softmax_scale, flash_tile=tile
+    )
     assert compare_bits("attention_out", got.reshape(want.shape), want) is None
     for place, value, said in (
         (8, got[:, :1], "attention_out: expected"),

@@ -23,6 +23,7 @@ from mla_numba import reference
 from mla_numba.attention import rounds, sparse
 from mla_numba.attention.rounds import Sizes, cuts, memory_bytes
 from mla_numba.inputs import random_inputs
+from mla_numba.kernels.attention.arguments import ALL, LARGEST, SUM, VALUES_OF
 from mla_numba.kernels.micro.ukernel import MR, NR
 from mla_numba.oracle.bits import compare_bits
 
@@ -194,9 +195,68 @@ class TestEdges:
         assert_exact(call._replace(block_table=table), want=want)
 
 
+class TestFlash:
+    """Tiles of positions that are merged, whatever their size."""
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("dense", [False, True])
+    def test_random_calls(self, kind, dense):
+        for seed in range(N_CALLS // 4):
+            rng = np.random.default_rng((seed, dense))
+            call = random_call(rng, random_shape(rng), kind, dense=dense)
+            assert_exact(call._replace(flash_tile=(1, 2, 7, 16, 33, 10**12)[seed % 6]), n_threads=THREADS)
+
+    @pytest.mark.parametrize("small", [{}, {"_ROUND_BYTES": 1}, {"_ROUND_BYTES": 1, "_MOST_BYTES": 1, "_DEPTH": 2}])
+    def test_more_tiles_than_a_round_takes(self, small, monkeypatch):
+        with_small_rounds(monkeypatch, small)
+        shape = Shape(n_heads=2 * NR + 1, latent=4 * NR + 4, k=100, block_size=16, n_blocks=9)
+        for dense in (False, True):
+            call = random_call(np.random.default_rng(2), shape, dense=dense)._replace(act_seq=np.array([140, 3]))
+            if not dense:
+                call = call._replace(index=call.index % 2)
+            for tile in (16, 21):
+                assert_exact(call._replace(flash_tile=tile))
+
+    def test_extreme_scores(self):
+        for scale, factor in ((1e20, 1), (0.1, 1e-30), (0.1, 1e30), (-0.3, 5)):
+            call = random_call(np.random.default_rng(9), Shape(k=30, n_heads=20, n_blocks=9))
+            queries = [(q.astype(np.float32) * factor).astype(BF16) for q in call.out[:2]]
+            out = call.out._replace(query_nope=queries[0], query_rope=queries[1])
+            assert_exact(call._replace(out=out, softmax_scale=scale, flash_tile=8))
+
+    def test_no_position_gives_zeros(self):
+        call = random_call(np.random.default_rng(1), Shape(b=3, s1=1), dense=True)
+        want = assert_exact(call._replace(act_seq=np.array([0, 3, 0], np.int32), flash_tile=2))
+        assert not want.view(np.uint16)[[0, 2]].any()
+
+    @pytest.mark.parametrize(("tile", "error"), [(0, ValueError), (1.5, TypeError), (True, TypeError)])
+    def test_refused(self, tile, error):
+        call = random_call(np.random.default_rng(1))
+        with pytest.raises(error, match=r"^flash_tile: expected"):
+            attend(call, flash_tile=tile)
+
+
+def with_small_rounds(monkeypatch, small):
+    """Other sizes of rounds, in plans that are not kept."""
+    for name, value in small.items():
+        monkeypatch.setattr(rounds, name, value)
+    for kept in (rounds.cuts, rounds.memory_bytes):
+        monkeypatch.setattr(rounds, kept.__name__, kept.__wrapped__)
+        monkeypatch.setattr(sparse, kept.__name__, kept.__wrapped__)
+    monkeypatch.setattr(sparse, "_memory", deque())
+
+
 class TestCuts:
     @pytest.mark.parametrize(
-        "small", [{"_ROUND_BYTES": 1}, {"_MOST_BYTES": 1}, {"_DEPTH": 2}, {"_ROWS": 1, "_WALK": 1}, {"_TASKS_EACH": 99}]
+        "small",
+        [
+            {"_ROUND_BYTES": 1},
+            {"_MOST_BYTES": 1},
+            {"_MOST_BYTES": 1, "_ROUND_BYTES": 1, "_DEPTH": 16},
+            {"_DEPTH": 2},
+            {"_ROWS": 1, "_WALK": 1},
+            {"_TASKS_EACH": 99},
+        ],
     )
     def test_bits_do_not_depend_on_them(self, small, monkeypatch):
         rng = np.random.default_rng(6)
@@ -204,12 +264,7 @@ class TestCuts:
             random_call(rng, Shape(n_heads=3 * NR - 1, latent=4 * NR + 4, k=50, n_blocks=20), dense=d) for d in (0, 1)
         ]
         want = [reference_of(call) for call in calls]
-        for name, value in small.items() | {("_MACS_EACH", 1)}:
-            monkeypatch.setattr(rounds, name, value)
-        for kept in (rounds.cuts, rounds.memory_bytes):
-            monkeypatch.setattr(rounds, kept.__name__, kept.__wrapped__)
-            monkeypatch.setattr(sparse, kept.__name__, kept.__wrapped__)
-        monkeypatch.setattr(sparse, "_memory", deque())
+        with_small_rounds(monkeypatch, small | {"_MACS_EACH": 1})
         for call, latent in zip(calls, want, strict=True):
             assert_exact(call, want=latent)
 
@@ -226,11 +281,33 @@ class TestCuts:
         assert (seen == 1).all()
 
     @pytest.mark.parametrize("n_threads", [1, 2, 8])
-    @pytest.mark.parametrize(("t", "n"), [(1, 2048), (8, 2048), (512, 2048), (1, 131072), (4, 131072)])
+    @pytest.mark.parametrize(
+        ("t", "n"), [(1, 2048), (8, 2048), (512, 2048), (1, 2**17), (4, 2**17), (1, 2**18), (2, 2**20)]
+    )
     def test_memory(self, t, n, n_threads):
-        """Of the largest model, and of all positions of its longest context."""
-        sizes = Sizes(t, 128, 512, 64, n)
-        assert memory_bytes(sizes, n_threads) < n_threads * 64e6
+        """Of the largest model, and of all positions of its longest context and beyond."""
+        for tile in (0, 512, 2048):
+            assert memory_bytes(Sizes(t, 128, 512, 64, n, tile), n_threads) < n_threads * 64e6
+
+    @pytest.mark.parametrize(("n", "tile"), [(2**20, 0), (2**20, 512), (5000, 16), (3, 3)])
+    @pytest.mark.parametrize("n_threads", [1, 2])
+    def test_each_place_is_in_one_round_of_each_stage(self, n, tile, n_threads):
+        """In their order, tiles whole; and memory does not grow with their number."""
+        sizes = Sizes(1, 128, 512, 64, n, tile)
+        made = cuts(sizes, n_threads)
+        for stage in sorted({cut.stage for cut in made}):
+            for panel0 in {cut.panel0 for cut in made}:
+                of_one = [cut for cut in made if (cut.stage, cut.panel0) == (stage, panel0)]
+                ends = [cut.place0 + cut.n for cut in of_one]
+                assert [cut.place0 for cut in of_one] == [0, *ends[:-1]]
+                assert ends[-1] == n
+                assert [cut.last for cut in of_one] == [0] * (len(of_one) - 1) + [1]
+                assert all(end % (tile or 16) == 0 for end in ends[:-1])
+        assert memory_bytes(sizes._replace(n=4 * n), n_threads) <= max(memory_bytes(sizes, n_threads), n_threads * 64e6)
+
+    def test_long_contexts_go_through_their_keys_in_stages(self):
+        stages = {n: [*dict.fromkeys(cut.stage for cut in cuts(Sizes(1, 128, 512, 64, n), 1))] for n in (2**17, 2**20)}
+        assert stages == {2**17: [ALL], 2**20: [LARGEST, SUM, VALUES_OF]}
 
     def test_all_threads_have_tasks(self):
         """Of a single token too, while there are as many columns and panels of heads."""

@@ -6,6 +6,7 @@ What is computed never depends on it.
 from __future__ import annotations
 
 import functools
+import itertools
 from math import gcd, prod
 from typing import Any, NamedTuple
 
@@ -16,9 +17,9 @@ from tiling.gemm import LINE_BYTES
 
 from ..base.checks import Array
 from ..base.memory import aligned_empty
-from ..kernels.attention.arguments import Cut, Scratch
+from ..kernels.attention.arguments import ALL, LARGEST, SUM, VALUES_OF, Cut, Scratch
 from ..kernels.attention.attend import N_PHASES
-from ..kernels.attention.softmax import LANES
+from ..kernels.attention.places import LANES
 from ..kernels.launch import plain
 from ..kernels.micro.ukernel import A_BF16_DTYPE, KR_BF16, MR, NR
 from ..kernels.threads.tasks import n_counters
@@ -27,43 +28,51 @@ __all__ = ["Memory", "Sizes", "cuts", "memory_bytes"]
 
 _A_BYTES = np.dtype(A_BF16_DTYPE).itemsize
 _ROUND_BYTES = 4 << 20  # of scores and probabilities, a thread: what the caches hold, while there is a token a round
-_MOST_BYTES = 56 << 20  # likewise: beyond it, a round takes fewer heads
-_ROWS = 16 * MR  # positions whose keys stay in a core's cache while all heads pass
-_DEPTH = 128
+_MOST_BYTES = 56 << 20  # likewise: beyond it, a round takes fewer heads, and of one panel of them fewer positions
+_ROWS = 12 * MR  # positions whose keys stay in a core's cache while all heads pass
+_DEPTH = 256
 _WALK = 16
-_TASKS_EACH = 2  # of a thread, at least
+_TASKS_EACH = 1  # of a thread, at least: more are narrower, and each of them goes through all keys
 _MANY_TASKS = 16  # of a thread, whose number need not come out even
 _LAYOUTS_KEPT = 64
 _MACS_EACH = 1 << 20  # below, another thread costs more than it brings
 
 
 class Sizes(NamedTuple):
-    """A call: its tokens and heads, the widths of a key's latent and rope part, the most positions of a token."""
+    """A call: its tokens and heads, the widths of a key's latent and rope part, the most positions of a token.
+
+    tile: of how many positions a tile is that is merged with others; 0 where none are.
+    """
 
     t: int
     n_heads: int
     latent: int
     rope: int
     n: int
+    tile: int = 0
 
     @property
     def kp(self) -> int:
         """Columns of a key in whole steps of KR."""
         return ceil_div(self.latent + self.rope, KR_BF16) * KR_BF16
 
-    @property
-    def ldw(self) -> int:
-        """Distance of rows of probabilities: whole lanes of positions, and an odd number of lines."""
-        return _odd_lines(ceil_div(self.n, LANES) * LANES)
+    def n_tiles(self, n: int) -> int:
+        """Tiles of n positions."""
+        return ceil_div(n, self.tile) if self.tile else 1
+
+    def ldw(self, n: int) -> int:
+        """Distance of rows of n probabilities: whole lanes of each tile, and an odd number of lines."""
+        tile = self.tile if self.tile and n > self.tile else n
+        return _odd_lines(self.n_tiles(n) * ceil_div(tile, LANES) * LANES)
 
     def n_workers(self, n_threads: int) -> int:
         """How many of the threads have enough to do."""
         macs = self.t * self.n_heads * self.n * (2 * self.latent + self.rope)
         return max(min(n_threads, macs // _MACS_EACH), 1)
 
-    def panel_bytes(self) -> int:
-        """Memory of a round for a panel of heads of a token."""
-        return self.kp * NR * 2 + self.n * NR * 4 + self.ldw * NR * _A_BYTES
+    def panel_bytes(self, n: int) -> int:
+        """Memory of a round of n positions for a panel of heads of a token."""
+        return self.kp * NR * 2 + n * NR * 4 + self.ldw(n) * NR * _A_BYTES
 
 
 def _odd_lines(length: int) -> int:
@@ -75,28 +84,45 @@ def _odd_lines(length: int) -> int:
 @functools.lru_cache(maxsize=256)
 def cuts(sizes: Sizes, n_threads: int) -> tuple[Cut, ...]:
     """The rounds of a call, one after the other; none of no tokens."""
-    n_workers = sizes.n_workers(n_threads)
-    n_panels, panel_bytes = ceil_div(sizes.n_heads, NR), sizes.panel_bytes()
+    n_workers, n_panels = sizes.n_workers(n_threads), ceil_div(sizes.n_heads, NR)
+    n, stages = _places(sizes, n_workers)
+    panel_bytes = sizes.panel_bytes(n)
     h = max(min(_MOST_BYTES * n_workers // panel_bytes, n_panels), 1)
-    n_head_rounds = ceil_div(n_panels, h)
-    h = ceil_div(n_panels, n_head_rounds)
+    h = ceil_div(n_panels, ceil_div(n_panels, h))
     t = max(min(_ROUND_BYTES * n_workers // (h * panel_bytes), sizes.t), 1)
     t = ceil_div(sizes.t, max(ceil_div(sizes.t, t), 1))
     made = []
     for t0 in range(0, sizes.t, max(t, 1)):
         for panel0 in range(0, n_panels, h):
             now = min(t, sizes.t - t0), min(h, n_panels - panel0)
-            made.append(Cut(n_workers, t0, now[0], panel0, now[1], sizes.n, *_tasks(sizes, n_workers, *now)))
+            for stage, place0 in itertools.product(stages, range(0, max(sizes.n, 1), max(n, 1))):
+                n_now, last = min(n, sizes.n - place0), int(place0 + n >= sizes.n)
+                tasks = _tasks(sizes, n_workers, *now, n_now)
+                made.append(Cut(n_workers, t0, now[0], panel0, now[1], place0, n_now, last, stage, sizes.tile, *tasks))
     return tuple(made)
 
 
-def _tasks(sizes: Sizes, n_workers: int, t: int, h: int) -> tuple[int, int, int, int]:
+def _places(sizes: Sizes, n_workers: int) -> tuple[int, tuple[int, ...]]:
+    """How many positions a round has, and its stages.
+
+    All, while the scores of a panel of heads fit in memory. Of more, and of tiles that are merged, as many whole lanes
+    or tiles as the caches hold of all heads.
+    """
+    if not sizes.tile and sizes.panel_bytes(sizes.n) <= _MOST_BYTES * n_workers:
+        return sizes.n, (ALL,)
+    unit = sizes.tile or ceil_div(_DEPTH, LANES) * LANES
+    each = (sizes.panel_bytes(64 * unit) - sizes.panel_bytes(0)) / 64 * ceil_div(sizes.n_heads, NR)
+    n = max(int(_ROUND_BYTES * n_workers // each), 1) * unit
+    return min(n, sizes.n), ((ALL,) if sizes.tile else (LARGEST, SUM, VALUES_OF))
+
+
+def _tasks(sizes: Sizes, n_workers: int, t: int, h: int, n: int) -> tuple[int, int, int, int]:
     """(rows, depth, walk, heads) of a round: see `Cut`."""
-    n_blocks = ceil_div(max(sizes.n, 1), _ROWS)
+    n_blocks = ceil_div(max(n, 1), _ROWS)
     if t * n_blocks < _MANY_TASKS * n_workers:
         even = n_workers // gcd(t, n_workers)
         n_blocks = ceil_div(n_blocks, even) * even
-    rows = max(ceil_div(sizes.n, n_blocks), MR)
+    rows = max(ceil_div(n, n_blocks), MR)
     n_columns = ceil_div(sizes.latent, NR)
     n_walks = ceil_div(n_columns, _WALK)
     wanted = ceil_div(_TASKS_EACH * n_workers, t) if n_workers > 1 else 1
@@ -108,12 +134,15 @@ def _tasks(sizes: Sizes, n_workers: int, t: int, h: int) -> tuple[int, int, int,
 def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of each array of `Scratch`."""
     lanes = LANES * NR
+    carried = 0 if cut.tile == 0 and cut.stage == ALL else (1 + LANES) * NR
     bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR, lanes)
     return {
+        "carried": ((cut.t, cut.h, carried), np.float32),
+        "attended": ((cut.t, cut.h * NR, sizes.latent if carried else 0), np.float32),
         "queries": ((cut.t, cut.h, sizes.kp * NR), np.uint16),
         "q_min": ((cut.t, cut.h), np.int32),
-        "scores": ((cut.t, cut.h, sizes.n * NR), np.float32),
-        "weights": ((cut.t, cut.h * NR, sizes.ldw), A_BF16_DTYPE),
+        "scores": ((cut.t, cut.h, cut.n * NR), np.float32),
+        "weights": ((cut.t, cut.h * NR, sizes.ldw(cut.n)), A_BF16_DTYPE),
         "w_min": ((cut.t, cut.h * NR), np.int32),
         "rows": ((cut.n_workers, cut.rows * _odd_lines(sizes.kp)), A_BF16_DTYPE),
         "panels": ((cut.n_workers, cut.walk * cut.depth * NR), np.uint16),
@@ -124,6 +153,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "mins": ((cut.n_workers, lanes), np.int32),
         "words": ((cut.n_workers, lanes // 2), np.uint32),
         "counters": ((n_counters(cut.n_workers, N_PHASES),), np.int64),
+        "factors": ((cut.t, cut.h, sizes.n_tiles(cut.n) * NR if cut.tile else 0), np.float32),
     }
 
 
@@ -156,12 +186,13 @@ class Memory:
 
     def prepare(self, sizes: Sizes, cut: Cut) -> Any:
         """A round's `Scratch` as kernels take it, in this memory, with counters at zero."""
-        held = self._prepared.get((sizes, cut))
+        shape = cut._replace(t0=0, panel0=0, place0=0, last=0)  # and the stage, which is what some arrays depend on
+        held = self._prepared.get((sizes, shape))
         if held is None:
             if len(self._prepared) >= _LAYOUTS_KEPT:
                 self._prepared.clear()
             scratch = lay_out(sizes, cut, self._block)
-            held = self._prepared[sizes, cut] = (scratch, plain(scratch))
+            held = self._prepared[sizes, shape] = (scratch, plain(scratch))
         held[0].counters.fill(0)
         return held[1]
 

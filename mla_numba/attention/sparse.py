@@ -52,6 +52,7 @@ def sparse_attention(
     softmax_scale: float,
     query_start_loc: Array | None = None,
     record_order: RecordOrder | None = None,
+    flash_tile: int | None = None,
     latent: Array | None = None,
     n_threads: int | None = None,
 ) -> Array:
@@ -76,6 +77,8 @@ def sparse_attention(
         softmax_scale: What scores are multiplied with; `RopeTable` has that of a model.
         query_start_loc: The first token of each sequence, and T: (B + 1,) int32 or int64. Without it each has T / B.
         record_order: "cann" or "flashmla" with records, see `layouts.to_records`; else None.
+        flash_tile: Positions a tile, at least 1, where tiles are merged as flash operators do: weights are rounded
+            before they are divided, which gives other bits. None: they are divided first.
         latent: An array (T, N, C) bf16 to write to; by default a new one.
         n_threads: At most Numba's thread count; the default is that of `MlaProlog`.
 
@@ -104,6 +107,7 @@ def sparse_attention(
     queries = _check_queries(out, keys)
     t, n_heads, width = queries.nope.shape
     scale = _check_scale(softmax_scale)
+    tile = 0 if flash_tile is None else check.check_int("flash_tile", flash_tile, 1)
     n_threads = check.check_threads("n_threads", n_threads, max_threads())
     n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
     pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
@@ -116,9 +120,15 @@ def sparse_attention(
     else:
         latent = aligned_empty((t, n_heads, width), BF16)
     if latent.size:
+        n = int(counts.max())
         call = _Call(queries, counts, keys.views, lists, scale, latent.view(UINT16))
-        _run(call, Sizes(t, n_heads, width, keys.rope, int(counts.max())), n_threads)
+        _run(call, Sizes(t, n_heads, width, keys.rope, n, _useful(tile, n)), n_threads)
     return latent
+
+
+def _useful(tile: int, n: int) -> int:
+    """A tile of no more than all positions of a token."""
+    return min(tile, max(n, 1))
 
 
 def _check_cache(cache: object, record_order: object) -> _Cache:

@@ -8,6 +8,7 @@ __all__ = [
     "IndexerPrologQuantAttr",
     "lightning_indexer_decode",
     "lightning_indexer_prolog_quant",
+    "sparse_flash_attention_quant_compute_flash",
     "sparse_flash_attention_quant_d",
     "sparse_flash_attention_quant_p",
 ]
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         IndexerPrologQuantAttr,
         lightning_indexer_decode,
         lightning_indexer_prolog_quant,
+        sparse_flash_attention_quant_compute_flash,
         sparse_flash_attention_quant_d,
         sparse_flash_attention_quant_p,
     )

@@ -27,6 +27,7 @@ __all__ = [
     "IndexerPrologQuantAttr",
     "lightning_indexer_decode",
     "lightning_indexer_prolog_quant",
+    "sparse_flash_attention_quant_compute_flash",
     "sparse_flash_attention_quant_d",
     "sparse_flash_attention_quant_p",
 ]
@@ -243,6 +244,69 @@ def sparse_flash_attention_quant_d(
         TypeError: An argument is of another type or dtype; nothing is written.
         ValueError: It has another shape, layout or value; nothing is written.
     """
+    _attend(
+        query_nope, query_rope, key_nope_2d, key_rope_2d, k_nope_scales, topk_indices, block_table, kv_act_seqs,
+        attention_out, nq, n_kv, softmax_scale, topk, block_size, max_blocknum_perbatch,
+    )  # fmt: skip
+
+
+sparse_flash_attention_quant_p = sparse_flash_attention_quant_d
+"""The same: on an NPU the two differ in their scheduling settings alone."""
+
+
+def sparse_flash_attention_quant_compute_flash(
+    query_nope: Array,
+    query_rope: Array,
+    key_nope_2d: Array,
+    key_rope_2d: Array,
+    k_nope_scales: Array | None,
+    topk_indices: Array,
+    block_table: Array,
+    kv_act_seqs: Array,
+    attention_out: Array,
+    nq: int,
+    n_kv: int,
+    softmax_scale: float,
+    topk: int,
+    block_size: int,
+    max_blocknum_perbatch: int,
+    tile_config: Any = None,
+) -> None:
+    """Likewise by tiles of keys that are merged: weights are rounded before they are divided, which gives other bits.
+
+    Arguments are those of `sparse_flash_attention_quant_d`, but for `tile_config`: an object whose `s_kv_tile` is how
+    many keys a tile has, as that of the reference; None is 2048.
+
+    Raises:
+        TypeError: An argument is of another type or dtype; nothing is written.
+        ValueError: It has another shape, layout or value; nothing is written.
+    """
+    tile = 2048 if tile_config is None else getattr(tile_config, "s_kv_tile", None)
+    tile = check.check_int("tile_config.s_kv_tile", tile, 1)
+    _attend(
+        query_nope, query_rope, key_nope_2d, key_rope_2d, k_nope_scales, topk_indices, block_table, kv_act_seqs,
+        attention_out, nq, n_kv, softmax_scale, topk, block_size, max_blocknum_perbatch, tile,
+    )  # fmt: skip
+
+
+def _attend(
+    query_nope: Array,
+    query_rope: Array,
+    key_nope_2d: Array,
+    key_rope_2d: Array,
+    k_nope_scales: Array | None,
+    topk_indices: Array,
+    block_table: Array,
+    kv_act_seqs: Array,
+    attention_out: Array,
+    nq: int,
+    n_kv: int,
+    softmax_scale: float,
+    topk: int,
+    block_size: int,
+    max_blocknum_perbatch: int,
+    flash_tile: int | None = None,
+) -> None:
     n_heads, size = check.check_int("nq", nq, 1), check.check_int("block_size", block_size, 1)
     check.check_int("n_kv", n_kv, 1, 1)
     n_rows, latent = check.check_array("query_nope", query_nope, (BF16,), (None, None)).shape
@@ -273,13 +337,9 @@ def sparse_flash_attention_quant_d(
     )
     with check.renamed({"index": "topk_indices", "act_seq": "kv_act_seqs", "latent": "attention_out"}):
         sparse_attention(
-            out, cache, topk_indices, table, kv_act_seqs, softmax_scale=softmax_scale,
+            out, cache, topk_indices, table, kv_act_seqs, softmax_scale=softmax_scale, flash_tile=flash_tile,
             latent=attention_out.reshape(t, n_heads, latent),
         )  # fmt: skip
-
-
-sparse_flash_attention_quant_p = sparse_flash_attention_quant_d
-"""The same: on an NPU the two differ in their scheduling settings alone."""
 
 
 def _same_memory(a: Array, b: Array) -> bool:

@@ -24,6 +24,7 @@ class AttentionCall(NamedTuple):
     query_start_loc: Any = None
     record_order: Any = None
     softmax_scale: float = 0.1
+    flash_tile: Any = None
 
 
 class Shape(NamedTuple):
@@ -96,14 +97,16 @@ def random_list(rng, limit, k):
 def attend(call, **settings):
     """The call itself."""
     settings = {"query_start_loc": call.query_start_loc, "record_order": call.record_order} | settings
+    settings.setdefault("flash_tile", call.flash_tile)
     return mla.sparse_attention(*call[:5], softmax_scale=call.softmax_scale, **settings)
 
 
 def reference(call):
     """What the call should return."""
     return sparse_attention_reference(
-        *call[:5], call.softmax_scale, query_start_loc=call.query_start_loc, record_order=call.record_order
-    )
+        *call[:5], call.softmax_scale, query_start_loc=call.query_start_loc, record_order=call.record_order,
+        flash_tile=call.flash_tile,
+    )  # fmt: skip
 
 
 def assert_exact(call, n_threads=(1, 2), want=None):

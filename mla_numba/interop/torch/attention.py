@@ -61,6 +61,7 @@ def sparse_attention(
     *,
     softmax_scale: float,
     query_start_loc: Tensor | None = None,
+    flash_tile: int | None = None,
 ) -> Tensor:
     """Attention over the positions of an index, as `mla_numba.sparse_attention` computes it: the same bits.
 
@@ -74,6 +75,7 @@ def sparse_attention(
         act_seq: Keys of each sequence (B,) int32 or int64, those of this call's tokens included.
         softmax_scale: What scores are multiplied with.
         query_start_loc: First token of each sequence, and T: (B + 1,) int32 or int64.
+        flash_tile: Positions a tile, where tiles are merged as flash operators do; None: none are.
 
     Returns:
         Attended latents (T, N, C) bf16.
@@ -88,8 +90,9 @@ def sparse_attention(
     expect_type("cache", cache, TorchCache)
     _check_tensors(block_table=block_table, act_seq=act_seq)
     latent: Tensor = index_operators.sparse_attention(
-        out.query_nope, out.query_rope, *cache, index, block_table, act_seq, softmax_scale, query_start_loc
-    )
+        out.query_nope, out.query_rope, *cache, index, block_table, act_seq, softmax_scale, query_start_loc,
+        flash_tile,
+    )  # fmt: skip
     return latent
 
 

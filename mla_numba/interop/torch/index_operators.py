@@ -32,8 +32,8 @@ _library.define(
 )
 _library.define(
     "sparse_attention(Tensor query_nope, Tensor query_rope, Tensor kv_cache, Tensor kr_cache, Tensor? k_scale_cache, "
-    "str cache_mode, Tensor? index, Tensor block_table, Tensor act_seq, float softmax_scale, Tensor? query_start_loc) "
-    "-> Tensor"
+    "str cache_mode, Tensor? index, Tensor block_table, Tensor act_seq, float softmax_scale, Tensor? query_start_loc, "
+    "SymInt? flash_tile=None) -> Tensor"
 )
 _library.define(
     "indexer_prolog(Tensor handle, Tensor x, Tensor q_norm, Tensor q_norm_scale, Tensor cos, Tensor sin, "
@@ -68,7 +68,7 @@ def _lightning_index(
 def _sparse_attention(
     query_nope: Tensor, query_rope: Tensor, kv_cache: Tensor, kr_cache: Tensor, k_scale_cache: Tensor | None,
     cache_mode: CacheMode, index: Tensor | None, block_table: Tensor, act_seq: Tensor, softmax_scale: float,
-    query_start_loc: Tensor | None,
+    query_start_loc: Tensor | None, flash_tile: int | None = None,
 ) -> Tensor:  # fmt: skip
     nope = contiguous_array("out.query_nope", query_nope)
     out = PrologOutput(nope, contiguous_array("out.query_rope", query_rope), nope, None)
@@ -76,7 +76,7 @@ def _sparse_attention(
     table, lengths = contiguous_array("block_table", block_table), contiguous_array("act_seq", act_seq)
     latent = sparse_attention_of(
         out, cache, _optional("index", index), table, lengths, softmax_scale=softmax_scale,
-        query_start_loc=_optional("query_start_loc", query_start_loc), n_threads=_threads(),
+        query_start_loc=_optional("query_start_loc", query_start_loc), flash_tile=flash_tile, n_threads=_threads(),
     )  # fmt: skip
     return to_torch(latent)
 

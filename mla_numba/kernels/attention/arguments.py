@@ -12,7 +12,11 @@ from typing import NamedTuple
 from ..kinds import F32, Bits, Index, Int32, Int64, Real, Values, Words
 from ..sweeps.arguments import Caches
 
-__all__ = ["Caches", "Cut", "Lists", "Queries", "Round", "Scratch", "Work"]
+__all__ = ["ALL", "LARGEST", "SUM", "VALUES_OF", "Caches", "Cut", "Lists", "Queries", "Round", "Scratch", "Work"]
+
+# What a round does: all in one; or, of more places than memory holds, first the largest score of each head, then the
+# sum of the exponentials, and then the latents, each over all places.
+ALL, LARGEST, SUM, VALUES_OF = range(4)
 
 
 class Queries(NamedTuple):
@@ -55,8 +59,18 @@ class Scratch(NamedTuple):
     | mins     | (n_workers, 16*NR)     | int32        | likewise the smallest probability's bits                      |
     | words    | (n_workers, 8 * NR)    | uint32       | probabilities of 16 positions, in pairs                       |
     | counters | see `tasks`            | int64        | zeros                                                         |
+    | factors  | (t, h, tiles * NR)     | float32      | what each tile's forerunners are multiplied with              |
+
+    What goes from round to round over a list's places, and comes first in memory, so that it stays where it is:
+
+    | array    | shape                  | dtype        | what                                                          |
+    |----------|------------------------|--------------|---------------------------------------------------------------|
+    | carried  | (t, h, 17 * NR)        | float32      | of each head the largest score, and sums by lane              |
+    | attended | (t, h * NR, C)         | float32      | latents so far                                                |
     """
 
+    carried: F32
+    attended: F32
     queries: Bits
     q_min: Int32
     scores: F32
@@ -71,12 +85,14 @@ class Scratch(NamedTuple):
     mins: Int32
     words: Words
     counters: Int64
+    factors: F32
 
 
 class Cut(NamedTuple):
     """A round, and how its work falls into tasks.
 
-    Tokens t0..t0+t and panels of heads panel0..panel0+h; n, the most positions of these tokens. A task of the scores
+    Tokens t0..t0+t and panels of heads panel0..panel0+h; places place0..place0+n of their lists, the `last` ones or
+    not. `stage` says what is done with them, `tile` how many are merged at a time, 0 for none. A task of the scores
     has `rows` positions. A task of the latents has a `walk` of panels of columns and `heads` panels of heads; it takes
     `depth` positions at a time, a multiple of KR.
     """
@@ -86,7 +102,11 @@ class Cut(NamedTuple):
     t: Index
     panel0: Index
     h: Index
+    place0: Index
     n: Index
+    last: Index
+    stage: Index
+    tile: Index
     rows: Index
     depth: Index
     walk: Index

@@ -23,7 +23,7 @@ from ..sweeps.phase import NO_LAPS, Team, wait
 from ..threads.tasks import linger
 from .arguments import Lists, Work
 from .latents import VALUES, latent_tasks, latents
-from .scores import pack_queries, pack_tasks, score_tasks, scores
+from .scores import ask_for_first_keys, pack_queries, pack_tasks, score_tasks, scores
 from .softmax import softmax, softmax_tasks
 
 __all__ = ["N_PHASES", "attend", "check_positions"]
@@ -33,11 +33,12 @@ N_PHASES = 4
 
 @kernel
 def attend(worker: Index, work: Work, spans: Int64) -> None:
-    """One worker's way through the phases of a round. spans: see `phase.Team`; not read."""
+    """One worker's way through the phases of a round. spans: see `phase.Team`; empty if nobody asks."""
     part = work.round
-    team = Team(part.cut.n_workers, part.scratch.counters, spans, False, NO_LAPS)
+    team = Team(part.cut.n_workers, part.scratch.counters, spans, len(spans) > 0, NO_LAPS)
     of_pack, of_scores = pack_tasks(part), score_tasks(work)
     of_softmax, of_latents = softmax_tasks(part), latent_tasks(work)
+    ask_for_first_keys(worker, of_scores, work)
     pack_queries(worker, team, of_pack, part)
     wait(team, of_pack)
     scores(worker, team, of_scores, work)

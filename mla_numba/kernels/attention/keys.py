@@ -1,6 +1,6 @@
 """Keys, read from the cache and dequantised: as rows of A for the scores, as panels of B for the latents.
 
-key[c] = bf16(float32(code[c]) * scale[c // group]) of an int8 cache; of a bf16 one, and of the rope part, as it is
+Where a cache holds codes in whole runs, vector code makes operands of them at once; else they are bits first.
 """
 
 from __future__ import annotations
@@ -11,31 +11,32 @@ import numpy as np
 
 from ..isa import BY_COLUMN_REVERSED
 from ..jit.callee import by_dtype, callee, inlined
-from ..kinds import Bits, Index, Int64, Real, Values, Word
+from ..kinds import Bits, Index, Int64, Values
 from ..micro.table import ISA
 from ..micro.ukernel import KR_BF16, NR
 from ..row.operand import bf16_operand_row
-from ..row.scatter import chunk_at
-from ..scalars import (
-    NONE_NONZERO,
-    bits_of_f32,
-    f32_of_bits,
-    min_magnitude,
-    pair_window,
-    round_bf16,
-    row_of,
-    unowned,
-    window,
-)
+from ..scalars import NONE_NONZERO, min_magnitude, pair_window, row_of, unowned, window
 from .arguments import Work
+from .dequantise import HAS_ROWS, HAS_STEPS, ROW_RUN, is_tame, row_of_codes, step_of_codes
 from .pairs import interleave
-from .prefetch import prefetch
+from .prefetch import prefetch, prefetch_far
+from .source import (
+    N_SCALES,
+    Columns,
+    Source,
+    ask_for,
+    columns_of,
+    copied,
+    latent_bits,
+    least_of_scale,
+    scale_of,
+    source_of,
+)
 
-__all__ = ["Span", "key_panels", "key_rows"]
+__all__ = ["Span", "ask_for_columns", "ask_for_rows", "key_panels", "key_rows"]
 
-N_SCALES = 4
 _AHEAD = 8  # keys that are asked for while others are dequantised
-_NO_EXPONENT = np.uint32(0x7F800000)
+_WILD = np.int32(-1)  # in place of a magnitude: a scale that vector code does not take
 
 
 class Span(NamedTuple):
@@ -46,153 +47,137 @@ class Span(NamedTuple):
     n: Index
 
 
-class Columns(NamedTuple):
-    """n columns of a latent from its element `at` on, and what is left of the first one's run and scale group."""
-
-    at: Index
-    n: Index
-    left_in_run: Index
-    group: Index
-    left_in_group: Index
-
-
-class Source(NamedTuple):
-    """A cache's latents, flat, in runs of c0 elements `stride` apart; and their scales, one for `group` elements."""
-
-    latents: Values
-    scales: Values
-    c0: Index
-    stride: Index
-    group: Index
-
-
 @inlined
-def _source(work: Work) -> Source:
-    layout = work.caches.kv.layout
-    latents, scales = unowned(work.caches.kv.flat), unowned(work.caches.k_scale.flat)
-    return Source(latents, scales, layout[2], layout[3], np.int64(work.group))
-
-
-@inlined
-def _columns(work: Work, first: Index, n: Index) -> Columns:
-    group = np.int64(work.group)
-    at, left = chunk_at(work.caches.kv.layout, np.int64(0), np.int64(first))
-    return Columns(at, np.int64(n), left, first // group, group - first % group)
+def _find_one(work: Work, span: Span, i: Index) -> tuple[Index, Index, Index]:
+    """Where key i of a span begins: in kv, in kr, and its scales in k_scale."""
+    lists, caches = work.lists, work.caches
+    kv, kr, k_scale = caches.kv.layout, caches.kr.layout, caches.k_scale.layout
+    size, k = np.int64(lists.block_size), lists.positions.shape[1]
+    width = lists.block_table.shape[1]
+    position = np.int64(span.first + i)
+    if not lists.dense:
+        position = np.int64(window(lists.positions, span.token * k + span.first + i, 1)[0])
+    at = lists.sequences[span.token] * width + position // size
+    block, row = window(lists.block_table, at, 1)[0], position % size
+    return block * kv[1] + row * kv[4], block * kr[1] + row * kr[4], block * k_scale[1] + row * k_scale[4]
 
 
 @callee
 def _find(work: Work, span: Span, bases: Int64) -> None:
     """Where the keys of a span begin, (3, n) flat: in kv, in kr, and their scales in k_scale."""
-    lists, caches = work.lists, work.caches
-    kv, kr, k_scale = caches.kv.layout, caches.kr.layout, caches.k_scale.layout
-    size, k = np.int64(lists.block_size), lists.positions.shape[1]
-    width = lists.block_table.shape[1]
-    blocks = window(lists.block_table, lists.sequences[span.token] * width, width)
     for i in range(span.n):
-        position = np.int64(span.first + i)
-        if not lists.dense:
-            position = np.int64(window(lists.positions, span.token * k + span.first + i, 1)[0])
-        block, row = blocks[position // size], position % size
-        bases[i] = block * kv[1] + row * kv[4]
-        bases[span.n + i] = block * kr[1] + row * kr[4]
-        bases[2 * span.n + i] = block * k_scale[1] + row * k_scale[4]
+        bases[i], bases[span.n + i], bases[2 * span.n + i] = _find_one(work, span, i)
 
 
 @inlined
-def _of_f16(bits: Word) -> Real:
-    """The float32 of an fp16 given as uint16 bits: its exponent's bias is 112 less."""
-    wide = np.uint32(bits)
-    size = np.uint32(np.uint32(wide & np.uint32(0x7FFF)) << np.uint32(13))
-    value = f32_of_bits(size) * np.float32(2.0**112)
-    if np.uint32(wide & np.uint32(0x7C00)) == np.uint32(0x7C00):
-        value = f32_of_bits(np.uint32(size | _NO_EXPONENT))
-    return -value if wide >= np.uint32(0x8000) else value
+def _ask_for_scales(source: Source, at: Index) -> None:
+    prefetch_far(source.scales, at, np.int64(N_SCALES))
 
 
 @inlined
-def _of_f32(value: Real) -> Real:
-    return np.float32(value)
+def _ask_for_no_scales(source: Source, at: Index) -> None:
+    pass
 
 
-@by_dtype("value", {np.uint16: _of_f16}, otherwise=_of_f32, inline=True)
-def _scale_of(value: Real) -> Real:
-    """A scale as float32."""
+@by_dtype("source.latents", {np.int8: _ask_for_scales}, otherwise=_ask_for_no_scales, inline=True)
+def _ask_for_scales_of(source: Source, at: Index) -> None:
+    """Asks for the scales from `at` on, where there are any."""
 
 
 @callee
-def _scaled(codes: Values, scale: Real, out: Bits) -> None:
-    """out = bf16(codes * scale); only a scale that is Inf or NaN makes a NaN."""
-    if np.uint32(bits_of_f32(scale) & _NO_EXPONENT) == _NO_EXPONENT:
-        for j in range(len(codes)):
-            out[j] = round_bf16(np.float32(np.float32(codes[j]) * scale))
-    else:
-        for j in range(len(codes)):
-            bits = bits_of_f32(np.float32(np.float32(codes[j]) * scale))
-            odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-            out[j] = np.uint16(np.uint32(bits + np.uint32(odd + np.uint32(0x7FFF))) >> np.uint32(16))
+def ask_for_rows(work: Work, span: Span) -> None:
+    """Asks for the keys of a span, which `key_rows` reads some microseconds later."""
+    source, ropes = source_of(work), unowned(work.caches.kr.flat)
+    rope = min(np.int64(work.round.queries.rope.shape[2]), work.caches.kr.layout[2])
+    columns = columns_of(work, np.int64(0), work.latent.shape[2])
+    for i in range(span.n):
+        kv, kr, scales = _find_one(work, span, i)
+        prefetch_far(source.latents, kv + columns.at, min(columns.n, columns.left_in_run))
+        prefetch_far(ropes, kr, rope)
+        _ask_for_scales_of(source, scales)
+
+
+@callee
+def ask_for_columns(work: Work, span: Span, first: Index, n_cols: Index) -> None:
+    """Asks for columns of the latents of a span, which `key_panels` reads some microseconds later."""
+    source = source_of(work)
+    columns = columns_of(work, first, n_cols)
+    for i in range(span.n):
+        kv, _, scales = _find_one(work, span, i)
+        prefetch_far(source.latents, kv + columns.at, min(columns.n, columns.left_in_run))
+        _ask_for_scales_of(source, scales)
 
 
 @inlined
-def _dequantised(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
-    c0, group = source.c0, source.group
-    at, of_run, of_group, scale_at = (
-        base + columns.at,
-        columns.left_in_run,
-        columns.left_in_group,
-        scales + columns.group,
-    )
-    least, c = NONE_NONZERO, np.int64(0)
-    while c < columns.n:
-        run = min(min(of_run, of_group), columns.n - c)
-        scale = _scale_of(window(source.scales, scale_at, 1)[0])
-        _scaled(window(source.latents, at, run), scale, window(out, c, run))
-        if scale != np.float32(0):  # a code is 0 or at least 1
-            least = min(least, max(np.int32(np.int32(round_bf16(scale)) & np.int32(0x7FFF)), np.int32(1)))
-        c, at, of_run, of_group = c + run, at + run, of_run - run, of_group - run
-        if of_run == 0:
-            at, of_run = at + source.stride - c0, c0
-        if of_group == 0:
-            scale_at, of_group = scale_at + 1, group
+def _whole_codes(source: Source, columns: Columns, unit: Index, has: bool) -> bool:
+    return (
+        has and source.c0 % unit == 0 and source.group % unit == 0 and columns.n % unit == 0
+        and columns.left_in_run % unit == 0 and columns.left_in_group % unit == 0
+    )  # fmt: skip
+
+
+@inlined
+def _whole_values(source: Source, columns: Columns, unit: Index, has: bool) -> bool:
+    return source.c0 % unit == 0 and columns.n % unit == 0 and columns.left_in_run % unit == 0
+
+
+@by_dtype("source.latents", {np.int8: _whole_codes}, otherwise=_whole_values, inline=True)
+def _whole(source: Source, columns: Columns, unit: Index, has: bool) -> bool:
+    """Whether columns fall into runs of `unit` elements, side by side and of one scale, that vector code takes."""
+
+
+@inlined
+def _least_tame(source: Source, scales: Index, columns: Columns) -> Index:
+    least, at = NONE_NONZERO, scales + columns.group
+    for _ in range(-(source.group - columns.left_in_group), columns.n, source.group):
+        scale = scale_of(window(source.scales, at, 1)[0])
+        least, at = (min(least, least_of_scale(scale)) if is_tame(scale) else _WILD), at + 1
+        if least < 0:
+            break
     return np.int32(least)
 
 
 @inlined
-def _copied(values: Bits, c0: Index, stride: Index, at: Index, of_run: Index, out: Bits) -> Index:
-    """Elements from `at` on, of which `of_run` come before the next run; returns their `min_magnitude`."""
-    c = np.int64(0)
-    while c < len(out):
-        run = min(of_run, len(out) - c)
-        given, taken = window(values, at, run), window(out, c, run)
-        for j in range(run):
-            taken[j] = given[j]
-        c, at, of_run = c + run, at + of_run + stride - c0, c0
-    return min_magnitude(out)
+def _row_of_codes(source: Source, base: Index, scales: Index, columns: Columns, out: Values) -> Index:
+    least = _least_tame(source, scales, columns)
+    if least < 0:
+        return _WILD
+    at, of_run, of_group = base + columns.at, columns.left_in_run, columns.left_in_group
+    scale_at, c = scales + columns.group, np.int64(0)
+    while c < columns.n:
+        run = min(min(of_run, of_group), columns.n - c)
+        scale = scale_of(window(source.scales, scale_at, 1)[0])
+        row_of_codes(window(source.latents, at, run), scale, window(out, c, run))
+        c, at, of_run, of_group = c + run, at + run, of_run - run, of_group - run
+        if of_run == 0:
+            at, of_run = at + source.stride - source.c0, source.c0
+        if of_group == 0:
+            scale_at, of_group = scale_at + 1, source.group
+    return least
 
 
 @inlined
-def _as_they_are(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
-    return _copied(source.latents, source.c0, source.stride, base + columns.at, columns.left_in_run, out)
-
-
-@by_dtype("source.latents", {np.int8: _dequantised}, otherwise=_as_they_are, inline=True)
-def _latent(source: Source, base: Index, scales: Index, columns: Columns, out: Bits) -> Index:
-    """Columns of the latent that begins at `base`, with scales from `scales` on; returns at most `min_magnitude`."""
-
-
-@inlined
-def _ask_for_codes(source: Source, base: Index, scales: Index, columns: Columns) -> None:
-    prefetch(source.latents, base + columns.at, min(columns.n, columns.left_in_run))
-    prefetch(source.scales, scales, np.int64(N_SCALES))
+def _operands(values: Bits, c0: Index, stride: Index, at: Index, n: Index, out: Values) -> Index:
+    """n elements in runs of c0 as elements of a row of A, whole steps of KR; returns their `min_magnitude`."""
+    least, c = NONE_NONZERO, np.int64(0)
+    while c < n:
+        run = min(c0, n - c)
+        given = window(values, at, run)
+        least = min(least, min_magnitude(given))
+        bf16_operand_row(given, 1, window(out, c, run if c + run < n else len(out) - c))
+        c, at = c + run, at + stride
+    return np.int32(least)
 
 
 @inlined
-def _ask_for_values(source: Source, base: Index, scales: Index, columns: Columns) -> None:
-    prefetch(source.latents, base + columns.at, min(columns.n, columns.left_in_run))
+def _row_of_values(source: Source, base: Index, scales: Index, columns: Columns, out: Values) -> Index:
+    out = window(out, 0, columns.n)
+    return _operands(source.latents, source.c0, source.stride, base + columns.at, columns.n, out)
 
 
-@by_dtype("source.latents", {np.int8: _ask_for_codes}, otherwise=_ask_for_values, inline=True)
-def _ask_for(source: Source, base: Index, scales: Index, columns: Columns) -> None:
-    """Asks for the first run of some columns of a latent, and for its scales."""
+@by_dtype("source.latents", {np.int8: _row_of_codes}, otherwise=_row_of_values, inline=True)
+def _row(source: Source, base: Index, scales: Index, columns: Columns, out: Values) -> Index:
+    """A latent as elements of a row of A; returns at most their `min_magnitude`, or _WILD and has done nothing."""
 
 
 @callee
@@ -200,20 +185,28 @@ def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) ->
     """The keys of a span, latent and rope part, as rows of A `lda` apart; returns at most their `min_magnitude`."""
     latent, rope = work.latent.shape[2], work.round.queries.rope.shape[2]
     kp = (latent + rope + KR_BF16 - 1) // KR_BF16 * KR_BF16
-    source, least = _source(work), NONE_NONZERO
+    source, least = source_of(work), NONE_NONZERO
     ropes, rope_c0, rope_stride = unowned(work.caches.kr.flat), work.caches.kr.layout[2], work.caches.kr.layout[3]
     bits, bases = row_of(work.round.scratch.bits, worker), row_of(work.round.scratch.bases, worker)
-    columns = _columns(work, np.int64(0), latent)
+    columns = columns_of(work, np.int64(0), latent)
+    whole = _whole(source, columns, np.int64(ROW_RUN), HAS_ROWS) and (rope_c0 % KR_BF16 == 0 or rope <= rope_c0)
     _find(work, span, bases)
     kv, kr, scales = window(bases, 0, span.n), window(bases, span.n, span.n), window(bases, 2 * span.n, span.n)
     of_latent, of_rope = window(bits, 0, latent), window(bits, latent, rope)
     for i in range(span.n):
         ahead = min(i + _AHEAD, span.n - 1)
-        _ask_for(source, kv[ahead], scales[ahead], columns)
+        ask_for(source, kv[ahead], scales[ahead], columns)
         prefetch(ropes, kr[ahead], min(rope_c0, rope))
-        least = min(least, _latent(source, kv[i], scales[i], columns, of_latent))
-        least = min(least, _copied(ropes, rope_c0, rope_stride, kr[i], rope_c0, of_rope))
-        bf16_operand_row(window(bits, 0, latent + rope), 1, window(rows, i * lda, kp))
+        row, of_key = window(rows, i * lda, kp), _WILD
+        if whole:
+            of_key = _row(source, kv[i], scales[i], columns, row)
+        if of_key >= 0:
+            least = min(least, of_key)
+            least = min(least, _operands(ropes, rope_c0, rope_stride, kr[i], rope, window(row, latent, kp - latent)))
+        else:
+            least = min(least, latent_bits(source, kv[i], scales[i], columns, of_latent))
+            least = min(least, copied(ropes, rope_c0, rope_stride, kr[i], rope_c0, of_rope))
+            bf16_operand_row(window(bits, 0, latent + rope), 1, row)
     return np.int32(least)
 
 
@@ -237,6 +230,71 @@ def _in_places(bits: Bits, ld: Index, panel: Index, out: Bits) -> None:
 _step = _in_words if ISA.bf16_order is BY_COLUMN_REVERSED and KR_BF16 == 2 else _in_places
 
 
+class Pair(NamedTuple):
+    """Two keys, one after the other in a list: where their latents and their scales begin."""
+
+    even: Index
+    odd: Index
+    scales_even: Index
+    scales_odd: Index
+
+
+@inlined
+def _steps_of_codes(source: Source, pair: Pair, columns: Columns, panels: Bits, at: Index, stride: Index) -> Index:
+    least = min(_least_tame(source, pair.scales_even, columns), _least_tame(source, pair.scales_odd, columns))
+    if least < 0:
+        return _WILD
+    begin, of_run, of_group = columns.at, columns.left_in_run, columns.left_in_group
+    group, c = columns.group, np.int64(0)
+    while c < columns.n:
+        run = min(min(of_run, of_group), columns.n - c)
+        even, odd = (
+            window(source.latents, pair.even + begin, run), window(source.latents, pair.odd + begin, run)
+        )  # fmt: skip
+        of_even = scale_of(window(source.scales, pair.scales_even + group, 1)[0])
+        of_odd = scale_of(window(source.scales, pair.scales_odd + group, 1)[0])
+        step_of_codes(even, of_even, odd, of_odd, panels, at + c // NR * stride, stride)
+        c, begin, of_run, of_group = c + run, begin + run, of_run - run, of_group - run
+        if of_run == 0:
+            begin, of_run = begin + source.stride - source.c0, source.c0
+        if of_group == 0:
+            group, of_group = group + 1, source.group
+    return np.int32(least)
+
+
+@inlined
+def _steps_of_values(source: Source, pair: Pair, columns: Columns, panels: Bits, at: Index, stride: Index) -> Index:
+    least, begin, of_run = NONE_NONZERO, columns.at, columns.left_in_run
+    for c in range(0, columns.n, NR):
+        even = window(source.latents, pair.even + begin, NR)
+        odd = window(source.latents, pair.odd + begin, NR)
+        least = min(least, min(min_magnitude(even), min_magnitude(odd)))
+        interleave(even, odd, pair_window(panels, at + c // NR * stride, NR))
+        begin, of_run = begin + NR, of_run - NR
+        if of_run == 0:
+            begin, of_run = begin + source.stride - source.c0, source.c0
+    return np.int32(least)
+
+
+@by_dtype("source.latents", {np.int8: _steps_of_codes}, otherwise=_steps_of_values, inline=True)
+def _steps(source: Source, pair: Pair, columns: Columns, panels: Bits, at: Index, stride: Index) -> Index:
+    """A step of whole panels of two keys, to panels[at:] and `stride` on; as `_row`."""
+
+
+@inlined
+def _any_steps(source: Source, kv: Int64, scales: Int64, columns: Columns, bits: Bits) -> Index:
+    """KR rows of bits, of as many keys as there are, and zeros; returns at most their `min_magnitude`."""
+    ld, least = (columns.n + NR - 1) // NR * NR, NONE_NONZERO
+    for r in range(KR_BF16):
+        row = window(bits, r * ld, columns.n)
+        if r < len(kv):
+            least = min(least, latent_bits(source, kv[r], scales[r], columns, row))
+        else:
+            for c in range(columns.n):
+                row[c] = 0
+    return np.int32(least)
+
+
 @callee
 def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Index) -> Index:
     """Columns first..first+n_cols of the latents of a span as panels of B, one `cut.depth` * NR behind the other.
@@ -244,25 +302,26 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
     Returns at most their `min_magnitude`. Columns are padded to NR and places to KR by zeros.
     """
     depth, least = work.round.cut.depth, NONE_NONZERO
-    n_panels = (n_cols + NR - 1) // NR
-    ld = n_panels * NR
-    scratch, source = work.round.scratch, _source(work)
+    ld = (n_cols + NR - 1) // NR * NR
+    scratch, source = work.round.scratch, source_of(work)
     bits, panels, bases = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.bases, worker)
-    columns = _columns(work, first, n_cols)
+    columns = columns_of(work, first, n_cols)
+    whole = _whole(source, columns, np.int64(NR), HAS_STEPS)
     _find(work, span, bases)
     kv, scales = window(bases, 0, span.n), window(bases, 2 * span.n, span.n)
     for c in range(KR_BF16 * ld):
         bits[c] = 0
     for i in range(0, span.n, KR_BF16):
-        for r in range(KR_BF16):
-            row = window(bits, r * ld, n_cols)
-            if i + r < span.n:
-                ahead = min(i + r + _AHEAD, span.n - 1)
-                _ask_for(source, kv[ahead], scales[ahead], columns)
-                least = min(least, _latent(source, kv[i + r], scales[i + r], columns, row))
-            else:
-                for c in range(n_cols):
-                    row[c] = 0
-        for panel in range(n_panels):
-            _step(bits, ld, panel, window(panels, (panel * depth + i) * NR, KR_BF16 * NR))
+        for r in range(min(np.int64(KR_BF16), span.n - i)):
+            ahead = min(i + r + _AHEAD, span.n - 1)
+            ask_for(source, kv[ahead], scales[ahead], columns)
+        of_step = _WILD
+        if whole and i + 1 < span.n:
+            pair = Pair(kv[i], kv[i + 1], scales[i], scales[i + 1])
+            of_step = _steps(source, pair, columns, panels, np.int64(i * NR), depth * NR)
+        if of_step < 0:
+            of_step = _any_steps(source, window(kv, i, span.n - i), window(scales, i, span.n - i), columns, bits)
+            for panel in range(ld // NR):
+                _step(bits, ld, panel, window(panels, (panel * depth + i) * NR, KR_BF16 * NR))
+        least = min(least, of_step)
     return np.int32(least)

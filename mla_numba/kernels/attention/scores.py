@@ -12,15 +12,16 @@ from ..kinds import Bits, Index, Int64
 from ..launch import outlined
 from ..micro.operands import A, C, Y
 from ..micro.table import ISA
-from ..micro.ukernel import KR_BF16, NR
+from ..micro.ukernel import KR_BF16, MR, NR
 from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
 from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
-from ..threads.tasks import ceil_div
+from ..threads.tasks import block_of, block_start, ceil_div
 from .arguments import Round, Work
-from .keys import Span, key_rows
+from .keys import Span, ask_for_rows, key_rows
+from .places import places_of
 
-__all__ = ["PACK", "SCORES", "pack_queries", "pack_tasks", "score_tasks", "scores"]
+__all__ = ["PACK", "SCORES", "ask_for_first_keys", "pack_queries", "pack_tasks", "score_tasks", "scores"]
 
 PACK, SCORES = 0, 1
 _PLACES = ISA.places(is_int8=False)
@@ -68,25 +69,54 @@ def pack_queries(worker: Index, team: Team, tasks: Tasks, part: Round) -> None:
 
 
 @callee
+def _span_of(task: Index, work: Work) -> Span:
+    """The places of a task's list; none, or less than none, behind its end."""
+    cut = work.round.cut
+    n_blocks = ceil_div(cut.n, cut.rows)
+    token, first = task // n_blocks, np.int64(task % n_blocks * cut.rows)
+    n = max(min(cut.rows, places_of(work.round, token) - first), 0)
+    return Span(np.int64(cut.t0 + token), np.int64(cut.place0 + first), np.int64(n))
+
+
+@callee
+def ask_for_first_keys(worker: Index, tasks: Tasks, work: Work) -> None:
+    """Asks for the keys of the first task that a worker draws."""
+    first = block_start(tasks.n, work.round.cut.n_workers, worker)
+    if first < tasks.n:
+        ask_for_rows(work, _span_of(first, work))
+
+
+@callee
 def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """Some positions of a token, and all heads of the round."""
     cut, scratch, latent = work.round.cut, work.round.scratch, work.latent
     n_blocks = ceil_div(cut.n, cut.rows)
-    token, first = task // n_blocks, task % n_blocks * cut.rows
-    n = min(cut.rows, work.round.counts[cut.t0 + token] - first)
+    token = task // n_blocks
+    span, following = _span_of(task, work), _span_of(min(task + 1, n_tasks - 1), work)
+    if task + 1 == block_start(n_tasks, cut.n_workers, worker + 1):
+        following = Span(span.token, span.first, np.int64(0))  # others begin there, and are done with it
+    n, first = span.n, span.first - cut.place0
     if n <= 0:
         return
     rows, kp = row_of(scratch.rows, worker), scratch.queries.shape[2] // NR
     lda = len(rows) // cut.rows
-    least = key_rows(work, Span(cut.t0 + token, first, n), worker, rows, lda)
+    least = key_rows(work, span, worker, rows, lda)
     normal = sums_stay_normal(min_of(window(scratch.q_min, token * cut.h, cut.h)), least)
     zero, floats, ints = np.int64(0), scratch.sums, scratch.mins
+    n_tiles, asked = ceil_div(n, MR), np.int64(0)
     for panel in range(cut.h):
         at = token * cut.h + panel
         walk = Walk(row_of(scratch.queries, at), kp, zero, np.int64(1))
-        sums = C(row_of(scratch.scores, at), first * NR, False)
         nowhere = Y(latent, zero, zero, floats, zero, floats, ints, zero)  # the sums stay where they are
-        multiply_block(A(rows, zero, lda), n, walk, Depth(zero, kp, kp), sums, normal, nowhere, zero)
+        for tile in range(n_tiles):
+            # The keys of the next task come while products keep the core busy, a few with each register tile.
+            until = following.n * (panel * n_tiles + tile + 1) // (cut.h * n_tiles)
+            ask_for_rows(work, Span(following.token, following.first + asked, until - asked))
+            asked = until
+            i, n_rows = block_of(n, n_tiles, tile)
+            sums = C(row_of(scratch.scores, at), (first + i) * NR, False)
+            a = A(rows, i * lda, lda)
+            multiply_block(a, n_rows, walk, Depth(zero, kp, kp), sums, normal, nowhere, zero)
 
 
 @callee

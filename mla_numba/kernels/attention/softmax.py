@@ -17,14 +17,14 @@ from ..launch import outlined
 from ..micro.ukernel import NR
 from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, widen, window
 from ..sweeps.phase import Tasks, Team, share
-from .arguments import Round
+from .arguments import LARGEST, SUM, VALUES_OF, Round
 from .exp import exp_negative
 from .pairs import interleave
+from .places import LANES, is_whole, places_of, tile_of, tile_step
 
-__all__ = ["LANES", "SOFTMAX", "softmax", "softmax_tasks"]
+__all__ = ["SOFTMAX", "softmax", "softmax_tasks"]
 
 SOFTMAX = 2
-LANES = 16
 _STEP = LANES * NR
 _HALF = LANES // 2
 _MINUS_INF = np.float32(-np.inf)
@@ -66,9 +66,7 @@ def _repeat(lanes: F32) -> None:
 
 @callee
 def _exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
-    """scores = e; total = l of each head, repeated for each lane."""
-    for i in range(_STEP):
-        total[i] = np.float32(0)
+    """scores = e, which are added to `total`, by head and lane."""
     for first in range(0, len(scores), _STEP):
         n = np.int64(min(_STEP, len(scores) - first))
         block, top, lanes = window(scores, first, n), window(most, 0, n), window(total, 0, n)
@@ -76,6 +74,11 @@ def _exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
             e = exp_negative(np.float32(np.float32(block[i] * scale) - top[i]))
             block[i] = e
             lanes[i] = lanes[i] + e
+
+
+@callee
+def _add_lanes(total: F32) -> None:
+    """The sum over the lanes of each head, repeated for each lane."""
     half = _STEP // 2
     while half >= NR:
         low, high = window(total, 0, half), window(total, half, half)
@@ -119,8 +122,8 @@ def _quotients(e: F32, total: F32, bits: Bits, mins: Int32) -> None:
 
 
 @callee
-def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32) -> None:
-    """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A."""
+def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32, column: Index) -> None:
+    """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A from `column` on."""
     scratch = part.scratch
     n_rows, ldw = np.int64(NR), scratch.weights.shape[2]
     bits, words = row_of(scratch.bits, worker), row_of(scratch.words, worker)
@@ -135,26 +138,107 @@ def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32) ->
         for pair in range(_HALF):
             even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
             interleave(even, odd, window(words, pair * NR, NR))
-        _put_rows(words, unowned(scratch.weights), at * NR * ldw + first // NR, ldw, n_rows)
+        _put_rows(words, unowned(scratch.weights), at * NR * ldw + column + first // NR, ldw, n_rows)
     for j in range(NR):
         least = NONE_NONZERO
         for lane in range(LANES):
             least = min(least, mins[lane * NR + j])
-        window(scratch.w_min, at * NR + j, 1)[0] = least
+        smallest = window(scratch.w_min, at * NR + j, 1)
+        smallest[0] = least if column == 0 else min(least, smallest[0])
 
 
 @callee
 def _softmax_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> None:
     """A panel of heads of a token."""
     cut, scratch = part.cut, part.scratch
-    n = part.counts[cut.t0 + task // cut.h]
+    n = places_of(part, task // cut.h)
+    carried = row_of(scratch.carried, task)
+    if cut.place0 == 0 and cut.stage != SUM and cut.stage != VALUES_OF and not is_whole(cut):
+        _carry_nothing(carried)
     if n == 0:
         return
     scores = window(row_of(scratch.scores, task), 0, n * NR)
     most, total = row_of(scratch.lanes, 2 * worker), row_of(scratch.lanes, 2 * worker + 1)
-    _largest(scores, part.scale, most)
-    _exponentials(scores, part.scale, most, total)
-    _probabilities(part, task, worker, scores, total)
+    if cut.tile > 0:
+        _tiles(part, task, worker, scores, carried)
+    elif cut.stage == LARGEST:
+        _largest(scores, part.scale, most)
+        _raise(window(carried, 0, NR), most)
+    elif cut.stage == SUM:
+        _spread(window(carried, 0, NR), most)
+        _exponentials(scores, part.scale, most, window(carried, NR, _STEP))
+    elif cut.stage == VALUES_OF:
+        _spread(window(carried, 0, NR), most)
+        _exponentials(scores, part.scale, most, total)
+        sums = window(carried, NR, _STEP)
+        for i in range(_STEP):
+            total[i] = sums[i]
+        _add_lanes(total)
+        _probabilities(part, task, worker, scores, total, np.int64(0))
+    else:
+        _largest(scores, part.scale, most)
+        _clear(total)
+        _exponentials(scores, part.scale, most, total)
+        _add_lanes(total)
+        _probabilities(part, task, worker, scores, total, np.int64(0))
+
+
+@callee
+def _carry_nothing(carried: F32) -> None:
+    for i in range(len(carried)):
+        carried[i] = np.float32(0)
+    for j in range(NR):
+        carried[j] = _MINUS_INF
+
+
+@callee
+def _clear(total: F32) -> None:
+    for i in range(_STEP):
+        total[i] = np.float32(0)
+
+
+@callee
+def _raise(carried: F32, most: F32) -> None:
+    """carried = the larger one of itself and of `most`."""
+    for j in range(NR):
+        carried[j] = max(carried[j], most[j])
+
+
+@callee
+def _spread(values: F32, lanes: F32) -> None:
+    """A head's value in all its lanes."""
+    first = window(lanes, 0, NR)
+    for j in range(NR):
+        first[j] = values[j]
+    _repeat(lanes)
+
+
+@callee
+def _tiles(part: Round, task: Index, worker: Index, scores: F32, carried: F32) -> None:
+    """The tiles of a round one after the other: their weights are not divided, see `reference.attend_by_tiles`.
+
+    carried: the largest score so far, and then the sum of the weights, which goes on.
+    """
+    scratch, tile = part.scratch, tile_of(part.cut) * NR
+    most, total = row_of(scratch.lanes, 2 * worker), row_of(scratch.lanes, 2 * worker + 1)
+    highest, sums = window(carried, 0, NR), window(carried, NR, NR)
+    for first in range(0, len(scores), tile):
+        part_scores = window(scores, first, np.int64(min(tile, len(scores) - first)))
+        factors = window(row_of(scratch.factors, task), first // tile * NR, NR)
+        _largest(part_scores, part.scale, most)
+        for j in range(NR):
+            now = max(most[j], highest[j])
+            factors[j] = exp_negative(np.float32(highest[j] - now))
+            highest[j] = now
+        _spread(highest, most)
+        _clear(total)
+        _exponentials(part_scores, part.scale, most, total)
+        _add_lanes(total)
+        for j in range(NR):
+            sums[j] = np.float32(np.float32(sums[j] * factors[j]) + total[j])
+        for i in range(_STEP):
+            total[i] = np.float32(1)
+        _probabilities(part, task, worker, part_scores, total, first // tile * tile_step(part.cut))
 
 
 @callee
