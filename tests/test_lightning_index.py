@@ -9,13 +9,19 @@ import pytest
 from helpers.lightning_calls import Shape, assert_same_list, check_random_calls, make_call, reference_of
 
 from mla_numba import IndexerCache, IndexerOutput, MlaDims, PagedCache, lightning_index
+from mla_numba.attention import lightning
 from mla_numba.attention.lightning import GROUP, MAX_HEAD_DIM, MAX_K, TOKENS
-from mla_numba.kernels.lightning.best import ALL_RANKS, N_BINS, keep_best, sort_ranks
+from mla_numba.kernels.lightning.best import ALL_RANKS, N_BINS, append_keys, keep_best, sort_ranks
 from mla_numba.kernels.lightning.emitter import SPLIT
 from mla_numba.kernels.lightning.keys import TILE
 from mla_numba.kernels.lightning.panel import half_of
 
 SMALL = Shape((2, 2), 20, 3, 8, 4, 6)
+
+
+@pytest.fixture(autouse=True)
+def _small_calls_have_several_threads(monkeypatch):
+    monkeypatch.setattr(lightning, "LEAST_PRODUCTS", 1)
 
 
 def test_random_calls():
@@ -160,6 +166,30 @@ def test_what_is_kept_of_ranks(spread, slack):
         sort_ranks(left, n_kept, np.empty(n_kept, np.uint64), counts)
         assert left[:n_kept].tolist() == sorted(ranks.tolist())[:n_kept]
     assert worst <= ALL_RANKS
+
+
+def test_keys_that_are_appended():
+    """Those up to the worst rank: by their scores or, of an equal one, by their positions."""
+    rng = np.random.default_rng(0)
+    for n in (1, 31, 32, 33, 100):
+        for bound in (0, 3, 7):
+            keys = rng.integers(0, 8, n).astype(np.uint32)
+            ranks, worst = np.zeros(n + 4, np.uint64), np.uint64((bound << 32) + 1000 + n // 2)
+            n_ranks = append_keys(keys, np.int64(1000), ranks, np.int64(3), worst)
+            every = [(int(key) << 32) + 1000 + j for j, key in enumerate(keys)]
+            assert ranks[3:n_ranks].tolist() == [rank for rank in every if rank <= worst]
+
+
+@pytest.mark.parametrize(("n_keys", "n_workers"), [(16, 1), (17, 1), (100, 1), (4096, 2), (2**20, 3)])
+def test_a_thread_has_enough_to_do(monkeypatch, n_keys, n_workers):
+    monkeypatch.undo()
+    launched = []
+    monkeypatch.setattr(lightning, "lightning_tile", lambda n_threads, *_: launched.append(n_threads))
+    call = make_call(Shape((1,), 4, 64, 128, 16, 4))
+    table = np.zeros((1, n_keys), np.int64)
+    monkeypatch.setattr(lightning, "max_threads", lambda: 3)
+    lightning_index(call.out, call.cache, table, np.array([n_keys]), 4, n_threads=3)
+    assert launched == [n_workers]
 
 
 def test_a_bad_block_is_an_error_before_anything_is_written():

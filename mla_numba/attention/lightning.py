@@ -38,6 +38,8 @@ TOKENS = 64  # of a tile: each worker has a buffer for each
 GROUP = 16  # tokens that share a packed tile of keys
 _LONGEST_RUN = 4  # tiles of keys a task
 _TASKS_PER_WORKER = 4
+LEAST_PRODUCTS = 2**24  # of codes that a thread multiplies: as long as another thread takes to wake up
+_APART = 16  # int64 elements: workers' counts share no line, nor a pair of lines that cores fetch together
 
 
 def lightning_index(
@@ -131,7 +133,7 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
     bits = [writable_alias(a.view(np.uint16)) for a in (output.query_scale, output.weights)]
     for t0 in range(0, t, TOKENS):
         n = min(t - t0, TOKENS)
-        groups, n_workers = _cut(pages, t0, n, n_threads)
+        groups, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
         rows, head_weights = aligned_empty((n, n_heads, kp), A_INT8_DTYPE), aligned_empty((n, n_heads), np.float32)
         queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, rows, head_weights)
         team = Team(n_workers, np.zeros(n_counters(n_workers, len(PHASES)), np.int64), _NO_SPANS, False, NO_LAPS)
@@ -153,7 +155,8 @@ def _room(k: int) -> int:
 
 def _buffers(n_workers: int, t: int, index: Array) -> Best:
     ranks = aligned_empty((n_workers, t, _room(index.shape[1])), np.uint64)
-    return Best(ranks, np.zeros((n_workers, t), np.int64), np.full((n_workers, t), ALL_RANKS), index)
+    n = t + _APART
+    return Best(ranks, np.zeros((n_workers, n), np.int64), np.full((n_workers, n), ALL_RANKS), index)
 
 
 # Working memory of earlier calls, for whoever comes next; no two calls have the same.
@@ -191,10 +194,16 @@ def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_thr
     most = 0
     for t0 in range(0, len(pages.limits), TOKENS):
         n = min(len(pages.limits) - t0, TOKENS)
-        _, n_workers = _cut(pages, t0, n, n_threads)
+        _, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
         queries = n * n_heads * (kp * np.dtype(A_INT8_DTYPE).itemsize + 4)
-        most = max(most, queries + n_workers * (of_worker + n * (8 * _room(k) + 16)))
+        most = max(most, queries + n_workers * (of_worker + n * 8 * _room(k) + 16 * (n + _APART)))
     return most
+
+
+def _threads_for(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> int:
+    """Of `n_threads` as many as have enough to do."""
+    n_keys = int(pages.limits[t0 : t0 + n].sum())
+    return max(1, min(n_threads, n_keys * products_per_key // LEAST_PRODUCTS))
 
 
 def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Groups, int]:

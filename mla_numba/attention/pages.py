@@ -65,13 +65,15 @@ class Pages:
         most = min(table.shape[1] * block_size, MAX_POSITION)
         _check_bounds("act_seq", lengths, 0, most, f"{table.shape[1]} blocks of {block_size} slots")
         starts = _starts(t, len(lengths), query_start_loc)
-        counts = np.diff(starts)
+        counts = starts[1:] - starts[:-1]
         sequences = np.repeat(np.arange(len(lengths)), counts)
         limits = np.maximum((lengths - starts[1:])[sequences] + np.arange(1, t + 1), 0)
         return cls(table, lengths, starts, sequences, limits, block_size, n_blocks)
 
     def check_mapped(self) -> None:
         """Raises `ValueError` unless every key that a token sees lies in a block of the cache."""
+        if (self.block_table.view(np.uint64) < self.n_blocks).all():  # a negative one is a large one
+            return
         n_used = np.where(np.diff(self.query_start_loc) > 0, -(-self.act_seq // self.block_size), 0)
         needed = np.arange(self.block_table.shape[1]) < n_used[:, None]
         bad = needed & ((self.block_table < 0) | (self.block_table >= self.n_blocks))
@@ -93,9 +95,9 @@ def _ints(name: str, value: object, n_axes: int) -> Array:
 
 
 def _check_bounds(name: str, values: Array, least: int, most: int, why: str) -> None:
-    wrong = np.flatnonzero((values < least) | (values > most))
-    if wrong.size:
-        i = int(wrong[0])
+    wrong = (values < least) | (values > most)
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[0])
         raise ValueError(f"{name}[{i}]: expected {least} to {most} ({why}), got {values[i]}")
 
 

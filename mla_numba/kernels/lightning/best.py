@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..jit.callee import callee
+from ..jit.callee import callee, inlined
 from ..kinds import F32, Index, Int32, Int64, Real, Word, Words
 from ..scalars import bits_of_f32, window
 
@@ -24,6 +24,7 @@ _DIGIT = 11  # bits that are sorted by at once
 N_BINS = 1 << _DIGIT
 _HALF = 32
 _POSITION = np.uint64(0xFFFFFFFF)
+_STRETCH = 32  # keys
 
 
 @callee
@@ -35,20 +36,30 @@ def _rank_key(score: Real) -> Word:
     return np.uint32(0) if score != score else key
 
 
-@callee
+@inlined
 def rank_keys(scores: F32, scale: F32, keys: Words) -> None:
     """keys[j] = the upper half of the rank of scores[j] * scale[j]."""
     for j in range(len(keys)):
         keys[j] = _rank_key(np.float32(scores[j] * scale[j]))
 
 
-@callee
+@inlined
 def append_keys(keys: Words, position: Index, ranks: Ranks, n: Index, worst: Word) -> Index:
-    """Appends to n ranks those of keys at positions from `position` on that are not worse; how many there are then."""
-    for j in range(len(keys)):
-        rank = np.uint64(np.uint64(keys[j]) << np.uint64(_HALF)) | np.uint64(position + j)
-        ranks[n] = rank
-        n += np.int64(rank <= worst)
+    """Appends to n ranks those of keys at positions from `position` on that are not worse; how many there are then.
+
+    Of a long sequence few keys are. So _STRETCH of them are first compared at once.
+    """
+    bound = np.uint32(np.uint64(worst) >> np.uint64(_HALF))
+    for first in range(0, len(keys), _STRETCH):
+        stretch = window(keys, first, min(np.int64(_STRETCH), len(keys) - first))
+        n_near = np.int64(0)
+        for j in range(len(stretch)):
+            n_near += np.int64(stretch[j] <= bound)
+        if n_near:
+            for j in range(len(stretch)):
+                rank = np.uint64(np.uint64(stretch[j]) << np.uint64(_HALF)) | np.uint64(position + first + j)
+                ranks[n] = rank
+                n += np.int64(rank <= worst)
     return np.int64(n)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..jit.callee import callee
+from ..jit.callee import callee, inlined
 from ..kinds import F32, Codes, Index, Int32, Int64
 from ..micro.ukernel import NR
 from ..row.scatter import Slots, chunk_at
@@ -14,10 +14,11 @@ from ..scalars import row_of, widen_f16, window
 from ..threads.tasks import ceil_div
 from .panel import RUN, Panels, Runs, pack_panel
 
-__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "pack_keys"]
+__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "lines_of", "pack_keys"]
 
 PANELS = 8  # of a tile: with a token's heads they fit a first cache
 TILE = PANELS * NR
+_LINE = 64  # codes
 
 
 class KeyCache(NamedTuple):
@@ -50,7 +51,7 @@ class KeyTile(NamedTuple):
     rest: Codes
 
 
-@callee
+@inlined
 def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile, scale_at: Index) -> None:
     """Places of keys first..first+n <= TILE of a sequence, and their scales to scale[scale_at:], page by page."""
     of_codes, of_scale = cache.codes.layout, cache.scale.layout
@@ -70,6 +71,15 @@ def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
 
 
 @callee
+def lines_of(cache: KeyCache) -> tuple[Index, Index]:
+    """In how many cache lines, about, the codes of a key lie, and the elements from one to the next."""
+    distance, _ = chunk_at(cache.codes.layout, np.int64(0), np.int64(RUN))
+    if distance == RUN:
+        return ceil_div(np.int64(cache.width), np.int64(_LINE)), np.int64(_LINE)
+    return ceil_div(np.int64(cache.width), np.int64(RUN)), np.int64(distance)
+
+
+@callee
 def _take_rest(cache: KeyCache, tile: KeyTile, col: Index) -> None:
     """The last codes of NR rows, and zeros, as one run each."""
     n_whole = cache.width // RUN * RUN
@@ -80,7 +90,7 @@ def _take_rest(cache: KeyCache, tile: KeyTile, col: Index) -> None:
             run[e] = codes[e] if e < len(codes) else np.int8(0)
 
 
-@callee
+@inlined
 def pack_keys(cache: KeyCache, n: Index, tile: KeyTile) -> None:
     """Packs the n keys that were found. A last panel is filled up with one of them again."""
     n_panels = ceil_div(n, NR)
