@@ -264,10 +264,47 @@ def test_counters_of_two_workers_share_no_pair_of_cache_lines():
 def test_tasks_drawn_in_order_come_once_each_and_in_order(grain):
     counters, seen = np.zeros(tasks.n_counters(3, 2), np.int64), []
     for _ in range(20):
-        first, end = tasks.draw_in_order(counters, 1, 3, 7, grain)
+        first, end = tasks.draw_in_order(counters, 1, 3, 2, 7, grain)
         seen += range(first, end)
     assert seen == list(range(7))
-    assert not counters[: tasks.n_counters(3)].any()  # those of the other phase
+    assert np.flatnonzero(counters).tolist() == [tasks.n_counters(3) + 2 * tasks.COUNTER_STRIDE]  # the owner's
+
+
+GROUPS = {1: [[]], 2: [[], [0, 1, 2]], 7: [[], [0, 3, 7], [0, 1, 7], [0, 1, 3, 5, 7], list(range(8))]}
+
+
+@pytest.mark.parametrize(("n_workers", "groups"), [(n, g) for n, found in GROUPS.items() for g in found])
+@pytest.mark.parametrize("grain", [1, 3, 2**62])
+def test_legs_are_drawn_once_each_and_in_order(n_workers, groups, grain):
+    """By a crowd of workers, and by one that is alone: it draws what all groups have."""
+    rng = np.random.default_rng(n_workers)
+    starts = groups or [0, n_workers]
+    for n_relays, legs, alone in product((0, 1, 2, 5, 16), (2, 3), (False, True)):
+        counters, seen = np.zeros(tasks.n_counters(n_workers, 2), np.int64), []
+        asking = [n_workers - 1] if alone else list(range(n_workers))
+        while asking:
+            worker = int(rng.choice(asking))
+            drawn = relays.draw_legs(counters, 1, worker, n_workers, n_relays, legs, grain, np.array(groups, np.int64))
+            here = [relays.task_at(drawn, n_relays, place) for place in range(drawn.first, drawn.end)]
+            seen += here
+            if not here:
+                asking.remove(worker)
+        assert sorted(seen) == list(range(n_relays * legs))
+        for begin, end in pairwise(starts):
+            row = range(n_relays * begin // n_workers, n_relays * end // n_workers)
+            of_row = [task for task in seen if task % n_relays in row]
+            assert of_row == sorted(of_row)
+
+
+def test_a_group_draws_its_own_row_first_and_then_the_next_ones():
+    counters, groups = np.zeros(tasks.n_counters(5), np.int64), np.array([0, 2, 5], np.int64)
+
+    def draw(worker):
+        drawn = relays.draw_legs(counters, 0, worker, 5, 5, 2, 1, groups)
+        return [relays.task_at(drawn, 5, place) for place in range(drawn.first, drawn.end)]
+
+    assert [draw(worker) for worker in (0, 3, 1, 4, 2, 0)] == [[0], [2], [1], [3], [4], [5]]  # relays 0, 1 and 2, 3, 4
+    assert [draw(0) for _ in range(5)] == [[6], [7], [8], [9], []]
 
 
 def test_a_leg_waits_for_the_one_before_and_the_last_leaves_nothing():

@@ -47,6 +47,8 @@ def assert_exact(dims, mode, t, n_workers, tiling=None):
         CpuTiling(down_legs=2, down_mc=9, down_kc=96),
         CpuTiling(heads_legs=3, qb_mc=13, qb_kc=32, qb_walk=1),
         CpuTiling(down_legs=50, heads_legs=2),
+        CpuTiling(down_legs=3, heads_legs=2, n_groups=2, down_mc=9, qb_mc=13),
+        CpuTiling(down_legs=50, heads_legs=3, n_groups=4),
     ],
 )
 def test_bits_and_tasks(tiling, n_workers, mode):

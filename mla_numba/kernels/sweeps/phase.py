@@ -12,9 +12,10 @@ import numpy as np
 
 from ..jit.callee import by_dtype, callee
 from ..kinds import Index, Int64
+from ..scalars import window
 from ..threads.atomics import now_ns
-from ..threads.relays import finish_leg, wait_for_leg
-from ..threads.tasks import draw, draw_in_order, finish, wait_for
+from ..threads.relays import Drawn, draw_legs, finish_leg, task_at, wait_for_leg
+from ..threads.tasks import draw, finish, wait_for
 
 __all__ = [
     "ALL_PHASES", "DOWN", "HEADS", "INDEX_DOWN", "INDEX_HEADS", "INDEX_KEY", "INDEX_PACK", "KEY", "LAP_BEGIN",
@@ -103,26 +104,31 @@ def mark(laps: Any, phase: Index, task: Index, place: Index) -> None:
 
 
 @callee
-def _draw(worker: Index, team: Team, tasks: Tasks, legs: Index) -> tuple[Index, Index]:
+def _draw(worker: Index, team: Team, tasks: Tasks, legs: Index, groups: Int64) -> Drawn:
     if legs > 1:
-        return draw_in_order(team.counters, tasks.phase, team.n_workers, tasks.n, tasks.grain)
-    return draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
+        n_relays = tasks.n // legs
+        return draw_legs(team.counters, tasks.phase, worker, team.n_workers, n_relays, legs, tasks.grain, groups)
+    first, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
+    return Drawn(first, end, np.int64(0), tasks.n)
 
 
 @callee
 def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], work: Any) -> None:
     """A worker's share of a phase: draws tasks while there are any, and runs `run(task, n_tasks, worker, work)`."""
-    share_legs(worker, team, tasks, np.int64(1), run, work)
+    share_legs(worker, team, tasks, np.int64(1), window(team.counters, 0, 0), run, work)
 
 
 @callee
-def share_legs(worker: Index, team: Team, tasks: Tasks, legs: Index, run: Callable[..., None], work: Any) -> None:
-    """Likewise where more than one leg makes the tasks those of relays, see `relays`."""
+def share_legs(
+    worker: Index, team: Team, tasks: Tasks, legs: Index, groups: Int64, run: Callable[..., None], work: Any
+) -> None:
+    """Likewise where more than one leg makes the tasks those of relays, see `relays`, also on groups of workers."""
     _come(team, worker, tasks.phase)
     n_relays = tasks.n // legs
-    task, end = _draw(worker, team, tasks, legs)
-    while task < end:
-        for each in range(task, end):
+    drawn = _draw(worker, team, tasks, legs, groups)
+    while drawn.first < drawn.end:
+        for place in range(drawn.first, drawn.end):
+            each = task_at(drawn, n_relays, place)
             if legs > 1:
                 wait_for_leg(team.counters, n_relays, each)
             _begin(team.laps, tasks.phase, each, worker)
@@ -130,9 +136,10 @@ def share_legs(worker: Index, team: Team, tasks: Tasks, legs: Index, run: Callab
             mark(team.laps, tasks.phase, each, LAP_END)
             if legs > 1:
                 finish_leg(team.counters, n_relays, tasks.n, each)
-        _note(team, worker, tasks.phase, end - task)
-        finish(team.counters, tasks.phase, team.n_workers, end - task)
-        task, end = _draw(worker, team, tasks, legs)
+        n_done = drawn.end - drawn.first
+        _note(team, worker, tasks.phase, n_done)
+        finish(team.counters, tasks.phase, team.n_workers, n_done)
+        drawn = _draw(worker, team, tasks, legs, groups)
 
 
 @callee

@@ -69,10 +69,12 @@ def draw(
 
 
 @callee
-def draw_in_order(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index, grain: Index) -> tuple[Index, Index]:
-    """Likewise of one range for all workers: whoever draws a task knows that all before it are drawn."""
+def draw_in_order(
+    counters: Int64, phase: Index, n_workers: Index, owner: Index, n_tasks: Index, grain: Index
+) -> tuple[Index, Index]:
+    """Likewise of one range for many workers, at the owner's counter: who draws a task knows that those before are."""
     grain = max(min(grain, n_tasks), 1)
-    first = min(fetch_add(_counter(counters, phase, n_workers, 0), grain), np.int64(n_tasks))
+    first = min(fetch_add(_counter(counters, phase, n_workers, owner), grain), np.int64(n_tasks))
     return np.int64(first), np.int64(min(first + grain, n_tasks))
 
 
