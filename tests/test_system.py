@@ -244,6 +244,14 @@ def test_numa_nodes(tmp_path):
         "node 0: 2 usable cores, 2.0 GB; node 1: 1 usable cores, 1.0 GB; node 2: 0 usable cores, 0.5 GB"
     )
     assert found.lines()["cores"] == "3 of 4, up to 2 CPUs each; affinity allows 4 of 8 CPUs"
+    assert found.node_cores == detect_linux(tmp_path, {0, 4, 1, 2}).node_cores == (2, 1)
+    assert linux_usable(tmp_path, frozenset({1, 4})).node_cores == ()  # one node has all of them
+
+
+def test_nodes_come_in_the_order_of_their_cpus(tmp_path):
+    files = {f"{NODES}/node{n}/cpulist": cpus for n, cpus in ((0, "1-3"), (1, "0"))}
+    machine(tmp_path, SINGLES, files)
+    assert linux_usable(tmp_path, all_of(SINGLES)).node_cores == (1, 3)
 
 
 def test_a_system_that_says_nothing(tmp_path):

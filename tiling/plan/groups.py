@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 
 from tiling.arith import chunks
 
-__all__ = ["even_groups", "first_workers", "groups_of_nodes", "groups_text"]
+__all__ = ["even_groups", "first_workers", "group_of_each", "groups_of_nodes", "groups_text"]
 
 
 def even_groups(n_workers: int, n_groups: int) -> tuple[int, ...]:
@@ -31,6 +31,11 @@ def _several(sizes: Iterable[int]) -> tuple[int, ...]:
 def first_workers(groups: tuple[int, ...]) -> list[int]:
     """The first worker of each group, and behind them the number of workers."""
     return [0, *accumulate(groups)]
+
+
+def group_of_each(groups: tuple[int, ...], n_workers: int) -> list[int]:
+    """The group of each worker."""
+    return [group for group, size in enumerate(groups or (n_workers,)) for _ in range(size)]
 
 
 def groups_text(groups: tuple[int, ...]) -> str:
