@@ -17,7 +17,7 @@ from mla_numba.call.workspace import cuts_of
 from mla_numba.kernels import panels
 from mla_numba.kernels.micro.ukernel import NR
 from mla_numba.kernels.panels import Share, panels_of
-from mla_numba.kernels.threads.relays import draw_legs, task_at
+from mla_numba.kernels.threads.groups import Split, draw_tasks, task_at
 from mla_numba.kernels.threads.tasks import block_of, block_start, n_counters
 from mla_numba.weights import packed
 from tiling import CpuTiling, ceil_div, plan_prolog
@@ -97,11 +97,11 @@ def rows_of_legs(n_relays, legs, groups):
     """The relays that each group of workers draws legs of, as the kernels draw them."""
     n_workers, found = sum(groups), {}
     starts = np.array([0, *np.cumsum(groups)], np.int64)
-    counters = np.zeros(n_counters(n_workers), np.int64)
+    counters, split = np.zeros(n_counters(n_workers), np.int64), Split(0, n_relays * legs, 1, legs)
     for group, worker in enumerate(starts[:-1]):
         n = block_start(n_relays, n_workers, starts[group + 1]) - block_start(n_relays, n_workers, worker)
         for _ in range(n * legs):
-            drawn = draw_legs(counters, 0, worker, n_workers, n_relays, legs, 1, starts)
+            drawn = draw_tasks(counters, worker, n_workers, split, starts, False)
             found.setdefault(task_at(drawn, n_relays, drawn.first) % n_relays, set()).add(group)
     return found
 

@@ -21,6 +21,7 @@ from ..kernels.sweeps.arguments import (
 )
 from ..kernels.sweeps.phase import ALL_PHASES, NO_LAPS, PHASES
 from ..kernels.threads import relays, tasks
+from ..kernels.threads.groups import ONE_GROUP
 from .indexer_memory import Shared, indexer_cuts, lay_out_indexer
 from .tile_memory import TileMemory, cut_views
 
@@ -55,7 +56,7 @@ class Prepared(NamedTuple):
 def cuts_of(plan: TilePlan) -> Cuts:
     """A tile's plan as the kernel takes it."""
     (qa, qb, kva, wuk), heads = plan.gemms, plan.heads
-    groups = np.array(first_workers(plan.groups), np.int64) if plan.groups else relays.ONE_GROUP
+    groups = np.array(first_workers(plan.groups), np.int64) if plan.groups else ONE_GROUP
     return Cuts(
         n_workers=plan.n_workers,
         rows_x=plan.rows.rows_q,

@@ -1,8 +1,9 @@
 """How workers share the tasks of a tile of tokens: a simulation of their drawing, see ``mla_numba.kernels.threads``.
 
 Each worker begins with its own even range of a phase's tasks and then takes what is left of the others'; or all those
-of a group draw from one row, where a task goes on with the sums of another. A worker that finds none left goes on to
-the next phase, and waits there where it needs another phase whole.
+of a group draw from one row, where a task goes on with the sums of another. Where there are several groups, a worker
+whose own has no task left helps the others a moment later. A worker that finds none left goes on to the next phase, and
+waits there where it needs another phase whole.
 """
 
 from collections import deque
@@ -17,6 +18,8 @@ from tiling.plan.groups import first_workers, group_of_each
 
 __all__ = ["Crew", "Drawing", "PhaseTasks", "SweepDrawing", "draw_tasks"]
 
+# Seconds after which a worker whose group has no task left helps another.
+PATIENCE_S = 5e-6
 # The sweeps by the phase whose last task ends them; the last one ends with the tile.
 SWEEPS = {"down": "down", "rows": "query", "heads": "heads"}
 
@@ -27,6 +30,7 @@ class PhaseTasks(NamedTuple):
     - ``seconds``: of each, in their order; ``grain``: how many are drawn at a time.
     - ``n_relays``: where it is not 0, task ``i`` goes on where task ``i - n_relays`` ended; rows are drawn in order.
     - ``after``: the phase, of those before it, whose tasks must all be done before a worker begins; "" for none.
+    - ``is_grouped``: whether workers draw the tasks of their own group first.
     - ``weights``: of each task, the bytes of its weights by the NUMA node that they lie on; nothing where there is one
       node, or no weights.
     """
@@ -36,11 +40,12 @@ class PhaseTasks(NamedTuple):
     grain: int = 1
     n_relays: int = 0
     after: str = ""
+    is_grouped: bool = False
     weights: tuple[tuple[float, ...], ...] = ()
 
 
 class Crew(NamedTuple):
-    """The workers: those of each group that draws from rows of its own, and those that run on each NUMA node.
+    """The workers: those of each group, and those that run on each NUMA node.
 
     Empty ``groups`` or ``nodes`` are a single one. ``far``: so many times as long a task takes whose weights all lie on
     another node.
@@ -154,20 +159,31 @@ class _Ranges:
 
     def __init__(self, phase: PhaseTasks, crew: Crew) -> None:
         self._grain, n = phase.grain, crew.n_workers
+        groups = crew.groups if phase.is_grouped and crew.groups else (n,)
+        self._workers = [range(*ends) for ends in pairwise(first_workers(groups))]
+        self._group_of = group_of_each(groups, n)
+        # By worker, or where tasks are those of relays by the first worker of each group
         if phase.n_relays:
-            self._mine = group_of_each(crew.groups, n)
-            starts = [phase.n_relays * worker // n for worker in first_workers(crew.groups or (n,))]
-            self._left = [_row(phase, range(*share)) for share in pairwise(starts)]
+            starts = [(first, phase.n_relays * first // n) for first in first_workers(groups)]
+            shares = pairwise(starts)
+            self._left = {worker: _row(phase, range(begin, end)) for (worker, begin), (_, end) in shares}
         else:
-            self._mine = list(range(n))
-            self._left = [deque(range(*cut)) for cut in chunks(len(phase.seconds), n)]
+            self._left = {worker: deque(range(*cut)) for worker, cut in enumerate(chunks(len(phase.seconds), n))}
 
-    def draw(self, worker: int) -> list[int]:
-        """The next tasks for a worker: of its own range, or its group's row, while there are any."""
-        for other in range(len(self._left)):
-            left = self._left[(self._mine[worker] + other) % len(self._left)]
-            if left:
-                return [left.popleft() for _ in range(min(self._grain, len(left)))]
+    def may_help(self) -> bool:
+        """Whether there are several groups, and one of them has tasks left."""
+        return len(self._workers) > 1 and any(self._left.values())
+
+    def draw(self, worker: int, helps: bool) -> list[int]:
+        """The next tasks for a worker: of its own group, its own range first, or where it helps of the others."""
+        mine, n = self._group_of[worker], len(self._workers)
+        groups = [(mine + other) % n for other in range(1, n)] if helps else [mine]
+        for workers in (self._workers[group] for group in groups):
+            at = 0 if helps else worker - workers.start
+            for owner in [*workers[at:], *workers[:at]]:
+                left = self._left.get(owner)
+                if left:
+                    return [left.popleft() for _ in range(min(self._grain, len(left)))]
         return []
 
 
@@ -200,21 +216,23 @@ def draw_tasks(phases: tuple[PhaseTasks, ...], crew: Crew) -> Drawing:
     ends: list[dict[int, float]] = [{} for _ in phases]  # of each task that was drawn
     at = {phase.name: i for i, phase in enumerate(phases)}
     spans: list[Span] = []
-    free = [(0.0, worker, 0) for worker in range(crew.n_workers)]  # when, who, and in which phase
+    free = [(0.0, worker, 0, False) for worker in range(crew.n_workers)]  # when, who, in which phase, whether it helps
     heapify(free)
     while free:
-        now, worker, i = heappop(free)
+        now, worker, i, helps = heappop(free)
         phase = phases[i]
-        drawn = ranges[i].draw(worker)
+        drawn = ranges[i].draw(worker, helps)
         for task in drawn:
             begin = max(now, ends[i].get(task - phase.n_relays, 0.0)) if phase.n_relays else now
             spans.append(_span(phase, task, begin, worker, crew, node_of[worker]))
             now = ends[i][task] = spans[-1].end_s
         if drawn:
-            heappush(free, (now, worker, i))
+            heappush(free, (now, worker, i, helps))
+        elif not helps and ranges[i].may_help():
+            heappush(free, (now + PATIENCE_S, worker, i, True))
         elif i + 1 < len(phases):
             # Who finds no task left waits for tasks that were drawn, whose ends are known by now.
             after = phases[i + 1].after
             ready = max(ends[at[after]].values(), default=0.0) if after else 0.0
-            heappush(free, (max(now, ready), worker, i + 1))
+            heappush(free, (max(now, ready), worker, i + 1, False))
     return Drawing(crew.n_workers, tuple(spans), bool(crew.nodes))

@@ -44,6 +44,7 @@ def tile_phases(tile: TilePlan, chooser: Chooser) -> tuple[PhaseTasks, ...]:
             grain=tile.down.grain,
             n_relays=tile.down.n_relays if legs > 1 else 0,
             after="pack",
+            is_grouped=True,
             weights=_down_weights(tile.down, n, nodes) if nodes else (),
         ),
         PhaseTasks("query", _row_tasks(t, tile.rows.n_q_tasks, query_s), after="down"),
@@ -59,6 +60,7 @@ def tile_phases(tile: TilePlan, chooser: Chooser) -> tuple[PhaseTasks, ...]:
             grain=tile.heads.grain,
             n_relays=tile.heads.n_relays if tile.heads.legs > 1 else 0,
             after="query",
+            is_grouped=True,
             weights=_heads_weights(tile.heads, n, nodes) if nodes else (),
         ),
     )

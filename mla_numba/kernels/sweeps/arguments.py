@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..kinds import F32, Bits, Index, Int32, Int64, Values
 from ..row.rmsnorm_quant import Norm
 from ..row.scatter import Slots
-from ..threads.relays import ONE_GROUP
+from ..threads.groups import ONE_GROUP
 
 __all__ = [
     "Activations", "Buffers", "Caches", "Cuts", "HeadsCut", "Layer", "Norm", "PairCut", "Slots", "TokenTile", "Tokens",
@@ -108,7 +108,7 @@ class PairCut(NamedTuple):
     """How two products of the same A fall into tasks: rows and k of a block, panels of a walk, tasks drawn at once.
 
     With more than one of `legs`, that many tasks take a walk's k one after the other, drawn by `groups`: see
-    `threads.relays`.
+    `threads.relays` and `threads.groups`.
     """
 
     mc: Index
@@ -124,7 +124,8 @@ class HeadsCut(NamedTuple):
     """How the heads fall into tasks: rows of a block, then k and panels of both products, and rows of the second.
 
     With more than one of `legs`, that many tasks take a head one after the other: leg_panels of its first product each
-    but the last, which takes the rest and all that follows; drawn by `groups`. See `threads.relays`.
+    but the last, which takes the rest and all that follows; drawn by `groups`. See `threads.relays`
+    and `threads.groups`.
     """
 
     mc: Index

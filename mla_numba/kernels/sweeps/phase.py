@@ -14,8 +14,9 @@ from ..jit.callee import by_dtype, callee
 from ..kinds import Index, Int64
 from ..scalars import window
 from ..threads.atomics import now_ns
-from ..threads.relays import Drawn, draw_legs, finish_leg, task_at, wait_for_leg
-from ..threads.tasks import draw, finish, wait_for
+from ..threads.groups import Split, draw_tasks, n_groups_of, task_at
+from ..threads.relays import finish_leg, wait_for_leg
+from ..threads.tasks import finish, is_done_soon, wait_for
 
 __all__ = [
     "ALL_PHASES", "DOWN", "HEADS", "INDEX_DOWN", "INDEX_HEADS", "INDEX_KEY", "INDEX_PACK", "KEY", "LAP_BEGIN",
@@ -104,15 +105,6 @@ def mark(laps: Any, phase: Index, task: Index, place: Index) -> None:
 
 
 @callee
-def _draw(worker: Index, team: Team, tasks: Tasks, legs: Index, groups: Int64) -> Drawn:
-    if legs > 1:
-        n_relays = tasks.n // legs
-        return draw_legs(team.counters, tasks.phase, worker, team.n_workers, n_relays, legs, tasks.grain, groups)
-    first, end = draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
-    return Drawn(first, end, np.int64(0), tasks.n)
-
-
-@callee
 def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], work: Any) -> None:
     """A worker's share of a phase: draws tasks while there are any, and runs `run(task, n_tasks, worker, work)`."""
     share_legs(worker, team, tasks, np.int64(1), window(team.counters, 0, 0), run, work)
@@ -122,11 +114,20 @@ def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], wor
 def share_legs(
     worker: Index, team: Team, tasks: Tasks, legs: Index, groups: Int64, run: Callable[..., None], work: Any
 ) -> None:
-    """Likewise where more than one leg makes the tasks those of relays, see `relays`, also on groups of workers."""
+    """Likewise by groups of workers, and where more than one leg makes the tasks those of relays.
+
+    See `threads.groups` and `threads.relays`.
+    """
     _come(team, worker, tasks.phase)
-    n_relays = tasks.n // legs
-    drawn = _draw(worker, team, tasks, legs, groups)
-    while drawn.first < drawn.end:
+    n_relays, helps = tasks.n // legs, n_groups_of(groups) == 1
+    split = Split(tasks.phase, tasks.n, tasks.grain, legs)
+    while True:
+        drawn = draw_tasks(team.counters, worker, team.n_workers, split, groups, helps)
+        n_drawn = drawn.end - drawn.first
+        if n_drawn == 0:
+            if helps or is_done_soon(team.counters, tasks.phase, team.n_workers, tasks.n):
+                return
+            helps = True
         for place in range(drawn.first, drawn.end):
             each = task_at(drawn, n_relays, place)
             if legs > 1:
@@ -136,10 +137,9 @@ def share_legs(
             mark(team.laps, tasks.phase, each, LAP_END)
             if legs > 1:
                 finish_leg(team.counters, n_relays, tasks.n, each)
-        n_done = drawn.end - drawn.first
-        _note(team, worker, tasks.phase, n_done)
-        finish(team.counters, tasks.phase, team.n_workers, n_done)
-        drawn = _draw(worker, team, tasks, legs, groups)
+        if n_drawn > 0:
+            _note(team, worker, tasks.phase, n_drawn)
+            finish(team.counters, tasks.phase, team.n_workers, n_drawn)
 
 
 @callee
