@@ -312,7 +312,7 @@ def test_a_group_draws_its_own_tasks_first_and_then_those_of_the_next():
         assert [draw_in_groups(counters, worker, 5, split, [0, 2, 5], False) for worker in asking] == near
         rest = [draw_in_groups(counters, 0, 5, split, [0, 2, 5], True) for _ in range(4)]
         assert rest[0] == first
-        assert sorted(sum(near + rest, [])) == list(range(10))
+        assert sorted(task for here in near + rest for task in here) == list(range(10))
         assert rest[-1] == []
 
 
