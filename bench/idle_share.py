@@ -12,6 +12,7 @@ legs, as a comparison. `--markdown` prints a table as docs/many_cores.md has it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,15 +27,18 @@ from mla_numba.cli.shown import print_wide
 from mla_numba.kernels import ISAS
 from tiling import Costs, CpuTiling, Machine, PrologPlan, plan_prolog
 from tiling.modes import IsaName
+from tiling.plan.groups import even_groups
 
 TOKENS, THREADS = "1,8,32,128,512", "1,2,4,8,16,32,48,64,96,128"
 CHECKED_THREADS, CHECKED_TOKENS = 64, 8
+WHOLE = CpuTiling(down_legs=1, heads_legs=1)
 
 
 class Busy(NamedTuple):
     """A simulated call: its seconds, the idle part of the workers' time in it, in its down and its heads sweeps.
 
-    n_tasks: fewest and most tasks of a worker in a tile's down sweep, and in its heads sweep.
+    n_tasks: fewest and most tasks of a worker in a tile's down sweep, and in its heads sweep. far: the part of the
+    weights that is read from another NUMA node.
     """
 
     seconds: float
@@ -42,14 +46,15 @@ class Busy(NamedTuple):
     down: float
     heads: float
     n_tasks: tuple[str, str]
+    far: float
 
     def __str__(self) -> str:
         return f"{self.idle:.0%} ({self.down:.0%}, {self.heads:.0%})"
 
 
-def simulate(plan: PrologPlan) -> Busy:
-    """A plan's tiles one after the other."""
-    drawings = [plan.drawing(plan.tile_plan(factor)) for _, factor in plan.tiles]
+def simulate(plan: PrologPlan, far: float = 1.0) -> Busy:
+    """A plan's tiles one after the other. far: so many times as long a task takes whose weights lie on another node."""
+    drawings = [plan.drawing(plan.tile_plan(factor), far) for _, factor in plan.tiles]
 
     def mean(pairs: list[tuple[float, float]]) -> float:
         return sum(idle * seconds for seconds, idle in pairs) / sum(seconds for seconds, _ in pairs)
@@ -58,24 +63,34 @@ def simulate(plan: PrologPlan) -> Busy:
     whole = [(drawing.seconds, drawing.idle) for drawing in drawings]
     counts = [[n for drawing in drawings for n in drawing.n_tasks(phase)] for phase in ("down", "heads")]
     down, heads = (f"{min(n)}" if min(n) == max(n) else f"{min(n)}-{max(n)}" for n in counts)
-    return Busy(sum(seconds for seconds, _ in whole), mean(whole), *map(mean, sweeps), (down, heads))
+    away = sum(drawing.far for drawing in drawings) / len(drawings)
+    return Busy(sum(seconds for seconds, _ in whole), mean(whole), *map(mean, sweeps), (down, heads), away)
 
 
-def plan_for(t: int, n_threads: int, bytes_s: float, isa: IsaName = "avx512bf16", whole: bool = False) -> PrologPlan:
-    """The plan of a machine with cores of an instruction set that together read so many bytes a second from memory."""
+def plan_for(
+    t: int,
+    n_threads: int,
+    bytes_s: float,
+    isa: IsaName = "avx512bf16",
+    tiling: CpuTiling | None = None,
+    n_nodes: int = 1,
+) -> PrologPlan:
+    """The plan of a machine with cores of an instruction set that together read so many bytes a second from memory.
+
+    They are shared evenly by NUMA nodes.
+    """
     machine = Machine(
         f"{n_threads} cores", "any", isa, l1d_bytes=48 << 10, l2_bytes=1 << 20, l3_bytes=32 << 20,
-        n_physical_cores=n_threads, n_usable_cores=n_threads,
+        n_physical_cores=n_threads, n_usable_cores=n_threads, node_cores=even_groups(n_threads, n_nodes),
     )  # fmt: skip
     costs = replace(Costs.of_isa(isa), memory_bytes_s=bytes_s)
-    tiling = CpuTiling(down_legs=1, heads_legs=1) if whole else None
     dims = MlaDims.deepseek_v32()
     return plan_prolog(dims, t, tiling, machine, micro=micro_tiles(ISAS[isa]), n_threads=n_threads, costs=costs)
 
 
-def markdown(cells: dict[int, list[str]], threads: tuple[int, ...]) -> str:
-    """The table for the documentation."""
-    rows = [["T", *map(str, threads)], ["---"] * (1 + len(threads))]
+def markdown(cells: dict[int, list[str]], headings: Sequence[object]) -> str:
+    """The table for the documentation: a row for each number of tokens."""
+    rows = [["T", *map(str, headings)], ["---"] * (1 + len(headings))]
     rows += [[str(t), *row] for t, row in cells.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -107,8 +122,9 @@ def main(
     as_markdown: bool,
 ) -> None:
     """Print how busy plans keep workers; fail where too many are idle at 64 threads."""
+    tiling = WHOLE if whole else None
     calls = {
-        t: [simulate(plan_for(t, n, 1e9 * (bandwidth or n * per_thread), isa, whole)) for n in threads] for t in tokens
+        t: [simulate(plan_for(t, n, 1e9 * (bandwidth or n * per_thread), isa, tiling)) for n in threads] for t in tokens
     }
     cells = {t: [", ".join(call.n_tasks) if tasks else str(call) for call in row] for t, row in calls.items()}
     if as_markdown:

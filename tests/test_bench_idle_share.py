@@ -32,6 +32,8 @@ def test_too_many_idle_threads_fail():
 
 def test_what_all_threads_read_together_is_shared():
     """With so little bandwidth moving is all that counts, and the parts are those of bytes."""
-    calls = [idle_share.simulate(idle_share.plan_for(8, 64, bytes_s, whole=True)) for bytes_s in (1e9, 2e9)]
+    calls = [
+        idle_share.simulate(idle_share.plan_for(8, 64, bytes_s, tiling=idle_share.WHOLE)) for bytes_s in (1e9, 2e9)
+    ]
     assert calls[0].seconds == pytest.approx(2 * calls[1].seconds, rel=0.05)
     assert calls[0].n_tasks == ("1-2", "2")

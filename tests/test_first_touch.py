@@ -13,10 +13,12 @@ from mla_numba import MlaDims, MlaWeights
 from mla_numba.base import memory
 from mla_numba.base.memory import untouched_empty
 from mla_numba.call.planning import MICRO_TILES, this_machine
+from mla_numba.call.workspace import cuts_of
 from mla_numba.kernels import panels
 from mla_numba.kernels.micro.ukernel import NR
 from mla_numba.kernels.panels import Share, panels_of
-from mla_numba.kernels.threads.tasks import block_of, block_start
+from mla_numba.kernels.threads.groups import Split, draw_tasks, task_at
+from mla_numba.kernels.threads.tasks import block_of, block_start, n_counters
 from mla_numba.weights import packed
 from tiling import CpuTiling, ceil_div, plan_prolog
 
@@ -85,6 +87,46 @@ def test_of_longer_walks_only_neighbours_differ(walk, n_workers):
     away = [min(abs(who[panel] - worker) for worker in by[panel]) for panel in who]
     assert max(away) <= 1
     assert sum(away) <= walk * (n_workers - 1)
+
+
+def of_each(groups):
+    return [group for group, size in enumerate(groups) for _ in range(size)]
+
+
+def rows_of_legs(n_relays, legs, groups):
+    """The relays that each group of workers draws legs of, as the kernels draw them."""
+    n_workers, found = sum(groups), {}
+    starts = np.array([0, *np.cumsum(groups)], np.int64)
+    counters, split = np.zeros(n_counters(n_workers), np.int64), Split(0, n_relays * legs, 1, legs)
+    for group, worker in enumerate(starts[:-1]):
+        n = block_start(n_relays, n_workers, starts[group + 1]) - block_start(n_relays, n_workers, worker)
+        for _ in range(n * legs):
+            drawn = draw_tasks(counters, worker, n_workers, split, starts, False)
+            found.setdefault(task_at(drawn, n_relays, drawn.first) % n_relays, set()).add(group)
+    return found
+
+
+@pytest.mark.parametrize("groups", [(32, 32), (16,) * 4, (24, 40), (31, 32), (48, 48), (3, 5)], ids=str)
+@pytest.mark.parametrize("t", [1, 32, 128])
+def test_the_group_that_packs_a_weight_draws_its_legs(t, groups):
+    n_workers, group_of = sum(groups), of_each(groups)
+    (tile,) = plan_of(t, n_workers, CpuTiling(down_walk=1, down_legs=4, heads_legs=3)).tile_plans
+    for n_units, n_blocks in ((len(walks_down(tile)), tile.down.qa.n_row_blocks), (128, tile.heads.qb.n_row_blocks)):
+        who = packers(n_units, 1, n_workers)
+        drawn = rows_of_legs(n_units * n_blocks, 3, groups)
+        assert sorted(drawn) == list(range(n_units * n_blocks))
+        assert all(len(by) == 1 for by in drawn.values())  # a relay's legs stay with a group
+        away = {relay // n_blocks for relay, by in drawn.items() if by != {group_of[who[relay // n_blocks]]}}
+        # With several token blocks a panel at a border may fall to either side.
+        assert len(away) <= (len(groups) - 1 if n_blocks > 1 else 0)
+
+
+def test_a_machine_of_several_nodes_has_a_group_for_each():
+    machine = replace(BIG, node_cores=(24, 40))
+    tile = plan_prolog(FULL, 8, None, machine, micro=MICRO_TILES, n_threads=64).tile_plan(8)
+    assert tile.groups == (24, 40)
+    assert cuts_of(tile).down.groups.tolist() == cuts_of(tile).heads.groups.tolist() == [0, 24, 64]
+    assert plan_prolog(FULL, 8, None, BIG, micro=MICRO_TILES, n_threads=64).tile_plan(8) == replace(tile, groups=())
 
 
 @pytest.mark.parametrize("unit", [1, 2, 5])

@@ -23,7 +23,7 @@ from mla_numba.kernels.micro.ukernel import (
     ukernel_two_store,
 )  # fmt: skip
 from mla_numba.kernels.row import operand
-from mla_numba.kernels.threads import relays, tasks
+from mla_numba.kernels.threads import groups, relays, tasks
 from mla_numba.weights import packed
 from tiling import ceil_div, round_up
 
@@ -264,10 +264,63 @@ def test_counters_of_two_workers_share_no_pair_of_cache_lines():
 def test_tasks_drawn_in_order_come_once_each_and_in_order(grain):
     counters, seen = np.zeros(tasks.n_counters(3, 2), np.int64), []
     for _ in range(20):
-        first, end = tasks.draw_in_order(counters, 1, 3, 7, grain)
+        first, end = tasks.draw_in_order(counters, 1, 3, 2, 7, grain)
         seen += range(first, end)
     assert seen == list(range(7))
-    assert not counters[: tasks.n_counters(3)].any()  # those of the other phase
+    assert np.flatnonzero(counters).tolist() == [tasks.n_counters(3) + 2 * tasks.COUNTER_STRIDE]  # the owner's
+
+
+GROUPS = {1: [[]], 2: [[], [0, 1, 2]], 7: [[], [0, 3, 7], [0, 1, 7], [0, 1, 3, 5, 7], list(range(8))]}
+
+
+def draw_in_groups(counters, worker, n_workers, split, starts, helps):
+    drawn = groups.draw_tasks(counters, worker, n_workers, split, np.array(starts, np.int64), helps)
+    return [groups.task_at(drawn, split.n // split.legs, place) for place in range(drawn.first, drawn.end)]
+
+
+@pytest.mark.parametrize(("n_workers", "starts"), [(n, g) for n, found in GROUPS.items() for g in found])
+@pytest.mark.parametrize("legs", [1, 2, 3])
+@pytest.mark.parametrize("grain", [1, 3, 2**62])
+def test_groups_draw_each_task_once_and_legs_in_order(n_workers, starts, legs, grain):
+    """By a crowd of workers, and by one that is alone: it draws what all groups have."""
+    rng = np.random.default_rng(n_workers)
+    for n_relays, alone in product((0, 1, 2, 5, 16), (False, True)):
+        split = groups.Split(1, n_relays * legs, grain, legs)
+        counters, seen = np.zeros(tasks.n_counters(n_workers, 2), np.int64), []
+        asking = dict.fromkeys([n_workers - 1] if alone else range(n_workers), not starts)  # whether they help
+        while asking:
+            worker = int(rng.choice(list(asking)))
+            here = draw_in_groups(counters, worker, n_workers, split, starts, asking[worker])
+            seen += here
+            if not here and asking.pop(worker) is False:
+                asking[worker] = True
+        assert sorted(seen) == list(range(split.n))
+        for begin, end in pairwise(starts or [0, n_workers]) if legs > 1 else ():
+            row = range(n_relays * begin // n_workers, n_relays * end // n_workers)
+            of_row = [task for task in seen if task % n_relays in row]
+            assert of_row == sorted(of_row)
+
+
+def test_a_group_draws_its_own_tasks_first_and_then_those_of_the_next():
+    legs, whole = groups.Split(0, 10, 1, 2), groups.Split(0, 10, 1, 1)
+    for split, near, first in (
+        (legs, [[0], [2], [1], [3], [4], [5], [6], []], [7]),  # relays 0, 1 and 2, 3, 4
+        (whole, [[0], [6], [2], [8], [4], [1], [3], []], [5]),
+    ):
+        counters = np.zeros(tasks.n_counters(5), np.int64)
+        asking = (0, 3, 1, 4, 2, 0, 0, 0)
+        assert [draw_in_groups(counters, worker, 5, split, [0, 2, 5], False) for worker in asking] == near
+        rest = [draw_in_groups(counters, 0, 5, split, [0, 2, 5], True) for _ in range(4)]
+        assert rest[0] == first
+        assert sorted(task for here in near + rest for task in here) == list(range(10))
+        assert rest[-1] == []
+
+
+def test_who_waits_before_helping_looks_only_for_a_while():
+    counters = np.zeros(tasks.n_counters(2), np.int64)
+    assert not tasks.is_done_soon(counters, 0, 2, 3)
+    tasks.finish(counters, 0, 2, 3)
+    assert tasks.is_done_soon(counters, 0, 2, 3)
 
 
 def test_a_leg_waits_for_the_one_before_and_the_last_leaves_nothing():

@@ -1,5 +1,8 @@
 """Plans for more workers than this machine has threads: its kernels run them, and bits stay those of the reference."""
 
+import random
+from dataclasses import replace
+
 import pytest
 from helpers import make_call, make_inputs, make_weights
 from helpers.calls import reference_run
@@ -17,13 +20,15 @@ MR, NR = MICRO_TILES["bf16"].mr, MICRO_TILES["bf16"].nr
 SHARED = MlaDims(514, 5, 101, 132, 33, 34)
 FIVE_PANELS = MlaDims(4096, 4, 4 * NR, NR - 2, 16, 2)
 BLOCKS, BLOCK_SIZE = 3, 16
+BIG = replace(this_machine(), n_physical_cores=64, n_usable_cores=64)
 
 
-def assert_exact(dims, mode, t, n_workers, tiling=None):
+def assert_exact(dims, mode, t, n_workers, tiling=None, machine=None):
     """Runs a plan for so many workers twice; the plan, and tasks (n_workers, phases) of the last tile of tokens."""
     weights = make_weights(dims, mode)
     inputs = make_inputs(dims, t, BLOCKS * BLOCK_SIZE, 0)
-    plan = plan_prolog(dims, t, tiling, this_machine(), micro=MICRO_TILES, quant=weights.quant, n_threads=n_workers)
+    machine = machine or this_machine()
+    plan = plan_prolog(dims, t, tiling, machine, micro=MICRO_TILES, quant=weights.quant, n_threads=n_workers)
     prolog, memory = MlaProlog(weights), Memory(plan)
     for _ in range(2):
         call = make_call(dims, "b" in weights.quant, t, BLOCKS, BLOCK_SIZE)
@@ -47,6 +52,8 @@ def assert_exact(dims, mode, t, n_workers, tiling=None):
         CpuTiling(down_legs=2, down_mc=9, down_kc=96),
         CpuTiling(heads_legs=3, qb_mc=13, qb_kc=32, qb_walk=1),
         CpuTiling(down_legs=50, heads_legs=2),
+        CpuTiling(down_legs=3, heads_legs=2, n_groups=2, down_mc=9, qb_mc=13),
+        CpuTiling(down_legs=50, heads_legs=3, n_groups=4),
     ],
 )
 def test_bits_and_tasks(tiling, n_workers, mode):
@@ -58,6 +65,30 @@ def test_bits_and_tasks(tiling, n_workers, mode):
     assert n_tasks.shape == (n_workers, len(PHASES))
     simulated = plan.drawing(tile)
     assert n_tasks.sum(0).tolist() == [sum(simulated.n_tasks(phase)) for phase in PHASES]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bits_on_any_number_of_groups(seed):
+    """Groups that are even or not, more than relays, and of a single worker; tasks with legs and without."""
+    rng = random.Random(seed)
+    for _ in range(20):
+        dims = MlaDims(
+            2 * rng.randint(20, 80), rng.randint(1, 9), rng.randint(1, 3 * NR), 4 * rng.randint(1, 9),
+            rng.randint(1, NR), 2 * rng.randint(1, 9),
+        )  # fmt: skip
+        t, n_workers = rng.randint(1, MR + 2), rng.randint(1, 12)
+        tiling = CpuTiling(
+            n_groups=rng.choice([None, 1, 2, 2, 4, 4, 7]), n_threads=n_workers, down_legs=rng.randint(1, 9),
+            heads_legs=rng.randint(1, 3), down_grain=rng.choice([1, 1, 1, 2, 5]), heads_grain=rng.choice([1, 1, 3]),
+            down_mc=rng.randint(1, t), qb_mc=rng.randint(1, t), qb_walk=1,
+        )  # fmt: skip
+        sizes = [rng.randint(1, 4) for _ in range(rng.randint(2, 4))]
+        machine = this_machine() if tiling.n_groups else replace(BIG, node_cores=tuple(sizes))
+        plan, n_tasks = assert_exact(dims, rng.choice(["none", "b", "ab smooth"]), t, n_workers, tiling, machine)
+        tile = plan.tile_plan(t)
+        assert len(tile.groups) != 1
+        assert sum(tile.groups) in (0, n_workers)
+        assert n_tasks.sum(0).tolist() == [sum(plan.drawing(tile).n_tasks(phase)) for phase in PHASES]
 
 
 def test_legs_that_the_planner_chose():

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 from helpers import run_python
@@ -12,6 +13,8 @@ from helpers.machines import write
 from mla_numba import MlaDims, MlaProlog, MlaWeights
 from mla_numba.base.checks import check_threads
 from mla_numba.base.threads import usual_threads, why_usual_threads
+from mla_numba.call.planning import this_machine
+from mla_numba.cli import info
 from mla_numba.kernels import max_threads
 from tiling import ceil_div
 from tiling.machine import detect_linux, fallback_machine
@@ -244,6 +247,14 @@ def test_numa_nodes(tmp_path):
         "node 0: 2 usable cores, 2.0 GB; node 1: 1 usable cores, 1.0 GB; node 2: 0 usable cores, 0.5 GB"
     )
     assert found.lines()["cores"] == "3 of 4, up to 2 CPUs each; affinity allows 4 of 8 CPUs"
+    assert found.node_cores == detect_linux(tmp_path, {0, 4, 1, 2}).node_cores == (2, 1)
+    assert linux_usable(tmp_path, frozenset({1, 4})).node_cores == ()  # one node has all of them
+
+
+def test_nodes_come_in_the_order_of_their_cpus(tmp_path):
+    files = {f"{NODES}/node{n}/cpulist": cpus for n, cpus in ((0, "1-3"), (1, "0"))}
+    machine(tmp_path, SINGLES, files)
+    assert linux_usable(tmp_path, all_of(SINGLES)).node_cores == (1, 3)
 
 
 def test_a_system_that_says_nothing(tmp_path):
@@ -311,6 +322,27 @@ def test_a_call_has_a_thread_a_core(two_a_core):
     assert (facts["n_threads"], facts["n_threads_reason"]) == (two_a_core, said)
     assert len(facts["usable"]["cores"]) == two_a_core
     assert json.loads(invoke("plan", "--tokens", "8", "--json").output)["n_threads"] == two_a_core
+
+
+@pytest.mark.parametrize(
+    ("layer", "binding", "kept"),
+    [
+        ("omp", "spread", "kept there by OMP_PROC_BIND=spread"),
+        ("omp", "", "threads may leave their node: only OMP_PROC_BIND=spread on the layer omp keeps them"),
+        ("tbb", "spread", "threads may leave their node: only OMP_PROC_BIND=spread on the layer omp keeps them"),
+    ],
+)
+def test_info_says_which_groups_threads_form(monkeypatch, layer, binding, kept):
+    many = replace(this_machine(), n_physical_cores=64, n_usable_cores=64, node_cores=(24, 40))
+    monkeypatch.setattr(info, "this_machine", lambda: many)
+    monkeypatch.setattr(info, "usual_threads", lambda available: 32)
+    monkeypatch.setattr(info, "threading_layer", lambda: layer)
+    monkeypatch.setenv("OMP_PROC_BIND", binding)
+    assert f"groups           2 groups of 12 and 20 threads, one a NUMA node; {kept}\n" in invoke("info").output
+    assert json.loads(invoke("info", "--json").output)["groups"] == [12, 20]
+    monkeypatch.setattr(info, "this_machine", this_machine)
+    if not this_machine().node_cores:
+        assert "\ngroups" not in invoke("info").output
 
 
 def test_what_the_user_told_numba_is_taken(monkeypatch, tmp_path):

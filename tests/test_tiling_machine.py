@@ -1,5 +1,6 @@
 import platform
 import sys
+from dataclasses import replace
 
 import pytest
 from helpers.machines import ZEN5, fake_linux, write
@@ -141,6 +142,9 @@ def test_json_and_str():
     machine = Machine("Fake 9", "x86_64", "avx2", 48 * KIB, 1024 * KIB, 0, 8, 6)
     assert Machine.from_json(machine.to_json()) == machine
     assert str(machine) == "Fake 9 (x86_64, avx2): L1d 48 KiB, L2 1024 KiB, L3 0 KiB, 6 of 8 cores"
+    two = replace(machine, node_cores=[2, 4])
+    assert Machine.from_json(two.to_json()) == two
+    assert str(two) == f"{machine} on 2 NUMA nodes"
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,8 @@ def test_json_and_str():
         ({"isa": "sse"}, f"isa: expected one of {', '.join(ISA_NAMES)}, got 'sse'"),
         ({"l2_bytes": 0}, "l2_bytes: expected at least 1, got 0"),
         ({"n_usable_cores": 9}, "n_physical_cores: expected at least 9, got 8"),
+        ({"node_cores": (0, 8)}, "node_cores: expected a sequence of ints >= 1"),
+        ({"node_cores": (5, 4)}, "node_cores: expected at most 8 cores together, got 9"),
     ],
 )
 def test_machine_refuses(change, message):

@@ -116,7 +116,7 @@ class Cluster(JsonText):
             n_threads: Its threads, a core each.
 
         Returns:
-            A node, of which it may use so many cores.
+            A node, of which it may use so many cores, on as many sockets as have them.
 
         Raises:
             TypeError: ``n_threads`` is no int.
@@ -124,7 +124,10 @@ class Cluster(JsonText):
         """
         n_cores = self.n_sockets * self.n_cores
         check_int("n_threads", n_threads, 1, n_cores)
-        return Machine(self.name, self.arch, self.isa, self.l1d_bytes, self.l2_bytes, self.l3_bytes, n_cores, n_threads)
+        n_sockets = ceil_div(n_threads, self.n_cores)
+        nodes = (self.n_cores,) * n_sockets if n_sockets > 1 else ()
+        sizes = self.l1d_bytes, self.l2_bytes, self.l3_bytes
+        return Machine(self.name, self.arch, self.isa, *sizes, n_cores, n_threads, nodes)
 
     def place(self, size: int, n_threads: int) -> Placement:
         """Where ranks are.

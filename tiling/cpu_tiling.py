@@ -17,11 +17,12 @@ class CpuTiling(JsonText):
 
     Counts are of elements, token rows, panels (of nr columns) or tasks. Blocks longer than the product are clipped,
     ``*_kc`` is rounded up to kr, and rows and panels are cut evenly, so a block may be a little smaller than asked for.
-    A count is from 1 to 2^31 - 1, ``n_threads`` at most 2^16, and ``unroll_list`` has at most 4096 sizes; else
-    ``ValueError`` names the field.
+    A count is from 1 to 2^31 - 1, ``n_threads`` and ``n_groups`` at most 2^16, and ``unroll_list`` has at most
+    4096 sizes; else ``ValueError`` names the field.
 
     - ``unroll_list``: numbers of tokens a tile may have, see ``loop_unroll``.
-    - ``n_threads``: workers of the parallel regions; at most the threads that the plan is made for.
+    - ``n_threads``: workers of the parallel regions; at most the threads that the plan is made for. ``n_groups``: even
+      groups of them, each of which draws the legs of its own share of the weights first; by default one a NUMA node.
     - ``down_mc, down_kc, down_walk``: rows, k elements and panels of a task of the down projections; ``down_grain``:
       tasks a worker takes at a time; ``down_legs``: tasks that share such a task's k, one after the other.
     - ``rows_q``: token rows of a task that packs hidden states, and of an elementwise one of the query; ``rows_k``: of
@@ -38,6 +39,7 @@ class CpuTiling(JsonText):
 
     unroll_list: tuple[int, ...] | None = None
     n_threads: int | None = None
+    n_groups: int | None = None
     down_mc: int | None = None
     down_kc: int | None = None
     down_walk: int | None = None
@@ -59,7 +61,7 @@ class CpuTiling(JsonText):
         for name, value in self.given().items():
             if name == "unroll_list":
                 object.__setattr__(self, name, tuple(check_ints(name, value, 1)))
-            elif name == "n_threads":
+            elif name in ("n_threads", "n_groups"):
                 check_int(name, value, 1, MAX_THREADS)
             else:
                 check_int(name, value, 1)

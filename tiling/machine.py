@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from tiling.check import MAX_THREADS, check_choice, check_int, check_str
+from tiling.check import MAX_THREADS, check_choice, check_int, check_ints, check_str
 from tiling.json import JsonText
 from tiling.modes import ISA_NAMES, IsaName
 from tiling.system.caches import cache_sizes
@@ -76,6 +76,8 @@ class Machine(JsonText):
 
     - ``name, arch``: of the CPU; ``isa``: the instruction set of the kernels, one of ``machine.ISA_NAMES``.
     - ``n_physical_cores``: cores of the machine.
+    - ``node_cores``: of several NUMA nodes, the cores of each that this process may run on, in the order of their CPUs;
+      empty where there is one node or none is known.
 
     Examples:
         >>> from tiling import Machine
@@ -94,6 +96,7 @@ class Machine(JsonText):
     l3_bytes: int
     n_physical_cores: int
     n_usable_cores: int
+    node_cores: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -105,6 +108,11 @@ class Machine(JsonText):
         check_int("l3_bytes", self.l3_bytes, 0, _MAX_CACHE_BYTES)
         check_int("n_usable_cores", self.n_usable_cores, 1, MAX_THREADS)
         check_int("n_physical_cores", self.n_physical_cores, self.n_usable_cores, MAX_THREADS)
+        object.__setattr__(self, "node_cores", tuple(check_ints("node_cores", self.node_cores, 1)))
+        if sum(self.node_cores) > self.n_physical_cores:
+            raise ValueError(
+                f"node_cores: expected at most {self.n_physical_cores} cores together, got {sum(self.node_cores)}"
+            )
 
     @staticmethod
     @lru_cache(maxsize=1)
@@ -118,9 +126,10 @@ class Machine(JsonText):
 
     def __str__(self) -> str:
         """One line."""
+        nodes = f" on {len(self.node_cores)} NUMA nodes" if len(self.node_cores) > 1 else ""
         return (
             f"{self.name} ({self.arch}, {self.isa}): L1d {self.l1d_bytes // 1024} KiB, L2 {self.l2_bytes // 1024} KiB, "
-            f"L3 {self.l3_bytes // 1024} KiB, {self.n_usable_cores} of {self.n_physical_cores} cores"
+            f"L3 {self.l3_bytes // 1024} KiB, {self.n_usable_cores} of {self.n_physical_cores} cores{nodes}"
         )
 
 
@@ -148,6 +157,7 @@ def linux_machine(root: Path, usable: Usable) -> Machine:
         l3_bytes=caches.l3_bytes,
         n_physical_cores=len(usable.cores),
         n_usable_cores=usable.n_threads,
+        node_cores=usable.node_cores,
     )
 
 

@@ -19,6 +19,7 @@ from tiling.machine import Machine
 from tiling.modes import CALL_PHASES, DTYPES, CallPhase, Dtype, Origin, QuantMode
 from tiling.plan.assemble import SERIAL_OPS, TileContext, wanted_workers
 from tiling.plan.given import Notes, config_tile, describe_config, describe_options
+from tiling.plan.groups import groups_text
 from tiling.plan.indexer import indexer_reasons
 from tiling.plan.indexer_tile import IndexerPlanDims, IndexerShape, choose_indexer
 from tiling.plan.own import Reasons, own_tile, own_unroll_list
@@ -98,7 +99,7 @@ def plan_prolog(
     costs = Costs.of_isa(machine.isa) if costs is None else costs
     given = config if isinstance(config, CpuTiling) else CpuTiling()
     merged = effective_options(config if isinstance(config, MlaTileConfig) else None, options)
-    context = TileContext(shapes, micro, n_threads, merged, given)
+    context = TileContext(shapes, micro, n_threads, merged, given, machine.node_cores)
     index = None if indexer is None else IndexerPlanDims.of(indexer)
     return _Request(PlanDims.of(dims), t, phase, quant, config, options, machine, costs, note, context, index).plan()
 
@@ -162,6 +163,7 @@ class _Request:
         else:
             tile, reasons = config_tile(self.context, self.settings, factor), []
         reasons.append(_workers_reason(tile, self.context.given))
+        reasons += _groups_reason(tile, self.context.given)
         if self.indexer is not None:
             index, choice = choose_indexer(
                 self.indexer, self.context.micro, self.machine, self.costs, factor, tile.n_workers
@@ -229,6 +231,14 @@ def _check_types(
         raise TypeError(f"micro: expected a mapping of {' and '.join(DTYPES)} to MicroTile, got {micro!r}")
     if isinstance(config, CpuTiling) and options is not None:
         raise ValueError(f"options: expected None with a CpuTiling, got {options}")
+
+
+def _groups_reason(tile: TilePlan, given: CpuTiling) -> Reasons:
+    if not tile.groups:
+        return []
+    why = "one a NUMA node" if given.n_groups is None else f"n_groups = {given.n_groups} prescribed"
+    legs = "; each draws the legs of its own share of the weights first" if tile.has_legs else "; no task has legs"
+    return [(groups_text(tile.groups), why + legs)]
 
 
 def _workers_reason(tile: TilePlan, given: CpuTiling) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from tiling import DownPlan, HeadsPlan, TilePlan
+from tiling.plan.groups import first_workers
 
 from ..base.checks import Array
 from ..kernels.launch import plain
@@ -20,6 +21,7 @@ from ..kernels.sweeps.arguments import (
 )
 from ..kernels.sweeps.phase import ALL_PHASES, NO_LAPS, PHASES
 from ..kernels.threads import relays, tasks
+from ..kernels.threads.groups import ONE_GROUP
 from .indexer_memory import Shared, indexer_cuts, lay_out_indexer
 from .tile_memory import TileMemory, cut_views
 
@@ -53,15 +55,16 @@ class Prepared(NamedTuple):
 
 def cuts_of(plan: TilePlan) -> Cuts:
     """A tile's plan as the kernel takes it."""
-    qa, qb, kva, wuk = plan.gemms
+    (qa, qb, kva, wuk), heads = plan.gemms, plan.heads
+    groups = np.array(first_workers(plan.groups), np.int64) if plan.groups else ONE_GROUP
     return Cuts(
         n_workers=plan.n_workers,
         rows_x=plan.rows.rows_q,
         rows_q=plan.rows.rows_q,
         rows_k=plan.rows.rows_k,
-        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, plan.down.legs),
+        down=PairCut(qa.mc, qa.kc, qa.walk, kva.walk, plan.down.grain, plan.down.legs, groups),
         heads=HeadsCut(
-            qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, plan.heads.grain, plan.heads.legs, plan.heads.leg_panels
+            qb.mc, qb.kc, qb.walk, wuk.mc, wuk.kc, wuk.walk, heads.grain, heads.legs, heads.leg_panels, groups
         ),
     )
 

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from tiling import Rates
+from tiling.plan.groups import groups_of_nodes, groups_text
 from tiling.system.usable import Usable
 
 from .._version import __version__
@@ -88,9 +89,22 @@ class Facts:
             "(NUMBA_THREADING_LAYER)",
             **Usable.detect().lines(),
             "threads": f"{usual_threads(max_threads())}: {why_usual_threads(max_threads())}",
+            **self._groups_line(),
             "kernel cache": self._kernel_line(),
             "tuned": self._tuned_line(),
         }
+
+    def _groups_line(self) -> dict[str, str]:
+        """Where there are several NUMA nodes, the groups of threads, and whether threads keep to their nodes."""
+        groups = _groups()
+        if not groups:
+            return {}
+        binding = os.environ.get("OMP_PROC_BIND", "")
+        if self.threading_layer != "omp" or binding.lower() in ("", "false"):
+            kept = "threads may leave their node: only OMP_PROC_BIND=spread on the layer omp keeps them"
+        else:
+            kept = f"kept there by OMP_PROC_BIND={binding}"
+        return {"groups": f"{groups_text(groups)} threads, one a NUMA node; {kept}"}
 
     def _kernel_line(self) -> str:
         if self.kernel_folder is None:
@@ -121,6 +135,7 @@ class Facts:
             "usable": asdict(Usable.detect()) | {"allowed": sorted(Usable.detect().allowed)},
             "n_threads": usual_threads(max_threads()),
             "n_threads_reason": why_usual_threads(max_threads()),
+            "groups": _groups(),
             "kernel_cache": {
                 "folder": self.kernel_folder and str(self.kernel_folder),
                 "bytes": n_bytes,
@@ -128,6 +143,11 @@ class Facts:
             },
             "tuned": {"folder": self.tuned_folder and str(self.tuned_folder)} | self.stored._asdict(),
         }
+
+
+def _groups() -> tuple[int, ...]:
+    """Threads of each group that a call has, nothing for a single one."""
+    return groups_of_nodes(usual_threads(max_threads()), this_machine().node_cores)
 
 
 def _layer_asked() -> str:

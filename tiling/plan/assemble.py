@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import GemmPlan, MicroTile
 from tiling.modes import Dtype
+from tiling.plan.groups import even_groups, groups_of_nodes
 from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
 from tiling.plan.tile import TilePlan
 from tiling.pypto.config import PassOptions
@@ -29,13 +30,14 @@ class Blocks:
 
 @dataclass(frozen=True)
 class TileContext:
-    """What every tile of a plan shares: the products, their register tiles, threads and scheduling settings."""
+    """What every tile of a plan shares: the products, their register tiles, threads, NUMA nodes and settings."""
 
     shapes: tuple[StageShape, StageShape, StageShape, StageShape]
     micro: Mapping[Dtype, MicroTile]
     n_threads: int
     options: PassOptions
     given: CpuTiling
+    node_cores: tuple[int, ...] = ()
 
     def micro_of(self, ordinal: int) -> MicroTile:
         """Register tile of stage ``ordinal``."""
@@ -65,6 +67,13 @@ def wanted_workers(context: TileContext, t: int) -> int:
     return 1 if n_ops < SERIAL_OPS else context.n_threads
 
 
+def wanted_groups(context: TileContext, n_workers: int) -> tuple[int, ...]:
+    """Workers of each group: one a NUMA node, or as prescribed."""
+    if context.given.n_groups is not None:
+        return even_groups(n_workers, context.given.n_groups)
+    return groups_of_nodes(n_workers, context.node_cores)
+
+
 def assemble_tile(
     context: TileContext,
     t: int,
@@ -85,9 +94,10 @@ def assemble_tile(
     qa, qb, kva = (context.gemm(t, ordinal, blocks[ordinal]) for ordinal in range(3))
     inner = Blocks(min(blocks[3].mc, qb.mc), blocks[3].kc, blocks[3].nc)
     vec = context.options.vec_nbuffer_setting
+    n_workers = wanted_workers(context, t)
     return TilePlan(
         t=t,
-        n_workers=wanted_workers(context, t),
+        n_workers=n_workers,
         down=DownPlan(qa, kva, context.set_grain(0) or down_grain, min(down_legs, qa.n_steps)),
         rows=RowPlan(
             t=t,
@@ -104,4 +114,5 @@ def assemble_tile(
             grain=max(context.set_grain(1), context.set_grain(3)) or heads_grain,
             legs=min(heads_legs, qb.n_panels + 1),
         ),
+        groups=wanted_groups(context, n_workers),
     )

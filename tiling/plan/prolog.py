@@ -12,7 +12,8 @@ from tiling.json import JsonText
 from tiling.machine import Machine
 from tiling.modes import CALL_PHASES, ORIGINS, CallPhase, Origin, QuantMode
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
-from tiling.plan.drawing import Drawing, draw_tasks
+from tiling.plan.drawing import Crew, Drawing, draw_tasks
+from tiling.plan.groups import groups_of_nodes
 from tiling.plan.indexer_tile import IndexerPlanDims, indexer_shapes
 from tiling.plan.loads import tile_phases
 from tiling.plan.tile import TilePlan
@@ -131,17 +132,23 @@ class PrologPlan(TiledPlan[TilePlan], JsonText):
             stage_shapes(self.dims, self.quant), micro, self.machine, self.costs, tile.t, tile.n_workers, self.tiling
         )
 
-    def drawing(self, tile: TilePlan) -> Drawing:
+    def drawing(self, tile: TilePlan, far: float = 1.0) -> Drawing:
         """A simulation of how the workers of a tile share its tasks.
 
         Tasks take what the planner's model says with this plan's constants, and memory gives each worker an even share.
-        Those of an indexer are left out.
+        Those of an indexer are left out. On several NUMA nodes weights lie where they were packed by as many threads,
+        which keep to the cores of their node.
 
         Args:
             tile: One of ``tile_plans``.
+            far: So many times as long a task takes whose weights lie on another NUMA node; at least 1.
 
         Returns:
-            Who does which task when, what part of the time workers are idle, and how many tasks each does.
+            Who does which task when, what part of the time workers are idle, how many tasks each does, and what part of
+            the weights is read from another node.
+
+        Raises:
+            ValueError: ``far`` is below 1.
 
         Examples:
             >>> from tiling import Machine, MicroTile, PlanDims, plan_prolog
@@ -154,7 +161,10 @@ class PrologPlan(TiledPlan[TilePlan], JsonText):
             >>> drawing.idle < 0.02
             True
         """
-        return draw_tasks(tile_phases(tile, self.chooser(tile)), tile.n_workers)
+        if not far >= 1:
+            raise ValueError(f"far: expected at least 1, got {far}")
+        nodes = groups_of_nodes(tile.n_workers, self.machine.node_cores)
+        return draw_tasks(tile_phases(tile, self.chooser(tile)), Crew(tile.n_workers, tile.groups, nodes, far))
 
     def summary(self) -> str:
         """One line on the whole."""

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from tiling.arith import round_up
-from tiling.check import MAX_THREADS, MAX_TOKENS, check_int
+from tiling.check import MAX_THREADS, MAX_TOKENS, check_int, check_ints
 from tiling.gemm import PAIR_BYTES, GemmPlan
 from tiling.html import table, to_html
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
+from tiling.plan.groups import groups_text
 from tiling.plan.indexer_tile import IndexerTile
 from tiling.plan.sweeps import DownPlan, HeadsPlan, RowPlan
 from tiling.roofline import Work
@@ -25,6 +26,8 @@ class TilePlan:
         rows: Sweep 2.
         heads: Sweep 3.
         indexer: What an indexer adds to them, if there is one.
+        groups: Threads of each group, one a NUMA node, which draws the legs of its own share of the weights first;
+            empty for a single group.
     """
 
     t: int
@@ -33,6 +36,7 @@ class TilePlan:
     rows: RowPlan
     heads: HeadsPlan
     indexer: IndexerTile | None = None
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the sweeps are about the same tokens."""
@@ -41,12 +45,19 @@ class TilePlan:
         for name, t in (("down", self.down.qa.m), ("rows", self.rows.t), ("heads", self.heads.qb.m)):
             if t != self.t:
                 raise ValueError(f"{name}: expected a plan for {self.t} tokens, got one for {t}")
+        if check_ints("groups", self.groups, 1) and sum(self.groups) != self.n_workers:
+            raise ValueError(f"groups: expected {self.n_workers} threads together, got {sum(self.groups)}")
         indexer = self.indexer
         if indexer is not None and (indexer.t, indexer.n_workers) != (self.t, self.n_workers):
             raise ValueError(
                 f"indexer: expected a plan for {self.t} tokens by {self.n_workers} threads, got one for {indexer.t} by "
                 f"{indexer.n_workers}"
             )
+
+    @property
+    def has_legs(self) -> bool:
+        """Whether tasks of a sweep go on where others ended."""
+        return self.down.legs > 1 or self.heads.legs > 1
 
     @property
     def gemms(self) -> tuple[GemmPlan, GemmPlan, GemmPlan, GemmPlan]:
@@ -155,6 +166,8 @@ class TilePlan:
     def __str__(self) -> str:
         """One line."""
         workers = "1 worker" if self.n_workers == 1 else f"{self.n_workers} workers"
+        if self.groups:
+            workers += f" in {groups_text(self.groups)}"
         indexer = "" if self.indexer is None else f"{self.indexer}; "
         return (
             f"tile of {self.t}: {workers}; {self.down}; {self.rows}; {self.heads}; {indexer}"

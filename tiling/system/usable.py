@@ -88,6 +88,13 @@ class Usable:
         """The usable cores of a NUMA node."""
         return tuple(core for core in self.usable_cores if not set(core.cpus).isdisjoint(node.cpus))
 
+    @property
+    def node_cores(self) -> tuple[int, ...]:
+        """Where several NUMA nodes have usable cores, how many each has, in the order of their CPUs; else nothing."""
+        cores = [self.cores_near(node) for node in sorted(self.nodes, key=lambda node: node.cpus)]
+        found = tuple(len(near) for near in cores if near)
+        return found if len(found) > 1 else ()
+
     def _nodes_line(self) -> str:
         nodes = [
             f"node {node.number}: {len(self.cores_near(node))} usable cores, {node.memory_bytes / 1e9:.1f} GB"

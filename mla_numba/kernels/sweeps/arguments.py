@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ..kinds import F32, Bits, Index, Int32, Int64, Values
 from ..row.rmsnorm_quant import Norm
 from ..row.scatter import Slots
+from ..threads.groups import ONE_GROUP
 
 __all__ = [
     "Activations", "Buffers", "Caches", "Cuts", "HeadsCut", "Layer", "Norm", "PairCut", "Slots", "TokenTile", "Tokens",
@@ -106,7 +107,8 @@ class Buffers(NamedTuple):
 class PairCut(NamedTuple):
     """How two products of the same A fall into tasks: rows and k of a block, panels of a walk, tasks drawn at once.
 
-    With more than one of `legs`, that many tasks take a walk's k one after the other: see `threads.relays`.
+    With more than one of `legs`, that many tasks take a walk's k one after the other, drawn by `groups`: see
+    `threads.relays` and `threads.groups`.
     """
 
     mc: Index
@@ -115,13 +117,15 @@ class PairCut(NamedTuple):
     walk1: Index
     grain: Index
     legs: Index = 1
+    groups: Int64 = ONE_GROUP
 
 
 class HeadsCut(NamedTuple):
     """How the heads fall into tasks: rows of a block, then k and panels of both products, and rows of the second.
 
     With more than one of `legs`, that many tasks take a head one after the other: leg_panels of its first product each
-    but the last, which takes the rest and all that follows. See `threads.relays`.
+    but the last, which takes the rest and all that follows; drawn by `groups`. See `threads.relays`
+    and `threads.groups`.
     """
 
     mc: Index
@@ -133,6 +137,7 @@ class HeadsCut(NamedTuple):
     grain: Index
     legs: Index = 1
     leg_panels: Index = 0
+    groups: Int64 = ONE_GROUP
 
 
 class Cuts(NamedTuple):

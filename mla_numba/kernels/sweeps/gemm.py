@@ -281,7 +281,7 @@ def pair_task(task: Index, n_tasks: Index, worker: Index, pair: Pair) -> None:
 @outlined
 def down(worker: Index, team: Team, tasks: Tasks, pair: Pair) -> None:
     """Phase DOWN: Matmul_qa, Matmul_kva; two products of any weight."""
-    share_legs(worker, team, tasks, pair.cut.legs, pair_task, pair)
+    share_legs(worker, team, tasks, pair.cut.legs, pair.cut.groups, pair_task, pair)
 
 
 @kernel

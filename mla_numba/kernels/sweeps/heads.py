@@ -157,4 +157,4 @@ def head_task(task: Index, n_tasks: Index, worker: Index, work: Heads) -> None:
 @outlined
 def heads(worker: Index, team: Team, tasks: Tasks, work: Heads) -> None:
     """Phase HEADS: QuantMatmul_qb, Dequant_qb, Rope_qRope, Matmul_qNope_wUk."""
-    share_legs(worker, team, tasks, work.cut.legs, head_task, work)
+    share_legs(worker, team, tasks, work.cut.legs, work.cut.groups, head_task, work)

@@ -12,9 +12,11 @@ import numpy as np
 
 from ..jit.callee import by_dtype, callee
 from ..kinds import Index, Int64
+from ..scalars import window
 from ..threads.atomics import now_ns
+from ..threads.groups import Split, draw_tasks, n_groups_of, task_at
 from ..threads.relays import finish_leg, wait_for_leg
-from ..threads.tasks import draw, draw_in_order, finish, wait_for
+from ..threads.tasks import finish, is_done_soon, wait_for
 
 __all__ = [
     "ALL_PHASES", "DOWN", "HEADS", "INDEX_DOWN", "INDEX_HEADS", "INDEX_KEY", "INDEX_PACK", "KEY", "LAP_BEGIN",
@@ -103,26 +105,31 @@ def mark(laps: Any, phase: Index, task: Index, place: Index) -> None:
 
 
 @callee
-def _draw(worker: Index, team: Team, tasks: Tasks, legs: Index) -> tuple[Index, Index]:
-    if legs > 1:
-        return draw_in_order(team.counters, tasks.phase, team.n_workers, tasks.n, tasks.grain)
-    return draw(team.counters, tasks.phase, worker, team.n_workers, tasks.n, tasks.grain)
-
-
-@callee
 def share(worker: Index, team: Team, tasks: Tasks, run: Callable[..., None], work: Any) -> None:
     """A worker's share of a phase: draws tasks while there are any, and runs `run(task, n_tasks, worker, work)`."""
-    share_legs(worker, team, tasks, np.int64(1), run, work)
+    share_legs(worker, team, tasks, np.int64(1), window(team.counters, 0, 0), run, work)
 
 
 @callee
-def share_legs(worker: Index, team: Team, tasks: Tasks, legs: Index, run: Callable[..., None], work: Any) -> None:
-    """Likewise where more than one leg makes the tasks those of relays, see `relays`."""
+def share_legs(
+    worker: Index, team: Team, tasks: Tasks, legs: Index, groups: Int64, run: Callable[..., None], work: Any
+) -> None:
+    """Likewise by groups of workers, and where more than one leg makes the tasks those of relays.
+
+    See `threads.groups` and `threads.relays`.
+    """
     _come(team, worker, tasks.phase)
-    n_relays = tasks.n // legs
-    task, end = _draw(worker, team, tasks, legs)
-    while task < end:
-        for each in range(task, end):
+    n_relays, helps = tasks.n // legs, n_groups_of(groups) == 1
+    split = Split(tasks.phase, tasks.n, tasks.grain, legs)
+    while True:
+        drawn = draw_tasks(team.counters, worker, team.n_workers, split, groups, helps)
+        n_drawn = drawn.end - drawn.first
+        if n_drawn == 0:
+            if helps or is_done_soon(team.counters, tasks.phase, team.n_workers, tasks.n):
+                return
+            helps = True
+        for place in range(drawn.first, drawn.end):
+            each = task_at(drawn, n_relays, place)
             if legs > 1:
                 wait_for_leg(team.counters, n_relays, each)
             _begin(team.laps, tasks.phase, each, worker)
@@ -130,9 +137,9 @@ def share_legs(worker: Index, team: Team, tasks: Tasks, legs: Index, run: Callab
             mark(team.laps, tasks.phase, each, LAP_END)
             if legs > 1:
                 finish_leg(team.counters, n_relays, tasks.n, each)
-        _note(team, worker, tasks.phase, end - task)
-        finish(team.counters, tasks.phase, team.n_workers, end - task)
-        task, end = _draw(worker, team, tasks, legs)
+        if n_drawn > 0:
+            _note(team, worker, tasks.phase, n_drawn)
+            finish(team.counters, tasks.phase, team.n_workers, n_drawn)
 
 
 @callee

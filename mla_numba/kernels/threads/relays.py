@@ -1,8 +1,11 @@
 """Tasks that go on where another ended, so that workers share what has an order of its own, such as the sums over k.
 
 A relay is what one task would do alone; its legs are tasks that each do a part of it, one after the other, on any
-workers. Task `i` of `n_relays` relays is leg `i // n_relays` of relay `i % n_relays`. All are drawn in order, so a task
-waits for one that a running worker has drawn, and for others in between it seldom has to wait at all.
+workers. Task `i` of `n_relays` relays is leg `i // n_relays` of relay `i % n_relays`.
+
+The row of a group of workers has all legs of the relays that they would take if each took an even range of them; first
+come the first legs. A row is drawn in order, so a task waits for one that a running worker has drawn, and for others in
+between it seldom has to wait at all.
 
 The last `n_relays` lines of `counters` say how many legs are done, and are zeros again when a phase is.
 """

@@ -1,7 +1,8 @@
 """How workers share the tasks of a parallel region, and wait for those of an earlier phase.
 
 Each worker begins with its own even range, so that it streams weights front to back, and then takes what is left of the
-others': no worker idles while there is work, however fast or slow its core is, or however late its thread wakes up.
+others', where there are `groups` of its own first: no worker idles while there is work, however fast or slow its core
+is, or however late its thread wakes up.
 
 A region has phases. `counters` is int64, `n_counters` of them, zeros at its begin: for each phase a line for each
 worker's next task and one for the tasks that are done. Who waits for a phase waits for tasks that a running worker has
@@ -9,6 +10,8 @@ drawn, never for a worker, so a region ends whatever number of threads there rea
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +23,7 @@ from .atomics import fetch_add, load_acquire, yield_core
 # int64 elements between two counters: 128 bytes, since cores fetch cache lines in pairs.
 COUNTER_STRIDE = 16
 _FAREWELL = 64  # looks, some microseconds
+_PATIENCE = 256  # looks
 _SPINS = 4096  # looks at a counter before the core is given to whoever else wants it
 
 
@@ -52,14 +56,25 @@ def _counter(counters: Int64, phase: Index, n_workers: Index, worker: Index) -> 
     return window(counters, (phase * (n_workers + 1) + worker) * COUNTER_STRIDE, 1)
 
 
+class Workers(NamedTuple):
+    """Workers begin up to end."""
+
+    begin: Index
+    end: Index
+
+
 @callee
-def draw(
-    counters: Int64, phase: Index, worker: Index, n_workers: Index, n_tasks: Index, grain: Index
+def draw_among(
+    counters: Int64, phase: Index, worker: Index, owners: Workers, n_workers: Index, n_tasks: Index, grain: Index
 ) -> tuple[Index, Index]:
-    """The next tasks (first, end) of a phase for a worker, at most `grain`; first == end where none is left."""
+    """The next tasks (first, end) for a worker of the ranges that `owners`, this worker among them, begin with.
+
+    They are at most `grain`; first == end where none is left.
+    """
     grain = max(min(grain, n_tasks), 1)  # a counter goes on when its tasks are gone, and must not wrap
-    for other in range(n_workers):
-        owner = (worker + other) % n_workers
+    n = owners.end - owners.begin
+    for other in range(n):
+        owner = owners.begin + (worker - owners.begin + other) % n
         begin = block_start(n_tasks, n_workers, owner)
         end = block_start(n_tasks, n_workers, owner + 1)
         first = begin + fetch_add(_counter(counters, phase, n_workers, owner), grain)
@@ -69,10 +84,20 @@ def draw(
 
 
 @callee
-def draw_in_order(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index, grain: Index) -> tuple[Index, Index]:
-    """Likewise of one range for all workers: whoever draws a task knows that all before it are drawn."""
+def draw(
+    counters: Int64, phase: Index, worker: Index, n_workers: Index, n_tasks: Index, grain: Index
+) -> tuple[Index, Index]:
+    """Likewise of all ranges of a phase."""
+    return draw_among(counters, phase, worker, Workers(np.int64(0), n_workers), n_workers, n_tasks, grain)
+
+
+@callee
+def draw_in_order(
+    counters: Int64, phase: Index, n_workers: Index, owner: Index, n_tasks: Index, grain: Index
+) -> tuple[Index, Index]:
+    """Likewise of one range for many, at its owner's counter: who draws a task knows that all before it are drawn."""
     grain = max(min(grain, n_tasks), 1)
-    first = min(fetch_add(_counter(counters, phase, n_workers, 0), grain), np.int64(n_tasks))
+    first = min(fetch_add(_counter(counters, phase, n_workers, owner), grain), np.int64(n_tasks))
     return np.int64(first), np.int64(min(first + grain, n_tasks))
 
 
@@ -96,6 +121,18 @@ def wait_until(counter: Int64, count: Index) -> None:
 def wait_for(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> None:
     """Returns when all `n_tasks` of a phase are done."""
     wait_until(_counter(counters, phase, n_workers, n_workers), n_tasks)
+
+
+@callee
+def is_done_soon(counters: Int64, phase: Index, n_workers: Index, n_tasks: Index) -> bool:
+    """Whether all `n_tasks` of a phase are done within some microseconds; returns as soon as they are."""
+    done = _counter(counters, phase, n_workers, n_workers)
+    looks = 0
+    while load_acquire(done) < n_tasks:
+        looks += 1
+        if looks == _PATIENCE:
+            return False
+    return True
 
 
 @callee
