@@ -2,11 +2,13 @@
 
 `python bench/port_limits.py` compiles the microkernels of every instruction set for CPUs that have it, takes the loop
 over k of a full register tile, and asks llvm-mca (of the package `llvm` of Linux distributions) how many cycles a turn
-takes. The limit is what the multiplications alone would take, spread evenly over the ports that can do them. `--loops`
-prints the loops, `--markdown` a table for the documentation; with `--measure` that has a column of what
+takes. The limit is what the multiplications alone would take, spread evenly over the ports that can do them. "put
+right" is the share of it where llvm-mca's tables are put right (`shared/table_faults.py`), and "of all" then the share
+of what all vector instructions of the loop take but loads: also those that widen and spread operands. `--loops` prints
+the loops, `--markdown` a table for the documentation; with `--measure` that has a column of what
 `bench/microkernels.py` measures on this machine.
 
-Predicted is one core whose operands are all in L1. docs/instruction_sets.md says where llvm-mca's tables are wrong.
+Predicted is one core whose operands are all in L1. docs/instruction_sets.md says how the tables' faults are known.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +56,7 @@ class Row(NamedTuple):
     cpu: str
     loop: InnerLoop
     prediction: Prediction
+    right: Prediction  # where the tables are put right
 
     @property
     def instructions(self) -> str:
@@ -68,7 +72,15 @@ def rows_of(isa: str, target: Target, llvm_mca: str) -> list[Row]:
     """Both microkernels of an instruction set on a CPU."""
     tile = f"{ISAS[isa].mr} x {ISAS[isa].nr}"
     return [
-        Row(isa, "int8" if kernel.is_int8 else "bf16", tile, target.cpu, loop, predict(llvm_mca, target, loop))
+        Row(
+            isa,
+            "int8" if kernel.is_int8 else "bf16",
+            tile,
+            target.cpu,
+            loop,
+            predict(llvm_mca, target, loop),
+            predict(llvm_mca, target, loop, tables_right=True),
+        )
         for kernel, loop in loops_of(ISAS[isa], target.assembly(ISAS[isa]))
     ]
 
@@ -88,13 +100,14 @@ def measured_shares() -> dict[tuple[str, str], float]:
 
 def table_of(rows: list[Row]) -> Table:
     """A row for each."""
-    numbers = [Column(name, justify="right") for name in ("cycles", "limit", "share")]
+    numbers = [Column(name, justify="right") for name in ("cycles", "limit", "share", "put right", "of all")]
     columns = ["instruction set", "product", "tile", "CPU", "multiplies in a turn", *numbers]
     shown = Table(*columns, box=box.MARKDOWN)
     for row in rows:
-        cycles, limit = row.prediction
-        numbers_ = (f"{cycles:.2f}", f"{limit:.2f}", share_text(row.prediction.share))
-        shown.add_row(row.isa, row.product, row.tile, row.cpu, row.instructions, *numbers_)
+        cycles, limit, _ = row.prediction
+        shares = map(share_text, (row.prediction.share, row.right.share, row.right.share_of_all))
+        here = (row.isa, row.product, row.tile, row.cpu, row.instructions)
+        shown.add_row(*here, f"{cycles:.2f}", f"{limit:.2f}", *shares)
     return shown
 
 
@@ -103,13 +116,19 @@ def markdown(rows: list[Row], measured: dict[tuple[str, str], float]) -> str:
 
     More than 100 % was measured where the peak had a slower moment, and counts as 100 %.
     """
-    lines = ["| instruction set | tile | product | by | measured here | predicted |", "|---|---|---|---|---|---|"]
+    predicted: dict[str, Callable[[Row], float]] = {
+        "predicted": lambda row: row.prediction.share,
+        "tables put right": lambda row: row.right.share,
+        "of all instructions": lambda row: row.right.share_of_all,
+    }
+    columns = ["instruction set", "tile", "product", "by", "measured here", *predicted]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for isa, product in dict.fromkeys((row.isa, row.product) for row in rows):
         ours = [row for row in rows if (row.isa, row.product) == (isa, product)]
         here = share_text(min(measured[isa, product], 1)) if (isa, product) in measured else ""
-        predicted = ", ".join(f"{share_text(row.prediction.share)} ({row.cpu})" for row in ours)
+        shares = (", ".join(f"{share_text(share(row))} ({row.cpu})" for row in ours) for share in predicted.values())
         by = ", ".join(dict.fromkeys(map(_mnemonic, ours[0].loop.multiplies)))
-        lines.append(f"| {isa} | {ours[0].tile} | {product} | {by} | {here} | {predicted} |")
+        lines.append(f"| {isa} | {ours[0].tile} | {product} | {by} | {here} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
@@ -146,7 +165,7 @@ def main(
     if as_markdown:
         click.echo(markdown(rows, measured_shares() if measure else {}))
     else:
-        print_wide(table_of(rows), 110)
+        print_wide(table_of(rows), 120)
 
 
 if __name__ == "__main__":

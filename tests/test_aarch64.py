@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from itertools import product
 
@@ -167,14 +168,14 @@ def test_an_older_cpu_lacks_the_instructions(programs, isa, cpu):
         programs(isa).run([case], cpu)
 
 
-# Of a step of the largest tile: what multiplies, how often, and how many other vector instructions there are.
+# Of a step of the largest tile: what multiplies, how often, and which other vector instructions there may be.
 STEPS = {
-    ("neon", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, 6),  # shll
-    ("neon", "int8"): ("smull2?", 48, 48 + 8),  # sadalp, tbl
-    ("neondot", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, 6),
-    ("neondot", "int8"): (r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[", 48, 0),
-    ("neoni8mm", "bf16"): (r"bfmlal[tb]\tv\d+\.4s, v\d+\.8h, v\d+\.h\[", 48, 0),
-    ("neoni8mm", "int8"): ("smmla", 24, 3),  # zip1
+    ("neon", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, {"shll": 3, "shll2": 3}),
+    ("neon", "int8"): ("smull2?", 48, {"sadalp": 48, "dup": 16}),
+    ("neondot", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, {"shll": 3, "shll2": 3}),
+    ("neondot", "int8"): (r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[", 48, {}),
+    ("neoni8mm", "bf16"): (r"bfmlal[tb]\tv\d+\.4s, v\d+\.8h, v\d+\.h\[", 48, {}),
+    ("neoni8mm", "int8"): ("smmla", 24, {"mov": 3}),
 }
 
 
@@ -187,12 +188,12 @@ def assembly():
 @pytest.mark.parametrize(("isa", "kind"), STEPS)
 def test_the_loop_over_k_multiplies_and_does_little_else(assembly, isa, kind):
     """Which it does whatever CPU LLVM compiles for: `Isa.tune` says in which order."""
-    multiply, n_multiply, n_other = STEPS[isa, kind]
+    multiply, n_multiply, others = STEPS[isa, kind]
     for store in ("i16",) if ISAS[isa].bf16_dot else ("i16", "float"):
         loop = inner_loop(assembly[isa], f"mla_numba_ukernel_{kind}_{isa}_{store}_{ISAS[isa].mr}", multiply)
         vector = [line for line in loop if re.search(r"\bv\d+\.", line)]
         assert sum(bool(re.match(multiply, line)) for line in loop) == n_multiply, "\n".join(loop)
-        assert len(vector) <= n_multiply + n_other, "\n".join(loop)
+        assert Counter(line.split()[0] for line in vector if not re.match(multiply, line)) <= Counter(others)
         assert not [line for line in loop if "[sp" in line], "\n".join(loop)  # all sums stay in registers
 
 
@@ -211,7 +212,7 @@ def test_probes_multiply_and_do_little_else(monkeypatch, isa, kind):
         peaks._chain_function(module, "probe", element, step).linkage = ""
 
     multiply, times = {"neoni8mm bf16": ("bfmlal[tb]", 2), "neoni8mm int8": ("smmla", 1), "neondot int8": ("sdot", 1),
-                       "neon int8": ("smull2?|sadalp", 4)}.get(f"{isa} {kind}", ("fmla", 1))  # fmt: skip
+                       "neon int8": ("smull2?|sadalp", 2)}.get(f"{isa} {kind}", ("fmla", 1))  # fmt: skip
     loop = inner_loop("\n" + Target(TRIPLE, "generic").assembly_of(define), f"mla_numba_probe_{isa}", multiply)
     assert sum(bool(re.match(multiply, line)) for line in loop) == 24 * times, "\n".join(loop)
     assert len(loop) <= 24 * times + 3, "\n".join(loop)  # it counts steps, and goes on

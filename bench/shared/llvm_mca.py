@@ -7,29 +7,43 @@ import re
 import shutil
 import subprocess
 from collections import defaultdict
-from itertools import chain, combinations
+from functools import cache
+from itertools import combinations, count
 from typing import Any, NamedTuple
 
 from mla_numba.kernels.micro.assembly import Target
 
 from .inner_loops import InnerLoop
+from .table_faults import put_right
 
 __all__ = ["Prediction", "find_llvm_mca", "predict"]
 
 _VERSIONS = range(40, 13, -1)
 _TURNS = 200
+_A_LOAD = {"x86_64": "vmovups (%rsi), %ymm1", "aarch64": "ldr q1, [x0]"}
+_REGISTER = re.compile(r"(%[xyz]mm|\b[vqds])\d+\b")  # of vectors
 
 
 class Prediction(NamedTuple):
-    """Cycles of one turn of a loop, and the least that its multiplications take on the ports that can do them."""
+    """Cycles of one turn of a loop, and the least that ports allow.
+
+    `limit` is what its multiplications take at least on the ports that can do them, `limit_of_all` what all its
+    instructions upon vectors take: what widens and spreads operands has to share these ports. Those of loads are apart.
+    """
 
     cycles: float
     limit: float
+    limit_of_all: float
 
     @property
     def share(self) -> float:
         """The share of the limit that the loop reaches."""
         return self.limit / self.cycles
+
+    @property
+    def share_of_all(self) -> float:
+        """The share of the limit of all its instructions."""
+        return self.limit_of_all / self.cycles
 
 
 def find_llvm_mca() -> str | None:
@@ -38,10 +52,21 @@ def find_llvm_mca() -> str | None:
     return next(filter(None, map(shutil.which, names)), None)
 
 
-def predict(llvm_mca: str, target: Target, loop: InnerLoop) -> Prediction:
-    """Raises `RuntimeError` with what llvm-mca says where it knows no such CPU or instruction."""
-    cycles = [_run(llvm_mca, target, loop.instructions, turns)["SummaryView"]["TotalCycles"] for turns in (1, 2)]
-    return Prediction((cycles[1] - cycles[0]) / _TURNS, _port_limit(llvm_mca, target, loop))
+def predict(llvm_mca: str, target: Target, loop: InnerLoop, tables_right: bool = False) -> Prediction:
+    """By llvm-mca's tables as they are or, with `tables_right`, where they are wrong by what is right.
+
+    Raises `RuntimeError` with what llvm-mca says where it knows no such CPU or instruction.
+    """
+    products = tuple(map(_from_registers, loop.multiplies))
+    lines = loop.instructions
+    if tables_right:
+        products, lines = put_right(target.cpu, products), put_right(target.cpu, lines)
+    ends = [_run(llvm_mca, target, lines, turns)["SummaryView"]["TotalCycles"] for turns in (1, 2)]
+    works = [_work(llvm_mca, target, line) for line in products]
+    loads = _work(llvm_mca, target, _A_LOAD[target.triple.split("-")[0]]).keys()
+    upon_vectors = [_work(llvm_mca, target, line) for line in lines if _REGISTER.search(line)]
+    without_loads = [{port: cycles for port, cycles in work.items() if port not in loads} for work in upon_vectors]
+    return Prediction((ends[1] - ends[0]) / _TURNS, _least(works), _least(without_loads))
 
 
 def _run(llvm_mca: str, target: Target, lines: tuple[str, ...], turns: int) -> dict[str, Any]:
@@ -53,25 +78,33 @@ def _run(llvm_mca: str, target: Target, lines: tuple[str, ...], turns: int) -> d
     return region
 
 
-def _port_limit(llvm_mca: str, target: Target, loop: InnerLoop) -> float:
-    """Of all sets of mnemonics the most cycles that their ports need, if work is spread evenly.
+def _work(llvm_mca: str, target: Target, line: str) -> dict[int, float]:
+    """The cycles that an instruction takes on each port, if it has them to itself."""
+    number = count(1)  # of registers: which they are does not matter
+    line = _REGISTER.sub(lambda register: f"{register[1]}{next(number)}", _without_prefix(line))
+    return dict(_work_of_line(llvm_mca, target, line))
 
-    Operands come from registers here: loads have ports of their own.
-    """
-    lines = tuple(map(_from_registers, loop.multiplies))
-    region = _run(llvm_mca, target, lines, 1)
-    cycles: dict[str, float] = defaultdict(float)
-    ports: dict[str, set[int]] = defaultdict(set)
-    for use in region["ResourcePressureView"]["ResourcePressureInfo"]:
-        if use["InstructionIndex"] < len(lines):  # behind them there are sums
-            mnemonic = lines[use["InstructionIndex"]].split()[0]
-            cycles[mnemonic] += use["ResourceUsage"]
-            ports[mnemonic].add(use["ResourceIndex"])
-    sets = chain.from_iterable(combinations(cycles, n) for n in range(1, len(cycles) + 1))
-    return max(sum(cycles[m] for m in some) / len(set.union(*(ports[m] for m in some))) for some in sets)
+
+@cache
+def _work_of_line(llvm_mca: str, target: Target, line: str) -> tuple[tuple[int, float], ...]:
+    uses = _run(llvm_mca, target, (line,), 1)["ResourcePressureView"]["ResourcePressureInfo"]
+    return tuple((use["ResourceIndex"], use["ResourceUsage"]) for use in uses if use["InstructionIndex"] == 0)
+
+
+def _least(works: list[dict[int, float]]) -> float:
+    """Of all sets of ports the most cycles that what runs on no other port takes, if spread evenly."""
+    cycles: dict[frozenset[int], float] = defaultdict(float)
+    for work in filter(None, works):
+        cycles[frozenset(work)] += sum(work.values())
+    unions = {frozenset().union(*some) for n in range(1, len(cycles) + 1) for some in combinations(cycles, n)}
+    return max(sum(c for ports, c in cycles.items() if ports <= union) / len(union) for union in unions)
 
 
 def _from_registers(line: str) -> str:
     """The instruction with a register for what it reads from memory."""
-    line = line.removeprefix("{vex}").lstrip()
+    line = _without_prefix(line)
     return re.sub(r"-?\w*\([^)]*\)(?:\{1to\d+\})?", "%zmm31" if "%zmm" in line else "%ymm15", line)
+
+
+def _without_prefix(line: str) -> str:
+    return line.removeprefix("{vex}").lstrip()

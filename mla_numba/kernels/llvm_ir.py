@@ -17,7 +17,7 @@ __all__ = [
 # keeps it afterwards, so that a stream of weights does not push everything else out of them.
 ONCE, IN_L2, IN_L1 = 0, 2, 3
 # How far ahead of the loads a stream is prefetched; see docs/performance.md
-AHEAD_ONCE_BYTES = 4096
+AHEAD_ONCE_BYTES = 8192
 AHEAD_L2_BYTES = 6144
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))

@@ -6,7 +6,7 @@ register for all of another.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 
@@ -20,9 +20,10 @@ _HALF_OF_BYTES, _HALVES, _FOUR_HALVES = ir.VectorType(I8, 8), ir.VectorType(I16,
 
 # Four columns of one k side by side, so that a shift left widens them, and then those of the next k.
 BF16_ROWS_OF_FOUR = BlockOrder("[NR/4][KR][4]", lambda _nr, kr, r, j: (j // 4 * kr + r) * 4 + j % 4)
-# Of four columns the first pair of k, and then the second: bytes whose products are added lie side by side.
+# Pairs of k, whose products are added, side by side: of eight columns the first and then the second, of four both.
 _INT8_PAIRS = BlockOrder(
-    "[NR/4][KR/2][4][2]", lambda _nr, kr, r, j: (j // 4 * kr // 2 + r // 2) * 8 + j % 4 * 2 + r % 2
+    "[8][2] of each pair of k, and [KR/2][4][2]",
+    lambda _nr, kr, r, j: r // 2 * 16 + j * 2 + r % 2 if j < 8 else kr * 8 + r // 2 * 8 + (j - 8) * 2 + r % 2,
 )
 
 
@@ -50,24 +51,43 @@ def _bf16_multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any
     return builder.call(fma, [column, value, acc])
 
 
-def _int8_load(builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Any:
-    return load(builder, b, v * 16, BYTES, 1)
+class _Half(NamedTuple):
+    """Four columns of a pair of k: in a vector of bytes those from `first` on, which is 0 or 8."""
+
+    vector: Any
+    first: int
+
+    def of(self, builder: ir.IRBuilder, vector: Any) -> Any:
+        """The same half of another vector."""
+        return lanes(builder, builder.bitcast(vector, BYTES), list(range(self.first, self.first + 8)))
 
 
-def _int8_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, _pass: int) -> Any:
+def _int8_load(builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> list[_Half]:
+    """Of both pairs of k: v = 0 and 1 are the halves of two vectors of eight columns, v = 2 has both in one vector."""
+    places, halves = ((0, 16), (8 * v, 8 * v)) if v < 2 else ((32, 32), (0, 8))
+    return [_Half(load(builder, b, at, BYTES, 1), first) for at, first in zip(places, halves, strict=True)]
+
+
+def _int8_column(_builder: ir.IRBuilder, _vectors: Vectors, loaded: list[_Half], pair: int) -> _Half:
+    return loaded[pair]
+
+
+def _int8_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, pair: int) -> Any:
+    """A pair everywhere, by dup. Both in one vector would take a tbl, which is three times as much for Cortex-A72."""
     pairs = load(builder, a, 0, ir.VectorType(I16, 2), 1)
-    return builder.bitcast(lanes(builder, pairs, [0] * 4 + [1] * 4), BYTES)
+    return lanes(builder, pairs, [pair] * 8)
 
 
 def _int8_multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
-    """smull and sadalp, twice. Two products of -128 and -128 leave int16: nothing is added there."""
+    """smull, or smull2, and sadalp. Two products of -128 and -128 leave int16: nothing is added there.
+
+    Of a whole vector as a column the lower half is taken.
+    """
+    half = column if isinstance(column, _Half) else _Half(column, 0)
     product = declare(builder, "llvm.aarch64.neon.smull.v8i16", _HALVES, [_HALF_OF_BYTES, _HALF_OF_BYTES])
     add_pairs = declare(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", vectors.words, [_HALVES])
-    for first in (0, 8):
-        half = list(range(first, first + 8))
-        operands = [lanes(builder, builder.bitcast(x, BYTES), half) for x in (column, value)]
-        acc = builder.add(acc, builder.call(add_pairs, [builder.call(product, operands)]))
-    return acc
+    operands = [half.of(builder, x) for x in (half.vector, value)]
+    return builder.add(acc, builder.call(add_pairs, [builder.call(product, operands)]))
 
 
 BF16_FMLA = MicroKernel(
@@ -91,7 +111,14 @@ NEON = Isa(
     bf16_order=BF16_ROWS_OF_FOUR,
     int8_order=_INT8_PAIRS,
     int8=MicroKernel(
-        "ukernel_int8", is_int8=True, load=_int8_load, value=_int8_value, multiply=_int8_multiply, order="rows"
+        "ukernel_int8",
+        is_int8=True,
+        load=_int8_load,
+        value=_int8_value,
+        multiply=_int8_multiply,
+        column=_int8_column,
+        passes=2,
+        order="rows",
     ),
     bf16=BF16_FMLA,
 )
