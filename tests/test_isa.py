@@ -22,7 +22,7 @@ HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
 RUNS = {
     "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
     "generic": ("portable", "all modes", {"NUMBA_CPU_NAME": "generic"}),
-    "cascadelake": ("avx512vnni", "two modes", {"NUMBA_CPU_NAME": "cascadelake"}),
+    "cascadelake": ("avx512vnni", "all modes", {"NUMBA_CPU_NAME": "cascadelake"}),
     "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
     "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
     "python cann": (ISA.name, "plain Python, cann", {"NUMBA_DISABLE_JIT": "1"}),
