@@ -48,15 +48,16 @@ def saved(tmp_path_factory):
 
 
 MOST_PROCESSES = 4  # each loads all libraries and starts a thread for each core
-# What takes longest comes first, so that no process is left alone with it at the end.
+# What takes longest comes first, so that no process is left alone with it at the end. test_isa.py then finds most of
+# its kernels: those of test_guard_pages.py.
 LONGEST = (
     "test_guard_pages.py",
-    "test_isa.py",
     "test_docs.py",
     "test_bench_suite.py",
     "test_cli_tuning.py",
     "test_distributed.py",
     "test_cold_start.py",
+    "test_cli_interrupts.py",
     "test_cli.py",
     "test_interop_hf.py",
 )
