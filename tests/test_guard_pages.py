@@ -1,15 +1,15 @@
 """No kernel reads or writes a byte outside its arrays: each lies at an unreadable page, in a process of its own."""
 
 import mmap
-import platform
 import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import SCRIPTS, python_environment
+from helpers import SCRIPTS
 from helpers.guarded import Guarded
+from helpers.targets import environment_of
 
 from mla_numba.kernels import CHOICE, ISA, ISAS
 
@@ -17,15 +17,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the pages are p
 READ = ("x", "cos", "sin", "cache_index", "down", "up", "uk")
 WRITTEN = ("query_nope", "query_rope", "q_norm", "kv_cache", "kr_cache", "k_scale_cache")
 TIMEOUT_S = 3600
-# CPUs that stand for an instruction set: test_isa.py has the same kernels for them, so they are compiled once.
-CPU_NAMES = {"avx2": "haswell", "avx512vnni": "cascadelake", "portable": "generic"}
-
-
-def environment_of(isa):
-    """What makes a process of its own run an instruction set."""
-    if isa != ISA.name and isa in CPU_NAMES and platform.machine() == "x86_64":
-        return python_environment(NUMBA_CPU_NAME=CPU_NAMES[isa])
-    return python_environment(MLA_NUMBA_ISA=isa)
 
 
 def run_cases(isa, scope, running):
