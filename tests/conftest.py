@@ -1,4 +1,7 @@
-"""Which examples hypothesis draws: the fixed ones of CI, or new ones by the thousand for a nightly search."""
+"""Which examples hypothesis draws: the fixed ones of CI, or new ones by the thousand for a nightly search.
+
+And how a run of the whole suite is shared among processes.
+"""
 
 import os
 import secrets
@@ -6,6 +9,9 @@ from importlib.util import find_spec
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Before a library reads it: threads that spin while they wait would take the cores from the other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if "ATEN_CPU_CAPABILITY" in os.environ and find_spec("torch"):
     from shared.torch_machine import separate_compiler_cache
@@ -39,6 +45,47 @@ def saved(tmp_path_factory):
         return made[kind]
 
     return get
+
+
+MOST_PROCESSES = 4  # each loads all libraries and starts a thread for each core
+# What takes longest comes first, so that no process is left alone with it at the end. test_isa.py then finds most of
+# its kernels: those of test_guard_pages.py.
+LONGEST = (
+    "test_guard_pages.py",
+    "test_docs.py",
+    "test_bench_suite.py",
+    "test_cli_tuning.py",
+    "test_distributed.py",
+    "test_cold_start.py",
+    "test_cli_interrupts.py",
+    "test_cli.py",
+    "test_interop_hf.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """The whole suite runs in a process for each core, a file in one of them; files that are named run in this one.
+
+    `-n 0` runs all in this one, `-n 3` anything in three.
+    """
+    option = config.option
+    if hasattr(config, "workerinput"):  # this is one of the processes
+        for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+            del os.environ[name]  # else a bench that a test starts takes itself for one of them, and times nothing
+        return
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    if option.numprocesses is None and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        option.numprocesses, option.maxprocesses = "auto", option.maxprocesses or MOST_PROCESSES
+    if option.numprocesses and option.dist == "no":
+        option.dist, option.loadscopereorder = "loadfile", False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, the others in their order; all files whole."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(tryfirst=True)

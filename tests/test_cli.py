@@ -14,7 +14,6 @@ from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.cli import run as cli_run
 from mla_numba.cli import warmup as cli_warmup
 from mla_numba.cli.main import main
-from mla_numba.cli.shown import folder_size
 from mla_numba.cli.sweep_times import SweepTimes, sweep_table
 from mla_numba.kernels import ISA, cache_folder, max_threads
 from mla_numba.oracle import bits as verify
@@ -337,21 +336,6 @@ def test_info_json_holds_the_rates():
 
 def test_info_refuses_threads_that_nothing_reads():
     assert "--threads: expected together with --measure, got 1 alone" in one_line_error("info", "--threads", "1")
-
-
-def test_warmup_leaves_nothing_to_compile(tmp_path):
-    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    status, out, err = run_cli("warmup", "--threads", "1", env=env)
-    assert status == 0, err
-    assert out.startswith("ready after ")
-    assert str(tmp_path) in out
-    n_bytes, n_files = folder_size(tmp_path)
-    assert n_bytes > 0
-    for quant in ("none", "a", "b", "ab"):
-        status, _, err = run_cli("run", *SMALL, "--no-check", "--quant", quant, env=env)
-        assert status == 0, err
-        assert "compiling" not in err
-    assert folder_size(tmp_path)[1] == n_files
 
 
 def test_warmup_needs_a_folder_that_can_be_written(tmp_path):

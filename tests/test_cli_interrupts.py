@@ -8,9 +8,11 @@ import threading
 import pytest
 from helpers import python_environment
 from helpers.checkpoint_maker import make_checkpoint
+from helpers.cli import run_cli
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.cli.interrupts import Interrupted, interruptible
+from mla_numba.cli.shown import folder_size
 
 DIMS = "64,2,32,32,16,16"
 
@@ -115,10 +117,24 @@ def test_a_signal_from_outside_ends_the_step_in_hand():
     assert err in ("interrupted: timing 1000000000 calls\n", "interrupted\n")  # the latter between two steps
 
 
-def test_warmup_keeps_what_is_whole(tmp_path):
-    said = interrupted_at(tmp_path, 20, "warmup", "--threads", "1", NUMBA_CACHE_DIR=str(tmp_path))
-    assert said == "interrupted: compiling kernels"
+def test_warmup_keeps_what_is_whole_and_goes_on_until_nothing_is_left_to_compile(tmp_path):
+    env = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert interrupted_at(tmp_path, 20, "warmup", "--threads", "1", **env) == "interrupted: compiling kernels"
     assert not [*tmp_path.rglob("*.part")]
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nbc")}
+    status, out, err = run_cli("warmup", "--threads", "1", env=env)
+    assert status == 0, err
+    assert out.startswith("ready after ")
+    assert str(tmp_path) in out
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    n_bytes, n_files = folder_size(tmp_path)
+    assert n_bytes > 0
+    for quant in ("none", "a", "b", "ab"):
+        small = ("--dims", DIMS, "--tokens", "5", "--repeats", "3", "--threads", "1")
+        status, _, err = run_cli("run", *small, "--no-check", "--quant", quant, env=env)
+        assert status == 0, err
+        assert "compiling" not in err
+    assert folder_size(tmp_path)[1] == n_files
 
 
 @pytest.fixture

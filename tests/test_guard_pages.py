@@ -7,8 +7,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from helpers import SCRIPTS, python_environment
+from helpers import SCRIPTS
 from helpers.guarded import Guarded
+from helpers.targets import environment_of
 
 from mla_numba.kernels import CHOICE, ISA, ISAS
 
@@ -24,7 +25,7 @@ def run_cases(isa, scope, running):
         [sys.executable, "-W", "error", str(SCRIPTS / "guard_script.py"), isa, scope, str(running)],
         capture_output=True,
         text=True,
-        env=python_environment(MLA_NUMBA_ISA=isa),
+        env=environment_of(isa),
         timeout=TIMEOUT_S,
         check=False,
     )

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import SCRIPTS, run_python
+from helpers.targets import HASWELL_FEATURES, TARGETS
 from llvmlite import binding as llvm
 
 from mla_numba.kernels import CHOICE, ISA, ISAS
@@ -18,12 +19,10 @@ from mla_numba.kernels.micro.table import Choice, choose_isa, target_features
 from tiling import machine
 
 SCRIPT = str(SCRIPTS / "isa_script.py")
-HASWELL_FEATURES = "+avx2,+fma,+bmi,+bmi2,+f16c,+popcnt,+avx,+sse4.2"
 RUNS = {
-    "haswell": ("avx2", "all modes", {"NUMBA_CPU_NAME": "haswell"}),
-    "generic": ("portable", "all modes", {"NUMBA_CPU_NAME": "generic"}),
-    "cascadelake": ("avx512vnni", "two modes", {"NUMBA_CPU_NAME": "cascadelake"}),
-    "features": ("avx2", "one mode", {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": HASWELL_FEATURES}),
+    "haswell and features": ("avx2", "all modes", TARGETS["avx2"]),
+    "generic": ("portable", "all modes", TARGETS["portable"]),
+    "cascadelake": ("avx512vnni", "all modes", TARGETS["avx512vnni"]),
     "python": (ISA.name, "plain Python", {"NUMBA_DISABLE_JIT": "1"}),
     "python cann": (ISA.name, "plain Python, cann", {"NUMBA_DISABLE_JIT": "1"}),
     "python haswell": ("avx2", "plain Python", {"NUMBA_DISABLE_JIT": "1", "NUMBA_CPU_NAME": "haswell"}),

@@ -96,7 +96,10 @@ class Guards:
         return replace(record, **placed, **nested)
 
     def _field(self, value, name):
-        return self.fields(value) if hasattr(value, "_fields") else self.copy(value, name)
+        """Numbers stay numbers: as arrays without a dimension they would be other types, and so other kernels."""
+        if hasattr(value, "_fields"):
+            return self.fields(value)
+        return self.copy(value, name) if isinstance(value, np.ndarray) else value
 
     def assert_intact(self):
         for name, memory in self._kept:

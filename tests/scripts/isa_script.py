@@ -135,9 +135,6 @@ if __name__ == "__main__":
     elif scope == "one mode":
         small(["b"])
         indexers(["b"], INDEXERS, TOKENS)
-    elif scope == "two modes":
-        small(["none", "ab smooth"])
-        indexers(["ab smooth"], INDEXERS, TOKENS)
     else:
         small(MODES)
         indexers(["b", "ab"], INDEXERS, TOKENS)
