@@ -136,6 +136,8 @@ class AttentionForward:
             raise TypeError(f"hidden_states: expected dtype torch.bfloat16, got {hidden_states.dtype}")
         if hidden_states.device.type != "cpu":
             raise ValueError(f"hidden_states: expected a tensor on the CPU, got one on {hidden_states.device}")
+        if not len(hidden_states):
+            raise ValueError("hidden_states: expected at least 1 sequence, got 0")
 
     def _attend(self, call: _Call) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Values (B, S, N * V), weights and selected keys; the cache's layer then holds the new tokens.
