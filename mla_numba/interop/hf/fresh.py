@@ -11,7 +11,6 @@ from torch import nn
 __all__ = ["PackedFrom", "uncalled"]
 
 _N_SAMPLES = 64  # elements of a weight that are compared in each call
-_WEIGHTS = ("weight", "bias")
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # so that NaN equals itself
 
 
@@ -30,7 +29,7 @@ class PackedFrom:
         self.modules = {module: _module(attention, module) for module in modules}
         self.weights = {module: _weights(found) for module, found in self.modules.items()}
         self.epsilons = {module: _epsilon(found) for module, found in self.modules.items()}
-        self.samples = {module: [_sample(weight) for weight in found] for module, found in self.weights.items()}
+        self.samples = {module: [_sample(weight) for _, weight in found] for module, found in self.weights.items()}
         self.marks: dict[str, list[tuple[int, int]]] = {}
         self._mark()
 
@@ -38,7 +37,7 @@ class PackedFrom:
         return vars(self) | {"marks": {}}
 
     def _mark(self) -> None:
-        self.marks = {module: [_mark(weight) for weight in found] for module, found in self.weights.items()}
+        self.marks = {module: [_mark(weight) for _, weight in found] for module, found in self.weights.items()}
 
     def check(self) -> None:
         """Raises `ValueError` naming the module or parameter that is another one or has changed since."""
@@ -55,21 +54,23 @@ class PackedFrom:
         module = _module(self.attention, name)
         if module is not self.modules[name]:
             return f"{name}: expected the module that was packed, got another {type(module).__name__}"
-        kept = zip(_WEIGHTS, _weights(module), self.weights[name], self.marks[name], self.samples[name], strict=True)
-        for kind, weight, packed, mark, sample in kept:
+        kept = zip(self.weights[name], self.marks[name], self.samples[name], strict=True)
+        for (kind, packed), mark, sample in kept:
+            weight = _weight(module, kind)
             if weight is not packed:
                 return f"{name}.{kind}: expected the parameter that was packed, got another"
-            if _mark(weight) != mark or not _equal(_sample(weight), sample):
+            if weight is not None and (_mark(weight) != mark or not _equal(_sample(weight), sample)):
                 return f"{name}.{kind}: expected the values that were packed, got changed ones"
-        epsilon, packed_epsilon = _epsilon(module), self.epsilons[name]
-        if epsilon != packed_epsilon:
-            return f"{name}.{epsilon[0]}: expected {packed_epsilon[1]}, which was packed, got {epsilon[1]}"
+        epsilon, value = self.epsilons[name]
+        found = vars(module).get(epsilon)
+        if found != value:
+            return f"{name}.{epsilon}: expected {value}, which was packed, got {found}"
         return uncalled(name, module)
 
 
 def uncalled(name: str, module: nn.Module) -> str | None:
     """What a module would do when it is called beyond what its class does; None for nothing."""
-    if hasattr(module, "_hf_hook"):
+    if "_hf_hook" in vars(module):
         return (
             f"{name}: expected a module without hooks of accelerate, got {type(module._hf_hook).__name__} "
             "(load the whole model into memory, without a device_map)"
@@ -96,15 +97,20 @@ def _mark(weight: torch.Tensor | None) -> tuple[int, int]:
     return weight.data_ptr(), -1 if weight.is_inference() else weight._version
 
 
-def _weights(module: nn.Module) -> list[torch.Tensor | None]:
-    """The parameters that are packed: None for those that a module has not."""
-    return [getattr(module, kind, None) for kind in _WEIGHTS]
+def _weights(module: nn.Module) -> list[tuple[str, torch.Tensor | None]]:
+    """The parameters that a module of its kind computes with, by name; None for those that this one has not."""
+    return [(kind, _weight(module, kind)) for kind in ("weight", "bias") if hasattr(module, kind)]
+
+
+def _weight(module: nn.Module, kind: str) -> torch.Tensor | None:
+    own = module._parameters  # what a module lacks raises in `getattr`, which takes longer than all else here
+    return own[kind] if kind in own else getattr(module, kind, None)
 
 
 def _epsilon(module: nn.Module) -> tuple[str, Any]:
     """The name and value of a norm's epsilon: an RMSNorm of transformers has another name for it than a LayerNorm."""
-    name = "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
-    return name, getattr(module, name, None)
+    name = "variance_epsilon" if "variance_epsilon" in vars(module) else "eps"
+    return name, vars(module).get(name)
 
 
 def _is_plain(weight: torch.Tensor) -> bool:
