@@ -3,7 +3,8 @@
 `python bench/hf_speed.py` makes one random layer with DeepSeek-V3's attention (hidden 7168, 128 heads), or V3.2's, and
 a small MLP, loads it twice and patches one. Rounds alternate between the two; their logits are compared first. A step
 after many tokens begins with a cache of random rows, the same ones for both. Peaks are what a call needs beyond what
-was resident before it.
+was resident before it. Where the unpatched model would need more memory than there is, by its peaks of shorter calls,
+it is left out, and the line says what it would need.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from mla_numba.base.modes import QUANT_MODES
 from mla_numba.interop.hf.patched import Patched, patch
 
 MOST_ERROR = {"v3": 0.1, "v32": 0.3}  # of logits relative to their deviation; V3.2's indexers choose other keys, too
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SURELY_FITS = 1024  # tokens: of so few nobody asks how much memory they need
+_STATUS, _CLEAR, _MEMORY = Path("/proc/self/status"), Path("/proc/self/clear_refs"), Path("/proc/meminfo")
 
 
 def forward(model: Any, tokens: torch.Tensor, cache: Any = None) -> Any:
@@ -57,18 +59,57 @@ def peak_mb(call: Callable[[], Any]) -> float | None:
 
 
 def _resident(name: str) -> int:
-    return next(int(line.split()[1]) for line in _STATUS.read_text().splitlines() if line.startswith(name))
+    return _kilobytes(_STATUS, name)
 
 
-def report(name: str, calls: list[Callable[[], Any]], rounds: int) -> str:
-    """Medians of both in milliseconds, the median of the rounds' ratios (above 1 the patched one is faster), peaks."""
+def _kilobytes(path: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name))
+
+
+def available_mb() -> float | None:
+    """Megabytes that this machine could still give; None where Linux does not say."""
+    try:
+        return _kilobytes(_MEMORY, "MemAvailable") / 1e3
+    except OSError:
+        return None
+
+
+def expected_peak_mb(call_of: Callable[[int], Callable[[], Any]], n: int) -> float | None:
+    """What `call_of(n)` would need at its peak, from the peaks of an eighth and a quarter of its n tokens.
+
+    Scores grow with the square of the tokens and all else with the tokens, so a peak is taken for a * n^2 + b * n.
+    """
+    eighth, quarter = (peak_mb(call_of(n // part)) for part in (8, 4))
+    if eighth is None or quarter is None:
+        return None
+    square = max(quarter / 2 - eighth, 0.0)
+    return 64 * square + 8 * (eighth - square)
+
+
+def too_large(call_of: Callable[[int], Callable[[], Any]], n: int) -> str | None:
+    """Why an unpatched call of n tokens is left out, or None if it fits into the memory."""
+    if n <= SURELY_FITS:
+        return None
+    needed, available = expected_peak_mb(call_of, n), available_mb()
+    if needed is None or available is None or needed <= 0.9 * available:
+        return None
+    return f"would need {needed / 1e3:.1f} GB, of which {available / 1e3:.1f} are available"
+
+
+def report(name: str, calls: list[Callable[[], Any]], rounds: int, left_out: str | None = None) -> str:
+    """Medians of both in milliseconds, the median of the rounds' ratios (above 1 the patched one is faster), peaks.
+
+    `calls`: the unpatched and the patched one, or the patched one alone with what to say of the other.
+    """
     peaks = [peak_mb(call) for call in calls]
-    pairs = [[seconds(call) for call in calls] for _ in range(rounds)]
-    plain, patched = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in pairs)
+    rows = [[seconds(call) for call in calls] for _ in range(rounds)]
+    times = [1e3 * statistics.median(column) for column in zip(*rows, strict=True)]
     memory = ["?" if peak is None else f"{peak:.0f}" for peak in peaks]
-    times = f"unpatched {plain:.1f} ms, patched {patched:.1f} ms"
-    return f"{name}: {times}, peaks {memory[0]} and {memory[1]} MB, ratio {ratio:.2f}"
+    if left_out is not None:
+        return f"{name}: unpatched {left_out}, patched {times[0]:.1f} ms, peak {memory[0]} MB"
+    ratio = statistics.median(a / b for a, b in rows)
+    both = f"unpatched {times[0]:.1f} ms, patched {times[1]:.1f} ms"
+    return f"{name}: {both}, peaks {memory[0]} and {memory[1]} MB, ratio {ratio:.2f}"
 
 
 def compare(model: str, calls: list[Callable[[], Any]]) -> None:
@@ -110,6 +151,31 @@ def filled_caches(config: Any, patched: Patched, n: int) -> list[Any]:
     return [plain, ours]
 
 
+def time_prompt(kind: str, models: list[Any], n: int, rounds: int) -> str:
+    """The line of a prompt of n tokens."""
+    tokens = torch.randint(1, 256, (1, n), generator=torch.Generator().manual_seed(n))
+    calls = [lambda m=model: forward(m, tokens) for model in models]
+    left_out = too_large(lambda part: lambda: forward(models[0], tokens[:, :part]), n)
+    if left_out is None:
+        compare(kind, calls)
+    return report(f"{n} tokens", calls if left_out is None else calls[1:], rounds, left_out)
+
+
+def time_step(kind: str, models: list[Any], patched: Patched, n: int, rounds: int) -> str:
+    """The line of one token after n of them."""
+    step = torch.ones(1, 1, dtype=torch.long)
+
+    def calls_after(n: int) -> list[Callable[[], Any]]:
+        caches = filled_caches(models[0].config, patched, n)
+        return [lambda m=m, c=c: forward(m, step, c) for m, c in zip(models, caches, strict=True)]
+
+    left_out = too_large(lambda part: calls_after(part)[0], n)
+    calls = calls_after(n)
+    if left_out is None:
+        compare(kind, calls)
+    return report(f"1 more after {n}", calls if left_out is None else calls[1:], rounds, left_out)
+
+
 @click.command(help=__doc__)
 @click.option("--model", "kind", default="v3", type=click.Choice(["v3", "v32"]), show_default=True)
 @click.option("--tokens", "prompts", multiple=True, default=(128, 1024), type=click.IntRange(1), show_default=True)
@@ -132,16 +198,9 @@ def main(
         models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16) for _ in range(2)]
     patched = patch(models[1], quant=quant)
     for n in prompts:
-        tokens = torch.randint(1, 256, (1, n), generator=torch.Generator().manual_seed(n))
-        calls = [lambda m=model, t=tokens: forward(m, t) for model in models]
-        compare(kind, calls)
-        print(report(f"{n} tokens", calls, rounds), flush=True)
+        print(time_prompt(kind, models, n, rounds), flush=True)
     for n in after:
-        caches = filled_caches(config, patched, n)
-        step = torch.ones(1, 1, dtype=torch.long)
-        calls = [lambda m=m, c=c, t=step: forward(m, t, c) for m, c in zip(models, caches, strict=True)]
-        compare(kind, calls)
-        print(report(f"1 more after {n}", calls, rounds), flush=True)
+        print(time_step(kind, models, patched, n, rounds), flush=True)
 
 
 if __name__ == "__main__":

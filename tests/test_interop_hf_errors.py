@@ -299,6 +299,8 @@ def test_masks_and_states_that_are_refused(saved, model):
     for mask, kind, message in cases:
         with pytest.raises(kind, match=message):
             forward(model, tokens, attention_mask=mask)
+    with pytest.raises(ValueError, match="hidden_states: expected at least 1 sequence, got 0"):
+        forward(model, tokens[:0])
     attention = model.model.layers[0].self_attn
     x = torch.zeros(1, 4, 128)
     with pytest.raises(TypeError, match=r"hidden_states: expected dtype torch\.bfloat16, got torch\.float32"):

@@ -64,6 +64,10 @@ def a_hook(attention):
     attention.q_b_proj.register_forward_hook(lambda module, args, out: out * 3)
 
 
+def another_forward(attention):
+    attention.q_b_proj.forward = attention.q_b_proj.forward
+
+
 CHANGES = {
     in_place: r"q_b_proj\.weight: expected the values that were packed, got changed ones",
     through_data: r"kv_a_proj_with_mqa\.weight: expected the values that were packed",
@@ -73,7 +77,8 @@ CHANGES = {
     other_parameter: r"q_a_proj\.weight: expected the parameter that was packed, got another",
     other_module: r"kv_b_proj: expected the module that was packed, got another Adapted",
     other_epsilon: r"q_a_layernorm\.variance_epsilon: expected 1e-06, which was packed, got 0\.5",
-    a_hook: r"q_b_proj: expected no forward hooks, as the module is not called",
+    a_hook: r"q_b_proj: expected no forward hooks, as a patched model does not call the module",
+    another_forward: r"q_b_proj\.forward: expected that of Linear, got one that was put in its place",
 }
 
 
@@ -88,9 +93,9 @@ def test_a_change_is_refused_by_name_and_taken_by_refresh(saved, change, from_ch
     with pytest.raises(ValueError, match=rf"model\.layers\.1\.self_attn\.{CHANGES[change]}.*`refresh\(\)`"):
         forward(model, TOKENS, cache=cache)
     assert [layer.length for layer in cache.layers] == [7, 7, 7]
-    if change in (other_module, a_hook):
+    if change in (other_module, a_hook, another_forward):
         with pytest.raises(
-            (TypeError, ValueError), match=r"kv_b_proj: expected a torch\.nn\.Linear|q_b_proj: expected no"
+            (TypeError, ValueError), match=r"kv_b_proj: expected a torch\.nn\.Linear|q_b_proj\S*: expected (no|that)"
         ):
             patched.refresh()
         return
@@ -100,6 +105,74 @@ def test_a_change_is_refused_by_name_and_taken_by_refresh(saved, change, from_ch
     patched.unpatch()
     patch(model)
     assert torch.equal(got, forward(model, TOKENS))
+
+
+def norm_bias(indexer):
+    indexer.k_norm.bias.data.add_(1)
+
+
+def norm_epsilon(indexer):
+    indexer.k_norm.eps = 0.5
+
+
+def no_bias(indexer):
+    indexer.k_norm.bias = None
+
+
+def added_bias(indexer):
+    indexer.wk.bias = torch.nn.Parameter(torch.ones(32, dtype=torch.bfloat16))
+
+
+def indexer_hook(indexer):
+    indexer.register_forward_hook(lambda module, args, out: out)
+
+
+INDEXER_CHANGES = {
+    norm_bias: r"indexer\.k_norm\.bias: expected the values that were packed, got changed ones",
+    norm_epsilon: r"indexer\.k_norm\.eps: expected 1e-06, which was packed, got 0\.5",
+    no_bias: r"indexer\.k_norm\.bias: expected the parameter that was packed, got another",
+    added_bias: r"indexer\.wk\.bias: expected the parameter that was packed, got another",
+    indexer_hook: r"indexer: expected no forward hooks, as a patched model does not call the module",
+}
+
+
+@pytest.mark.parametrize("change", INDEXER_CHANGES, ids=lambda change: change.__name__)
+def test_a_change_of_an_int8_index_is_refused_by_name(saved, change):
+    model = saved("v32 sparse").load()
+    patched = patch(model, quant="b")
+    before = forward(model, TOKENS)
+    change(model.model.layers[1].self_attn.indexer)
+    with pytest.raises(ValueError, match=rf"model\.layers\.1\.self_attn\.{INDEXER_CHANGES[change]}.*`refresh\(\)`"):
+        forward(model, TOKENS)
+    if change in (norm_bias, norm_epsilon):
+        patched.refresh()
+        assert patched.prologs[1].indexer.epsilon == (0.5 if change is norm_epsilon else 1e-6)
+        assert forward(model, TOKENS).shape == before.shape
+        return
+    with pytest.raises(
+        ValueError,
+        match=r"indexer(\.wk\.bias: expected None|\.k_norm\.bias: expected finite|: expected no forward hooks)",
+    ):
+        patched.refresh()
+
+
+def test_another_indexer_is_noticed(saved):
+    model = saved("v32 sparse").load()
+    patch(model, quant="b")
+    attention = model.model.layers[2].self_attn
+    attention.indexer = copy.deepcopy(attention.indexer)
+    with pytest.raises(ValueError, match=r"self_attn\.indexer: expected the module that was packed, got another Deep"):
+        forward(model, TOKENS)
+
+
+def test_an_indexer_of_the_model_s_own_may_change(saved):
+    """It is called, and nothing of it is packed."""
+    model = saved("v32 sparse").load()
+    patch(model)
+    indexer = model.model.layers[1].self_attn.indexer
+    for change in (norm_bias, norm_epsilon, indexer_hook):
+        change(indexer)
+    forward(model, TOKENS)
 
 
 def test_tensors_of_inference_mode(saved):

@@ -87,7 +87,7 @@ class AttentionForward:
         self.family = family
         self.settings = settings
 
-    def take(self, prolog: TorchProlog, w_uv: torch.Tensor, packed_from: tuple[PackedFrom, ...]) -> None:
+    def take(self, prolog: TorchProlog, w_uv: torch.Tensor, packed_from: PackedFrom) -> None:
         """Computes with these weights from now on."""
         self.prolog = prolog
         self.w_uv = w_uv.to(product_dtype())
@@ -112,8 +112,7 @@ class AttentionForward:
         fit. After any failure the cache holds the tokens that it held before.
         """
         self._check(hidden_states)
-        for packed_from in self.packed_from:
-            packed_from.check()
+        self.packed_from.check()
         call = _Call(
             hidden_states, position_embeddings, attention_mask, cache, position_ids, kwargs.get(WRITTEN),
             kwargs.get("prev_topk_indices"), bool(kwargs.get("output_attentions", self._config_wants_weights())),
@@ -137,6 +136,8 @@ class AttentionForward:
             raise TypeError(f"hidden_states: expected dtype torch.bfloat16, got {hidden_states.dtype}")
         if hidden_states.device.type != "cpu":
             raise ValueError(f"hidden_states: expected a tensor on the CPU, got one on {hidden_states.device}")
+        if not len(hidden_states):
+            raise ValueError("hidden_states: expected at least 1 sequence, got 0")
 
     def _attend(self, call: _Call) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Values (B, S, N * V), weights and selected keys; the cache's layer then holds the new tokens.

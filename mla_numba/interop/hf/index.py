@@ -18,11 +18,14 @@ from ...indexer_cache import IndexerCache
 from ...weights.indexer import IndexerWeights
 from ..torch.tensors import to_numpy, to_torch
 from .blocks import BlockPool
+from .fresh import uncalled
 
 __all__ = ["INDEXER_MODULES", "check_indexer_module", "choose", "indexer_weights"]
 
 _LINEARS = ("wq_b", "wk", "weights_proj")
-INDEXER_MODULES = (*_LINEARS, "k_norm")
+_PARTS = (*_LINEARS, "k_norm")
+# The modules of an attention that a patched model with an int8 index does not call.
+INDEXER_MODULES = ("indexer", *(f"indexer.{part}" for part in _PARTS))
 
 
 def check_indexer_module(name: str, indexer: Any) -> IndexerDims:
@@ -30,17 +33,24 @@ def check_indexer_module(name: str, indexer: Any) -> IndexerDims:
 
     Raises `TypeError` or `ValueError` naming what the lightning index cannot take over.
     """
-    for module in INDEXER_MODULES:
+    more = uncalled(name, indexer)
+    for module in _PARTS:
+        more = more or uncalled(f"{name}.{module}", getattr(indexer, module))
+    if more is not None:
+        raise ValueError(more)
+    for module in _PARTS:
         found = getattr(indexer, module)
         kind = nn.Linear if module in _LINEARS else nn.LayerNorm
         if type(found).forward is not kind.forward:
             raise TypeError(f"{name}.{module}: expected a torch.nn.{kind.__name__}, got {type(found).__name__}")
-        if found._forward_hooks or found._forward_pre_hooks:
-            raise ValueError(f"{name}.{module}: expected no forward hooks, as the module is not called, got some")
         if found.weight.device.type != "cpu" or not torch.isfinite(found.weight.detach()).all():
             raise ValueError(f"{name}.{module}.weight: expected finite values on the CPU, got others")
         if module in _LINEARS and found.bias is not None:
             raise ValueError(f"{name}.{module}.bias: expected None, got one")
+        if module not in _LINEARS and (found.bias is None or not torch.isfinite(found.bias.detach()).all()):
+            raise ValueError(
+                f"{name}.{module}.bias: expected finite values, got {'None' if found.bias is None else 'others'}"
+            )
     if indexer.index_topk > MAX_K:
         raise ValueError(f"{name}.index_topk: expected at most {MAX_K}, got {indexer.index_topk}")
     return IndexerDims(

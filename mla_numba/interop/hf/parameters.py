@@ -17,6 +17,7 @@ from ...weights.quantize import QuantizationReport
 from ..torch.tensors import to_numpy
 from .families import HfFamily
 from .forward import AttentionForward
+from .fresh import uncalled
 
 __all__ = ["REPLACED", "AttentionPart"]
 
@@ -54,7 +55,9 @@ class AttentionPart:
         )  # fmt: skip
         part = cls(name, attention, family, dims, attention.v_head_dim)
         for module in REPLACED:
-            _check_hooks(f"{name}.{module}", getattr(attention, module))
+            more = uncalled(f"{name}.{module}", getattr(attention, module))
+            if more is not None:
+                raise ValueError(more)
         if checkpoint is None:
             for module, shape in part._shapes().items():
                 _check_module(f"{name}.{module}", getattr(attention, module), shape)
@@ -169,17 +172,6 @@ def _check_settings(name: str, attention: Any, family: HfFamily) -> None:
     if config._attn_implementation not in _ATTENTION_KINDS:
         kinds = " or ".join(_ATTENTION_KINDS)
         raise ValueError(f"model.config._attn_implementation: expected {kinds}, got {config._attn_implementation}")
-
-
-def _check_hooks(name: str, module: Any) -> None:
-    """Raises where a module that will not be called has hooks, which would not be called either."""
-    if hasattr(module, "_hf_hook"):
-        raise ValueError(
-            f"{name}: expected a module without hooks of accelerate, got {type(module._hf_hook).__name__} "
-            "(load the whole model into memory, without a device_map)"
-        )
-    if module._forward_hooks or module._forward_pre_hooks:
-        raise ValueError(f"{name}: expected no forward hooks, as a patched model does not call the module, got some")
 
 
 def _check_module(name: str, module: Any, shape: tuple[int, ...]) -> None:

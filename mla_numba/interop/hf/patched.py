@@ -176,10 +176,8 @@ class Patched:
         for part, forward, (prolog, torch_prolog, values) in zip(parts, self._forwards, made, strict=True):
             if not self._settings.keep_projections:
                 part.free()
-            packed = [PackedFrom(part.name, part.attention, REPLACED)]
-            if prolog.indexer is not None:
-                packed.append(PackedFrom(f"{part.name}.indexer", part.attention.indexer, INDEXER_MODULES))
-            forward.take(torch_prolog, values, tuple(packed))
+            modules = REPLACED if prolog.indexer is None else REPLACED + INDEXER_MODULES
+            forward.take(torch_prolog, values, PackedFrom(part.name, part.attention, modules))
         self.prologs = [prolog for prolog, _, _ in made]
         self.quantization = reports
 
