@@ -18,7 +18,7 @@ from helpers.indexer_calls import (
 import mla_numba as mla
 from mla_numba.call.planning import Plans, PlanSettings
 from mla_numba.oracle.bits import check_output
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 
 DIMS = mla.MlaDims(130, 3, 50, 68, 10, 10)
 T, BLOCKS, BLOCK_SIZE = 7, 3, 16
@@ -242,7 +242,7 @@ def test_copies_compute_the_same(again):
 
 def test_panels_of_another_order_are_refused(monkeypatch):
     data = pickle.dumps(INDEXER.pack())
-    monkeypatch.setattr(packed, "_PANEL_ORDER", np.inf)
+    monkeypatch.setattr(packed_gemm, "_PANEL_ORDER", np.inf)
     with pytest.raises(ValueError, match=r"^PackedIndexer: expected panels as .* \(order inf"):
         pickle.loads(data)
 
@@ -266,11 +266,19 @@ def test_a_bound_call_takes_the_slots_of_its_run():
         prolog.run(mla.MlaProlog(WEIGHTS).bind(*inputs, cache))
 
 
-def test_a_saved_prolog_is_loaded_with_an_indexer(tmp_path):
+def test_a_prolog_and_its_indexer_start_from_files(tmp_path):
     WEIGHTS.pack().save(tmp_path / "layer.mla")
-    prolog = mla.MlaProlog.load(tmp_path / "layer.mla", indexer=INDEXER)
-    assert prolog.indexer.dims == INDEXER.dims
+    INDEXER.pack().save(tmp_path / "indexer.mla")
+    packed = mla.PackedIndexer.load(tmp_path / "indexer.mla")
+    prolog = mla.MlaProlog.load(tmp_path / "layer.mla", indexer=packed)
+    assert prolog.indexer is packed
     assert "indexer=(" in repr(prolog)
+    inputs, cache = make_inputs(DIMS, T, 48), make_cache(DIMS, True, BLOCKS, BLOCK_SIZE)
+    keys = make_indexer_cache(INDEXER.dims, BLOCKS, BLOCK_SIZE)
+    want, of_indexer = expect_indexer(WEIGHTS, INDEXER, inputs, cache, keys)
+    out = prolog(*inputs, cache, indexer_cache=keys)
+    assert_none(check_output(out, cache, want))
+    assert_as_reference(out.indexer, keys, of_indexer)
 
 
 def test_the_trace_has_the_indexers_phases():
