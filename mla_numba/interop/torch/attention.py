@@ -12,7 +12,7 @@ from .cache import TorchCache
 from .indexer import TorchIndexerCache, TorchIndexerOutput
 
 if TYPE_CHECKING:
-    from .prolog import TorchOutput
+    from .prolog import TorchIndexedOutput, TorchOutput
 
 __all__ = ["lightning_index", "sparse_attention"]
 
@@ -53,7 +53,7 @@ def lightning_index(
 
 
 def sparse_attention(
-    out: TorchOutput,
+    out: TorchOutput | TorchIndexedOutput,
     cache: TorchCache,
     index: Tensor | None,
     block_table: Tensor,
@@ -67,7 +67,7 @@ def sparse_attention(
     `TorchIndexer` has an example.
 
     Args:
-        out: What a `TorchProlog` returned for T tokens.
+        out: What a `TorchProlog` returned for T tokens, with an indexer or without.
         cache: The keys, those of these tokens too.
         index: Positions (T, K) int32 or int64, as `lightning_index` gives them; None for all that a token sees.
         block_table: Blocks of each sequence (B, blocks) int32 or int64.
