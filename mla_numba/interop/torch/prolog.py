@@ -47,7 +47,8 @@ class TorchIndexedOutput(NamedTuple):
     """What a `TorchProlog` with an indexer returns.
 
     `query_nope`, `query_rope`, `q_norm` and `q_norm_scale` are the tensors of a `TorchOutput`, and `indexer` is the
-    indexer's `TorchIndexerOutput`. `lightning_index` takes the last, and `sparse_attention` the whole. `TorchProlog` has an example.
+    indexer's `TorchIndexerOutput`. `lightning_index` takes the last, and `sparse_attention` the whole. `TorchProlog`
+    has an example.
     """
 
     query_nope: Tensor
