@@ -224,6 +224,20 @@ def test_the_output_is_a_tuple_of_four_with_the_indexers_beside_it():
     assert mla.PrologOutput(*out) == out  # as tuples
 
 
+@pytest.mark.parametrize("indexer", [None, INDEXER], ids=["alone", "with an indexer"])
+def test_outputs_are_allocated_for_a_number_of_tokens_alone(indexer):
+    """Of each prolog: NumPy's own errors name no argument."""
+    prologs = [mla.MlaProlog(WEIGHTS, indexer=indexer)] + ([mla.IndexerProlog(indexer)] if indexer else [])
+    for prolog in prologs:
+        for t in (True, 1.0, None, "3", np.array(3)):
+            with pytest.raises(TypeError, match=f"^t: expected int, got {type(t).__name__}"):
+                prolog.allocate_output(t)
+        for t in (-1, 2**22 + 1, 10**30):
+            with pytest.raises(ValueError, match=r"^t: expected at (least 0|most 4194304), got"):
+                prolog.allocate_output(t)
+        assert len(prolog.allocate_output(np.int64(2))[0]) == 2
+
+
 @pytest.mark.parametrize("again", [lambda o: pickle.loads(pickle.dumps(o)), copy.deepcopy, copy.copy])
 def test_copies_compute_the_same(again):
     inputs, cache = make_inputs(DIMS, T, 48), make_cache(DIMS, True, BLOCKS, BLOCK_SIZE)

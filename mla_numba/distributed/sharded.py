@@ -191,6 +191,10 @@ class ShardedProlog:
 
         Returns:
             Arrays with the shapes and dtypes of `PrologOutput`.
+
+        Raises:
+            TypeError: As `MlaProlog.allocate_output`.
+            ValueError: As `MlaProlog.allocate_output`.
         """
         return self.prolog.allocate_output(t)
 

@@ -33,7 +33,19 @@ _INT32 = np.dtype(np.int32)
 
 @dataclass(frozen=True)
 class IndexerPrologQuantAttr:
-    """Attributes of `lightning_indexer_prolog_quant`: `eps` of the keys' norm, and the two layouts that there are."""
+    """Attributes of `lightning_indexer_prolog_quant`.
+
+    `eps` is of the keys' norm; `layerout_query` and `layerout_key` are the layouts, of which there is one each.
+
+    Raises:
+        TypeError: `eps` is no number, or a layout no string.
+        ValueError: `eps` is negative or not finite in float32, or a layout is another.
+
+    Examples:
+        >>> from mla_numba import pypto
+        >>> pypto.IndexerPrologQuantAttr(eps=1e-5).layerout_key
+        'PA_BSND'
+    """
 
     eps: float = 1e-6
     layerout_query: str = "TND"
@@ -118,7 +130,7 @@ def lightning_indexer_prolog_quant(
         ...     cos, sin, w.hadamard_q, w.hadamard_k, cache.k, cache.k_scale, slots,
         ...     out.query, out.query_scale, cache.k, cache.k_scale, out.weights,
         ... )
-        >>> np.count_nonzero(cache.k_scale)
+        >>> int(np.count_nonzero(cache.k_scale))
         3
     """
     attrs = IndexerPrologQuantAttr() if attrs is None else attrs

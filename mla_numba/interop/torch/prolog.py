@@ -23,7 +23,7 @@ from .indexed_operator import mla_prolog_indexed, mla_prolog_indexed_out
 from .indexer import TorchIndexerCache, TorchIndexerOutput
 from .layer_module import LayerModule
 from .operator import mla_prolog, mla_prolog_out
-from .tensors import to_numpy, to_torch
+from .tensors import check_tensors, to_numpy, to_torch
 
 __all__ = ["TorchCache", "TorchIndexedOutput", "TorchKeyRows", "TorchOutput", "TorchProlog", "to_numpy", "to_torch"]
 
@@ -178,10 +178,9 @@ class TorchProlog(LayerModule):
             ValueError: It has another shape, layout, device or value, or requires grad where gradients are recorded;
                 outputs and cache are unchanged.
         """
-        for name, tensor in (("x", x), ("cos", cos), ("sin", sin), ("cache_index", cache_index)):
-            if not isinstance(tensor, Tensor) and not (tensor is None and name == "cache_index"):
-                raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensors({"x": x, "cos": cos, "sin": sin, "cache_index": cache_index}, or_none=("cache_index",))
         expect_type("cache", cache, TorchCache)
+        cache.check_types()
         operands = (self._handle, x, cos, sin, cache_index, *cache)
         if self._n_index_heads:
             return self._forward_both(operands, indexer_cache, out)
@@ -192,6 +191,7 @@ class TorchProlog(LayerModule):
             nope, rope, q_norm, scale = mla_prolog(*operands, self._n_heads, self._q_rank)
             return TorchOutput(nope, rope, q_norm, scale if self._quantized else None)
         expect_type("out", out, TorchOutput)
+        check_tensors(_named("out", out), or_none=("out.q_norm_scale",))
         mla_prolog_out(*operands, *out)
         return out
 
@@ -200,6 +200,7 @@ class TorchProlog(LayerModule):
     ) -> TorchIndexedOutput:
         """The same with the indexer's prolog in the same call."""
         expect_type("indexer_cache", cache, TorchIndexerCache)
+        cache.check_types()
         if out is None:
             sizes = self._n_heads, self._q_rank, self._n_index_heads
             nope, rope, q_norm, scale, *of_indexer = mla_prolog_indexed(*operands, *cache, *sizes)
@@ -207,6 +208,7 @@ class TorchProlog(LayerModule):
         if not isinstance(out, TorchIndexedOutput):
             raise TypeError(f"out: expected TorchIndexedOutput, got {type(out).__name__}")
         expect_type("out.indexer", out.indexer, TorchIndexerOutput)
+        check_tensors(_named("out", out[:4]) | _named("out.indexer", out.indexer))
         mla_prolog_indexed_out(*operands, *cache, *out[:4], *out.indexer)
         return out
 
@@ -219,6 +221,10 @@ class TorchProlog(LayerModule):
         Returns:
             Tensors with the shapes and dtypes of `PrologOutput`, a `TorchOutput`; with an indexer a
             `TorchIndexedOutput`.
+
+        Raises:
+            TypeError: As `MlaProlog.allocate_output`.
+            ValueError: As `MlaProlog.allocate_output`.
         """
         out = self.prolog.allocate_output(t)
         nope, rope, q_norm, scale = out
@@ -234,3 +240,9 @@ class TorchProlog(LayerModule):
         if isinstance(prolog, MlaProlog) and prolog.indexer is not None:
             indexer, n_bytes = f", indexer=({indexer_dims_text(prolog.indexer.dims)})", n_bytes + prolog.indexer.nbytes
         return f"{dims_text(prolog.dims)}, {fields_text(settings)}{indexer}, {size_text(n_bytes)}"
+
+
+def _named(name: str, out: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
+    """The tensors of an output as errors call them."""
+    fields = TorchIndexerOutput._fields if isinstance(out, TorchIndexerOutput) else TorchOutput._fields
+    return {f"{name}.{field}": tensor for field, tensor in zip(fields, out, strict=True)}
