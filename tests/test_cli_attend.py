@@ -129,6 +129,7 @@ def test_a_configuration_says_what_indexer_and_scale_there_are(model):
     assert (found["options"]["k"], found["softmax_scale"], found["exact"]) == (3, -0.25, True)
     # The keys of an indexer of four heads of 32: x times wk and w_proj, w_qb.
     with_indexer, alone = (json_of(of_model("run", model, "--tokens", "2", *more)) for more in (["--with-indexer"], []))
+    assert (with_indexer["indexer_dims"], alone["indexer_dims"]) == (step["indexer_dims"], None)
     more = with_indexer["sweeps"]["total"]["bytes"] - alone["sweeps"]["total"]["bytes"]
     assert 64 * (32 + 4) * 2 + 32 * 4 * 32 <= more < 3 * (64 * (32 + 4) * 2 + 32 * 4 * 32)
 

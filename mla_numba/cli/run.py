@@ -72,6 +72,7 @@ def run(ctx: click.Context, **given: Any) -> None:
             "machine": asdict(this_machine()),
             "options": settings,
             "dims": asdict(options.sizes),
+            "indexer_dims": None if layer.indexer is None else asdict(layer.indexer.dims),
         }
         click.echo(json.dumps(head | report.as_dict(), indent=2))
     else:
