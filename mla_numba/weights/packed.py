@@ -17,7 +17,7 @@ from ..base.short_repr import dims_text, short_repr, size_text
 from ..kernels import ISA
 from ..kernels.sweeps.arguments import Layer, Norm
 from .packed_facts import PRODUCTS, check_mode, check_shard, gemm_sizes, is_vector, read_facts
-from .packed_file import Packed, read_packed, write_packed
+from .packed_file import PackedParts, read_packed, write_packed
 from .packed_gemm import PackedGemm, check_packing, panel_packing
 
 __all__ = ["PackedGemm", "PackedWeights"]
@@ -172,7 +172,7 @@ class PackedWeights:
         if self.head_shard is not None:
             facts["head_shard"] = asdict(self.head_shard)
         gemms, vectors = ({name: getattr(self, name) for name in names} for names in (PRODUCTS, _VECTORS))
-        write_packed(path, "prolog", Packed(gemms, vectors, facts))
+        write_packed(path, "prolog", PackedParts(gemms, vectors, facts))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, whose result is refused, as `load` refuses a file, where panels are read otherwise."""

@@ -15,14 +15,14 @@ from .mapped_file import read_arrays, write_arrays
 from .packed_facts import FACTS, integers_of, object_of
 from .packed_gemm import PackedGemm, check_packing, panel_packing
 
-__all__ = ["Kind", "Packed", "read_packed", "write_packed"]
+__all__ = ["Kind", "PackedParts", "read_packed", "write_packed"]
 
 Kind = Literal["prolog", "indexer"]
 _KINDS: dict[Kind, str] = {"prolog": "a prolog", "indexer": "an indexer"}
 _PARTS = ("panels", "offset", "col_scale")
 
 
-class Packed(NamedTuple):
+class PackedParts(NamedTuple):
     """Products and vectors by name, and what else is said of them, which JSON holds. A vector may have no elements."""
 
     gemms: dict[str, PackedGemm]
@@ -30,7 +30,7 @@ class Packed(NamedTuple):
     facts: Mapping[str, Any]
 
 
-def write_packed(path: str | os.PathLike[str], kind: Kind, packed: Packed) -> None:
+def write_packed(path: str | os.PathLike[str], kind: Kind, packed: PackedParts) -> None:
     """Writes a file of this kind, by `write_arrays`, whose errors are raised. Arrays without elements are left out."""
     arrays = {f"{name}.{part}": getattr(gemm, part) for name, gemm in packed.gemms.items() for part in _PARTS}
     arrays |= packed.vectors
@@ -45,7 +45,7 @@ def write_packed(path: str | os.PathLike[str], kind: Kind, packed: Packed) -> No
 
 def read_packed(
     path: str | os.PathLike[str], kind: Kind, products: tuple[str, ...], vectors: tuple[str, ...], verify: bool
-) -> Packed:
+) -> PackedParts:
     """Maps a file of this kind, with the products and vectors of these names, as `read_arrays` does.
 
     Raises `ValueError` naming the file where it is of another kind, packed for other panels, holds other arrays, or
@@ -72,6 +72,6 @@ def read_packed(
         return PackedGemm(panels, offset, col_scale, kp, n_parts, least)
 
     no_elements = np.zeros(0, np.float32)
-    return Packed(
+    return PackedParts(
         {name: product(name) for name in products}, {name: arrays.get(name, no_elements) for name in vectors}, facts
     )

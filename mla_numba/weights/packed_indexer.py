@@ -19,7 +19,7 @@ from ..kernels import ISA
 from ..kernels.indexer.arguments import IndexLayer
 from ..kernels.row.layernorm import LayerNorm
 from .packed_facts import GemmSize, is_vector, read_indexer_facts
-from .packed_file import Packed, read_packed, write_packed
+from .packed_file import PackedParts, read_packed, write_packed
 from .packed_gemm import PackedGemm, check_packing, panel_packing
 
 __all__ = ["PackedIndexer"]
@@ -118,7 +118,7 @@ class PackedIndexer:
         """
         facts = {"dims": asdict(self.dims), "rope": self.rope, "epsilon": float(self.epsilon)}
         gemms, vectors = ({name: getattr(self, name) for name in names} for names in (_PRODUCTS, _VECTORS))
-        write_packed(path, "indexer", Packed(gemms, vectors, facts))
+        write_packed(path, "indexer", PackedParts(gemms, vectors, facts))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
