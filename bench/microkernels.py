@@ -28,7 +28,7 @@ from mla_numba.kernels.llvm_ir import IN_L1
 from mla_numba.kernels.micro.operands import A, B, C
 from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE, A_OFFSET, MR, NR, ukernel
 from mla_numba.tuning.rates import Probes
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 
 Array = np.ndarray[Any, Any]
 N_TILES = 11  # register tiles below each other: 132 rows of 12, and a panel of B that stays in L1 meanwhile
@@ -83,10 +83,10 @@ def cases(k: int) -> Iterator[Case]:
     """int8, bf16 and, where pairs have an instruction of their own, bf16 by multiply-adds; of MR rows and of one."""
     rng = np.random.default_rng(0)
     codes = (rng.integers(-127, 128, N_TILES * MR * k) + int(A_OFFSET)).astype(A_INT8_DTYPE)
-    real = rng.standard_normal(N_TILES * MR * k).astype(packed.BF16)
+    real = rng.standard_normal(N_TILES * MR * k).astype(packed_gemm.BF16)
     a_bf16 = real.view(np.uint16) if np.uint16 == A_BF16_DTYPE else real.astype(np.float32)
     weight = rng.integers(-127, 128, k * NR).astype(np.int8)
-    bits = rng.standard_normal(k * NR).astype(packed.BF16).view(np.uint16)
+    bits = rng.standard_normal(k * NR).astype(packed_gemm.BF16).view(np.uint16)
     for mr in (MR, 1):
         yield Case("int8", mr, k, "ops_s", codes, weight, True)
         yield Case("bf16", mr, k, "bf16_flops_s" if ISA.bf16_dot else "flops_s", a_bf16, bits, True)

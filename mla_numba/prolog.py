@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan, TilePlan
+from tiling.check import MAX_TOKENS
 
 from .base import checks as check
 from .base.checks import BF16, FP32, INT8, Array
@@ -257,6 +258,10 @@ class MlaProlog:
             Arrays with the shapes and dtypes of `PrologOutput`, in memory that asks for huge pages; with an indexer,
             an `IndexedOutput`.
 
+        Raises:
+            TypeError: `t` is no int.
+            ValueError: `t` is below 0 or above 2^22.
+
         Examples:
             >>> import mla_numba as mla
             >>> weights = mla.MlaWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), quant="none")
@@ -264,7 +269,7 @@ class MlaProlog:
             >>> out.query_nope.shape, out.q_norm.dtype, out.q_norm_scale
             ((8, 4, 64), dtype(bfloat16), None)
         """
-        d = self.dims
+        d, t = self.dims, check.check_int("t", t, 0, MAX_TOKENS)
         out = PrologOutput(
             query_nope=aligned_empty((t, d.num_attention_heads, d.kv_lora_rank), BF16),
             query_rope=aligned_empty((t, d.num_attention_heads, d.qk_rope_head_dim), BF16),

@@ -216,7 +216,10 @@ def test_dims_of_a_config_file(tmp_path):
         (["--preset", "fastest"], "Invalid value for '--preset': 'fastest' is not one of 'default', "),
         (["--npuarch", "950"], "--npuarch: expected together with --preset, got 950 alone"),
         (["--quant", "a", "--smooth"], "--smooth: expected with --quant b or ab, got --quant a"),
-        (["--dims", "1,2,3"], "expected six integers with commas or the path of a config.json, got '1,2,3'"),
+        (
+            ["--dims", "1,2,3"],
+            "expected six integers with commas or the path of a config.json or its folder, got '1,2,3'",
+        ),
         (["--dims", "64,2,32,32,16,15"], "qk_rope_head_dim: expected an even number, got 15"),
         (["--dims", "64,2,32,32,16,-2"], "qk_rope_head_dim: expected at least 1, got -2"),
         (["--dims", "63,2,32,32,16,16"], "Invalid value for '--dims': w_dq: expected an even hidden_size"),

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers import published_configs
 from helpers.cli import invoke, one_line_error, run_cli
 
 from mla_numba.attention.lightning import MAX_K
@@ -11,7 +12,9 @@ from mla_numba.cli import attend_check, attend_step
 from mla_numba.cli import layer as cli_layer
 from mla_numba.cli.attend_check import tokens_to_check
 from mla_numba.cli.commands.attend import attend as attend_command
+from mla_numba.cli.model_option import parse_model
 from mla_numba.kernels.sweeps.phase import ALL_PHASES
+from mla_numba.rope_table import softmax_scale
 
 DIMS = ["--dims", "64,2,32,32,16,16", "--repeats", "2", "--threads", "1"]
 INDEXER = ["--indexer-heads", "4", "--indexer-head-dim", "32"]
@@ -84,12 +87,101 @@ def test_wrong_options_of_run_are_one_line(options, said):
     assert said in one_line_error("run", *DIMS, *options)
 
 
+CONFIG = {
+    "model_type": "deepseek_v32", "hidden_size": 64, "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16, "rope_theta": 10000,
+    "index_n_heads": 4, "index_head_dim": 32, "index_topk": 7,
+    "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 64, "mscale": 1,
+                     "mscale_all_dim": 1},
+}  # fmt: skip
+YARN = 32**-0.5 * (1 + 0.1 * np.log(40)) ** 2
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The folder of a model with an indexer."""
+    return written(tmp_path)
+
+
+def written(folder, **changes):
+    config = {name: value for name, value in (CONFIG | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def of_model(command, model, *options):
+    return invoke(command, "--dims", str(model), "--repeats", "1", "--threads", "1", "--json", *options)
+
+
+def test_a_configuration_says_what_indexer_and_scale_there_are(model):
+    step = json_of(of_model("attend", model, "--context", "45", "--block-size", "8"))
+    assert step["exact"]
+    assert step["indexer_dims"] == {
+        "hidden_size": 64, "q_lora_rank": 32, "n_heads": 4, "head_dim": 32, "qk_rope_head_dim": 16,
+    }  # fmt: skip
+    assert step["options"]["k"] == 7
+    assert step["softmax_scale"] == pytest.approx(YARN, rel=1e-12)
+    config = str(model / "config.json")
+    found = json_of(
+        of_model("attend", config, "--context", "9", "--k", "3", "--indexer-heads", "2", "--softmax-scale", "-0.25")
+    )
+    assert (found["indexer_dims"]["n_heads"], found["indexer_dims"]["head_dim"]) == (2, 32)
+    assert (found["options"]["k"], found["softmax_scale"], found["exact"]) == (3, -0.25, True)
+    # The keys of an indexer of four heads of 32: x times wk and w_proj, w_qb.
+    with_indexer, alone = (json_of(of_model("run", model, "--tokens", "2", *more)) for more in (["--with-indexer"], []))
+    assert (with_indexer["indexer_dims"], alone["indexer_dims"]) == (step["indexer_dims"], None)
+    more = with_indexer["sweeps"]["total"]["bytes"] - alone["sweeps"]["total"]["bytes"]
+    assert 64 * (32 + 4) * 2 + 32 * 4 * 32 <= more < 3 * (64 * (32 + 4) * 2 + 32 * 4 * 32)
+
+
+def test_how_rope_columns_come_is_read_too(model):
+    assert parse_model(str(written(model, model_type="glm_moe_dsa"))).indexer() == (4, 32, "interleaved")
+    assert parse_model(str(written(model))).indexer() == (4, 32, "half")
+
+
+def test_scales_without_a_configuration():
+    given = {param.name: None for param in attend_command.params} | {"small": False, "threads": 1}
+
+    def scale_of(**options):
+        return attend_step.AttendOptions(**given | options).scale_of_scores
+
+    published = softmax_scale(published_configs.DEEPSEEK)
+    assert scale_of() == pytest.approx(published, rel=1e-12) == pytest.approx(0.1352337, rel=1e-6)
+    assert scale_of(small=True) == pytest.approx(48**-0.5, rel=1e-12)
+    assert scale_of(model=parse_model("64,2,32,32,16,16")) == pytest.approx(32**-0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("command", ["attend", "run"])
+def test_a_model_without_an_indexer_is_refused_by_name(model, command):
+    more = ["--with-indexer"] if command == "run" else []
+    said = one_line_error(command, "--dims", str(written(model, index_n_heads=None)), *more)
+    assert "'--dims': config.index_n_heads: expected an int (a model without it has no indexer), got none" in said
+    assert said.endswith("; --indexer-heads and --indexer-head-dim make one of any size")
+    if command == "run":
+        assert of_model("run", model, "--tokens", "1").exit_code == 0  # which asks for none
+        assert of_model("run", model, "--tokens", "1", "--with-indexer", *INDEXER).exit_code == 0
+
+
+def test_wrong_settings_of_a_configuration_are_refused_before_any_work(model):
+    for changes, said in (
+        ({"index_topk": 5000}, "'--dims': config.index_topk: expected an int in 1..4096, got 5000"),
+        ({"index_head_dim": 1025}, "'--dims': config.index_head_dim: expected at most 1024, got 1025"),
+        ({"rope_scaling": {"type": "yarn"}}, "'--dims': config.max_position_embeddings: expected a number, got none"),
+    ):
+        assert said in one_line_error("attend", "--dims", str(written(model, **changes)))
+    (model / "config.json").unlink()
+    assert "config.json" in one_line_error("attend", "--dims", str(model))
+    for scale, said in (("nan", "expected a finite number, got nan"), ("1e39", "finite in float32, got 1e+39")):
+        assert said in one_line_error("attend", "--small", "--softmax-scale", scale)
+
+
 def test_attend_shows_each_stage_and_that_it_is_exact():
     status, out, err = run_cli(*ATTEND, "--sequences", "2", "--tokens", "2")
     assert status == 0, err
     lines = [line for line in out.splitlines() if not line.startswith("busy machine, ")]
     assert lines[1].startswith(
-        "2 x 2 tokens, 45 keys a sequence, 7 of them for each token, quant b, indexer 4 x 32, 1 "
+        "2 x 2 tokens, 45 keys a sequence, 7 of them for each token, quant b, indexer 4 x 32, "
+        "softmax scale 0.176777, 1 "
     )
     rows = [line.split()[0] for line in lines if line.startswith("  ") and line.split()]
     assert [row for row in rows if row in ("prologs", "lightning", "sparse", "step")] == [

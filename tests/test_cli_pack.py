@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from helpers import assert_same_bits, make_call, make_inputs
 from helpers.checkpoint_maker import make_checkpoint
 
-from mla_numba import Checkpoint, MlaDims, MlaProlog
+from mla_numba import Checkpoint, IndexerDims, MlaDims, MlaProlog, PackedIndexer
 from mla_numba.cli.main import main
 from mla_numba.oracle.bits import reference_run
 
@@ -66,6 +66,58 @@ def test_int8_of_the_checkpoint_is_packed_as_it_is(tmp_path, quant):
     got, want = MlaProlog.load(out).weights, Checkpoint(tmp_path / "model").load_layer(0, quant).weights.pack()
     for name in ("down", "up", "uk"):
         assert_same_bits(name, getattr(got, name).panels, getattr(want, name).panels)
+
+
+@pytest.fixture
+def with_indexers(tmp_path):
+    """A model of two layers, of which the second has an indexer of two heads."""
+    dims = MlaDims(130, 3, 50, 68, 10, 10)
+    make_checkpoint(tmp_path / "model", dims, dtype="bf16", indexer=IndexerDims(130, 50, 2, 32, 10))
+    return tmp_path / "model"
+
+
+def test_an_indexer_has_a_file_of_its_own(with_indexers, tmp_path):
+    out, indexer_out = tmp_path / "layer1.mla", tmp_path / "layer1.indexer.mla"
+    args = (with_indexers, "--layer", 1, "--out", out, "--indexer-out", indexer_out)
+    result = invoke(*args)
+    assert result.exit_code == 0, result.output
+    ends = [line.partition(" MB, maps in ")[0] for line in result.stdout.splitlines() if " MB, maps in " in line]
+    assert ends == [f"{path}: {path.stat().st_size / 1e6:.2f}" for path in (out, indexer_out)]
+    assert result.stdout.count("w_uq_qr") == result.stdout.count("w_qb") == 1  # what quantising them did
+    assert "reading the indexer of layer 1" in result.stderr
+    got, want = PackedIndexer.load(indexer_out), Checkpoint(with_indexers).load_indexer(1).pack()
+    for name in ("down", "up", "hadamard_q", "hadamard_k"):
+        assert_same_bits(name, getattr(got, name).panels, getattr(want, name).panels)
+    assert MlaProlog.load(out, indexer=got).indexer is got
+    said = json.loads(invoke(*args, "--json", "--shard", "1/3").stdout)
+    assert said["indexer"]["out"] == str(indexer_out)
+    assert said["indexer"]["bytes"] == indexer_out.stat().st_size
+    assert "w_qb" in said["indexer"]["quantization"]
+    assert list(said["seconds"])[1] == "reading the indexer of layer 1"
+    assert_same_bits("up of a shard's indexer", PackedIndexer.load(indexer_out).up.panels, want.up.panels)
+
+
+def test_nothing_is_written_where_there_is_no_indexer(with_indexers, tmp_path):
+    out, indexer_out = tmp_path / "layer.mla", tmp_path / "indexer.mla"
+
+    def refused(*options):
+        result = invoke(with_indexers, "--out", out, "--indexer-out", *options)
+        assert "Traceback" not in result.output
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        return result.exit_code, result.stderr
+
+    status, said = refused(indexer_out, "--layer", 0)
+    assert status == 1
+    assert "layer: expected one of 1 in" in said
+    status, said = refused(indexer_out, "--layer", 1, "--quant", "none")
+    assert status == 2
+    assert "--indexer-out: expected with --quant b or ab, got --quant none" in said
+    status, said = refused(tmp_path / "model" / ".." / "layer.mla", "--layer", 1)
+    assert status == 2
+    assert "--indexer-out: expected another file than --out, got " in said
+    status, said = refused(tmp_path / "no" / "file", "--layer", 1)
+    assert status == 2
+    assert "'--indexer-out': expected a file in a folder that exists" in said
 
 
 def test_faults_are_one_line(folder, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers import MODES, SCRIPTS, assert_same_bits, make_weights
 
-from mla_numba import HeadShard, MlaDims, MlaProlog
+from mla_numba import HeadShard, IndexerWeights, MlaDims, MlaProlog
 from mla_numba.call.workspace import Memory
 from mla_numba.distributed import ShardedProlog
 from mla_numba.distributed.communicator import all_gather_facts, as_communicator
@@ -90,6 +90,20 @@ def test_a_rank_that_is_killed_ends_the_job(kind):
     done = launch(kind, 2, "killed")
     assert done.returncode != 0
     assert "signal 9" in (done.stdout + done.stderr).lower(), done.stdout + done.stderr
+
+
+def test_an_indexer_is_refused_with_what_to_do():
+    """Of one rank, or of many: the ranks share the heads of the prolog alone."""
+
+    class Alone:
+        rank, size = 0, 1
+
+        def all_gather(self, part, n_bytes):
+            return part
+
+    indexer = IndexerWeights.random(DIMS, n_heads=2, head_dim=64)
+    with pytest.raises(TypeError, match=r"^indexer: expected none, .* an IndexerProlog beside it, which reads q_norm"):
+        ShardedProlog(make_weights(DIMS, "b"), Alone(), indexer=indexer)
 
 
 class TestShards:

@@ -25,7 +25,7 @@ import pytest
 from helpers import HAS_CXX, ROOT, SCRIPTS, python_environment
 from helpers.checkpoint_maker import make_checkpoint
 
-from mla_numba import MlaDims
+from mla_numba import IndexerDims, MlaDims
 from mla_numba.call import tuned
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -106,7 +106,8 @@ def runs(page):
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A folder to work in, and $CHECKPOINT, which the pages speak of."""
-    make_checkpoint(tmp_path / "model", MlaDims(260, 3, 130, 68, 33, 34))
+    dims = MlaDims(260, 3, 130, 68, 33, 34)
+    make_checkpoint(tmp_path / "model", dims, indexer=IndexerDims(260, 130, 2, 64, 34))
     monkeypatch.setenv("CHECKPOINT", str(tmp_path / "model"))
     monkeypatch.setenv(tuned.FOLDER_VARIABLE, str(tmp_path / "tuned"))
     monkeypatch.chdir(tmp_path)

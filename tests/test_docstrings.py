@@ -11,7 +11,7 @@ from mla_numba.call import tuned
 
 MODULES = (
     "mla_numba", "tiling", "mla_numba.distributed", "mla_numba.dump_names", "mla_numba.dumps", "mla_numba.inputs",
-    "mla_numba.layouts",
+    "mla_numba.layouts", "mla_numba.pypto",
     "mla_numba.ops", "mla_numba.reference", "mla_numba.rope_table", "mla_numba.testing", "mla_numba.tolerance",
     "mla_numba.tuning.results", "mla_numba.verify",
 )  # fmt: skip

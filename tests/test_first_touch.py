@@ -19,7 +19,7 @@ from mla_numba.kernels.micro.ukernel import NR
 from mla_numba.kernels.panels import Share, panels_of
 from mla_numba.kernels.threads.groups import Split, draw_tasks, task_at
 from mla_numba.kernels.threads.tasks import block_of, block_start, n_counters
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 from tiling import CpuTiling, ceil_div, plan_prolog
 
 WORKERS = (1, 2, 3, 8, 16, 64, 96)
@@ -165,8 +165,10 @@ def test_the_kernel_packs_a_worker_s_share_and_nothing_else():
 def test_weights_are_packed_by_heads_and_both_down_projections_as_one(monkeypatch):
     dims = MlaDims(64, 5, 3 * NR, 32, 2 * NR, 16)
     seen = []
-    pack = packed.pack_panels
-    monkeypatch.setattr(packed, "pack_panels", lambda *args: seen.append((args[0], args[1], args[2])) or pack(*args))
+    pack = packed_gemm.pack_panels
+    monkeypatch.setattr(
+        packed_gemm, "pack_panels", lambda *args: seen.append((args[0], args[1], args[2])) or pack(*args)
+    )
     MlaWeights.random(dims).pack(1)
     n_kva = ceil_div(dims.kv_lora_rank + dims.qk_rope_head_dim, NR)
     head, latent = ceil_div(dims.qk_nope_head_dim + dims.qk_rope_head_dim, NR), ceil_div(dims.kv_lora_rank, NR)

@@ -18,7 +18,7 @@ from helpers.indexer_calls import (
 import mla_numba as mla
 from mla_numba.call.planning import Plans, PlanSettings
 from mla_numba.oracle.bits import check_output
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 
 DIMS = mla.MlaDims(130, 3, 50, 68, 10, 10)
 T, BLOCKS, BLOCK_SIZE = 7, 3, 16
@@ -224,6 +224,20 @@ def test_the_output_is_a_tuple_of_four_with_the_indexers_beside_it():
     assert mla.PrologOutput(*out) == out  # as tuples
 
 
+@pytest.mark.parametrize("indexer", [None, INDEXER], ids=["alone", "with an indexer"])
+def test_outputs_are_allocated_for_a_number_of_tokens_alone(indexer):
+    """Of each prolog: NumPy's own errors name no argument."""
+    prologs = [mla.MlaProlog(WEIGHTS, indexer=indexer)] + ([mla.IndexerProlog(indexer)] if indexer else [])
+    for prolog in prologs:
+        for t in (True, 1.0, None, "3", np.array(3)):
+            with pytest.raises(TypeError, match=f"^t: expected int, got {type(t).__name__}"):
+                prolog.allocate_output(t)
+        for t in (-1, 2**22 + 1, 10**30):
+            with pytest.raises(ValueError, match=r"^t: expected at (least 0|most 4194304), got"):
+                prolog.allocate_output(t)
+        assert len(prolog.allocate_output(np.int64(2))[0]) == 2
+
+
 @pytest.mark.parametrize("again", [lambda o: pickle.loads(pickle.dumps(o)), copy.deepcopy, copy.copy])
 def test_copies_compute_the_same(again):
     inputs, cache = make_inputs(DIMS, T, 48), make_cache(DIMS, True, BLOCKS, BLOCK_SIZE)
@@ -242,7 +256,7 @@ def test_copies_compute_the_same(again):
 
 def test_panels_of_another_order_are_refused(monkeypatch):
     data = pickle.dumps(INDEXER.pack())
-    monkeypatch.setattr(packed, "_PANEL_ORDER", np.inf)
+    monkeypatch.setattr(packed_gemm, "_PANEL_ORDER", np.inf)
     with pytest.raises(ValueError, match=r"^PackedIndexer: expected panels as .* \(order inf"):
         pickle.loads(data)
 
@@ -266,11 +280,19 @@ def test_a_bound_call_takes_the_slots_of_its_run():
         prolog.run(mla.MlaProlog(WEIGHTS).bind(*inputs, cache))
 
 
-def test_a_saved_prolog_is_loaded_with_an_indexer(tmp_path):
+def test_a_prolog_and_its_indexer_start_from_files(tmp_path):
     WEIGHTS.pack().save(tmp_path / "layer.mla")
-    prolog = mla.MlaProlog.load(tmp_path / "layer.mla", indexer=INDEXER)
-    assert prolog.indexer.dims == INDEXER.dims
+    INDEXER.pack().save(tmp_path / "indexer.mla")
+    packed = mla.PackedIndexer.load(tmp_path / "indexer.mla")
+    prolog = mla.MlaProlog.load(tmp_path / "layer.mla", indexer=packed)
+    assert prolog.indexer is packed
     assert "indexer=(" in repr(prolog)
+    inputs, cache = make_inputs(DIMS, T, 48), make_cache(DIMS, True, BLOCKS, BLOCK_SIZE)
+    keys = make_indexer_cache(INDEXER.dims, BLOCKS, BLOCK_SIZE)
+    want, of_indexer = expect_indexer(WEIGHTS, INDEXER, inputs, cache, keys)
+    out = prolog(*inputs, cache, indexer_cache=keys)
+    assert_none(check_output(out, cache, want))
+    assert_as_reference(out.indexer, keys, of_indexer)
 
 
 def test_the_trace_has_the_indexers_phases():

@@ -142,3 +142,80 @@ def test_wrong_arguments_by_name(case):
         torch.ops.mla_numba.mla_prolog(case.indexer._handle, case.x, case.cos, case.sin, case.slots, *case.cache, 3, 64)
     assert repr(case.keys).startswith("<TorchIndexerCache: PA_BSND, k (5, 4, 1, 32) int8")
     assert "H=128" in repr(case.indexer)
+
+
+NO_TENSORS = {"an array": np.zeros(3), "a list": [1, 2], "a number": 3, "a string": "x"}
+
+
+@pytest.mark.parametrize("what", NO_TENSORS)
+def test_what_is_no_tensor_is_refused_by_our_names(case, what):
+    """In fields of the tuples, too: an error of torch's dispatcher would name no argument of the caller."""
+    value, kind = NO_TENSORS[what], type(NO_TENSORS[what]).__name__
+    wanted = case.indexer(*case.inputs, case.keys)
+    pages = case.table, case.act_seq
+    beside = TorchProlog(make_weights(DIMS, "b"), indexer=mla.IndexerWeights.random(DIMS, n_heads=4, head_dim=32))
+    call, out = (case.x, case.cos, case.sin, case.slots), beside.allocate_output(T)
+
+    def prolog(cache=case.cache, **keywords):
+        return case.prolog(*call, cache, **keywords)
+
+    def both(**keywords):
+        return beside(*call, case.cache, **{"indexer_cache": case.keys} | keywords)
+
+    def attend(*arguments, **keywords):
+        return sparse_attention(*arguments, softmax_scale=SCALE, **keywords)
+
+    of_index = out.indexer
+    wrong = [
+        (f"{name}", lambda name=name: lightning_index(wanted._replace(**{name: value}), case.keys, *pages))
+        for name in wanted._fields
+    ]
+    for name, field in (("kv_cache", "kv"), ("kr_cache", "kr"), ("k_scale_cache", "k_scale")):
+        wrong.append((name, lambda field=field: prolog(case.cache._replace(**{field: value}))))
+        wrong.append((name, lambda field=field: attend(case.out, case.cache._replace(**{field: value}), None, *pages)))
+    for name, field in (("k_cache", "k"), ("k_scale_cache", "k_scale")):
+        wrong.append((name, lambda field=field: both(indexer_cache=case.keys._replace(**{field: value}))))
+        wrong.append((name, lambda field=field: lightning_index(wanted, case.keys._replace(**{field: value}), *pages)))
+        wrong.append((name, lambda field=field: case.indexer(*case.inputs, case.keys._replace(**{field: value}))))
+    for name in out._fields[:4]:
+        plain = case.prolog.allocate_output(T)
+        wrong.append((f"out.{name}", lambda name=name, plain=plain: prolog(out=plain._replace(**{name: value}))))
+        wrong.append((f"out.{name}", lambda name=name: both(out=out._replace(**{name: value}))))
+    for name in of_index._fields:
+        given = out._replace(indexer=of_index._replace(**{name: value}))
+        wrong.append((f"out.indexer.{name}", lambda given=given: both(out=given)))
+    wrong += [
+        ("index", lambda: attend(case.out, case.cache, value, *pages)),
+        ("query_start_loc", lambda: attend(case.out, case.cache, None, *pages, query_start_loc=value)),
+        ("query_start_loc", lambda: lightning_index(wanted, case.keys, *pages, query_start_loc=value)),
+    ]
+    for name, run in wrong:
+        with pytest.raises(TypeError) as caught:
+            run()
+        assert str(caught.value) == f"{name}: expected a tensor, got {kind}"
+
+
+def test_numbers_and_modes_that_no_operator_takes(case):
+    wanted = case.indexer(*case.inputs, case.keys)
+    pages = case.table, case.act_seq
+    for k in (4.0, True, None, "4"):
+        with pytest.raises(TypeError, match=f"^k: expected int, got {type(k).__name__}"):
+            lightning_index(wanted, case.keys, *pages, k)
+    for k in (0, -1, 4097, 10**30, 2**63):
+        with pytest.raises(ValueError, match=r"^k: expected at (least 1|most 4096), got "):
+            lightning_index(wanted, case.keys, *pages, k)
+    want = lightning_index(wanted, case.keys, *pages, 4)
+    assert torch.equal(lightning_index(wanted, case.keys, *pages, np.int64(4)), want)
+    for scale in (None, "1", 1j, True):
+        with pytest.raises(TypeError, match=f"^softmax_scale: expected a number, got {type(scale).__name__}"):
+            sparse_attention(case.out, case.cache, None, *pages, softmax_scale=scale)
+    for scale in (10**400, 1e39, np.nan):
+        with pytest.raises(ValueError, match=r"^softmax_scale: expected a number that "):
+            sparse_attention(case.out, case.cache, None, *pages, softmax_scale=scale)
+    for mode in (None, 1):
+        with pytest.raises(TypeError, match=f"^cache_mode: expected str, got {type(mode).__name__}"):
+            lightning_index(wanted, case.keys._replace(cache_mode=mode), *pages)
+        with pytest.raises(TypeError, match=f"^cache_mode: expected str, got {type(mode).__name__}"):
+            sparse_attention(case.out, case.cache._replace(cache_mode=mode), None, *pages, softmax_scale=SCALE)
+    with pytest.raises(ValueError, match=r"^cache_mode: expected one of PA_BSND, PA_NZ, got 'TND'"):
+        lightning_index(wanted, case.keys._replace(cache_mode="TND"), *pages)

@@ -24,7 +24,7 @@ from mla_numba.kernels.micro.ukernel import (
 )  # fmt: skip
 from mla_numba.kernels.row import operand
 from mla_numba.kernels.threads import groups, relays, tasks
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 from tiling import ceil_div, round_up
 
 MR, NR, KR_BF16, KR_INT8 = ISA.mr, ISA.nr, ISA.kr_bf16, ISA.kr_int8
@@ -211,7 +211,7 @@ def test_min_magnitude_passes_over_zeros():
 
 
 def test_products_of_pairs_are_taken_as_exact_where_they_are():
-    assert packed.pairs_are_exact()
+    assert packed_gemm.pairs_are_exact()
 
 
 @numba.njit

@@ -10,7 +10,7 @@ from helpers.published_configs import COMPUTED, DEEPSEEK, GLM, KIMI_K25, REFUSED
 
 from mla_numba import MlaDims, RopeTable
 from mla_numba.base.model_config import FAMILIES, read_model_config
-from mla_numba.cli.options import parse_dims
+from mla_numba.cli.model_option import parse_dims
 from mla_numba.rope_table import softmax_scale
 
 DIMS = {key: DEEPSEEK[key] for key in MlaDims.__dataclass_fields__}

@@ -14,7 +14,7 @@ from helpers import BF16, MODES, assert_same_bits, make_call, make_inputs, make_
 from mla_numba import MlaDims, MlaProlog, PackedWeights
 from mla_numba.kernels import CHOICE, ISA
 from mla_numba.oracle.bits import reference_run
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 from mla_numba.weights.mapped_file import read_arrays, write_arrays
 from tiling import round_up
 
@@ -225,13 +225,13 @@ class TestMovedToAnotherCpu:
         weights = make_weights(DIMS, "none").pack()
         magnitudes = np.abs(np.concatenate([weights.uk.panels.view(BF16)]).astype(np.float32))
         least = magnitudes[magnitudes > 0].min().astype(BF16).view(np.uint16)
-        monkeypatch.setattr(packed, "pairs_are_exact", lambda: False)
+        monkeypatch.setattr(packed_gemm, "pairs_are_exact", lambda: False)
         assert weights.uk.least == 0
         weights.save(tmp_path / "file")  # on a CPU that rounds pairs otherwise
-        monkeypatch.setattr(packed, "pairs_are_exact", lambda: True)
+        monkeypatch.setattr(packed_gemm, "pairs_are_exact", lambda: True)
         moved = PackedWeights.load(tmp_path / "file")
         assert moved.uk.least == moved.uk.least_magnitude == least
-        monkeypatch.setattr(packed, "pairs_are_exact", lambda: False)
+        monkeypatch.setattr(packed_gemm, "pairs_are_exact", lambda: False)
         assert moved.uk.least == 0
 
     @pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names are those of x86-64")
@@ -258,17 +258,17 @@ class TestMovedToAnotherCpu:
 
 
 class TestPanelOrder:
-    """Files of packed weights outlive a change of this order: raise `packed._PANEL_ORDER` with it."""
+    """Files of packed weights outlive a change of this order: raise `packed_gemm._PANEL_ORDER` with it."""
 
     @pytest.mark.parametrize("quantised", [False, True])
     def test_by_formula(self, quantised):
-        assert packed._PANEL_ORDER == 1
+        assert packed_gemm._PANEL_ORDER == 1
         k, n, nr = 5, ISA.nr + 3, ISA.nr
         kr = ISA.kr_int8 if quantised else ISA.kr_bf16
         codes = np.arange(1, k * n + 1).reshape(k, n)
         weight = (codes % 251 - 125).astype(np.int8) if quantised else codes.astype(np.uint16).view(BF16)
         scale = np.arange(n, dtype=np.float32) if quantised else None
-        gemm = packed.pack_gemm([weight], [scale], 1, rope_dims=(4,))
+        gemm = packed_gemm.pack_gemm([weight], [scale], 1, rope_dims=(4,))
         columns = [*range(n - 4), n - 4, n - 2, n - 3, n - 1]  # the rope's pairs as halves
         kp = round_up(k, kr)
         places = ISA.places(quantised)

@@ -5,28 +5,34 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import fields, replace
 from itertools import product
 
+import numpy as np
 import pytest
 from helpers import MODES, assert_same_bits, make_weights
 
-from mla_numba import MlaDims, PackedWeights
+from mla_numba import IndexerWeights, MlaDims, PackedIndexer, PackedWeights
 from mla_numba.weights.mapped_file import read_arrays
-from mla_numba.weights.packed_facts import FACTS, PRODUCTS
+from mla_numba.weights.packed_gemm import PackedGemm
 
 DIMS = MlaDims(64, 2, 32, 32, 16, 8)
 PREFIX = struct.Struct("<8sIII")
 POOL = (None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1.5, float("nan"), "x", [], {})
 GONE = object()
-VALUES = ("epsilon_cq", "epsilon_ckv", "least_magnitude")  # any in range is as good as another: it is taken
+VALUES = ("epsilon", "epsilon_cq", "epsilon_ckv", "least_magnitude")  # any in range is as good as another: it is taken
+
+
+def indexer_weights(rope="half"):
+    return IndexerWeights.random(DIMS, n_heads=2, head_dim=16, rope=rope)
 
 
 class File:
-    """A file of packed weights whose header can be changed."""
+    """A file of packed weights whose header can be changed: of a prolog in a mode, or of an indexer."""
 
-    def __init__(self, path, mode="b smooth"):
+    def __init__(self, path, kind="b smooth"):
         self.path = path
-        self.weights = make_weights(DIMS, mode).pack()
+        self.weights = (indexer_weights() if kind == "indexer" else make_weights(DIMS, kind)).pack()
         self.weights.save(path)
         raw = path.read_bytes()
         n = PREFIX.unpack(raw[: PREFIX.size])[2]
@@ -66,7 +72,7 @@ class File:
     def refuses(self, text=""):
         for verify in (False, True):
             with pytest.raises(ValueError, match=text) as caught:
-                PackedWeights.load(self.path, verify=verify)
+                type(self.weights).load(self.path, verify=verify)
             said = str(caught.value)
             assert said.startswith(f"{self.path}: expected "), said
             assert len(said) < len(str(self.path)) + 500
@@ -78,20 +84,22 @@ def file(tmp_path):
 
 
 def assert_equal(got, want, but=()):
-    for name in ("dims", "quant", "epsilon_cq", "epsilon_ckv"):
-        assert name in but or getattr(got, name) == getattr(want, name)
-    for name in ("gamma_cq", "gamma_ckv", "smooth_scales_cq"):
-        assert_same_bits(name, getattr(got, name), getattr(want, name))
-    for name in PRODUCTS:
-        for part in ("panels", "offset", "col_scale"):
-            assert_same_bits(part, getattr(getattr(got, name), part), getattr(getattr(want, name), part))
-        for fact in FACTS:
-            assert fact in but or getattr(getattr(got, name), fact) == getattr(getattr(want, name), fact)
+    """The same values and arrays, of products too, but for those that are named."""
+    assert type(got) is type(want)
+    for name in (field.name for field in fields(want)):
+        ours, theirs = getattr(got, name), getattr(want, name)
+        if isinstance(theirs, np.ndarray):
+            assert_same_bits(name, ours, theirs)
+        elif isinstance(theirs, PackedGemm):
+            assert_equal(ours, theirs, but)
+        else:
+            assert name in but or (ours == theirs and type(ours) is type(theirs)), name
 
 
-def test_every_value_replaced_by_every_other_kind(file):
+@pytest.mark.parametrize("kind", ["b smooth", "indexer"])
+def test_every_value_replaced_by_every_other_kind(tmp_path, kind):
     """It loads to equal weights, or is refused by the file's name."""
-    loaded = set()
+    file, loaded = File(tmp_path / "layer.mla", kind), set()
     for place, value in product(file.places(), (*POOL, GONE)):
         name = place[-1]
         header = file.changed(place, value)
@@ -100,7 +108,7 @@ def test_every_value_replaced_by_every_other_kind(file):
             continue
         file.write(header)
         try:
-            got = PackedWeights.load(file.path)
+            got = type(file.weights).load(file.path)
         except ValueError as error:
             said = str(error)
         else:
@@ -108,15 +116,59 @@ def test_every_value_replaced_by_every_other_kind(file):
             loaded.add(name)
             assert_equal(got, file.weights, but=[name] if name in VALUES else ())
             assert not name.startswith("epsilon") or getattr(got, name) == value
+            assert name != "kind" or value is GONE  # as in files of before there were indexers
         assert said.startswith(f"{file.path}: expected "), (place, value, said)
-    assert loaded == {*VALUES, "isa", "crc32"}
+    of_kind = {"epsilon"} if kind == "indexer" else {"epsilon_cq", "epsilon_ckv", "kind"}
+    assert loaded == {*of_kind, "least_magnitude", "isa", "crc32"}
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_an_unchanged_one_loads(tmp_path, mode):
-    file = File(tmp_path / "layer.mla", mode)
+@pytest.mark.parametrize("kind", [*MODES, "indexer"])
+def test_an_unchanged_one_loads(tmp_path, kind):
+    file = File(tmp_path / "layer.mla", kind)
     file.write(file.header)
-    assert_equal(PackedWeights.load(file.path, verify=True), file.weights)
+    assert_equal(type(file.weights).load(file.path, verify=True), file.weights)
+
+
+@pytest.mark.parametrize("rope", ["half", "interleaved"])
+def test_an_indexer_comes_back_as_it_was(tmp_path, rope):
+    weights = replace(indexer_weights(rope), epsilon=1e-3).pack()
+    weights.save(tmp_path / "indexer.mla")
+    assert_equal(PackedIndexer.load(tmp_path / "indexer.mla", verify=True), weights)
+
+
+def test_a_file_of_the_other_kind(tmp_path):
+    prolog, indexer = File(tmp_path / "layer.mla"), File(tmp_path / "indexer.mla", "indexer")
+    with pytest.raises(ValueError, match=r"indexer.mla: expected the packed weights of a prolog, got those of an ind"):
+        PackedWeights.load(indexer.path)
+    with pytest.raises(ValueError, match=r"layer.mla: expected the packed weights of an indexer, got those of a prol"):
+        PackedIndexer.load(prolog.path)
+    prolog.write(prolog.changed(("facts", "kind"), "x" * 500))
+    prolog.refuses("expected the packed weights of a prolog, got those of 'xxx")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "text"),
+    [
+        (("arrays", "ln_beta_k", "dtype"), "int32", "expected ln_beta_k of the size and type"),
+        (("arrays", "ln_gamma_k"), GONE, "expected ln_gamma_k of the size and type"),
+        (("arrays", "up.col_scale"), GONE, "expected up of the size and type"),
+        (("facts", "rope"), "quarter", "facts of an indexer, got others: rope: expected one of half, interleaved, got"),
+        (("facts", "epsilon"), -1e-9, "facts of an indexer, got others: epsilon: expected a number of at least 0"),
+        (("facts", "dims", "hidden_size"), 6400, "expected down of the size and type"),
+        (("facts", "dims", "n_heads"), 200, r"expected (down|up) of the size and type"),
+        (("facts", "dims", "head_dim"), 1025, "head_dim: expected at most 1024, got 1025"),
+        (("facts", "dims", "head_dim"), 1024, r"expected ln_gamma_k of the size and type"),
+        (("facts", "dims", "qk_rope_head_dim"), 18, "qk_rope_head_dim: expected at most the 16 columns of a head"),
+        (("facts", "dims", "q_lora_rank"), 2**31 - 1, "dims.q_lora_rank: expected at most .* rows"),
+        (("facts", "gemms", "hadamard_k", "least_magnitude"), 0x8000, "expected hadamard_k of the size and type"),
+        (("facts", "gemms", "hadamard_q"), GONE, "expected hadamard_q, an object, got None"),
+        (("facts", "packing", "nr"), 7, "expected panels as .* reads them"),
+    ],
+)
+def test_a_field_of_an_indexer(tmp_path, place, value, text):
+    file = File(tmp_path / "indexer.mla", "indexer")
+    file.write(file.changed(place, value))
+    file.refuses(text)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mla_numba import (
 from mla_numba.base.threads import usual_threads
 from mla_numba.kernels import max_threads
 from mla_numba.oracle.bits import check_output, reference_run
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 
 DIMS = MlaDims(130, 3, 50, 68, 33, 34)
 
@@ -67,7 +67,7 @@ def test_a_process_with_fewer_threads_takes_those(tmp_path):
 
 def test_panels_of_another_order_are_refused(monkeypatch):
     data = pickle.dumps(make_weights(DIMS, "b").pack())
-    monkeypatch.setattr(packed, "_PANEL_ORDER", np.inf)
+    monkeypatch.setattr(packed_gemm, "_PANEL_ORDER", np.inf)
     with pytest.raises(
         ValueError, match=r"^PackedWeights: expected panels as .* \(order inf, .* got those of .*order 1"
     ):

@@ -26,6 +26,7 @@ MODULES = (
     "layouts",
     "modes",
     "ops",
+    "pypto",
     "reference",
     "rope_table",
     "testing",

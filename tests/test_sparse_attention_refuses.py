@@ -146,6 +146,14 @@ def test_memory_that_overlaps():
     cache = mla.PagedCache(whole, call.cache.kr)
     with pytest.raises(ValueError, match=r"^latent: expected memory of its own, got an overlap with kv_cache"):
         attend(call._replace(cache=cache), latent=whole.reshape(-1)[:96].reshape(4, 3, 8))
+    for name in ("index", "block_table", "act_seq"):
+        given = getattr(call, name)
+        memory = np.zeros(max(given.nbytes, 4 * 3 * 8 * 2), np.uint8)
+        shared = memory[: given.nbytes].view(given.dtype).reshape(given.shape)
+        shared[...] = given
+        with pytest.raises(ValueError, match=rf"^latent: expected memory of its own, got an overlap with {name}$"):
+            attend(call._replace(**{name: shared}), latent=memory[: 4 * 3 * 8 * 2].view(BF16).reshape(4, 3, 8))
+        assert (shared == given).all()
 
 
 class TestEveryWrongArgument:

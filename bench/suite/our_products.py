@@ -23,7 +23,7 @@ from mla_numba.kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
 from mla_numba.kernels.sweeps.phase import DOWN, PACK, Team
 from mla_numba.kernels.sweeps.tile import prolog_tile
 from mla_numba.oracle.inputs import Inputs
-from mla_numba.weights.packed import PackedGemm, pack_gemm
+from mla_numba.weights.packed_gemm import PackedGemm, pack_gemm
 from tiling import PrologPlan, TilePlan, plan_prolog
 
 __all__ = ["Products", "down_product", "heads_plan", "heads_prologs", "heads_seconds", "key_product", "up_product"]

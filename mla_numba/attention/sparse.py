@@ -116,7 +116,8 @@ def sparse_attention(
         check.check_array("latent", latent, (BF16,), (t, n_heads, width))
         check.check_writable("latent", latent)
         read = keys.arrays | {"out.query_nope": out.query_nope, "out.query_rope": out.query_rope}
-        check.check_disjoint({"latent": latent}, read)
+        asked = {"index": index, "block_table": block_table, "act_seq": act_seq, "query_start_loc": query_start_loc}
+        check.check_disjoint({"latent": latent}, read | {name: a for name, a in asked.items() if a is not None})
     else:
         latent = aligned_empty((t, n_heads, width), BF16)
     if latent.size:

@@ -115,6 +115,7 @@ def attend(ctx: click.Context, **given: Any) -> None:
     options = AttendOptions(**given)
     options.check_dims()
     check_quant_of_indexer("attend", options.quant)
+    options.check_model()
     if options.tokens > options.n_keys:
         raise click.UsageError(f"--tokens: expected at most the {options.n_keys} of --context, got {options.tokens}")
     with Steps() as steps:
@@ -191,7 +192,7 @@ def _timed(step: Step, repeats: int, advance: Callable[[], None]) -> tuple[Resul
 
 
 def _as_dict(ctx: click.Context, options: AttendOptions, step: Step, report: Report) -> dict[str, Any]:
-    unsaid = ("dims", "as_json")
+    unsaid = ("model", "as_json")
     settings = {name: value for name, value in ctx.params.items() if name not in unsaid}
     assert step.layer.indexer is not None
     return {
@@ -218,11 +219,11 @@ def _show(options: AttendOptions, step: Step, report: Report) -> None:
     """What speaks against the times, the machine, the step, the table and the verdict."""
     if report.conditions.is_busy:
         click.echo(report.conditions)
-    n_heads, head_dim = options.of_indexer
+    n_heads, head_dim, _ = options.of_indexer
     click.echo(
         f"{this_machine()}\n{options.sequences} x {options.tokens} tokens, {options.n_keys} keys a sequence, "
         f"{options.n_selected} of them for each token, quant {options.quant}, indexer {n_heads} x {head_dim}, "
-        f"{step.prolog.n_threads} threads"
+        f"softmax scale {step.softmax_scale:.6g}, {step.prolog.n_threads} threads"
     )
     table = Table("stage", *(Column(heading, justify="right") for heading in _HEADINGS), box=box.SIMPLE)
     for stage in report.stages:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from math import log
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
 from tiling import Work, ceil_div
 
-from ..attention.lightning import lightning_index, lightning_memory_bytes
+from ..attention.lightning import MAX_K, lightning_index, lightning_memory_bytes
 from ..attention.pages import Pages
 from ..attention.rounds import Sizes, memory_bytes
 from ..attention.sparse import sparse_attention
@@ -22,13 +24,16 @@ from ..indexer_cache import IndexerCache
 from ..oracle.inputs import Inputs, random_inputs
 from ..prolog import MlaProlog, PrologOutput
 from ..weights.indexer import IndexerWeights
+from .faults import blame
 from .indexer_options import IndexerOptions
 from .layer import Caches, Layer
+from .model_option import IndexerShape, Model
 from .options import LayerOptions
 
 __all__ = ["AttendOptions", "Results", "Step", "random_caches"]
 
 _SMALL_INDEXER = (8, 32)
+_DEEPSEEK_V32_SCALE: float = 192**-0.5 * (0.1 * log(40) + 1) ** 2  # YaRN with a factor of 40, mscale_all_dim 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class AttendOptions(LayerOptions, IndexerOptions):
     sequences: int
     tokens: int
     k: int | None
+    softmax_scale: float | None
     repeats: int
     cache_mode: PagedMode
     block_size: int
@@ -51,15 +57,31 @@ class AttendOptions(LayerOptions, IndexerOptions):
         """Keys of a sequence."""
         return self.context or (512 if self.small else 65536)
 
-    @property
+    def check_model(self) -> None:
+        """Refuses, before any work, a configuration that does not say what a step needs."""
+        _ = self.of_indexer, self.n_selected, self.scale_of_scores
+
+    @cached_property
     def n_selected(self) -> int:
         """Keys that a token attends to, at most."""
-        return self.k or (64 if self.small else 2048)
+        with blame("--dims"):
+            of_model = None if self.k or self.model is None else self.model.index_topk(MAX_K)
+        return self.k or of_model or (64 if self.small else 2048)
 
-    @property
-    def of_indexer(self) -> tuple[int, int]:
-        """Heads of the indexer and their width."""
-        return self.indexer_sizes(*_SMALL_INDEXER) if self.small else self.indexer_sizes()
+    @cached_property
+    def of_indexer(self) -> IndexerShape:
+        """The indexer that is made at random."""
+        return self.indexer_shape(self.model, *(_SMALL_INDEXER if self.small else ()))
+
+    @cached_property
+    def scale_of_scores(self) -> float:
+        """What attention multiplies its scores by; DeepSeek-V3.2's where nothing is given."""
+        if self.softmax_scale is not None:
+            return self.softmax_scale
+        if self.model is None and not self.small:
+            return _DEEPSEEK_V32_SCALE
+        with blame("--dims"):
+            return (self.model or Model(self.sizes, None)).softmax_scale()
 
     @property
     def n_blocks(self) -> int:
@@ -117,7 +139,7 @@ class Step:
             block_table=table.astype(np.int32),
             act_seq=act_seq,
             k=given.n_selected,
-            softmax_scale=(dims.qk_nope_head_dim + dims.qk_rope_head_dim) ** -0.5,
+            softmax_scale=given.scale_of_scores,
             out=prolog.allocate_output(t),
             latent=aligned_empty((t, dims.num_attention_heads, dims.kv_lora_rank), BF16),
         )

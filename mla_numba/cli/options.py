@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,24 +17,23 @@ from tiling.pypto.presets import NPU_ARCHS
 from ..base.dims import MlaDims
 from ..base.modes import CALL_PHASES, NUMERICS, QUANT_MODES, CallPhase, NpuArch, PresetName, QuantMode
 from ..base.output_path import fault_of_file, fault_of_folder
+from .model_option import DIMS_HELP, Model, model_option
 
 __all__ = [
-    "DIMS_HELP",
     "SMALL_DIMS",
     "LayerOptions",
     "TileSettings",
     "WhatToPlan",
     "block_size_type",
     "check_smooth",
-    "dims_option",
     "epsilon_type",
     "file_to_write",
     "finite",
+    "finite_float32",
     "folder_to_write",
     "json_option",
     "layer_options",
     "numerics_option",
-    "parse_dims",
     "quant_as_in_run_option",
     "quant_option",
     "seed_option",
@@ -51,22 +51,6 @@ MAX_COMMAND_TOKENS = 2**20
 SMALL_DIMS = MlaDims(512, 8, 128, 64, 32, 16)
 
 Command = Callable[..., Any]
-
-
-def parse_dims(text: str) -> MlaDims:
-    """Dimensions given as six integers with commas or as the path of a model's `config.json`."""
-
-    numbers = text.split(",")
-    try:
-        if len(numbers) == 6 and all(n.strip().removeprefix("-").isdecimal() for n in numbers):
-            return MlaDims(*map(int, numbers))
-        if Path(text).is_file():
-            from ..base.model_config import read_config_file  # which needs NumPy
-
-            return MlaDims.from_hf(read_config_file(Path(text)))
-    except (OSError, TypeError, ValueError) as error:
-        raise click.BadParameter(f"{text!r}: {error}") from None
-    raise click.BadParameter(f"expected six integers with commas or the path of a config.json, got {text!r}")
 
 
 def file_to_write(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -97,6 +81,16 @@ def finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     """Refuses NaN, which is in every range of click's."""
     if not math.isfinite(value):
         raise click.BadParameter(f"expected a finite number, got {value}")
+    return value
+
+
+def finite_float32(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """The same for what the kernels take as a float32, if it is given."""
+    if value is not None:
+        try:
+            struct.pack("<f", finite(ctx, param, value))
+        except OverflowError:
+            raise click.BadParameter(f"expected a number that is finite in float32, got {value}") from None
     return value
 
 
@@ -143,14 +137,6 @@ def _options(*decorators: Command) -> Command:
         return command
 
     return decorate
-
-
-DIMS_HELP = f"{', '.join(field.name for field in fields(MlaDims))}; or the path of a model's config.json."
-
-
-def dims_option(help_text: str) -> Command:
-    """`--dims`, whose default a command says in its help."""
-    return click.option("--dims", type=parse_dims, metavar="H,N,Rq,C,D,R|PATH", help=help_text)
 
 
 def _quant(help_text: str) -> Command:
@@ -206,7 +192,7 @@ what_to_plan = _options(
     click.option(
         "--npuarch", type=click.Choice(NPU_ARCHS), help="NPU generation of the preset.  [default: DAV_3510]"
     ),
-    dims_option(f"{DIMS_HELP}  [default: those of DeepSeek-V3.2]"),
+    model_option(f"{DIMS_HELP}  [default: those of DeepSeek-V3.2]"),
 )  # fmt: skip
 
 
@@ -219,12 +205,12 @@ class WhatToPlan:
     preset: PresetName | None
     tuned: bool
     npuarch: NpuArch | None
-    dims: MlaDims | None
+    model: Model | None
 
     @property
     def sizes(self) -> MlaDims:
         """The dimensions, DeepSeek-V3.2's if none are given."""
-        return self.dims or MlaDims.deepseek_v32()
+        return MlaDims.deepseek_v32() if self.model is None else self.model.dims
 
     def tile_settings(self, t: int) -> TileSettings:
         """Those of the preset, "auto" with `--tuned`, or nothing: then the planner chooses."""
@@ -247,7 +233,7 @@ class TileSettings(NamedTuple):
 
 layer_options = _options(
     quant_as_in_run_option,
-    dims_option("Dimensions, or a model's config.json.  [default: DeepSeek-V3.2's]"),
+    model_option("Dimensions, or a model's config.json or its folder.  [default: DeepSeek-V3.2's]"),
     click.option("--small", is_flag=True, help="Small dimensions, to try the command itself."),
     threads_option,
 )
@@ -258,7 +244,7 @@ class LayerOptions:
     """The values of `layer_options`, `weight_sets_option` and `seed_option`: the layer on which plans are compared."""
 
     quant: QuantMode
-    dims: MlaDims | None
+    model: Model | None
     small: bool
     threads: int
     weight_sets: int
@@ -266,10 +252,12 @@ class LayerOptions:
 
     def check_dims(self) -> None:
         """Refuses both of the ways to give dimensions at once."""
-        if self.small and self.dims:
+        if self.small and self.model:
             raise click.UsageError("--small: expected without --dims, got both")
 
     @property
     def sizes(self) -> MlaDims:
         """The dimensions, DeepSeek-V3.2's if none are given."""
-        return self.dims or (SMALL_DIMS if self.small else MlaDims.deepseek_v32())
+        if self.model is not None:
+            return self.model.dims
+        return SMALL_DIMS if self.small else MlaDims.deepseek_v32()

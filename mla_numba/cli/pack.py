@@ -12,52 +12,69 @@ from typing import Any, NamedTuple
 import click
 
 from ..base.modes import QuantMode
-from ..prolog import MlaProlog
 from ..weights.checkpoint import Checkpoint
+from ..weights.indexer import IndexerWeights
+from ..weights.plain import MlaWeights
 from .faults import said_plainly
+from .indexer_options import check_quant_of_indexer
 from .progress import Steps
 from .shown import megabytes
 
 __all__ = ["pack"]
 
-_N_TENSORS = 6
+_N_TENSORS = {"layer": 6, "indexer": 5}
 
 
-def pack(
-    folder: Path, layer: int, out: Path, shard: tuple[int, int] | None, quant: QuantMode, threads: int, as_json: bool
-) -> None:
-    """Packs, and says what came of it."""
-    with said_plainly(), Steps() as steps:
-        packed = pack_layer(Checkpoint(folder), Part(layer, quant, shard), out, threads, steps)
-    if as_json:
-        click.echo(json.dumps(packed.as_dict(), indent=2))
-        return
-    if packed.quantization:
-        click.echo(packed.quantization)
-    click.echo(f"{out}: {megabytes(packed.n_bytes)}, maps in {packed.load_s * 1e3:.1f} ms")
+class PackOptions(NamedTuple):
+    """The command's options."""
 
-
-class Part(NamedTuple):
-    """What to pack: a layer in a mode, or the heads of a rank of so many ranks."""
-
+    folder: Path
     layer: int
-    quant: QuantMode
+    out: Path
+    indexer_out: Path | None
     shard: tuple[int, int] | None
+    quant: QuantMode
+    threads: int
+    as_json: bool
+
+    def check(self) -> None:
+        """Refuses options that do not go together."""
+        if self.indexer_out is None:
+            return
+        check_quant_of_indexer("--indexer-out", self.quant)
+        if self.indexer_out.resolve() == self.out.resolve():
+            raise click.UsageError(f"--indexer-out: expected another file than --out, got {self.indexer_out} for both")
 
     def __str__(self) -> str:
         rank = "" if self.shard is None else f", heads of rank {self.shard[0]} of {self.shard[1]}"
         return f"layer {self.layer}, mode {self.quant}{rank}"
 
 
+def pack(**given: Any) -> None:
+    """Packs, and says what came of it."""
+    options = PackOptions(**given)
+    options.check()
+    with said_plainly(), Steps() as steps:
+        packed = pack_layer(Checkpoint(options.folder), options, steps)
+    if options.as_json:
+        of_layer, *of_indexer = (file.as_dict() for file in packed)
+        found = of_layer | {"indexer": of_indexer[0] if of_indexer else None, "seconds": dict(steps.seconds)}
+        click.echo(json.dumps(found, indent=2))
+        return
+    for file in packed:
+        if file.quantization:
+            click.echo(file.quantization)
+        click.echo(f"{file.path}: {megabytes(file.n_bytes)}, maps in {file.load_s * 1e3:.1f} ms")
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What came of it. `quantization` is the error that int8 brought, as text, where there is a report of it."""
+    """A file that came of it. `quantization` is the error that int8 brought, as text, where there is a report of it."""
 
     path: Path
     n_bytes: int
     load_s: float
     quantization: str | None
-    seconds: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """What JSON holds of it."""
@@ -66,25 +83,41 @@ class Packed:
             "bytes": self.n_bytes,
             "load_s": self.load_s,
             "quantization": self.quantization,
-            "seconds": self.seconds,
         }
 
 
-def pack_layer(checkpoint: Checkpoint, part: Part, out: Path, n_threads: int, steps: Steps) -> Packed:
-    """Reads, quantises, packs and writes a layer, reads the file back with its checksums, and times a plain load."""
-    with steps.step(f"reading {part}", _N_TENSORS) as advance:
+def pack_layer(checkpoint: Checkpoint, given: PackOptions, steps: Steps) -> list[Packed]:
+    """Reads, quantises, packs and writes a layer and, where it has a file, its indexer; nothing before both are read.
+
+    Each file is read back with its checksums, and a plain load of it is timed.
+    """
+    indexer = None
+    with steps.step(f"reading {given}", _N_TENSORS["layer"]) as advance:
         weights = checkpoint.load_layer(
-            part.layer, part.quant, shard=part.shard, finished=lambda name: advance()
+            given.layer, given.quant, shard=given.shard, finished=lambda name: advance()
         ).weights
-    with steps.step("packing weights"):
+    if given.indexer_out is not None:
+        with steps.step(f"reading the indexer of layer {given.layer}", _N_TENSORS["indexer"]) as advance:
+            indexer = checkpoint.load_indexer(given.layer, finished=lambda name: advance())
+    files = [_packed(weights, given.out, given.threads, steps, ("weights", "the file"))]
+    if indexer is not None and given.indexer_out is not None:
+        files.append(_packed(indexer, given.indexer_out, given.threads, steps, ("the indexer", "the indexer's file")))
+    return files
+
+
+def _packed(
+    weights: MlaWeights | IndexerWeights, out: Path, n_threads: int, steps: Steps, called: tuple[str, str]
+) -> Packed:
+    """One file, `called` so in the steps: its weights, and itself."""
+    with steps.step(f"packing {called[0]}"):
         packed = weights.pack(n_threads)
-    with steps.step("writing the file"):
+    with steps.step(f"writing {called[1]}"):
         packed.save(out)
-    with steps.step("verifying the file"):
-        MlaProlog.load(out, verify=True)
+    with steps.step(f"verifying {called[1]}"):
+        packed.load(out, verify=True)
     begin = time.perf_counter()
-    MlaProlog.load(out)
+    packed.load(out)
     load_s = time.perf_counter() - begin
     report = weights.quantization
     shown = str(report) if report is not None and report.errors else None
-    return Packed(out, os.stat(out).st_size, load_s, shown, dict(steps.seconds))
+    return Packed(out, os.stat(out).st_size, load_s, shown)

@@ -65,13 +65,14 @@ def run(ctx: click.Context, **given: Any) -> None:
         except (OSError, ValueError) as error:
             raise click.ClickException(f"--trace: {error}") from None
     if options.as_json:
-        unsaid = ("dims", "as_json", "trace_file")
+        unsaid = ("model", "as_json", "trace_file")
         settings = {name: value for name, value in ctx.params.items() if name not in unsaid}
         head = {
             "version": __version__,
             "machine": asdict(this_machine()),
             "options": settings,
             "dims": asdict(options.sizes),
+            "indexer_dims": None if layer.indexer is None else asdict(layer.indexer.dims),
         }
         click.echo(json.dumps(head | report.as_dict(), indent=2))
     else:
@@ -157,11 +158,12 @@ def check_indexer_options(given: RunOptions) -> None:
         raise click.UsageError(f"--with-indexer: expected with --numerics pypto, got --numerics {given.numerics}")
     if given.mpi:
         raise click.UsageError("--with-indexer: expected without --mpi, whose ranks share the heads of the prolog")
+    given.indexer_shape(given.model)  # which refuses a model without one, before any work
 
 
 def beside_an_indexer(given: RunOptions, layer: Layer, caches: Caches) -> tuple[Layer, Caches]:
     """The same with an indexer, whose cache has the same slots."""
-    indexer = IndexerWeights.random(given.sizes, given.seed, *given.indexer_sizes())
+    indexer = IndexerWeights.random(given.sizes, given.seed, *given.indexer_shape(given.model))
     cache = caches.latents
     n_blocks = cache.capacity // cache.block_size
     with blame("--cache-mode"):

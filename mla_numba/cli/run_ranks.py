@@ -130,7 +130,7 @@ def _step(steps: Steps | None, name: str, *, timed: bool = False) -> Iterator[No
 
 def _show(ctx: click.Context, options: RunOptions, reports: list[RankReport]) -> None:
     if options.as_json:
-        unsaid = ("dims", "as_json", "trace_file")
+        unsaid = ("model", "as_json", "trace_file")
         head: dict[str, Any] = {
             "version": __version__,
             "machine": asdict(this_machine()),

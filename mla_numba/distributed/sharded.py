@@ -100,6 +100,11 @@ class ShardedProlog:
         self, weights: MlaWeights | PackedWeights, phase: CallPhase, down: DownWay, settings: PrologSettings
     ) -> LocalProlog:
         check_choice("down", down, DOWN_WAYS)
+        if "indexer" in settings:
+            raise TypeError(
+                "indexer: expected none, since the ranks share the heads of the prolog alone: an IndexerProlog beside "
+                "it, which reads q_norm, computes the indexer whole on each rank"
+            )
         if not isinstance(weights, (MlaWeights, PackedWeights)):
             raise TypeError(f"weights: expected MlaWeights or PackedWeights, got {type(weights).__name__}")
         if weights.head_shard is None:
@@ -186,6 +191,10 @@ class ShardedProlog:
 
         Returns:
             Arrays with the shapes and dtypes of `PrologOutput`.
+
+        Raises:
+            TypeError: As `MlaProlog.allocate_output`.
+            ValueError: As `MlaProlog.allocate_output`.
         """
         return self.prolog.allocate_output(t)
 

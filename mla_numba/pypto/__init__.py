@@ -14,13 +14,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .indexer_entry_points import (
-        IndexerPrologQuantAttr,
-        lightning_indexer_decode,
-        lightning_indexer_prolog_quant,
+    from .attention_entry_points import (
         sparse_flash_attention_quant_compute_flash,
         sparse_flash_attention_quant_d,
         sparse_flash_attention_quant_p,
     )
+    from .indexer_entry_points import (
+        IndexerPrologQuantAttr,
+        lightning_indexer_decode,
+        lightning_indexer_prolog_quant,
+    )
 else:
-    __getattr__, __dir__ = lazy_names(__name__, {".indexer_entry_points": tuple(__all__)})
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {".attention_entry_points": tuple(__all__[3:]), ".indexer_entry_points": tuple(__all__[:3])},
+    )

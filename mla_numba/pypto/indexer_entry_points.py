@@ -1,7 +1,7 @@
-"""The reference's operators behind the prolog, with their names and order of arguments, on NumPy arrays.
+"""The reference's operators of the lightning indexer, with their names and order of arguments, on NumPy arrays.
 
-They pack weights in every call and resolve block tables anew. For more than one call use `IndexerProlog`,
-`lightning_index` and `sparse_attention`. Tile settings of an NPU are taken and change nothing on a CPU.
+They pack weights in every call and resolve block tables anew. For more than one call use `IndexerProlog` and
+`lightning_index`. Tile settings of an NPU are taken and change nothing on a CPU.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from ..attention.lightning import lightning_index
-from ..attention.sparse import sparse_attention
+from ..attention.lightning import MAX_K, lightning_index
 from ..base import checks as check
 from ..base.checks import BF16, FP16, INT8, Array
-from ..cache import PagedCache
+from ..base.indexer_dims import IndexerDims
 from ..call.indexer import IndexerOutput
+from ..call.indexer_bind import IndexerInputs, check_indexer_cache, check_indexer_inputs, writable_indexer_outputs
 from ..indexer import IndexerProlog
 from ..indexer_cache import IndexerCache
-from ..prolog import PrologOutput
 from ..weights.indexer import IndexerWeights
 from .fractals import as_nd
 
@@ -27,9 +26,6 @@ __all__ = [
     "IndexerPrologQuantAttr",
     "lightning_indexer_decode",
     "lightning_indexer_prolog_quant",
-    "sparse_flash_attention_quant_compute_flash",
-    "sparse_flash_attention_quant_d",
-    "sparse_flash_attention_quant_p",
 ]
 
 _INT32 = np.dtype(np.int32)
@@ -37,7 +33,19 @@ _INT32 = np.dtype(np.int32)
 
 @dataclass(frozen=True)
 class IndexerPrologQuantAttr:
-    """Attributes of `lightning_indexer_prolog_quant`: `eps` of the keys' norm, and the two layouts that there are."""
+    """Attributes of `lightning_indexer_prolog_quant`.
+
+    `eps` is of the keys' norm; `layerout_query` and `layerout_key` are the layouts, of which there is one each.
+
+    Raises:
+        TypeError: `eps` is no number, or a layout no string.
+        ValueError: `eps` is negative or not finite in float32, or a layout is another.
+
+    Examples:
+        >>> from mla_numba import pypto
+        >>> pypto.IndexerPrologQuantAttr(eps=1e-5).layerout_key
+        'PA_BSND'
+    """
 
     eps: float = 1e-6
     layerout_query: str = "TND"
@@ -103,7 +111,27 @@ def lightning_indexer_prolog_quant(
 
     Raises:
         TypeError: An argument is of another type or dtype; nothing is written.
-        ValueError: It has another shape, layout or value; nothing is written.
+        ValueError: It has another shape, layout or value, or an output overlaps with another argument; nothing is
+            written.
+
+    Examples:
+        >>> import numpy as np
+        >>> import mla_numba as mla
+        >>> from mla_numba import pypto
+        >>> from mla_numba.inputs import random_inputs
+        >>> dims = mla.MlaDims(256, 4, 96, 64, 32, 32)
+        >>> w = mla.IndexerWeights.random(dims, n_heads=8, head_dim=64)
+        >>> cache = mla.IndexerCache.allocate(w.dims, n_blocks=2, block_size=16)
+        >>> x, cos, sin, slots = random_inputs(dims, t=3, seed=0, capacity=32)
+        >>> q_norm, q_norm_scale = np.ones((3, 96), np.int8), np.full((3, 1), 0.01, np.float32)
+        >>> out = mla.IndexerProlog(w).allocate_output(3)
+        >>> pypto.lightning_indexer_prolog_quant(
+        ...     x, q_norm, q_norm_scale, w.w_qb, w.w_qb_scale.reshape(-1, 1), w.wk, w.w_proj, w.ln_gamma_k, w.ln_beta_k,
+        ...     cos, sin, w.hadamard_q, w.hadamard_k, cache.k, cache.k_scale, slots,
+        ...     out.query, out.query_scale, cache.k, cache.k_scale, out.weights,
+        ... )
+        >>> int(np.count_nonzero(cache.k_scale))
+        3
     """
     attrs = IndexerPrologQuantAttr() if attrs is None else attrs
     check.expect_type("attrs", attrs, IndexerPrologQuantAttr)
@@ -125,19 +153,33 @@ def lightning_indexer_prolog_quant(
             epsilon=attrs.eps,
             qk_rope_head_dim=rope,
         )
-        before, after = IndexerCache(k_int8_in, k_scale_in), IndexerCache(k_int8_out, k_scale_out)
-    in_place = all(_same_memory(a, b) for a, b in zip((k_int8_in, k_scale_in), (k_int8_out, k_scale_out), strict=True))
-    if not in_place:
-        check.check_shape("k_int8_out", k_int8_out, k_int8_in.shape)
-        for name, array in (("k_int8_out", k_int8_out), ("k_scale_out", k_scale_out)):
-            check.check_writable(name, array)
-    cache = after if in_place else before.copy()
+        after = IndexerCache(k_int8_out, k_scale_out)
+    with check.renamed({"k_cache": "k_int8_in", "k_scale_cache": "k_scale_in"}):
+        before = IndexerCache(k_int8_in, k_scale_in)
+    check.check_shape("k_int8_out", k_int8_out, k_int8_in.shape)
+    moved = {name: array for name, array in before.arrays().items() if not _same_memory(array, after.arrays()[name])}
     out = IndexerOutput(q_int8_out, q_scale_out, weights_out)
-    inputs = (x_in, q_norm_in, q_norm_scale_in, cos_idx_rope_in, sin_idx_rope_in, k_cache_index_in)
+    inputs = IndexerInputs(x_in, q_norm_in, q_norm_scale_in, cos_idx_rope_in, sin_idx_rope_in, k_cache_index_in)
+    cache = before.copy() if moved else after
     with check.renamed(_PROLOG_NAMES):
-        IndexerProlog(weights)(*inputs, cache, out)
-    if not in_place:
+        prolog = IndexerProlog(weights)
+        if moved:
+            _check_apart(inputs, after, out, prolog.dims, moved)
+        prolog(*inputs, cache, out)
+    if moved:
         k_int8_out[...], k_scale_out[...] = cache.k, cache.k_scale
+
+
+def _check_apart(
+    inputs: IndexerInputs, after: IndexerCache, out: IndexerOutput, dims: IndexerDims, moved: dict[str, Array]
+) -> None:
+    """Raises unless keys that go elsewhere than they are read have memory of their own there, to be written."""
+    check_indexer_inputs(inputs, dims)
+    written = check_indexer_cache("cache", after, dims).arrays()
+    written |= writable_indexer_outputs("out", out, len(inputs.x), dims)
+    check.check_indices("cache_index", inputs.cache_index, len(inputs.x))
+    read = inputs._asdict() | {f"source {name}": array for name, array in moved.items()}
+    check.check_disjoint(written, read)
 
 
 _PROLOG_NAMES = {
@@ -151,6 +193,8 @@ _PROLOG_NAMES = {
     "out.query": "q_int8_out",
     "out.query_scale": "q_scale_out",
     "out.weights": "weights_out",
+    "source k_cache": "k_int8_in",
+    "source k_scale_cache": "k_scale_in",
 }
 
 
@@ -180,166 +224,45 @@ def lightning_indexer_decode(
         topk_res: Where to write positions (T, 1, selected_count) int32.
         unroll_list: Tiles of an NPU; changes nothing on a CPU.
         configs: The same.
-        selected_count: Positions a token.
+        selected_count: Positions a token, from 1 to 4096.
 
     Raises:
-        TypeError: An argument is of another type or dtype; nothing is written.
-        ValueError: It has another shape, layout or value; nothing is written.
+        TypeError: An argument, named in the message, is of another type or dtype; nothing is written.
+        ValueError: It has another shape, layout or value, or topk_res overlaps with another argument; nothing is
+            written.
+
+    Examples:
+        >>> import numpy as np
+        >>> from mla_numba import pypto
+        >>> keys = np.arange(8, dtype=np.int8).reshape(2, 4, 1, 1).repeat(32, axis=3)  # slot s holds s, 32 times
+        >>> ones, found = np.ones((1, 2), np.float16), np.empty((1, 1, 3), np.int32)
+        >>> pypto.lightning_indexer_decode(
+        ...     np.ones((1, 2, 32), np.int8), ones, keys, np.ones((2, 4, 1), np.float16), ones,
+        ...     np.array([6], np.int32), np.array([[1, 0]], np.int32), found, selected_count=3,
+        ... )
+        >>> found
+        array([[[3, 2, 1]]], dtype=int32)
     """
     query = check.check_array("idx_query", idx_query, (INT8,), (None, None, None))
     scale = check.check_array("idx_query_scale", idx_query_scale, (FP16,), query.shape[:2])
     key_scale = check.check_array("idx_key_scale", idx_key_scale, (FP16,), (None, None, 1))
-    check.check_int("selected_count", selected_count, 1)
+    weight = check.check_array("idx_weight", idx_weight, (FP16,), query.shape[:2])
+    check.check_int("selected_count", selected_count, 1, MAX_K)
+    table = check.expect_array("block_table", block_table, (_INT32,))
+    lengths = check.expect_array("act_seq_key", act_seq_key, (_INT32,))
     check.check_array("topk_res", topk_res, (_INT32,), (len(query), 1, selected_count))
     check.check_writable("topk_res", topk_res)
     with check.renamed({"k_cache": "idx_key_cache", "k_scale_cache": "idx_key_scale"}):
         cache = IndexerCache(idx_key_cache, key_scale[..., None])
-    output = IndexerOutput(query, scale[..., None], idx_weight)
-    with check.renamed({"weights": "idx_weight", "act_seq": "act_seq_key", "k": "selected_count"}):
-        found = lightning_index(output, cache, block_table, act_seq_key, selected_count)
+    read = {
+        "idx_query": query, "idx_query_scale": scale, "idx_key_cache": idx_key_cache, "idx_key_scale": key_scale,
+        "idx_weight": weight, "act_seq_key": lengths, "block_table": table,
+    }  # fmt: skip
+    check.check_disjoint({"topk_res": topk_res}, read)
+    output = IndexerOutput(query, scale[..., None], weight)
+    with check.renamed({"query": "idx_query", "cache": "idx_key_cache", "act_seq": "act_seq_key"}):
+        found = lightning_index(output, cache, table, lengths, selected_count)
     topk_res[:, 0] = found
-
-
-def sparse_flash_attention_quant_d(
-    query_nope: Array,
-    query_rope: Array,
-    key_nope_2d: Array,
-    key_rope_2d: Array,
-    k_nope_scales: Array | None,
-    topk_indices: Array,
-    block_table: Array,
-    kv_act_seqs: Array,
-    attention_out: Array,
-    nq: int,
-    n_kv: int,
-    softmax_scale: float,
-    topk: int,
-    block_size: int,
-    max_blocknum_perbatch: int,
-    tile_config: Any = None,
-) -> None:
-    """Writes attention of T tokens over the listed positions into `attention_out`; see `sparse_attention`.
-
-    Weights are divided by their sum before they are rounded, as the reference does with tiles of 2048 keys.
-
-    Args:
-        query_nope: Queries (T * N, C) bf16.
-        query_rope: Their rope part (T * N, R) bf16.
-        key_nope_2d: Latents of all slots (blocks * BS, C), int8 or bf16.
-        key_rope_2d: Their rope part (blocks * BS, R) bf16.
-        k_nope_scales: Scales of int8 latents (blocks * BS, 4) float32; unquantised it is left alone and may be None.
-        topk_indices: Positions (T, topk) int32.
-        block_table: Blocks of each sequence (B, max_blocknum_perbatch) int32.
-        kv_act_seqs: Keys of each sequence (B,) int32.
-        attention_out: Where to write (B, T / B, N, C) bf16.
-        nq: N, the heads.
-        n_kv: Heads of keys: 1.
-        softmax_scale: Of the scores.
-        topk: Positions a token.
-        block_size: BS, slots a block.
-        max_blocknum_perbatch: Columns of the block table.
-        tile_config: Tiles of an NPU; changes nothing on a CPU.
-
-    Raises:
-        TypeError: An argument is of another type or dtype; nothing is written.
-        ValueError: It has another shape, layout or value; nothing is written.
-    """
-    _attend(
-        query_nope, query_rope, key_nope_2d, key_rope_2d, k_nope_scales, topk_indices, block_table, kv_act_seqs,
-        attention_out, nq, n_kv, softmax_scale, topk, block_size, max_blocknum_perbatch,
-    )  # fmt: skip
-
-
-sparse_flash_attention_quant_p = sparse_flash_attention_quant_d
-"""The same: on an NPU the two differ in their scheduling settings alone."""
-
-
-def sparse_flash_attention_quant_compute_flash(
-    query_nope: Array,
-    query_rope: Array,
-    key_nope_2d: Array,
-    key_rope_2d: Array,
-    k_nope_scales: Array | None,
-    topk_indices: Array,
-    block_table: Array,
-    kv_act_seqs: Array,
-    attention_out: Array,
-    nq: int,
-    n_kv: int,
-    softmax_scale: float,
-    topk: int,
-    block_size: int,
-    max_blocknum_perbatch: int,
-    tile_config: Any = None,
-) -> None:
-    """Likewise by tiles of keys that are merged: weights are rounded before they are divided, which gives other bits.
-
-    Arguments are those of `sparse_flash_attention_quant_d`, but for `tile_config`: an object whose `s_kv_tile` is how
-    many keys a tile has, as that of the reference; None is 2048.
-
-    Raises:
-        TypeError: An argument is of another type or dtype; nothing is written.
-        ValueError: It has another shape, layout or value; nothing is written.
-    """
-    tile = 2048 if tile_config is None else getattr(tile_config, "s_kv_tile", None)
-    tile = check.check_int("tile_config.s_kv_tile", tile, 1)
-    _attend(
-        query_nope, query_rope, key_nope_2d, key_rope_2d, k_nope_scales, topk_indices, block_table, kv_act_seqs,
-        attention_out, nq, n_kv, softmax_scale, topk, block_size, max_blocknum_perbatch, tile,
-    )  # fmt: skip
-
-
-def _attend(
-    query_nope: Array,
-    query_rope: Array,
-    key_nope_2d: Array,
-    key_rope_2d: Array,
-    k_nope_scales: Array | None,
-    topk_indices: Array,
-    block_table: Array,
-    kv_act_seqs: Array,
-    attention_out: Array,
-    nq: int,
-    n_kv: int,
-    softmax_scale: float,
-    topk: int,
-    block_size: int,
-    max_blocknum_perbatch: int,
-    flash_tile: int | None = None,
-) -> None:
-    n_heads, size = check.check_int("nq", nq, 1), check.check_int("block_size", block_size, 1)
-    check.check_int("n_kv", n_kv, 1, 1)
-    n_rows, latent = check.check_array("query_nope", query_nope, (BF16,), (None, None)).shape
-    n_slots, rope = check.check_array("key_rope_2d", key_rope_2d, (BF16,), (None, None)).shape
-    for name, rows, by in (("query_nope", n_rows, n_heads), ("key_rope_2d", n_slots, size)):
-        if rows % by:
-            raise ValueError(f"{name}: expected a multiple of {by} rows, got {rows}")
-    t = n_rows // n_heads
-    check.check_array("query_rope", query_rope, (BF16,), (n_rows, rope))
-    check.check_array("key_nope_2d", key_nope_2d, (INT8, BF16), (n_slots, latent))
-    check.check_shape("topk_indices", check.expect_array("topk_indices", topk_indices, (_INT32,)), (t, topk))
-    table = check.expect_array("block_table", block_table, (_INT32,))
-    check.check_shape("block_table", table, (None, max_blocknum_perbatch))
-    n_seq = len(table)
-    if n_seq == 0 or t % n_seq:
-        raise ValueError(f"block_table: expected a number of rows that divides {t} tokens, got {n_seq}")
-    check.check_array("attention_out", attention_out, (BF16,), (n_seq, t // n_seq, n_heads, latent))
-    lead = (n_slots // size, size, 1)
-    scales = None
-    if key_nope_2d.dtype == INT8:
-        scales = check.check_array("k_nope_scales", k_nope_scales, (np.dtype(np.float32),), (n_slots, 4))
-    cache = PagedCache(
-        key_nope_2d.reshape(*lead, latent), key_rope_2d.reshape(*lead, rope),
-        None if scales is None else scales.reshape(*lead, 4),
-    )  # fmt: skip
-    out = PrologOutput(
-        query_nope.reshape(t, n_heads, latent), query_rope.reshape(t, n_heads, rope), np.zeros((t, 0), INT8), None
-    )
-    with check.renamed({"index": "topk_indices", "act_seq": "kv_act_seqs", "latent": "attention_out"}):
-        sparse_attention(
-            out, cache, topk_indices, table, kv_act_seqs, softmax_scale=softmax_scale, flash_tile=flash_tile,
-            latent=attention_out.reshape(t, n_heads, latent),
-        )  # fmt: skip
 
 
 def _same_memory(a: Array, b: Array) -> bool:

@@ -14,7 +14,8 @@ from ..base.dims import MlaDims
 from ..base.modes import NUMERICS, Numerics, QuantMode, quant_mode
 from ..call.planning import MICRO_TILES, this_machine
 from ..kernels import max_threads
-from ..weights.packed import PackedGemm, PackedWeights, pack_gemm
+from ..weights.packed import PackedWeights
+from ..weights.packed_gemm import PackedGemm, pack_gemm
 from .fractals import as_nd, columns, is_fractal
 from .operations import MlaQuantInputs
 from .projections import run_projections

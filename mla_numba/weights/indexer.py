@@ -27,7 +27,7 @@ from ..base.indexer_dims import MAX_HEAD_DIM, IndexerDims
 from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
 from ..kernels import max_threads
-from .packed import operand_order, pack_gemm
+from .packed_gemm import operand_order, pack_gemm
 from .packed_indexer import PackedIndexer
 from .quantize import QuantizationReport, quantize_columns
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from tiling import ceil_div, round_up
 
-from ..base.checks import check_epsilon, check_k_int8
+from ..base.checks import check_choice, check_epsilon, check_k_int8
 from ..base.dims import MlaDims
 from ..base.head_shard import HeadShard
-from ..base.modes import QUANT_MODES, QuantMode
+from ..base.indexer_dims import IndexerDims
+from ..base.modes import QUANT_MODES, ROPE_STYLES, QuantMode, RopeStyle
 from ..kernels import ISA
 from ..kernels.scalars import NONE_NONZERO
 
@@ -23,11 +24,15 @@ __all__ = [
     "PRODUCTS",
     "Facts",
     "GemmSize",
+    "IndexerFacts",
     "check_mode",
     "check_shard",
     "gemm_sizes",
+    "integers_of",
     "is_vector",
+    "object_of",
     "read_facts",
+    "read_indexer_facts",
 ]
 
 PRODUCTS = ("down", "up", "uk")
@@ -35,16 +40,21 @@ FACTS = ("kp", "n_parts", "least_magnitude")
 
 
 class Facts(NamedTuple):
-    """The facts in a file, checked: what `PackedWeights` is made of beside its arrays."""
+    """The facts in a prolog's file, checked: what `PackedWeights` is made of beside its arrays."""
 
-    packing: dict[str, Any]
-    isa: str
     dims: MlaDims
     quant: QuantMode
-    gemms: dict[str, dict[str, int]]
     epsilon_cq: np.float32
     epsilon_ckv: np.float32
     head_shard: HeadShard | None
+
+
+class IndexerFacts(NamedTuple):
+    """The same of an indexer's file, for `PackedIndexer`."""
+
+    dims: IndexerDims
+    rope: RopeStyle
+    epsilon: np.float32
 
 
 class GemmSize(NamedTuple):
@@ -128,22 +138,17 @@ def is_vector(array: object, dtype: str, *lengths: int) -> bool:
 
 
 def read_facts(source: str, facts: Mapping[str, Any]) -> Facts:
-    """The facts of a file, each of its type and in its range.
+    """The facts of a prolog's file, each of its type and in its range.
 
     Raises `ValueError` naming the file, `source`, and the fact. Whether the arrays have the sizes that the facts give
     is for `GemmSize.fits`.
     """
-    packing, isa = _object(source, "packing", facts), facts.get("isa")
-    if not isinstance(isa, str):
-        raise ValueError(f"{source}: expected isa, a string, got {reprlib.repr(isa)}")
-    names = [field.name for field in fields(MlaDims)]
-    sizes = _integers(source, "dims", _object(source, "dims", facts), names)
-    gemms = _object(source, "gemms", facts)
+    sizes = _sizes_of(source, facts, MlaDims)
     quant = facts.get("quant")
     shard_facts = None
     if "head_shard" in facts:
         names = [field.name for field in fields(HeadShard)]
-        shard_facts = _integers(source, "head_shard", _object(source, "head_shard", facts), names)
+        shard_facts = integers_of(source, "head_shard", object_of(source, "head_shard", facts), names)
     try:
         dims = MlaDims(**sizes)
         mode = check_mode(dims, quant)
@@ -152,19 +157,38 @@ def read_facts(source: str, facts: Mapping[str, Any]) -> Facts:
         check_shard(shard, dims)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: expected the facts of a prolog, got others: {error}") from None
-    found = {name: _integers(source, f"gemms.{name}", _object(source, name, gemms), FACTS) for name in PRODUCTS}
-    return Facts(packing, isa[:40], dims, mode, found, epsilon_cq, epsilon_ckv, shard)
+    return Facts(dims, mode, epsilon_cq, epsilon_ckv, shard)
 
 
-def _object(source: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def read_indexer_facts(source: str, facts: Mapping[str, Any]) -> IndexerFacts:
+    """The facts of an indexer's file, each of its type and in its range; raises as `read_facts` does."""
+    sizes = _sizes_of(source, facts, IndexerDims)
+    try:
+        dims = IndexerDims(**sizes)
+        check_k_int8("dims.q_lora_rank", dims.q_lora_rank)
+        rope = check_choice("rope", facts.get("rope"), ROPE_STYLES)
+        epsilon = check_epsilon("epsilon", facts.get("epsilon"))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: expected the facts of an indexer, got others: {error}") from None
+    return IndexerFacts(dims, rope, epsilon)
+
+
+def object_of(source: str, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of that name; raises `ValueError` where it is none."""
     value = values.get(name)
     if not isinstance(value, dict):
         raise ValueError(f"{source}: expected {name}, an object, got {reprlib.repr(value)}")
     return value
 
 
-def _integers(source: str, where: str, values: Mapping[str, Any], names: list[str] | tuple[str, ...]) -> dict[str, int]:
-    for name in names:
-        if type(values.get(name)) is not int:
-            raise ValueError(f"{source}: expected {where}.{name}, an integer, got {reprlib.repr(values.get(name))}")
-    return {name: values[name] for name in names}
+def integers_of(source: str, where: str, values: Mapping[str, Any], names: Iterable[str]) -> dict[str, int]:
+    """The integers of these names, in this order; raises `ValueError` where one is none."""
+    found = {name: values.get(name) for name in names}
+    for name, value in found.items():
+        if type(value) is not int:
+            raise ValueError(f"{source}: expected {where}.{name}, an integer, got {reprlib.repr(value)}")
+    return {name: values[name] for name in found}
+
+
+def _sizes_of(source: str, facts: Mapping[str, Any], cls: type[MlaDims | IndexerDims]) -> dict[str, int]:
+    return integers_of(source, "dims", object_of(source, "dims", facts), [field.name for field in fields(cls)])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,14 +12,15 @@ from tiling import ceil_div, round_up
 
 from ..base.checks import Array, check_choice, check_epsilon, check_k_int8, expect_type
 from ..base.indexer_dims import IndexerDims
-from ..base.memory import aligned_empty, writable_alias
+from ..base.memory import writable_alias
 from ..base.modes import ROPE_STYLES, RopeStyle
 from ..base.short_repr import indexer_dims_text, short_repr, size_text
 from ..kernels import ISA
 from ..kernels.indexer.arguments import IndexLayer
 from ..kernels.row.layernorm import LayerNorm
-from .packed import PackedGemm, check_packing, panel_packing
-from .packed_facts import GemmSize, is_vector
+from .packed_facts import GemmSize, is_vector, read_indexer_facts
+from .packed_file import PackedParts, read_packed, write_packed
+from .packed_gemm import PackedGemm, check_packing, panel_packing
 
 __all__ = ["PackedIndexer"]
 
@@ -28,7 +30,7 @@ _VECTORS = ("ln_gamma_k", "ln_beta_k")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackedIndexer:
-    """`IndexerWeights` in the order of the kernels: what `IndexerWeights.pack` makes.
+    """`IndexerWeights` in the order of the kernels: what `IndexerWeights.pack`, `load` and `mla-numba pack` make.
 
     | field                  | is                                                                    |
     |------------------------|-----------------------------------------------------------------------|
@@ -42,7 +44,8 @@ class PackedIndexer:
     Examples:
         >>> import mla_numba as mla
         >>> weights = mla.IndexerWeights.random(mla.MlaDims(256, 4, 96, 64, 32, 32), n_heads=8, head_dim=64)
-        >>> packed = weights.pack()
+        >>> weights.pack().save("indexer.mla")
+        >>> packed = mla.PackedIndexer.load("indexer.mla", verify=True)  # mapped, and shared between processes
         >>> packed.dims == weights.dims, mla.IndexerProlog(packed).weights is packed
         (True, True)
     """
@@ -103,6 +106,48 @@ class PackedIndexer:
             if not fit:
                 raise ValueError(f"{source}: expected {name} of the size and type that dims give, got another")
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file that `load` maps; an older file of that name is replaced once the new one is complete.
+
+        Args:
+            path: The file. For a symbolic link, its target is replaced.
+
+        Raises:
+            OSError: The folder or the older file cannot be written.
+            ValueError: `path` is not a regular file but a device or a FIFO.
+        """
+        facts = {"dims": asdict(self.dims), "rope": self.rope, "epsilon": float(self.epsilon)}
+        gemms, vectors = ({name: getattr(self, name) for name in names} for names in (_PRODUCTS, _VECTORS))
+        write_packed(path, "indexer", PackedParts(gemms, vectors, facts))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Self:
+        """Maps a file that `save` wrote: pages are read when a call first needs them, and shared between processes.
+
+        What is checked, and what is not, is said at `PackedWeights.load`.
+
+        Args:
+            path: The file.
+            verify: Also compare the checksums of the weights, which reads all of them.
+
+        Returns:
+            Weights whose arrays are the file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: The file, which the message names, is of another kind or format version, truncated, corrupted,
+                packed for the panels of another instruction set, or has a wrong field in its header.
+        """
+        found = read_packed(path, "indexer", _PRODUCTS, _VECTORS, verify)
+        values: dict[str, Any] = {
+            **found.gemms,
+            **found.vectors,
+            **read_indexer_facts(str(path), found.facts)._asdict(),
+        }
+        weights = cls(**values)
+        weights.check(str(path))
+        return weights
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For pickle, whose result is refused where panels are read otherwise."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -111,11 +156,7 @@ class PackedIndexer:
 
 def _unpickled(found: dict[str, int | str], isa: str, values: dict[str, Any]) -> PackedIndexer:
     check_packing("PackedIndexer", found, isa)
-    for name in _PRODUCTS:
-        gemm: PackedGemm = values[name]
-        panels = aligned_empty(gemm.panels.shape, gemm.panels.dtype)
-        panels[...] = gemm.panels
-        values[name] = replace(gemm, panels=panels)
+    values |= {name: values[name].realigned() for name in _PRODUCTS}
     return PackedIndexer(**values)
 
 

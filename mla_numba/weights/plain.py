@@ -28,7 +28,8 @@ from ..base.head_shard import HeadShard
 from ..base.modes import QUANT_MODES, QuantMode, quant_mode
 from ..base.short_repr import dims_text, short_repr, size_text
 from ..kernels import max_threads
-from .packed import PackedWeights, pack_gemm
+from .packed import PackedWeights
+from .packed_gemm import pack_gemm
 from .quantize import QuantizationReport, WeightError, quantize_columns
 
 __all__ = ["MlaWeights"]

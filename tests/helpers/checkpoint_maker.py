@@ -151,13 +151,23 @@ def write_checkpoint(folder, config, tensors, n_shards):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def make_checkpoint(folder, dims, v_head_dim=20, dtype="fp8", n_shards=2, layers=(0, 1), block=(128, 128), **config):
-    """Writes a checkpoint of random weights and returns its tensors. `config` changes fields of its config.json."""
+def make_checkpoint(
+    folder, dims, v_head_dim=20, dtype="fp8", n_shards=2, layers=(0, 1), block=(128, 128), indexer=None, **config
+):
+    """Writes a checkpoint of random weights and returns its tensors. `config` changes fields of its config.json.
+
+    With the `IndexerDims` of an indexer, the last layer has one.
+    """
     rng = np.random.default_rng(7)
     tensors = {}
     for layer in layers:
         tensors |= layer_tensors(rng, dims, v_head_dim, layer, dtype, block)
-    write_checkpoint(folder, config_of(dims, v_head_dim, dtype, block) | config, tensors, n_shards)
+    settings = config_of(dims, v_head_dim, dtype, block)
+    if indexer is not None:
+        tensors |= indexer_tensors(rng, indexer, layers[-1], dtype, block)
+        settings |= {"architectures": ["DeepseekV32ForCausalLM"], "model_type": "deepseek_v32"}
+        settings |= {"index_n_heads": indexer.n_heads, "index_head_dim": indexer.head_dim}
+    write_checkpoint(folder, settings | config, tensors, n_shards)
     return tensors
 
 

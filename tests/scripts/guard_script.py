@@ -40,7 +40,7 @@ from mla_numba.kernels.sweeps.arguments import Activations
 from mla_numba.oracle.bits import check_output, poison, reference_run
 from mla_numba.oracle.inputs import Inputs
 from mla_numba.pypto import projections
-from mla_numba.weights import packed
+from mla_numba.weights import packed_gemm
 
 MR, NR = ISA.mr, ISA.nr
 BLOCKS, BLOCK_SIZE = 3, 5
@@ -87,7 +87,7 @@ def guarded_allocations(guards):
             placed = placed_index_buffers(guards, buffers)
             return indexer_memory.PreparedIndexer(n_workers, placed.counters, (plain(placed), cuts))
 
-    places = [(m, "aligned_empty", guards.aligned_empty) for m in (packed, tile_memory, engine, projections)]
+    places = [(m, "aligned_empty", guards.aligned_empty) for m in (packed_gemm, tile_memory, engine, projections)]
     places += [(indexer_bind, "aligned_empty", guards.aligned_empty), (indexer_engine, "IndexerMemory", IndexerMemory)]
     places += [(m, "Memory", Memory) for m in (engine, projections)]
     before = [getattr(module, name) for module, name, _ in places]

@@ -8,7 +8,7 @@ import click
 
 from ...base.modes import PAGED_MODES
 from ..indexer_options import indexer_options
-from ..options import block_size_type, json_option, layer_options, tokens_type
+from ..options import block_size_type, finite_float32, json_option, layer_options, tokens_type
 
 __all__ = ["attend"]
 
@@ -25,7 +25,12 @@ _MOST_SELECTED = 4096
 @click.option("--tokens", type=tokens_type, default=1, show_default=True, help="New tokens of each sequence.")
 @click.option(
     "--k", type=click.IntRange(1, _MOST_SELECTED),
-    help="Keys that a token attends to.  [default: 2048; with --small 64]",
+    help="Keys that a token attends to.  [default: index_topk of --dims PATH, else 2048; with --small 64]",
+)  # fmt: skip
+@click.option(
+    "--softmax-scale", type=float, callback=finite_float32,
+    help="Factor of the scores.  [default: the model's of --dims PATH, (D + R)^-1/2 of other dimensions, else "
+    "DeepSeek-V3.2's 0.135234]",
 )  # fmt: skip
 @layer_options
 @indexer_options

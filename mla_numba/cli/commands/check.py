@@ -9,7 +9,8 @@ import click
 
 from ...base.modes import CACHE_MODES, NUMERICS
 from ..dump_options import neighbour_options, operator_option
-from ..options import DIMS_HELP, block_size_type, dims_option, epsilon_type, json_option
+from ..model_option import DIMS_HELP, dims_option
+from ..options import block_size_type, epsilon_type, json_option
 
 __all__ = ["check"]
 

@@ -9,10 +9,9 @@ import click
 
 from ...base.modes import CACHE_MODES, DUMP_FORMATS, DUMP_STYLES
 from ..dump_options import neighbour_options, operator_option
+from ..model_option import DIMS_HELP, dims_option
 from ..options import (
-    DIMS_HELP,
     block_size_type,
-    dims_option,
     epsilon_type,
     folder_to_write,
     numerics_option,

@@ -27,6 +27,10 @@ def shard_type(text: str) -> tuple[int, int]:
     "--out", type=click.Path(path_type=Path), required=True, callback=file_to_write, help="File to write."
 )  # fmt: skip
 @click.option(
+    "--indexer-out", type=click.Path(path_type=Path), callback=file_to_write, metavar="PATH",
+    help="File to write the layer's lightning indexer to, whole also with --shard; with --quant b or ab.",
+)  # fmt: skip
+@click.option(
     "--shard", type=shard_type, metavar="RANK/SIZE",
     help="Pack the heads of one of SIZE ranks that share the layer, counted from 0.",
 )  # fmt: skip
@@ -36,8 +40,8 @@ def shard_type(text: str) -> tuple[int, int]:
 def pack(**given: Any) -> None:
     """Pack the attention projections of a layer of a DeepSeek CHECKPOINT folder for this CPU's kernels.
 
-    MlaProlog.load maps the file. An older file is replaced once the new one is complete; for a symbolic link that is
-    its target. Anything but a regular file is refused. Needs the extra hf.
+    MlaProlog.load maps the file, and PackedIndexer.load that of the indexer. An older file is replaced once the new
+    one is complete; for a symbolic link that is its target. Anything but a regular file is refused. Needs the extra hf.
     """
     from ..pack import pack as work
 

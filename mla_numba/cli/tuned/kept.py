@@ -59,7 +59,7 @@ def _chosen(ctx: click.Context, options: LayerOptions) -> tuple[list[Entry], lis
     """The entries that are kept for the options which were given; all of them, and all searches, if none was."""
     wanted: dict[str, Any] = {"quant": options.quant, "n_threads": options.threads, "dims": asdict(options.sizes)}
     wanted["bucket"] = {bucket_of(t) for t in ctx.params["tokens"]}
-    options_of = {"quant": ("quant",), "n_threads": ("threads",), "dims": ("dims", "small"), "bucket": ("tokens",)}
+    options_of = {"quant": ("quant",), "n_threads": ("threads",), "dims": ("model", "small"), "bucket": ("tokens",)}
     given = {
         name: wanted[name]
         for name, params in options_of.items()

@@ -6,10 +6,10 @@ with needs("mla_numba.interop.torch", {"torch": "torch"}):
     from .attention import lightning_index, sparse_attention
     from .cache import TorchCache, TorchKeyRows
     from .indexer import TorchIndexer, TorchIndexerCache, TorchIndexerOutput
-    from .prolog import TorchOutput, TorchProlog
+    from .prolog import TorchIndexedOutput, TorchOutput, TorchProlog
     from .tensors import to_numpy, to_torch
 
 __all__ = [
-    "TorchCache", "TorchIndexer", "TorchIndexerCache", "TorchIndexerOutput", "TorchKeyRows", "TorchOutput",
-    "TorchProlog", "lightning_index", "sparse_attention", "to_numpy", "to_torch",
+    "TorchCache", "TorchIndexedOutput", "TorchIndexer", "TorchIndexerCache", "TorchIndexerOutput", "TorchKeyRows",
+    "TorchOutput", "TorchProlog", "lightning_index", "sparse_attention", "to_numpy", "to_torch",
 ]  # fmt: skip

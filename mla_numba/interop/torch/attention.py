@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from ...base.checks import expect_type
+from tiling.check import short_int
+
+from ...attention.lightning import MAX_K
+from ...base.checks import check_number, expect_type
 from . import index_operators
 from .cache import TorchCache
 from .indexer import TorchIndexerCache, TorchIndexerOutput
+from .tensors import check_tensors
 
 if TYPE_CHECKING:
-    from .prolog import TorchOutput
+    from .prolog import TorchIndexedOutput, TorchOutput
 
 __all__ = ["lightning_index", "sparse_attention"]
 
@@ -47,13 +53,19 @@ def lightning_index(
     """
     expect_type("out", out, TorchIndexerOutput)
     expect_type("cache", cache, TorchIndexerCache)
-    _check_tensors(block_table=block_table, act_seq=act_seq)
+    check_tensors(out._asdict())
+    cache.check_types()
+    _check_pages(block_table, act_seq, query_start_loc)
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer, torch.SymInt)):
+        raise TypeError(f"k: expected int, got {type(k).__name__}")
+    if isinstance(k, int) and k > MAX_K:  # what torch's operators take is a smaller one
+        raise ValueError(f"k: expected at most {MAX_K}, got {short_int(k)}")
     index: Tensor = index_operators.lightning_index(*out, *cache, block_table, act_seq, k, query_start_loc)
     return index
 
 
 def sparse_attention(
-    out: TorchOutput,
+    out: TorchOutput | TorchIndexedOutput,
     cache: TorchCache,
     index: Tensor | None,
     block_table: Tensor,
@@ -68,7 +80,7 @@ def sparse_attention(
     `TorchIndexer` has an example.
 
     Args:
-        out: What a `TorchProlog` returned for T tokens.
+        out: What a `TorchProlog` returned for T tokens, with an indexer or without.
         cache: The keys, those of these tokens too.
         index: Positions (T, K) int32 or int64, as `lightning_index` gives them; None for all that a token sees.
         block_table: Blocks of each sequence (B, blocks) int32 or int64.
@@ -88,7 +100,11 @@ def sparse_attention(
         if not isinstance(getattr(out, field, None), Tensor):
             raise TypeError(f"out: expected TorchOutput, got {type(out).__name__}")
     expect_type("cache", cache, TorchCache)
-    _check_tensors(block_table=block_table, act_seq=act_seq)
+    cache.check_types()
+    check_tensors({"index": index}, or_none=("index",))
+    _check_pages(block_table, act_seq, query_start_loc)
+    if not isinstance(softmax_scale, torch.SymFloat):
+        softmax_scale = check_number("softmax_scale", softmax_scale)
     latent: Tensor = index_operators.sparse_attention(
         out.query_nope, out.query_rope, *cache, index, block_table, act_seq, softmax_scale, query_start_loc,
         flash_tile,
@@ -96,7 +112,6 @@ def sparse_attention(
     return latent
 
 
-def _check_tensors(**named: Any) -> None:
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+def _check_pages(block_table: object, act_seq: object, query_start_loc: object) -> None:
+    named = {"block_table": block_table, "act_seq": act_seq, "query_start_loc": query_start_loc}
+    check_tensors(named, or_none=("query_start_loc",))

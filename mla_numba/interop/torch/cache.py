@@ -11,7 +11,7 @@ from ...base.dims import MlaDims
 from ...base.modes import CacheMode
 from ...base.short_repr import arrays_text, short_repr
 from ...cache import PagedCache
-from .tensors import to_numpy, to_torch
+from .tensors import check_mode, check_tensors, to_numpy, to_torch
 
 __all__ = ["TorchCache", "TorchKeyRows"]
 
@@ -95,6 +95,16 @@ class TorchCache(NamedTuple):
         expect_type("cache", cache, PagedCache)
         k_scale = None if cache.k_scale is None else to_torch(cache.k_scale, "k_scale_cache")
         return cls(to_torch(cache.kv, "kv_cache"), to_torch(cache.kr, "kr_cache"), k_scale, cache.cache_mode)
+
+    def check_types(self) -> None:
+        """Raises unless the fields are of their types, which is all that an operator's arguments have to be.
+
+        Raises:
+            TypeError: A tensor, named in the message, is none, or `cache_mode` no string.
+        """
+        named = {"kv_cache": self.kv, "kr_cache": self.kr, "k_scale_cache": self.k_scale}
+        check_tensors(named, or_none=("k_scale_cache",))
+        check_mode(self.cache_mode)
 
     def numpy(self) -> PagedCache:
         """The same cache: arrays over its tensors.

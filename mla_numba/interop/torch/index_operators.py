@@ -23,7 +23,7 @@ from .cache import TorchCache
 from .operator import contiguous_array, found_by, register
 from .tensors import to_numpy, to_torch
 
-__all__ = ["indexer_prolog", "lightning_index", "sparse_attention"]
+__all__ = ["fake_indexer_outputs", "index_cache_of", "indexer_prolog", "lightning_index", "sparse_attention"]
 
 _library = torch.library.Library("mla_numba", "FRAGMENT")
 _library.define(
@@ -45,7 +45,8 @@ sparse_attention = torch.ops.mla_numba.sparse_attention.default
 indexer_prolog = torch.ops.mla_numba.indexer_prolog.default
 
 
-def _index_cache(k_cache: Tensor, k_scale_cache: Tensor, cache_mode: PagedMode) -> IndexerCache:
+def index_cache_of(k_cache: Tensor, k_scale_cache: Tensor, cache_mode: PagedMode) -> IndexerCache:
+    """The cache over the tensors' memory."""
     return IndexerCache(to_numpy(k_cache, "k_cache"), to_numpy(k_scale_cache, "k_scale_cache"), cache_mode)
 
 
@@ -59,7 +60,7 @@ def _lightning_index(
 ) -> Tensor:  # fmt: skip
     named = {"query": query, "query_scale": query_scale, "weights": weights}
     out = IndexerOutput(**{name: contiguous_array(name, tensor) for name, tensor in named.items()})
-    cache = _index_cache(k_cache, k_scale_cache, cache_mode)
+    cache = index_cache_of(k_cache, k_scale_cache, cache_mode)
     table, lengths = contiguous_array("block_table", block_table), contiguous_array("act_seq", act_seq)
     starts = _optional("query_start_loc", query_start_loc)
     return to_torch(lightning_index_of(out, cache, table, lengths, k, query_start_loc=starts, n_threads=_threads()))
@@ -90,7 +91,7 @@ def _indexer_prolog(
         raise ValueError(f"handle: expected that of an IndexerProlog, got that of {type(prolog).__name__}")
     if n_heads != prolog.dims.n_heads:
         raise ValueError(f"n_heads: expected that of the handle's prolog, {prolog.dims.n_heads}, got {n_heads}")
-    cache = _index_cache(k_cache, k_scale_cache, cache_mode)
+    cache = index_cache_of(k_cache, k_scale_cache, cache_mode)
     torch.autograd.graph.increment_version([k_cache, k_scale_cache])
     out = prolog(
         contiguous_array("x", x), contiguous_array("q_norm", q_norm), contiguous_array("q_norm_scale", q_norm_scale),
@@ -111,13 +112,18 @@ def _fake_attention(query_nope: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(query_nope, memory_format=torch.contiguous_format)
 
 
-def _fake_prolog(handle: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    t, n_heads, k_cache = x.shape[0], others[-1], others[5]
+def fake_indexer_outputs(x: Tensor, n_heads: int, k_cache: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The outputs of an indexer's prolog without values."""
+    t = x.shape[0]
     return (
         x.new_empty((t, n_heads, k_cache.shape[-1]), dtype=torch.int8),
         x.new_empty((t, n_heads, 1), dtype=torch.float16),
         x.new_empty((t, n_heads), dtype=torch.float16),
     )
+
+
+def _fake_prolog(handle: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return fake_indexer_outputs(x, others[-1], others[5])
 
 
 register(_library, "lightning_index", _lightning_index, _fake_index)

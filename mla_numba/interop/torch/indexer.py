@@ -16,7 +16,7 @@ from ...weights.indexer import IndexerWeights
 from ...weights.packed_indexer import PackedIndexer
 from .index_operators import indexer_prolog
 from .layer_module import LayerModule
-from .tensors import to_numpy, to_torch
+from .tensors import check_mode, check_tensors, to_numpy, to_torch
 
 __all__ = ["TorchIndexer", "TorchIndexerCache", "TorchIndexerOutput"]
 
@@ -90,6 +90,15 @@ class TorchIndexerCache(NamedTuple):
         """
         expect_type("cache", cache, IndexerCache)
         return cls(to_torch(cache.k, "k_cache"), to_torch(cache.k_scale, "k_scale_cache"), cache.cache_mode)
+
+    def check_types(self) -> None:
+        """Raises unless the fields are of their types, which is all that an operator's arguments have to be.
+
+        Raises:
+            TypeError: A tensor, named in the message, is none, or `cache_mode` no string.
+        """
+        check_tensors({"k_cache": self.k, "k_scale_cache": self.k_scale})
+        check_mode(self.cache_mode)
 
     def numpy(self) -> IndexerCache:
         """The `IndexerCache` over the same memory.
@@ -175,10 +184,9 @@ class TorchIndexer(LayerModule):
         named = {
             "x": x, "q_norm": q_norm, "q_norm_scale": q_norm_scale, "cos": cos, "sin": sin, "cache_index": cache_index
         }  # fmt: skip
-        for name, tensor in named.items():
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+        check_tensors(named)
         expect_type("cache", cache, TorchIndexerCache)
+        cache.check_types()
         made = indexer_prolog(self._handle, *named.values(), *cache, self._n_heads)
         return TorchIndexerOutput(*made)
 

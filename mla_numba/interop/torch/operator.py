@@ -16,8 +16,9 @@ number would be a constant of the graph: the layers of a model would then be com
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -28,24 +29,28 @@ from ...base.modes import CacheMode
 from ...cache import PagedCache
 from ...distributed import ShardedProlog
 from ...indexer import IndexerProlog
+from ...indexer_cache import IndexerCache
 from ...prolog import MlaProlog, PrologOutput
 from .cache import TorchCache
 from .tensors import refuse_gradient, to_numpy, to_torch
 
-__all__ = ["contiguous_array", "found_by", "make_handle", "mla_prolog", "mla_prolog_out", "register"]
+__all__ = [
+    "TAKES", "AnyProlog", "OfLayer", "Operands", "check_sizes", "compute", "contiguous_array", "fake_outputs",
+    "found_by", "make_handle", "mla_prolog", "mla_prolog_out", "output_of", "register",
+]  # fmt: skip
 
 AnyProlog = MlaProlog | ShardedProlog
 OfLayer = AnyProlog | IndexerProlog
 
-_TAKES = (
+TAKES = (
     "Tensor handle, Tensor x, Tensor cos, Tensor sin, Tensor? cache_index, "
     "Tensor(a!) kv_cache, Tensor(b!) kr_cache, Tensor(c!)? k_scale_cache, str cache_mode"
 )
 _OUT = "Tensor(d!) query_nope, Tensor(e!) query_rope, Tensor(f!) q_norm, Tensor(g!)? q_norm_scale"
 
 _library = torch.library.Library("mla_numba", "DEF")
-_library.define(f"mla_prolog({_TAKES}, SymInt n_heads, SymInt q_rank) -> (Tensor, Tensor, Tensor, Tensor)")
-_library.define(f"mla_prolog_out({_TAKES}, {_OUT}) -> ()")
+_library.define(f"mla_prolog({TAKES}, SymInt n_heads, SymInt q_rank) -> (Tensor, Tensor, Tensor, Tensor)")
+_library.define(f"mla_prolog_out({TAKES}, {_OUT}) -> ()")
 mla_prolog = torch.ops.mla_numba.mla_prolog.default
 mla_prolog_out = torch.ops.mla_numba.mla_prolog_out.default
 
@@ -92,62 +97,84 @@ def _cache_index(tensor: Tensor | None, cache: PagedCache) -> Array | None:
     return None if tensor is None else contiguous_array("cache_index", tensor)
 
 
-def _compute(
-    prolog: AnyProlog, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor,
-    kr_cache: Tensor, k_scale_cache: Tensor | None, cache_mode: CacheMode, outputs: tuple[Tensor | None, ...] | None,
-) -> PrologOutput:  # fmt: skip
-    """A call on the tensors' memory. Whatever is wrong is raised before a tensor has changed."""
-    cache = TorchCache(kv_cache, kr_cache, k_scale_cache, cache_mode).numpy()
-    out = None
-    if outputs is not None:
-        named = zip(PrologOutput._fields, outputs, strict=True)
-        arrays: Any = (None if tensor is None else contiguous_array(f"out.{name}", tensor) for name, tensor in named)
-        out = PrologOutput(*arrays)
+class Operands(NamedTuple):
+    """The tensors that a prolog's operators take, but for outputs, and the mode of their cache."""
+
+    x: Tensor
+    cos: Tensor
+    sin: Tensor
+    cache_index: Tensor | None
+    kv_cache: Tensor
+    kr_cache: Tensor
+    k_scale_cache: Tensor | None
+    cache_mode: CacheMode
+
+
+def compute(
+    prolog: AnyProlog,
+    given: Operands,
+    out: PrologOutput | None,
+    written: Iterable[Tensor | None],
+    indexer_cache: IndexerCache | None = None,
+) -> PrologOutput:
+    """A call on the tensors' memory, to `out` if it is given. Whatever is wrong is raised before a tensor has changed.
+
+    `written` are the tensors that are written beside the cache's own.
+    """
+    caches = given.kv_cache, given.kr_cache, given.k_scale_cache
+    cache = TorchCache(*caches, given.cache_mode).numpy()
+    beside: dict[str, Any] = {} if indexer_cache is None else {"indexer_cache": indexer_cache}
     call = prolog.bind(
-        contiguous_array("x", x),
-        contiguous_array("cos", cos),
-        contiguous_array("sin", sin),
-        _cache_index(cache_index, cache),
+        contiguous_array("x", given.x),
+        contiguous_array("cos", given.cos),
+        contiguous_array("sin", given.sin),
+        _cache_index(given.cache_index, cache),
         cache,
         out,
+        **beside,
     )
-    mutated = (kv_cache, kr_cache, k_scale_cache, *(outputs or ()))
-    torch.autograd.graph.increment_version([tensor for tensor in mutated if tensor is not None])
+    torch.autograd.graph.increment_version([tensor for tensor in (*caches, *written) if tensor is not None])
     # Torch's own count in this thread, so that `torch.set_num_threads` holds for the prolog too.
     return prolog.run(call, most_threads=torch.get_num_threads())
 
 
-def _mla_prolog(
-    handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
-    k_scale_cache: Tensor | None, cache_mode: CacheMode, n_heads: int, q_rank: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    prolog = _prolog_of(handle)
-    dims = prolog.dims
-    if (n_heads, q_rank) != (dims.num_attention_heads, dims.q_lora_rank):
-        wanted = (dims.num_attention_heads, dims.q_lora_rank)
+def check_sizes(prolog: AnyProlog, n_heads: int, q_rank: int) -> None:
+    """Raises `ValueError` unless these are the prolog's, by which the shapes of its outputs were told."""
+    wanted = (prolog.dims.num_attention_heads, prolog.dims.q_lora_rank)
+    if (n_heads, q_rank) != wanted:
         raise ValueError(f"n_heads, q_rank: expected those of the handle's prolog, {wanted}, got {(n_heads, q_rank)}")
+
+
+def output_of(tensors: Iterable[Tensor | None]) -> PrologOutput:
+    """Given outputs as arrays."""
+    named = zip(PrologOutput._fields, tensors, strict=True)
+    arrays: Any = (None if tensor is None else contiguous_array(f"out.{name}", tensor) for name, tensor in named)
+    return PrologOutput(*arrays)
+
+
+def _mla_prolog(handle: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    prolog, (*operands, n_heads, q_rank) = _prolog_of(handle), others
+    check_sizes(prolog, n_heads, q_rank)
+    given = Operands(*operands)
     # NumPy's memory: it asks for huge pages, without which page faults take a sixth of a call with 512 tokens.
-    out = _compute(prolog, x, cos, sin, cache_index, kv_cache, kr_cache, k_scale_cache, cache_mode, None)
-    scale = x.new_empty((0, 1), dtype=torch.float32) if out.q_norm_scale is None else to_torch(out.q_norm_scale)
+    out = compute(prolog, given, None, ())
+    scale = given.x.new_empty((0, 1), dtype=torch.float32) if out.q_norm_scale is None else to_torch(out.q_norm_scale)
     return to_torch(out.query_nope), to_torch(out.query_rope), to_torch(out.q_norm), scale
 
 
-def _mla_prolog_out(
-    handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
-    k_scale_cache: Tensor | None, cache_mode: CacheMode, *outputs: Tensor | None,
-) -> None:  # fmt: skip
-    prolog = _prolog_of(handle)
-    _compute(prolog, x, cos, sin, cache_index, kv_cache, kr_cache, k_scale_cache, cache_mode, outputs)
+def _mla_prolog_out(handle: Tensor, *others: Any) -> None:
+    prolog, n = _prolog_of(handle), len(Operands._fields)
+    compute(prolog, Operands(*others[:n]), output_of(others[n:]), others[n:])
 
 
-def _fake(
-    handle: Tensor, x: Tensor, cos: Tensor, sin: Tensor, cache_index: Tensor | None, kv_cache: Tensor, kr_cache: Tensor,
-    k_scale_cache: Tensor | None, cache_mode: CacheMode, n_heads: int, q_rank: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    t, quantized = x.shape[0], kv_cache.dtype == torch.int8
+def fake_outputs(handle: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outputs of `mla_prolog` without values."""
+    *operands, n_heads, q_rank = others
+    given = Operands(*operands)
+    x, t, quantized = given.x, given.x.shape[0], given.kv_cache.dtype == torch.int8
     return (
-        x.new_empty((t, n_heads, kv_cache.shape[-1]), dtype=torch.bfloat16),
-        x.new_empty((t, n_heads, kr_cache.shape[-1]), dtype=torch.bfloat16),
+        x.new_empty((t, n_heads, given.kv_cache.shape[-1]), dtype=torch.bfloat16),
+        x.new_empty((t, n_heads, given.kr_cache.shape[-1]), dtype=torch.bfloat16),
         x.new_empty((t, q_rank), dtype=torch.int8 if quantized else torch.bfloat16),
         x.new_empty((t if quantized else 0, 1), dtype=torch.float32),
     )
@@ -175,5 +202,5 @@ def register(library: torch.library.Library, name: str, kernel: Any, shapes: Any
     torch.library.register_fake(f"mla_numba::{name}", shapes, lib=library)
 
 
-register(_library, "mla_prolog", _mla_prolog, _fake)
+register(_library, "mla_prolog", _mla_prolog, fake_outputs)
 register(_library, "mla_prolog_out", _mla_prolog_out, lambda *_: None)

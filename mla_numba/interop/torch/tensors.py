@@ -5,6 +5,8 @@ NumPy has no bfloat16 or FP8 of its own, nor does torch know those of `ml_dtypes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_dtypes
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch._subclasses import FakeTensor
 
 from ...base.checks import BF16, Array, dtype_text
 
-__all__ = ["refuse_gradient", "to_numpy", "to_torch"]
+__all__ = ["check_mode", "check_tensors", "refuse_gradient", "to_numpy", "to_torch"]
 
 _AS_INTEGERS = {
     torch.bfloat16: (torch.int16, BF16),
@@ -72,6 +74,22 @@ def to_numpy(tensor: Tensor, name: str = "tensor") -> Array:
             f"{name}: expected a plain tensor of a NumPy dtype, got {type(tensor).__name__} of {tensor.dtype}: {error}"
         ) from None
     return array if ours is None else array.view(ours)
+
+
+def check_tensors(named: Mapping[str, object], *, or_none: tuple[str, ...] = ()) -> None:
+    """Raises `TypeError` for what is no tensor; those of `or_none` may be None.
+
+    An operator that is given something else raises a `RuntimeError` of torch's, which names no argument of the caller.
+    """
+    for name, value in named.items():
+        if not isinstance(value, Tensor) and not (value is None and name in or_none):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def check_mode(mode: object) -> None:
+    """Raises `TypeError` for a cache's mode that is no string; which strings there are is checked with the cache."""
+    if not isinstance(mode, str):
+        raise TypeError(f"cache_mode: expected str, got {type(mode).__name__}")
 
 
 def refuse_gradient(name: str, tensor: Tensor) -> None:
