@@ -5,7 +5,7 @@ Where a cache holds codes in whole runs, vector code makes operands of them at o
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def _whole_values(source: Source, columns: Columns, unit: Index, has: bool) -> b
 
 
 @by_dtype("source.latents", {np.int8: _whole_codes}, otherwise=_whole_values, inline=True)
-def _whole(source: Source, columns: Columns, unit: Index, has: bool) -> bool:
+def _whole(source: Source, columns: Columns, unit: Index, has: bool) -> Any:
     """Whether columns fall into runs of `unit` elements, side by side and of one scale, that vector code takes."""
 
 
