@@ -58,7 +58,7 @@ def test_plain_python(isa):
         pytest.skip(f"this CPU has no {isa}")
     done = run(isa, "plain Python", NUMBA_DISABLE_JIT="1")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "7"
+    assert done.stdout == "8"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the pages are protected through Linux' mprotect")

@@ -49,6 +49,7 @@ def plain_python():
     for seed, (kind, dense) in enumerate(itertools.product(KINDS, (False, True))):
         yield random_call(np.random.default_rng(seed), shape, kind, dense=dense)
     yield random_call(np.random.default_rng(7), RECORDS._replace(n_heads=1, k=2), record_order="cann")
+    yield random_call(np.random.default_rng(8), shape, dense=True)._replace(flash_tile=2)
 
 
 class Placed:

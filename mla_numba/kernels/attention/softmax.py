@@ -28,6 +28,7 @@ SOFTMAX = 2
 _STEP = LANES * NR
 _HALF = LANES // 2
 _MINUS_INF = np.float32(-np.inf)
+_ZERO = np.float32(0)
 
 
 @callee
@@ -228,7 +229,8 @@ def _tiles(part: Round, task: Index, worker: Index, scores: F32, carried: F32) -
         _largest(part_scores, part.scale, most)
         for j in range(NR):
             now = max(most[j], highest[j])
-            factors[j] = exp_negative(np.float32(highest[j] - now))
+            # Before the first tile there is nothing to multiply; where no score is a number, the sum is NaN.
+            factors[j] = _ZERO if highest[j] == _MINUS_INF else exp_negative(np.float32(highest[j] - now))
             highest[j] = now
         _spread(highest, most)
         _clear(total)
