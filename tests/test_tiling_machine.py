@@ -153,7 +153,7 @@ def test_json_and_str():
         ({"isa": "sse"}, f"isa: expected one of {', '.join(ISA_NAMES)}, got 'sse'"),
         ({"l2_bytes": 0}, "l2_bytes: expected at least 1, got 0"),
         ({"n_usable_cores": 9}, "n_physical_cores: expected at least 9, got 8"),
-        ({"node_cores": (0, 8)}, "node_cores: expected a sequence of ints >= 1"),
+        ({"node_cores": (0, 8)}, r"node_cores\[0\]: expected at least 1, got 0"),
         ({"node_cores": (5, 4)}, "node_cores: expected at most 8 cores together, got 9"),
     ],
 )
