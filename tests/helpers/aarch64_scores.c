@@ -3,7 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-void SCORES(int64_t, int64_t, int64_t, const void *, int64_t, int64_t, const void *, const void *, const void *, void *);
+void SCORES(int64_t, int64_t, int64_t, const void *, int64_t, int64_t, const void *, const void *, const void *, void *,
+            const void *, const void *, int64_t, int64_t, int64_t);
 
 static void *filled(FILE *file, size_t n_bytes) {
     void *memory = malloc(n_bytes); /* no byte more, so that tools that watch memory see what is read behind it */
@@ -17,7 +18,8 @@ int main(int argc, char **argv) {
     while (fread(given, sizeof given, 1, cases) == 1) {
         void *arrays[4];
         for (int i = 0; i < 4; i++) arrays[i] = filled(cases, given[5 + i]);
-        SCORES(given[0], given[1], given[2], arrays[0], given[3], given[4], arrays[1], NULL, arrays[2], arrays[3]);
+        SCORES(given[0], given[1], given[2], arrays[0], given[3], given[4], arrays[1], NULL, arrays[2], arrays[3],
+               NULL, NULL, 0, 0, 0);
         fwrite(arrays[3], 1, given[8], results);
         for (int i = 0; i < 4; i++) free(arrays[i]);
     }

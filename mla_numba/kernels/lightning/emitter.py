@@ -1,11 +1,12 @@
 """Vector code of the lightning index, for any instruction set that has some.
 
-    scores(mr, n, steps, a, lda, a_step, b, offset, weights, scores)
+    scores(mr, n, steps, a, lda, a_step, b, offset, weights, scores, places, n_ahead, n_lines, distance)
     pack(codes, places, n_runs, run_stride, panel, offset)
 
 `scores` has register tiles like a microkernel's: `mr` heads by NR keys, whose sums over k stay in registers until they
-are added up over the heads; it goes through `n` panels, at least one. See `score_panels` and `pack_panel` for what both
-compute. Distances count bytes.
+are added up over the heads; it goes through `n` panels, at least one. Meanwhile it asks for lines of the keys that come
+next: `n_lines` of them, `distance` apart, at each address places[p * NR + i] for a panel p and i < n_ahead. See
+`score_panels` and `pack_panel` for what both compute. Distances count bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,19 @@ from typing import Any
 from llvmlite import ir
 
 from ..isa import Isa, MicroKernel
-from ..llvm_ir import F32, I16, I32, I64, POINTER, Vectors, counted_loop, internal_function, load
+from ..llvm_ir import (
+    F32,
+    I16,
+    I32,
+    I64,
+    IN_L2,
+    POINTER,
+    Vectors,
+    counted_loop,
+    internal_function,
+    load,
+    prefetch,
+)
 from ..micro.emitter import RowDistances
 from ..micro.multiply_adds import multiply_add
 from ..micro.step import multiply, rows_of, squares_of
@@ -47,7 +60,8 @@ def declare_pack(module: ir.Module, isa: Isa) -> ir.Function:
     return _declared(module, f"mla_numba_pack_keys_{isa.name}", [POINTER, POINTER, I64, I64, POINTER, POINTER])
 
 
-_OF_ROWS = [I64, I64, POINTER, I64, I64, POINTER, POINTER, POINTER, POINTER]  # n, steps, a, ...
+# n, steps, a, lda, a_step, b, offset, weights, scores, codes, places, n_ahead, n_lines, distance
+_OF_ROWS = [I64, I64, POINTER, I64, I64, *[POINTER] * 6, I64, I64, I64]
 
 
 def _declared(module: ir.Module, name: str, arguments: list[ir.Type]) -> ir.Function:
@@ -73,7 +87,7 @@ def _define_rows(isa: Isa, kernel: MicroKernel, parent: ir.Function, mr: int) ->
     vectors = isa.vectors
     fnty = ir.FunctionType(ir.VoidType(), _OF_ROWS)
     function = internal_function(parent.module, fnty, f"{parent.name}_{mr}", isa.attributes)
-    n, steps, a, lda, a_step, b, offset, weights, scores = function.args
+    n, steps, a, lda, a_step, b, offset, weights, scores = function.args[:9]
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     distances = RowDistances(builder, lda, mr)
     panel_bytes = builder.mul(steps, ir.Constant(I64, isa.b_bytes(kernel)))
@@ -81,6 +95,7 @@ def _define_rows(isa: Isa, kernel: MicroKernel, parent: ir.Function, mr: int) ->
     def one_panel(number: Any, _values: list[Any]) -> list[Any]:
         b_panel = builder.gep(b, [builder.mul(number, panel_bytes)])
         column = builder.mul(number, ir.Constant(I64, isa.nr * 4))
+        _ask_ahead(builder, builder.mul(number, ir.Constant(I64, isa.nr)), *function.args[9:])
         first = _first_sums(builder, isa, builder.gep(offset, [column]))
 
         def step_of_k(step: Any, acc: list[Any]) -> list[Any]:
@@ -96,6 +111,24 @@ def _define_rows(isa: Isa, kernel: MicroKernel, parent: ir.Function, mr: int) ->
     counted_loop(builder, n, [], one_panel)
     builder.ret_void()
     return function
+
+
+def _ask_ahead(builder: ir.IRBuilder, first: Any, codes: Any, places: Any, n: Any, n_lines: Any, distance: Any) -> None:
+    """Prefetches `n` keys, maybe none, from places[first] on."""
+
+    def one_key(number: Any, _values: list[Any]) -> list[Any]:
+        at = builder.gep(places, [builder.mul(builder.add(first, number), ir.Constant(I64, 8))])
+        key = builder.gep(codes, [load(builder, at, 0, I64, 8)])
+
+        def one_line(line: Any, _values: list[Any]) -> list[Any]:
+            prefetch(builder, builder.gep(key, [builder.mul(line, distance)]), 1, IN_L2)
+            return []
+
+        counted_loop(builder, n_lines, [], one_line)
+        return []
+
+    with builder.if_then(builder.icmp_signed(">", n, ir.Constant(I64, 0))):
+        counted_loop(builder, n, [], one_key)
 
 
 def _first_sums(builder: ir.IRBuilder, isa: Isa, offset: Any) -> list[Any]:

@@ -14,10 +14,11 @@ from ..scalars import row_of, widen_f16, window
 from ..threads.tasks import ceil_div
 from .panel import RUN, Panels, Runs, pack_panel
 
-__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "pack_keys"]
+__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "lines_of", "pack_keys"]
 
 PANELS = 8  # of a tile: with a token's heads they fit a first cache
 TILE = PANELS * NR
+_LINE = 64  # codes
 
 
 class KeyCache(NamedTuple):
@@ -67,6 +68,15 @@ def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
         for j in range(n_cur):
             scale[j] = widen_f16(bits[j])
         done += n_cur
+
+
+@callee
+def lines_of(cache: KeyCache) -> tuple[Index, Index]:
+    """In how many cache lines, about, the codes of a key lie, and the elements from one to the next."""
+    distance, _ = chunk_at(cache.codes.layout, np.int64(0), np.int64(RUN))
+    if distance == RUN:
+        return ceil_div(np.int64(cache.width), np.int64(_LINE)), np.int64(_LINE)
+    return ceil_div(np.int64(cache.width), np.int64(RUN)), np.int64(distance)
 
 
 @callee

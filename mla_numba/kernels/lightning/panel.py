@@ -38,7 +38,7 @@ from ..micro.ukernel import A_OFFSET, KR_INT8, NR
 from ..scalars import window
 from .emitter import RUN, SPLIT, declare_pack, declare_scores, define_lightning
 
-__all__ = ["RUN", "Panels", "Runs", "half_of", "load_lightning", "pack_panel", "score_panels"]
+__all__ = ["RUN", "Ahead", "Panels", "Runs", "half_of", "load_lightning", "pack_panel", "score_panels"]
 
 load_lightning = Library("lightning", define_lightning).load
 PLACES = ISA.places(is_int8=True)
@@ -63,6 +63,20 @@ class Panels(NamedTuple):
     scores: F32
     col: Index
     n: Index
+
+
+class Ahead(NamedTuple):
+    """Keys to be asked for meanwhile: `n` for each panel p, from places[at + p * NR] on.
+
+    Of each, `n_lines` cache lines of `codes` that are `distance` elements apart.
+    """
+
+    codes: Codes
+    places: Int64
+    at: Index
+    n: Index
+    n_lines: Index
+    distance: Index
 
 
 def pack_panel(runs: Runs, panel: Panels) -> None:
@@ -109,7 +123,7 @@ def half_of(value: Real) -> Real:
     return much - (much - value)
 
 
-def score_panels(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+def score_panels(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
     """Adds `mr` heads, of weights[first] on, to the scores of all panels; k is a multiple of RUN."""
     dots = np.empty(mr * NR, np.int32)
     for p in range(panels.n):
@@ -122,7 +136,7 @@ def score_panels(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: 
 
 
 @callee
-def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
     dots = np.empty(mr * NR, np.int32)
     zero = np.int64(0)
     for p in range(panels.n):
@@ -136,20 +150,21 @@ def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panel
 
 
 @overload_callee(score_panels)
-def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, panels: Typed) -> Any:
+def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, panels: Typed, ahead: Typed) -> Any:
     if ISA.name == "portable":
         return _score_portable
     kr = ISA.kr_int8
     itemsize = np.int64(ISA.a_int8_bytes)
 
-    def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels) -> None:
+    def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
         n_keys = panels.n * NR
         counts = (np.int64(mr), np.int64(panels.n), np.int64(k // kr))
         distances = (np.int64(a.step * itemsize), np.int64(kr * itemsize))
         _scores_simd(
             counts, window(a.rows, a.at, 1), distances, window(panels.codes, panels.at, n_keys * k),
             window(panels.offset, panels.col, n_keys), window(weights, first, mr),
-            window(panels.scores, panels.col, n_keys),
+            window(panels.scores, panels.col, n_keys), ahead.codes, window(ahead.places, ahead.at, 1),
+            (np.int64(ahead.n), np.int64(ahead.n_lines), np.int64(ahead.distance)),
         )  # fmt: skip
 
     return simd
@@ -180,9 +195,10 @@ def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, 
 
 @intrinsic
 def _scores_simd(
-    _typingctx: Any, counts: Any, a: Any, distances: Any, b: Any, offset: Any, weights: Any, scores: Any
-) -> Any:
+    _typingctx: Any, counts: Any, a: Any, distances: Any, b: Any, offset: Any, weights: Any, scores: Any, codes: Any,
+    places: Any, ahead: Any,
+) -> Any:  # fmt: skip
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(context, builder, sig, args, declare_scores)
 
-    return types.void(counts, a, distances, b, offset, weights, scores), codegen
+    return types.void(counts, a, distances, b, offset, weights, scores, codes, places, ahead), codegen

@@ -52,8 +52,8 @@ from .best import (
     sort_ranks,
     write_positions,
 )
-from .keys import TILE, KeyCache, KeyTile, find_keys, pack_keys
-from .panel import Panels, score_panels
+from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys
+from .panel import Ahead, Panels, score_panels
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Best", "Groups", "Queries", "Scratch", "lightning_tile"]
 
@@ -136,8 +136,11 @@ def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> Non
 
 
 @inlined
-def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32) -> None:
-    """Scores of a token and the first n keys of a tile, and of those that fill the last panel."""
+def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32, ahead: Ahead) -> None:
+    """Scores of a token and the first n keys of a tile, and of those that fill the last panel.
+
+    Each block of heads asks for its share of the `ahead.n` keys of a panel.
+    """
     rows = work.queries.rows
     n_heads, kp = rows.shape[1], rows.shape[2]
     weights, flat = row_of(work.queries.head_weights, token), unowned(rows)
@@ -148,15 +151,17 @@ def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32) 
     panels = Panels(tile.codes, np.int64(0), tile.offset, scores, np.int64(0), np.int64(n_panels))
     for b in range(n_blocks):
         head, mr = block_of(n_heads, n_blocks, b)
-        score_panels(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panels)
+        first, n_cur = block_of(ahead.n, n_blocks, b)
+        share = Ahead(ahead.codes, ahead.places, np.int64(first), n_cur, ahead.n_lines, ahead.distance)
+        score_panels(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panels, share)
 
 
 @inlined
-def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, scale: F32) -> None:
+def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, scale: F32, ahead: Ahead) -> None:
     """Scores of a token and the keys from a position on that have a scale, and from there into the worker's buffer."""
     best, scratch, n = work.best, work.scratch, len(scale)
     scores, keys = row_of(scratch.scores, worker), window(row_of(scratch.keys, worker), 0, n)
-    _score_keys(work, token, tile, n, scores)
+    _score_keys(work, token, tile, n, scores, ahead)
     rank_keys(scores, scale, keys)
     k, room = best.chosen.shape[1], best.ranks.shape[2]
     ranks = row_of(best.ranks, worker * best.ranks.shape[1] + token)
@@ -181,18 +186,22 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
         row_of(scratch.codes, worker), row_of(scratch.places, worker), row_of(scratch.offset, worker),
         row_of(scratch.scale, worker), row_of(scratch.rest, worker),
     )  # fmt: skip
+    codes, (n_lines, distance) = unowned(work.cache.codes.flat), lines_of(work.cache)
     sequence, scale_at = groups.sequence[g], np.int64(0)
     find_keys(work.cache, sequence, begin, min(np.int64(TILE), until - begin), tile, scale_at)
     for position in range(begin, until, TILE):
         n = min(np.int64(TILE), until - position)
         pack_keys(work.cache, n, tile)
         scale, scale_at = window(tile.scale, scale_at, n), TILE - scale_at
-        following = min(np.int64(TILE), until - position - n)
+        following = min(np.int64(TILE), limits[end - 1] - position - n)  # those of the next task, too
         find_keys(work.cache, sequence, position + n, following, tile, scale_at)
+        n_ahead = np.int64(NR if following > 0 else 0)
         for token in range(first, end):
             seen = min(n, limits[token] - position)
             if seen > 0:
-                _collect(work, worker, token, np.int64(position), tile, window(scale, 0, seen))
+                ahead = Ahead(codes, tile.places, np.int64(0), n_ahead, n_lines, distance)
+                _collect(work, worker, token, np.int64(position), tile, window(scale, 0, seen), ahead)
+                n_ahead = np.int64(0)
 
 
 @callee
