@@ -177,7 +177,7 @@ def test_a_block_multiplies_each_register_tile_once_for_each_block_of_k_and_stor
         monkeypatch.setattr(gemm, "ukernel_store", multiply_and_store)
         monkeypatch.setattr(gemm, "store_tile", lambda mr, n, c, y, stored=stores: stored.add(y, mr, min(n, NR)))
         k, lda = n_steps * KR, 7 * KR
-        walk = gemm.Walk(np.zeros(0, np.uint16), k, 2, 3)
+        walk = gemm.Walk(np.zeros(0, np.uint16), k, 2, 3, 3)
         y = Y(values, 0, values.shape[1], NO_SCALES, 0, NO_SCALES, NO_OFFSETS, 0)
         a, c = A(np.zeros(0, A_BF16_DTYPE), 0, lda), C(NO_SCALES, 0, False)
         gemm.multiply_block(a, rows, walk, gemm.Depth(0, k, kc * KR), c, True, y, n_cols)

@@ -13,15 +13,25 @@ from tiling.check import (
 from tiling.modes import DTYPES, Dtype
 from tiling.roofline import Work
 
-__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "PAIR_BYTES", "GemmPlan", "MicroTile", "row_distance"]
+__all__ = ["DTYPES", "ITEM_BYTES", "LINE_BYTES", "PAIR_BYTES", "GemmPlan", "MicroTile", "apart", "row_distance"]
 
 
 LINE_BYTES = 64  # of a cache line
-PAIR_BYTES = 2 * LINE_BYTES  # cores fetch lines in pairs, so what different workers write lies in different pairs
+PAIR_BYTES = 2 * LINE_BYTES  # cores fetch lines in pairs
+_APART_BYTES = 4096  # how far ahead a core may fetch by itself: no further than to the end of a page
 _MAX_MICRO = 4096
 _MAX_SIZE = 2 * MAX_COUNT  # of k or n: two dimensions beside each other
 ITEM_BYTES = {"bf16": 2, "int8": 1}
 _COLUMN_BYTES = {"bf16": 0, "int8": 8}  # int8: an fp32 scale and an int32 compensation per packed column
+
+
+def apart(n_bytes: int, unit: int = LINE_BYTES) -> int:
+    """Bytes from what one worker writes, ``n_bytes`` of it, to what the next one writes, in whole units.
+
+    A core fetches ahead of what it reads and writes, up to the end of a page. Without a page between them it would take
+    lines from another core that is writing to them, which costs both of them more than the work itself may take.
+    """
+    return round_up(n_bytes + _APART_BYTES, unit)
 
 
 def row_distance(n: int, item_bytes: int) -> int:

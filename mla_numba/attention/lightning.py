@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from itertools import accumulate
 
 import numpy as np
+
+from tiling.gemm import apart
 
 from ..base.checks import (
     FP16,
@@ -39,7 +42,7 @@ GROUP = 16  # tokens that share a packed tile of keys
 _LONGEST_RUN = 4  # tiles of keys a task
 _TASKS_PER_WORKER = 4
 LEAST_PRODUCTS = 2**24  # of codes that a thread multiplies: as long as another thread takes to wake up
-_APART = 16  # int64 elements: workers' counts share no line, nor a pair of lines that cores fetch together
+_APART = apart(0) // 8  # int64 elements between the counts of two workers
 
 
 def lightning_index(
@@ -168,29 +171,34 @@ def _take_scratch(n_workers: int, kp: int, k: int) -> Scratch:
         scratch = _kept.pop()
     except IndexError:
         return _new_scratch(n_workers, kp, k)
-    fits = scratch.codes.shape == (n_workers, TILE * kp) and scratch.sorted.shape[1] == 2 * _room(k)
+    shapes = _scratch_shapes(n_workers, kp, k)
+    fits = scratch.codes.shape == shapes["codes"][0] and scratch.sorted.shape == shapes["sorted"][0]
     return scratch if fits else _new_scratch(n_workers, kp, k)
 
 
-def _scratch_shapes(kp: int, k: int) -> dict[str, tuple[int, type]]:
-    """Length and dtype of each array of a worker's `Scratch`."""
-    return {
+@functools.lru_cache(maxsize=64)
+def _scratch_shapes(n_workers: int, kp: int, k: int) -> dict[str, tuple[tuple[int, int], type]]:
+    """Shape and dtype of each array of `Scratch`, a row a worker with room behind what it uses."""
+    lengths: dict[str, tuple[int, type]] = {
         "codes": (TILE * kp, np.int8), "places": (TILE, np.int64), "offset": (TILE, np.int32),
         "scale": (2 * TILE, np.float32), "rest": (NR * RUN, np.int8), "scores": (TILE, np.float32),
         "keys": (TILE, np.uint32), "sorted": (2 * _room(k), np.uint64), "counts": (N_BINS, np.int64),
     }  # fmt: skip
+    itemsize = {name: np.dtype(dtype).itemsize for name, (_, dtype) in lengths.items()}
+    return {
+        name: ((n_workers, apart(length * itemsize[name]) // itemsize[name]), dtype)
+        for name, (length, dtype) in lengths.items()
+    }
 
 
 def _new_scratch(n_workers: int, kp: int, k: int) -> Scratch:
-    return Scratch(**{
-        name: aligned_empty((n_workers, length), dtype) for name, (length, dtype) in _scratch_shapes(kp, k).items()
-    })  # fmt: skip
+    return Scratch(**{name: aligned_empty(*each) for name, each in _scratch_shapes(n_workers, kp, k).items()})
 
 
 def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_threads: int) -> int:
     """What the largest tile of tokens of a call works in: queries as operands, each worker's scratch, the best keys."""
     kp = -(-width // RUN) * RUN
-    of_worker = sum(length * np.dtype(dtype).itemsize for length, dtype in _scratch_shapes(kp, k).values())
+    of_worker = sum(shape[1] * np.dtype(dtype).itemsize for shape, dtype in _scratch_shapes(1, kp, k).values())
     most = 0
     for t0 in range(0, len(pages.limits), TOKENS):
         n = min(len(pages.limits) - t0, TOKENS)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tiling import ceil_div
-from tiling.gemm import LINE_BYTES
+from tiling.gemm import LINE_BYTES, apart
 
 from ..base.checks import Array
 from ..base.memory import aligned_empty
@@ -136,6 +136,14 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
     lanes = LANES * NR
     carried = 0 if cut.tile == 0 and cut.stage == ALL else (1 + LANES) * NR
     bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR, lanes)
+
+    lda = _odd_lines(sizes.kp)
+    row_bytes = lda * _A_BYTES
+
+    def by_worker(length: int, dtype: Any) -> tuple[tuple[int, ...], Any]:
+        itemsize = np.dtype(dtype).itemsize
+        return (cut.n_workers, apart(length * itemsize) // itemsize), dtype
+
     return {
         "carried": ((cut.t, cut.h, carried), np.float32),
         "attended": ((cut.t, cut.h * NR, sizes.latent if carried else 0), np.float32),
@@ -144,14 +152,14 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "scores": ((cut.t, cut.h, cut.n * NR), np.float32),
         "weights": ((cut.t, cut.h * NR, sizes.ldw(cut.n)), A_BF16_DTYPE),
         "w_min": ((cut.t, cut.h * NR), np.int32),
-        "rows": ((cut.n_workers, cut.rows * _odd_lines(sizes.kp)), A_BF16_DTYPE),
-        "panels": ((cut.n_workers, cut.walk * cut.depth * NR), np.uint16),
-        "bits": ((cut.n_workers, _whole_lines(bits * 2) // 2), np.uint16),
-        "bases": ((cut.n_workers, 3 * max(cut.rows, cut.depth)), np.int64),
-        "sums": ((cut.n_workers, cut.walk * cut.heads * NR * NR), np.float32),
-        "lanes": ((cut.n_workers, 2, lanes), np.float32),
-        "mins": ((cut.n_workers, lanes), np.int32),
-        "words": ((cut.n_workers, lanes // 2), np.uint32),
+        "rows": ((cut.n_workers, apart(cut.rows * row_bytes, row_bytes) // row_bytes, lda), A_BF16_DTYPE),
+        "panels": by_worker(cut.walk * cut.depth * NR, np.uint16),
+        "bits": by_worker(bits, np.uint16),
+        "bases": by_worker(3 * max(cut.rows, cut.depth), np.int64),
+        "sums": by_worker(cut.walk * cut.heads * NR * NR, np.float32),
+        "lanes": ((cut.n_workers, 2, apart(lanes * 4) // 4), np.float32),
+        "mins": by_worker(lanes, np.int32),
+        "words": by_worker(lanes // 2, np.uint32),
         "counters": ((n_counters(cut.n_workers, N_PHASES),), np.int64),
         "factors": ((cut.t, cut.h, sizes.n_tiles(cut.n) * NR if cut.tile else 0), np.float32),
     }

@@ -74,7 +74,7 @@ def lay_out_indexer(plan: IndexerTile, views: dict[str, Array], shared: Shared) 
         c_down=by_worker("index_c"),
         c_up=by_worker("index_c", np.int32),
         c_hadamard=by_worker("index_c"),
-        rows=by_worker("index_rows", A_BF16_DTYPE).reshape(n, plan.n_rows, plan.heads.ldq),
+        rows=by_worker("index_rows", A_BF16_DTYPE).reshape(n, -1, plan.heads.ldq),
         bits=by_worker("index_bits", np.uint16),
         y=by_worker("index_y"),
         counters=shared.counters,

@@ -9,7 +9,7 @@ from tiling.check import MAX_THREADS, MAX_TOKENS, check_flag, check_int
 from tiling.choose.candidates import Choice, Chooser
 from tiling.choose.costs import Costs
 from tiling.cpu_tiling import CpuTiling
-from tiling.gemm import LINE_BYTES, GemmPlan, MicroTile
+from tiling.gemm import LINE_BYTES, GemmPlan, MicroTile, apart
 from tiling.machine import Machine
 from tiling.modes import Dtype
 from tiling.plan.sweeps import DownPlan, HeadsPlan
@@ -157,7 +157,7 @@ class IndexerTile:
 
     @property
     def workspace(self) -> dict[str, int]:
-        """Bytes of each buffer, rounded up to cache lines, those of the workers for all of them together.
+        """Bytes of each buffer, those of the workers for all of them together, with room between them.
 
         ``index_x`` and ``index_q`` hidden states and normalised queries as operands, where the prolog's are not there;
         ``k_a`` and ``w_a`` the fp32 products of x. Of each worker ``index_c`` accumulators, ``index_rows`` rows as
@@ -170,14 +170,15 @@ class IndexerTile:
             "k_a": self.t * k.n * 4,
             "w_a": self.t * weights.n * 4,
         }
+        row_bytes = self.heads.ldq * hadamard.micro.a_bytes
         by_worker = {
-            "index_c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "index_rows": self.n_rows * self.heads.ldq * hadamard.micro.a_bytes,
-            "index_bits": self.n_rows * hadamard.n * 2,
-            "index_y": (2 * hadamard.n + 16) * 4,
+            "index_c": apart(max(gemm.accumulator_bytes for gemm in self.gemms)),
+            "index_rows": apart(self.n_rows * row_bytes, row_bytes),
+            "index_bits": apart(self.n_rows * hadamard.n * 2),
+            "index_y": apart((2 * hadamard.n + 16) * 4),
         }
         sizes = {name: round_up(size, LINE_BYTES) for name, size in shared.items() if size}
-        return sizes | {name: self.n_workers * round_up(size, LINE_BYTES) for name, size in by_worker.items()}
+        return sizes | {name: self.n_workers * size for name, size in by_worker.items()}
 
     @property
     def workspace_bytes(self) -> int:

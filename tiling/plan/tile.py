@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tiling.arith import round_up
 from tiling.check import MAX_THREADS, MAX_TOKENS, check_int, check_ints
-from tiling.gemm import PAIR_BYTES, GemmPlan
+from tiling.gemm import PAIR_BYTES, GemmPlan, apart
 from tiling.html import table, to_html
 from tiling.plan.cells import GEMM_COLUMNS, gemm_cells
 from tiling.plan.groups import groups_text
@@ -90,7 +90,7 @@ class TilePlan:
 
     @property
     def worker_workspace(self) -> dict[str, int]:
-        """Bytes of each buffer of one worker, rounded up to pairs of cache lines, which no other worker writes to.
+        """Bytes of each buffer of one worker, with room behind it, so that workers write far apart.
 
         ``c`` accumulators of a task, ``q_head`` the columns of one head as operands of the product with w_uk, an even
         number of rows, ``y`` one fp32 row on its way to codes, with 16 lanes of sums behind it.
@@ -98,12 +98,11 @@ class TilePlan:
         qa = self.down.qa
         hidden = qa.k if qa.dtype == "int8" else 0
         row = max(self.rows.q_lora_rank, self.rows.kv_lora_rank, self.rows.qk_rope_head_dim, hidden)
-        sizes = {
-            "c": max(gemm.accumulator_bytes for gemm in self.gemms),
-            "q_head": self.heads.q_head_bytes,
-            "y": (row + 16) * 4,
+        return {
+            "c": apart(max(gemm.accumulator_bytes for gemm in self.gemms)),
+            "q_head": apart(self.heads.q_head_bytes, self.heads.ldq * self.heads.wuk.micro.a_bytes),
+            "y": apart((row + 16) * 4),
         }
-        return {name: round_up(size, PAIR_BYTES) for name, size in sizes.items()}
 
     @property
     def workspace(self) -> dict[str, int]:

@@ -41,7 +41,7 @@ class Lists(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of a round, in which kp is C + R in whole steps of KR.
+    """Working memory of a round, in which kp is C + R in whole steps of KR. A worker's rows have room behind them.
 
     | array    | shape                  | dtype        | what                                                          |
     |----------|------------------------|--------------|---------------------------------------------------------------|
@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
     | scores   | (t, h, n * NR)         | float32      | of each position NR heads; then their exponentials            |
     | weights  | (t, h * NR, ldw)       | A_BF16_DTYPE | probabilities: rows of A, a head each, zeros behind the last  |
     | w_min    | (t, h * NR)            | int32        | `min_magnitude` of a head's row                               |
-    | rows     | (n_workers, m * lda)   | A_BF16_DTYPE | dequantised keys of m positions: rows of A                    |
+    | rows     | (n_workers, m, lda)    | A_BF16_DTYPE | dequantised keys of less than m positions: rows of A          |
     | panels   | (n_workers, ...)       | uint16       | dequantised latents of some positions: panels of columns      |
     | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions; probabilities of 16        |
     | bases    | (n_workers, ...)       | int64        | where the keys of some positions begin                        |

@@ -87,7 +87,8 @@ def _products(work: Work, worker: Index, block: Block, places: Places, stores: b
         k = ceil_div(span.n, KR_BF16) * KR_BF16
         least = key_panels(work, span, block.panel * NR, block.n_cols, worker)
         n_stored = block.n_cols if stores and place + cut.depth >= places.n else zero
-        b, depth = Walk(panels, cut.depth, zero, block.walk), Depth(zero, k, k)
+        # Nothing comes behind: there lie the panels of another worker, who writes to them.
+        b, depth = Walk(panels, cut.depth, zero, block.walk, zero), Depth(zero, k, k)
         behind, asked = min(cut.depth, places.n - place - span.n), zero
         # By register tiles: one of heads with very small probabilities goes a slower way, since sums may be subnormal.
         for tile in range(n_tiles):

@@ -98,15 +98,15 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     n, first = span.n, span.first - cut.place0
     if n <= 0:
         return
-    rows, kp = row_of(scratch.rows, worker), scratch.queries.shape[2] // NR
-    lda = len(rows) // cut.rows
+    _, most, lda = scratch.rows.shape
+    rows, kp = window(scratch.rows, worker * most * lda, most * lda), scratch.queries.shape[2] // NR
     least = key_rows(work, span, worker, rows, lda)
     normal = sums_stay_normal(min_of(window(scratch.q_min, token * cut.h, cut.h)), least)
     zero, floats, ints = np.int64(0), scratch.sums, scratch.mins
     n_tiles, asked = ceil_div(n, MR), np.int64(0)
     for panel in range(cut.h):
         at = token * cut.h + panel
-        walk = Walk(row_of(scratch.queries, at), kp, zero, np.int64(1))
+        walk = Walk(row_of(scratch.queries, at), kp, zero, np.int64(1), np.int64(1))
         nowhere = Y(latent, zero, zero, floats, zero, floats, ints, zero)  # the sums stay where they are
         for tile in range(n_tiles):
             # The keys of the next task come while products keep the core busy, a few with each register tile.

@@ -59,7 +59,7 @@ def multiply_rows(work: HadamardRows, hadamard: Weight, cut: HeadsCut, head_dim:
         # Loop 4: the matrix's panels
         for iw in range(n_walks):
             panel, n = block_of(n_panels, n_walks, iw)
-            walk = Walk(hadamard.panels, hadamard.kp, panel, n)
+            walk = Walk(hadamard.panels, hadamard.kp, panel, n, n)
             y = Y(
                 work.bits, first * head_dim + panel * NR, head_dim, hadamard.col_scale, np.int64(0),
                 hadamard.col_scale, hadamard.offset, np.int64(0),

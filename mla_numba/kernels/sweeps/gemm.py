@@ -67,12 +67,16 @@ def step_of(panels: Values) -> Index:
 
 
 class Walk(NamedTuple):
-    """Some panels of a packed weight, kp long, that a block of A meets one after the other: first..first+n."""
+    """Some panels of a packed weight, kp long, that a block of A meets one after the other: first..first+n.
+
+    Those from first+following on come next and are prefetched; 0 where none come, and nobody may read what is behind.
+    """
 
     panels: Values
     kp: Index
     first: Index
     n: Index
+    following: Index
 
 
 class Depth(NamedTuple):
@@ -160,8 +164,8 @@ def _what_to_prefetch(
         if walk.n > 1 and mr_cur <= rows_of_two(walk.panels) and walk.kp * NR <= distance:
             distance = 2 * walk.kp * NR
         return np.int64(distance), np.int64(NR * kr), np.int64(ONCE if few else IN_L2)
-    # Behind this block lies the panel's next one; behind its last the walk of panels that follows.
-    following = (k_cur if ks + k_cur < walk.kp else walk.n * walk.kp - ks) * NR
+    # Behind this block lies the panel's next one; behind its last come the panels that follow.
+    following = (k_cur if ks + k_cur < walk.kp else walk.following * walk.kp - ks) * NR
     locality = np.int64(IN_L2 if rows <= 2 * MR else IN_L1)
     return np.int64(following + k_cur * NR * first // rows), np.int64(NR * kr * mr_cur // rows), locality
 
@@ -259,7 +263,7 @@ def pair_task(task: Index, n_tasks: Index, worker: Index, pair: Pair) -> None:
         panel, walk = block_of(n_panels1, n_walks1, walk_index - n_walks0)
     n_cols = min(walk * NR, out.shape[1] - panel * NR)
     rows_of_a = A(a.rows, row0 * lda, lda)
-    panels = Walk(weight.panels, weight.kp, first_panel + panel, walk)
+    panels = Walk(weight.panels, weight.kp, first_panel + panel, walk, walk)
     y_at = row0 * out.shape[1] + panel * NR
     bits, keeps = _rounded_to(out, weight.panels), out.itemsize == _SUM_BYTES
     y = Y(bits, y_at, out.shape[1], a.scale, row0, weight.col_scale, weight.offset, np.int64(0))

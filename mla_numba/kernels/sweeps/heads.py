@@ -104,7 +104,7 @@ def up_head(
     for iw in range(n_walks):
         at, n = block_of(n_left, n_walks, iw)
         panel = first + at
-        walk = Walk(up.panels, up.kp, q.head * n_panels + panel, n)
+        walk = Walk(up.panels, up.kp, q.head * n_panels + panel, n, n)
         y = Y(q.rows, panel * NR, q.step, a.scale, q.token, up.col_scale, up.offset, np.int64(0))
         multiply_block(rows, q.n, walk, depth, c, no_subnormals, y, n * NR)
 
@@ -126,7 +126,7 @@ def _uk_head(work: Heads, q: HeadRows, c: C) -> None:
         # Loop 4 again
         for iw in range(n_walks):
             panel, n = block_of(n_panels, n_walks, iw)
-            walk = Walk(uk.panels, uk.kp, q.head * n_panels + panel, n)
+            walk = Walk(uk.panels, uk.kp, q.head * n_panels + panel, n, n)
             y = Y(
                 work.query_nope, nope_at + panel * NR, n_heads * latent, work.a.scale, np.int64(0), uk.col_scale,
                 uk.offset, np.int64(0),
