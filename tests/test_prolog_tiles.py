@@ -96,7 +96,8 @@ def test_the_greatest_counts_draw_each_task_once():
     most = 2**31 - 1
     weights = make_weights(SHARED, "b")
     assert_exact(weights, 45, n_blocks=3, block_size=16, tile_config=CpuTiling(down_grain=most, heads_grain=most))
-    counts = CpuTiling(**{f.name: most for f in fields(CpuTiling) if f.name not in ("unroll_list", "n_threads")})
+    others = ("unroll_list", "n_threads", "n_groups")
+    counts = CpuTiling(**{f.name: most for f in fields(CpuTiling) if f.name not in others})
     assert_exact(weights, 45, n_blocks=3, block_size=16, tile_config=counts)
     options = PassOptions(*[{-1: most}] * 3)
     assert_exact(weights, 45, n_blocks=3, block_size=16, tile_config=MlaTileConfig(), options=options)

@@ -28,7 +28,7 @@ from tiling.check import (
 )
 from tiling.machine import detect_linux, detect_macos
 
-COUNTS = [f.name for f in fields(CpuTiling) if f.name not in ("unroll_list", "n_threads")]
+COUNTS = [f.name for f in fields(CpuTiling) if f.name not in ("unroll_list", "n_threads", "n_groups")]
 CONFIG_COUNTS = [f.name for f in fields(MlaTileConfig) if isinstance(getattr(MlaTileConfig(), f.name), int)]
 CONFIG_COUNTS.remove("dynamic_unaligned_enable")
 BEYOND = (MAX_COUNT + 1, 2**62, 2**63, 10**30, 10**5000)
@@ -42,6 +42,9 @@ def too_much(name, most):
 def test_a_field_beyond_its_bound_is_named(value):
     for name in COUNTS:
         with too_much(name, MAX_COUNT):
+            CpuTiling(**{name: value})
+    for name in ("n_threads", "n_groups"):
+        with too_much(name, MAX_THREADS):
             CpuTiling(**{name: value})
     for name in CONFIG_COUNTS:
         with too_much(name, MAX_COUNT):
@@ -90,7 +93,9 @@ def test_a_list_has_an_end(cls):
 
 
 def test_plans_are_made_of_the_greatest_counts():
-    given = CpuTiling(unroll_list=(MAX_COUNT,), n_threads=MAX_THREADS, **dict.fromkeys(COUNTS, MAX_COUNT))
+    given = CpuTiling(
+        unroll_list=(MAX_COUNT,), n_threads=MAX_THREADS, n_groups=MAX_THREADS, **dict.fromkeys(COUNTS, MAX_COUNT)
+    )
     (tile,) = plan_prolog(FULL, 1, given, BIG_CACHES, micro=MICRO, n_threads=2).tile_plans
     assert (tile.n_workers, tile.down.grain, tile.heads.grain) == (2, MAX_COUNT, MAX_COUNT)
     assert (tile.rows.rows_q, tile.down.qa.kc, tile.heads.qb.mc) == (1, FULL.hidden_size // 2, 1)

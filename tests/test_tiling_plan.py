@@ -111,15 +111,15 @@ def test_workspace_by_hand():
         "q_rows": 384,  # 5 rows of 40 codes, up to a cache line
     }
     assert tile.worker_workspace == {
-        "c": 1024,  # 5 rows of one panel of 48 columns, the widest of the four
-        "q_head": 1152,  # 6 * 48 * 4, three cache lines a row
-        "y": 384,  # 64 hidden states and 16 lanes, 4 bytes each
+        "c": 5056,  # 5 rows of one panel of 48 columns, the widest of the four, and a page to the next worker's
+        "q_head": 5376,  # 6 * 48 * 4, three cache lines a row, and as many rows as a page begins
+        "y": 4416,  # 64 hidden states and 16 lanes, 4 bytes each, and a page
     }
     assert tile.n_workers == 1
     assert tile.workspace == tile.shared_workspace | tile.worker_workspace
     two = replace(tile, n_workers=2)
-    assert two.workspace == tile.shared_workspace | {"c": 2048, "q_head": 2304, "y": 768}
-    assert two.workspace_bytes == 1792 + 5120
+    assert two.workspace == tile.shared_workspace | {"c": 10112, "q_head": 10752, "y": 8832}
+    assert two.workspace_bytes == 1792 + 29696
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "forget_search",
     "load_rates",
     "load_tuned",
+    "machine_key",
     "make_store_folder",
     "save_rates",
     "save_tuned",
@@ -221,18 +222,23 @@ class Stored(NamedTuple):
 def count_stored(machine: Machine, version: str) -> Stored:
     """How many entries this `version` of the kernels finds for `machine`. Raises `OSError` where there is no folder."""
     keys = [entry.key for entry in stored()]
-    ours = (asdict(machine), version)
+    ours = (machine_key(machine), version)
     kinds = [key["kind"] if (key.get("machine"), key.get("version")) == ours else "" for key in keys]
     return Stored(kinds.count("tuned"), kinds.count("rates"), kinds.count(""))
 
 
+def machine_key(machine: Machine) -> dict[str, Any]:
+    """A machine as keys have it, read back from JSON."""
+    return asdict(machine) | {"node_cores": list(machine.node_cores)}
+
+
 def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:
-    key = {"kind": "tuned", "machine": asdict(machine), "version": version, "dims": asdict(dims)}
+    key = {"kind": "tuned", "machine": machine_key(machine), "version": version, "dims": asdict(dims)}
     return key | {"quant": quant, "n_threads": n_threads, "bucket": bucket_of(t)}
 
 
 def _rates_key(machine: Machine, version: str, n_threads: int) -> Key:
-    return {"kind": "rates", "machine": asdict(machine), "version": version, "n_threads": n_threads}
+    return {"kind": "rates", "machine": machine_key(machine), "version": version, "n_threads": n_threads}
 
 
 def _path(key: Key) -> Path:

@@ -56,7 +56,7 @@ cache_index, and those of the indexer's prolog with `ip_`; its cache is there ca
 
 | argument of sparse attention                 | shape                              | elements         |
 |----------------------------------------------|------------------------------------|------------------|
-| query_nope, query_rope                       | (T*N, C), (T*N, R), or (T, N, any) | bf16             |
+| query_nope, query_rope                       | (T * N, C), (T * N, R), or (T, N, any) | bf16             |
 | key_nope_2d, key_rope_2d                     | (slots, C), (slots, R), or blocks  | int8 or bf16, bf16 |
 | k_nope_scales, none beside bf16              | (slots, 4), or blocks              | float32, float16 |
 | nope_cache, of records                       | (slots, 656), or blocks            | int8, uint8      |

@@ -114,8 +114,25 @@ def sparse_flash_attention_quant_compute_flash(
 ) -> None:
     """Likewise by tiles of keys that are merged: weights are rounded before they are divided, which gives other bits.
 
-    Arguments are those of `sparse_flash_attention_quant_d`, but for `tile_config`: an object whose `s_kv_tile` is how
-    many keys a tile has, as that of the reference; None is 2048.
+    `sparse_flash_attention_quant_d` has an example.
+
+    Args:
+        query_nope: Queries (T * N, C) bf16.
+        query_rope: Their rope part (T * N, R) bf16.
+        key_nope_2d: Latents of all slots (blocks * BS, C), int8 or bf16.
+        key_rope_2d: Their rope part (blocks * BS, R) bf16.
+        k_nope_scales: Scales of int8 latents (blocks * BS, 4) float32; unquantised it is left alone and may be None.
+        topk_indices: Positions (T, topk) int32.
+        block_table: Blocks of each sequence (B, max_blocknum_perbatch) int32.
+        kv_act_seqs: Keys of each sequence (B,) int32.
+        attention_out: Where to write (B, T / B, N, C) bf16.
+        nq: N, the heads.
+        n_kv: Heads of keys: 1.
+        softmax_scale: Of the scores.
+        topk: Positions a token.
+        block_size: BS, slots a block.
+        max_blocknum_perbatch: Columns of the block table.
+        tile_config: An object whose `s_kv_tile` is how many keys a tile has, as that of the reference; None is 2048.
 
     Raises:
         TypeError: An argument, named in the message, is of another type or dtype; nothing is written.

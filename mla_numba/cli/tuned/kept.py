@@ -14,7 +14,17 @@ from rich.table import Column, Table
 
 from ..._version import __version__
 from ...call.planning import this_machine
-from ...call.tuned import FOLDER_VARIABLE, Entry, bucket_of, forget, forget_search, store_folder, stored, unfinished
+from ...call.tuned import (
+    FOLDER_VARIABLE,
+    Entry,
+    bucket_of,
+    forget,
+    forget_search,
+    machine_key,
+    store_folder,
+    stored,
+    unfinished,
+)
 from ..options import LayerOptions
 from ..shown import TABLE_WIDTH, print_wide
 
@@ -78,7 +88,7 @@ def _fits(kept: Any, wanted: Any) -> bool:
 
 
 def _is_used(entry: Entry) -> bool:
-    return entry.key.get("machine") == asdict(this_machine()) and entry.key.get("version") == __version__
+    return entry.key.get("machine") == machine_key(this_machine()) and entry.key.get("version") == __version__
 
 
 def _cells(entry: Entry) -> list[str]:
