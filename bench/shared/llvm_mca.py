@@ -66,7 +66,8 @@ def predict(llvm_mca: str, target: Target, loop: InnerLoop, tables_right: bool =
     loads = _work(llvm_mca, target, _A_LOAD[target.triple.split("-")[0]]).keys()
     upon_vectors = [_work(llvm_mca, target, line) for line in lines if _REGISTER.search(line)]
     without_loads = [{port: cycles for port, cycles in work.items() if port not in loads} for work in upon_vectors]
-    return Prediction((ends[1] - ends[0]) / _TURNS, _least(works), _least(without_loads))
+    cycles = round((ends[1] - ends[0]) / _TURNS, 1)  # of a last turn that ends a few cycles sooner or later
+    return Prediction(cycles, _least(works), _least(without_loads))
 
 
 def _run(llvm_mca: str, target: Target, lines: tuple[str, ...], turns: int) -> dict[str, Any]:
