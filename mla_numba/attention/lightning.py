@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from ..base.checks import (
 from ..base.memory import aligned_empty, as_bits, writable_alias
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
-from ..kernels.launch import max_threads
+from ..kernels.launch import max_threads, plain
 from ..kernels.lightning.keys import TILE, KeyCache
 from ..kernels.lightning.panel import RUN, load_lightning
 from ..kernels.lightning.tile import Groups, Queries, lightning_tile
@@ -151,22 +153,27 @@ def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_thr
 
 def _threads_for(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> int:
     """Of `n_threads` as many as have enough to do."""
-    n_keys = int(pages.limits[t0 : t0 + n].sum())
+    n_keys: int = sum(pages.limits[t0 : t0 + n].tolist())
     return max(1, min(n_threads, n_keys * products_per_key // LEAST_PRODUCTS))
 
 
-def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Groups, int]:
-    """How the tokens t0..t0+n are shared: runs of keys that give each thread some tasks, and how many threads."""
-    first, sequence, n_tiles = [], [], []
-    token, end = t0, t0 + n
-    while token < end:
-        of = int(pages.sequences[token])
-        last = min(token + GROUP, end, int(pages.query_start_loc[of + 1]))
-        first.append(token - t0)
-        sequence.append(of)
-        n_tiles.append(-(-int(pages.limits[last - 1]) // TILE))
-        token = last
+def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Any, int]:
+    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads."""
+    sequences, limits = (array[t0 : t0 + n].tolist() for array in (pages.sequences, pages.limits))
+    first = [0]
+    for token in range(1, n):
+        if sequences[token] != sequences[first[-1]] or token - first[-1] == GROUP:
+            first.append(token)
+    n_tiles = (-(-limits[end - 1] // TILE) for end in (*first[1:], n))
+    return _groups((*first, n), tuple(sequences[token] for token in first), tuple(n_tiles), n_threads)
+
+
+@functools.lru_cache(maxsize=64)
+def _groups(
+    first: tuple[int, ...], sequence: tuple[int, ...], n_tiles: tuple[int, ...], n_threads: int
+) -> tuple[Any, int]:
+    """Runs of keys that give each thread some tasks: the same for many steps of a decode."""
     run = max(1, min(_LONGEST_RUN, sum(n_tiles) // (n_threads * _TASKS_PER_WORKER)))
-    task = [0, *accumulate(-(-tiles // run) for tiles in n_tiles)]
-    made = [np.array(values, np.int64) for values in ([*first, n], task, sequence)]
-    return Groups(made[0], made[1], made[2], run * TILE), max(1, min(n_threads, task[-1]))
+    task = (0, *accumulate(-(-tiles // run) for tiles in n_tiles))
+    arrays = [np.array(values, np.int64) for values in (first, task, sequence)]
+    return plain(Groups(arrays[0], arrays[1], arrays[2], run * TILE)), max(1, min(n_threads, task[-1]))
