@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections import deque
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
-
-from tiling.gemm import apart
 
 from ..base.checks import (
     FP16,
@@ -19,18 +17,15 @@ from ..base.checks import (
     check_threads,
     expect_type,
 )
-from ..base.memory import aligned_empty, writable_alias
+from ..base.memory import aligned_empty, as_bits, writable_alias
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
-from ..kernels.launch import max_threads
-from ..kernels.lightning.best import ALL_RANKS, N_BINS
+from ..kernels.launch import max_threads, plain
 from ..kernels.lightning.keys import TILE, KeyCache
 from ..kernels.lightning.panel import RUN, load_lightning
-from ..kernels.lightning.tile import PHASES, Best, Groups, Queries, Scratch, lightning_tile
-from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
+from ..kernels.lightning.tile import Groups, Queries, lightning_tile
 from ..kernels.row.scatter import Slots
-from ..kernels.sweeps.phase import NO_LAPS, Team
-from ..kernels.threads.tasks import n_counters
+from .index_memory import Sizes, give_back, memory_bytes, take_memory
 from .pages import Pages
 
 __all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index", "lightning_memory_bytes"]
@@ -42,7 +37,6 @@ GROUP = 16  # tokens that share a packed tile of keys
 _LONGEST_RUN = 4  # tiles of keys a task
 _TASKS_PER_WORKER = 4
 LEAST_PRODUCTS = 2**24  # of codes that a thread multiplies: as long as another thread takes to wake up
-_APART = apart(0) // 8  # int64 elements between the counts of two workers
 
 
 def lightning_index(
@@ -133,99 +127,53 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
         Slots(writable_alias(codes.flat), codes.layout), Slots(writable_alias(scale.flat), scale.layout), width,
         pages.block_table,
     )  # fmt: skip
-    bits = [writable_alias(a.view(np.uint16)) for a in (output.query_scale, output.weights)]
+    query, query_scale, weights = writable_alias(output.query), as_bits(output.query_scale), as_bits(output.weights)
     for t0 in range(0, t, TOKENS):
         n = min(t - t0, TOKENS)
         groups, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
-        rows, head_weights = aligned_empty((n, n_heads, kp), A_INT8_DTYPE), aligned_empty((n, n_heads), np.float32)
-        queries = Queries(writable_alias(output.query), bits[0], bits[1], pages.limits, rows, head_weights)
-        team = Team(n_workers, np.zeros(n_counters(n_workers, len(PHASES)), np.int64), _NO_SPANS, False, NO_LAPS)
-        scratch = _take_scratch(n_workers, kp, index.shape[1])
+        memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
-            best = _buffers(n_workers, n, index)
-            lightning_tile(n_workers, n_workers, queries, keys, groups, best, scratch, team, t0)
+            queries = Queries(query, query_scale, weights, pages.limits, memory.rows, memory.head_weights)
+            kept = memory.buffers, memory.scratch, memory.team
+            lightning_tile(n_workers, n_workers, queries, keys, groups, index, t0, *kept)
         finally:
-            _kept.append(scratch)
-
-
-_NO_SPANS = np.zeros((1, 1, 3), np.int64)
-
-
-def _room(k: int) -> int:
-    """Ranks that a buffer holds: each time that it is full, all but about k are dropped."""
-    return 3 * k + TILE
-
-
-def _buffers(n_workers: int, t: int, index: Array) -> Best:
-    ranks = aligned_empty((n_workers, t, _room(index.shape[1])), np.uint64)
-    n = t + _APART
-    return Best(ranks, np.zeros((n_workers, n), np.int64), np.full((n_workers, n), ALL_RANKS), index)
-
-
-# Working memory of earlier calls, for whoever comes next; no two calls have the same.
-_kept: deque[Scratch] = deque(maxlen=4)
-
-
-def _take_scratch(n_workers: int, kp: int, k: int) -> Scratch:
-    try:
-        scratch = _kept.pop()
-    except IndexError:
-        return _new_scratch(n_workers, kp, k)
-    shapes = _scratch_shapes(n_workers, kp, k)
-    fits = scratch.codes.shape == shapes["codes"][0] and scratch.sorted.shape == shapes["sorted"][0]
-    return scratch if fits else _new_scratch(n_workers, kp, k)
-
-
-@functools.lru_cache(maxsize=64)
-def _scratch_shapes(n_workers: int, kp: int, k: int) -> dict[str, tuple[tuple[int, int], type]]:
-    """Shape and dtype of each array of `Scratch`, a row a worker with room behind what it uses."""
-    lengths: dict[str, tuple[int, type]] = {
-        "codes": (TILE * kp, np.int8), "places": (TILE, np.int64), "offset": (TILE, np.int32),
-        "scale": (2 * TILE, np.float32), "rest": (NR * RUN, np.int8), "scores": (TILE, np.float32),
-        "keys": (TILE, np.uint32), "sorted": (2 * _room(k), np.uint64), "counts": (N_BINS, np.int64),
-    }  # fmt: skip
-    itemsize = {name: np.dtype(dtype).itemsize for name, (_, dtype) in lengths.items()}
-    return {
-        name: ((n_workers, apart(length * itemsize[name]) // itemsize[name]), dtype)
-        for name, (length, dtype) in lengths.items()
-    }
-
-
-def _new_scratch(n_workers: int, kp: int, k: int) -> Scratch:
-    return Scratch(**{name: aligned_empty(*each) for name, each in _scratch_shapes(n_workers, kp, k).items()})
+            give_back(memory)
 
 
 def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_threads: int) -> int:
     """What the largest tile of tokens of a call works in: queries as operands, each worker's scratch, the best keys."""
     kp = -(-width // RUN) * RUN
-    of_worker = sum(shape[1] * np.dtype(dtype).itemsize for shape, dtype in _scratch_shapes(1, kp, k).values())
     most = 0
     for t0 in range(0, len(pages.limits), TOKENS):
         n = min(len(pages.limits) - t0, TOKENS)
         _, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
-        queries = n * n_heads * (kp * np.dtype(A_INT8_DTYPE).itemsize + 4)
-        most = max(most, queries + n_workers * (of_worker + n * 8 * _room(k) + 16 * (n + _APART)))
+        most = max(most, memory_bytes(Sizes(n_workers, n, n_heads, kp, k)))
     return most
 
 
 def _threads_for(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> int:
     """Of `n_threads` as many as have enough to do."""
-    n_keys = int(pages.limits[t0 : t0 + n].sum())
+    n_keys: int = sum(pages.limits[t0 : t0 + n].tolist())
     return max(1, min(n_threads, n_keys * products_per_key // LEAST_PRODUCTS))
 
 
-def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Groups, int]:
-    """How the tokens t0..t0+n are shared: runs of keys that give each thread some tasks, and how many threads."""
-    first, sequence, n_tiles = [], [], []
-    token, end = t0, t0 + n
-    while token < end:
-        of = int(pages.sequences[token])
-        last = min(token + GROUP, end, int(pages.query_start_loc[of + 1]))
-        first.append(token - t0)
-        sequence.append(of)
-        n_tiles.append(-(-int(pages.limits[last - 1]) // TILE))
-        token = last
+def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Any, int]:
+    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads."""
+    sequences, limits = (array[t0 : t0 + n].tolist() for array in (pages.sequences, pages.limits))
+    first = [0]
+    for token in range(1, n):
+        if sequences[token] != sequences[first[-1]] or token - first[-1] == GROUP:
+            first.append(token)
+    n_tiles = (-(-limits[end - 1] // TILE) for end in (*first[1:], n))
+    return _groups((*first, n), tuple(sequences[token] for token in first), tuple(n_tiles), n_threads)
+
+
+@functools.lru_cache(maxsize=64)
+def _groups(
+    first: tuple[int, ...], sequence: tuple[int, ...], n_tiles: tuple[int, ...], n_threads: int
+) -> tuple[Any, int]:
+    """Runs of keys that give each thread some tasks: the same for many steps of a decode."""
     run = max(1, min(_LONGEST_RUN, sum(n_tiles) // (n_threads * _TASKS_PER_WORKER)))
-    task = [0, *accumulate(-(-tiles // run) for tiles in n_tiles)]
-    made = [np.array(values, np.int64) for values in ([*first, n], task, sequence)]
-    return Groups(made[0], made[1], made[2], run * TILE), max(1, min(n_threads, task[-1]))
+    task = (0, *accumulate(-(-tiles // run) for tiles in n_tiles))
+    arrays = [np.array(values, np.int64) for values in (first, task, sequence)]
+    return plain(Groups(arrays[0], arrays[1], arrays[2], run * TILE)), max(1, min(n_threads, task[-1]))

@@ -65,9 +65,11 @@ class Pages:
         most = min(table.shape[1] * block_size, MAX_POSITION)
         _check_bounds("act_seq", lengths, 0, most, f"{table.shape[1]} blocks of {block_size} slots")
         starts = _starts(t, len(lengths), query_start_loc)
-        counts = starts[1:] - starts[:-1]
-        sequences = np.repeat(np.arange(len(lengths)), counts)
-        limits = np.maximum((lengths - starts[1:])[sequences] + np.arange(1, t + 1), 0)
+        ends = starts[1:]
+        sequences = np.arange(len(lengths)).repeat(ends - starts[:-1])
+        limits = (lengths - ends)[sequences]
+        limits += np.arange(1, t + 1)
+        np.maximum(limits, 0, out=limits)
         return cls(table, lengths, starts, sequences, limits, block_size, n_blocks)
 
     def check_mapped(self) -> None:
@@ -95,10 +97,9 @@ def _ints(name: str, value: object, n_axes: int) -> Array:
 
 
 def _check_bounds(name: str, values: Array, least: int, most: int, why: str) -> None:
-    wrong = (values < least) | (values > most)
-    if wrong.any():
-        i = int(np.flatnonzero(wrong)[0])
-        raise ValueError(f"{name}[{i}]: expected {least} to {most} ({why}), got {values[i]}")
+    for i, value in enumerate(values.tolist()):
+        if not least <= value <= most:
+            raise ValueError(f"{name}[{i}]: expected {least} to {most} ({why}), got {value}")
 
 
 def _starts(t: int, n_sequences: int, query_start_loc: object) -> Array:

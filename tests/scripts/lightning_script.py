@@ -8,6 +8,7 @@ from helpers.guarded import Guards
 from helpers.lightning_calls import KINDS, Shape, assert_same_list, check_random_calls, make_call
 
 import mla_numba.attention.lightning as host
+from mla_numba.attention import index_memory
 from mla_numba.attention.pages import Pages
 from mla_numba.kernels import ISA
 from mla_numba.kernels.micro.ukernel import MR, NR
@@ -39,8 +40,12 @@ def guarded(call, side):
         def of(cls, *args, **kwargs):
             return guards.fields(Pages.of(*args, **kwargs))
 
-    host.Pages, host.aligned_empty = GuardedPages, guards.aligned_empty
-    host._kept.clear()
+    host.Pages, host.aligned_empty, index_memory.aligned_empty = (
+        GuardedPages,
+        guards.aligned_empty,
+        guards.aligned_empty,
+    )
+    index_memory._kept.clear()
     cache = call.cache
     placed = type(cache)(guards.copy(cache.k, "k"), guards.copy(cache.k_scale, "k_scale"), cache.cache_mode)
     assert_same_list(call._replace(out=guards.fields(call.out), cache=placed), (1,))

@@ -20,9 +20,9 @@ of them at a time; their scores exist for one token and one tile of keys.
 | chosen       | (T, k)                | int32        | positions, the best first, then -1               |
 | rows         | (t, Ni, kp)           | A_INT8_DTYPE | scratch: queries                                 |
 | head_weights | (t, Ni)               | float32      | scratch                                          |
-| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + TILE            |
-| n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are, zeros at first      |
-| worst        | (n_workers, >= t)     | uint64       | scratch: ALL_RANKS at first                      |
+| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + k // 8 + TILE   |
+| n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are                      |
+| worst        | (n_workers, >= t)     | uint64       | scratch: up to which others come in              |
 
 The rows of n_ranks and worst are longer than t, since two workers that write to one cache line wait for each other.
 """
@@ -55,7 +55,7 @@ from .best import (
 from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys
 from .panel import Ahead, Panels, score_panels
 
-__all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Best", "Groups", "Queries", "Scratch", "lightning_tile"]
+__all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Buffers", "Groups", "Queries", "Scratch", "lightning_tile"]
 
 PHASES = ("prepare", "scan", "merge")
 PREPARE, SCAN, MERGE = range(len(PHASES))
@@ -86,13 +86,12 @@ class Groups(NamedTuple):
     run: Index
 
 
-class Best(NamedTuple):
-    """The workers' buffers, and the result: see above."""
+class Buffers(NamedTuple):
+    """The workers' buffers of ranks: see above."""
 
     ranks: Ranks
     n_ranks: Int64
     worst: Ranks
-    chosen: Int32
 
 
 class Scratch(NamedTuple):
@@ -117,7 +116,8 @@ class Work(NamedTuple):
     queries: Queries
     cache: KeyCache
     groups: Groups
-    best: Best
+    buffers: Buffers
+    chosen: Int32
     scratch: Scratch
     t0: Index
     t: Index
@@ -133,6 +133,9 @@ def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> Non
         int8_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_heads + h))
         product = np.float32(widen_f16(scales[h]) * widen_f16(weights[h]))
         head_weights[h] = np.float32(widen_f16(round_f16(product)) * _SCALE)
+    buffers = work.buffers
+    for w in range(buffers.ranks.shape[0]):
+        buffers.n_ranks[w, task], buffers.worst[w, task] = 0, ALL_RANKS
 
 
 @inlined
@@ -159,14 +162,14 @@ def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32, 
 @inlined
 def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, scale: F32, ahead: Ahead) -> None:
     """Scores of a token and the keys from a position on that have a scale, and from there into the worker's buffer."""
-    best, scratch, n = work.best, work.scratch, len(scale)
+    buffers, scratch, n = work.buffers, work.scratch, len(scale)
     scores, keys = row_of(scratch.scores, worker), window(row_of(scratch.keys, worker), 0, n)
     _score_keys(work, token, tile, n, scores, ahead)
     rank_keys(scores, scale, keys)
-    k, room = best.chosen.shape[1], best.ranks.shape[2]
-    ranks = row_of(best.ranks, worker * best.ranks.shape[1] + token)
-    at = worker * best.n_ranks.shape[1] + token
-    counts, worst = unowned(best.n_ranks), unowned(best.worst)
+    ranks = row_of(buffers.ranks, worker * buffers.ranks.shape[1] + token)
+    at = worker * buffers.n_ranks.shape[1] + token
+    counts, worst = unowned(buffers.n_ranks), unowned(buffers.worst)
+    k, room = work.chosen.shape[1], buffers.ranks.shape[2]
     if counts[at] + n > room:
         counts[at], worst[at] = keep_best(ranks, counts[at], k, k // 8, row_of(scratch.counts, worker))
     counts[at] = append_keys(keys, position, ranks, counts[at], worst[at])
@@ -207,33 +210,33 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
 @callee
 def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """The k best of all buffers. Each worker's bound holds for all: k ranks are not worse than it."""
-    best, scratch = work.best, work.scratch
-    n_workers, t, room = best.ranks.shape
-    k = best.chosen.shape[1]
+    buffers, scratch = work.buffers, work.scratch
+    n_workers, t, room = buffers.ranks.shape
+    k = np.int64(work.chosen.shape[1])
     merged, counts = row_of(scratch.sorted, worker), row_of(scratch.counts, worker)
     n, worst = np.int64(0), ALL_RANKS
     for w in range(n_workers):
-        worst = min(worst, best.worst[w, task])
+        worst = min(worst, buffers.worst[w, task])
     for w in range(n_workers):
-        n_more = best.n_ranks[w, task]
+        n_more = buffers.n_ranks[w, task]
         if n + n_more > 2 * room and n > k:
             n, bound = keep_best(merged, n, k, np.int64(0), counts)
             worst = min(worst, bound)
-        n = append_ranks(window(row_of(best.ranks, w * t + task), 0, n_more), merged, n, worst)
+        n = append_ranks(window(row_of(buffers.ranks, w * t + task), 0, n_more), merged, n, worst)
     if n > k:
-        n, _ = keep_best(merged, n, k, np.int64(0), counts)
-    sort_ranks(merged, n, row_of(best.ranks, task), counts)
-    write_positions(merged, n, row_of(best.chosen, work.t0 + task))
+        n, _ = keep_best(merged, n, k, k // 8, counts)
+    sort_ranks(merged, n, row_of(buffers.ranks, task), counts)
+    write_positions(merged, min(n, k), row_of(work.chosen, work.t0 + task))
 
 
 @kernel
 def lightning_tile(
-    worker: Index, queries: Queries, cache: KeyCache, groups: Groups, best: Best, scratch: Scratch, team: Team,
-    t0: Index,
+    worker: Index, queries: Queries, cache: KeyCache, groups: Groups, chosen: Int32, t0: Index, buffers: Buffers,
+    scratch: Scratch, team: Team,
 ) -> None:  # fmt: skip
     """One worker's way through the phases of a tile of tokens."""
     t = np.int64(queries.rows.shape[0])
-    work = Work(queries, cache, groups, best, scratch, np.int64(t0), t)
+    work = Work(queries, cache, groups, buffers, chosen, scratch, np.int64(t0), t)
     of_prepare = Tasks(np.int64(PREPARE), t, np.int64(1))
     of_scan = Tasks(np.int64(SCAN), groups.task[len(groups.task) - 1], np.int64(1))
     of_merge = Tasks(np.int64(MERGE), t, np.int64(1))

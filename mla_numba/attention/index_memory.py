@@ -1,0 +1,113 @@
+"""The working memory of a tile of tokens of the lightning index, kept for the next one."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tiling.gemm import apart
+
+from ..base.checks import Array
+from ..base.memory import aligned_empty
+from ..kernels.launch import plain
+from ..kernels.lightning.best import N_BINS
+from ..kernels.lightning.keys import TILE
+from ..kernels.lightning.panel import RUN
+from ..kernels.lightning.tile import PHASES, Buffers, Scratch
+from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
+from ..kernels.sweeps.phase import NO_LAPS, Team
+from ..kernels.threads.tasks import n_counters
+
+__all__ = ["Memory", "Sizes", "give_back", "memory_bytes", "take_memory"]
+
+_NO_SPANS = np.zeros((1, 1, 3), np.int64)
+
+
+class Sizes(NamedTuple):
+    """What a tile's memory depends on: workers, tokens, heads, codes of a key in whole runs, keys that are chosen."""
+
+    n_workers: int
+    t: int
+    n_heads: int
+    kp: int
+    k: int
+
+
+class Memory(NamedTuple):
+    """The arrays of a tile that are not the caller's, and as kernels take them; no two calls have the same."""
+
+    sizes: Sizes
+    rows: Array
+    head_weights: Array
+    counters: Array
+    buffers: Buffers | tuple[Array, ...]
+    scratch: Scratch | tuple[Array, ...]
+    team: Team | tuple[Any, ...]
+
+
+_kept: deque[Memory] = deque(maxlen=4)
+
+
+def take_memory(sizes: Sizes) -> Memory:
+    """Memory that no other thread holds, with counters at zero: kept from an earlier call, or new for other sizes."""
+    try:
+        memory = _kept.pop()
+    except IndexError:
+        return _new_memory(sizes)
+    if memory.sizes != sizes:
+        return _new_memory(sizes)
+    memory.counters.fill(0)
+    return memory
+
+
+def give_back(memory: Memory) -> None:
+    """Keeps memory for whoever comes next."""
+    _kept.append(memory)
+
+
+def memory_bytes(sizes: Sizes) -> int:
+    """What `Memory` holds."""
+    return sum(prod(shape) * np.dtype(dtype).itemsize for shape, dtype in _shapes(sizes).values())
+
+
+def _new_memory(sizes: Sizes) -> Memory:
+    arrays = {name: aligned_empty(*each) for name, each in _shapes(sizes).items()}
+    buffers, scratch = (kind(**{name: arrays[name] for name in kind._fields}) for kind in (Buffers, Scratch))
+    counters = np.zeros(n_counters(sizes.n_workers, len(PHASES)), np.int64)
+    team = Team(sizes.n_workers, counters, _NO_SPANS, False, NO_LAPS)
+    return Memory(sizes, arrays["rows"], arrays["head_weights"], counters, plain(buffers), plain(scratch), plain(team))
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Shape and dtype of each array of `Buffers` and `Scratch`, and of the queries as operands.
+
+    What a worker often writes is a row with room behind what it uses.
+    """
+    n_workers, t, n_heads, kp, k = sizes
+    room = 3 * k + TILE  # each time that a buffer is full, all but about k are dropped
+
+    def by_worker(length: int, dtype: type) -> tuple[tuple[int, int], type]:
+        itemsize = np.dtype(dtype).itemsize
+        return (n_workers, apart(length * itemsize) // itemsize), dtype
+
+    return {
+        "rows": ((t, n_heads, kp), A_INT8_DTYPE),
+        "head_weights": ((t, n_heads), np.float32),
+        "ranks": ((n_workers, t, room), np.uint64),
+        "n_ranks": by_worker(t, np.int64),
+        "worst": by_worker(t, np.uint64),
+        "codes": by_worker(TILE * kp, np.int8),
+        "places": by_worker(TILE, np.int64),
+        "offset": by_worker(TILE, np.int32),
+        "scale": by_worker(2 * TILE, np.float32),
+        "rest": by_worker(NR * RUN, np.int8),
+        "scores": by_worker(TILE, np.float32),
+        "keys": by_worker(TILE, np.uint32),
+        "sorted": by_worker(2 * room, np.uint64),
+        "counts": by_worker(N_BINS, np.int64),
+    }
