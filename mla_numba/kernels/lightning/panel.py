@@ -159,29 +159,31 @@ def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, p
     def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
         n_keys = panels.n * NR
         counts = (np.int64(mr), np.int64(panels.n), np.int64(k // kr))
-        distances = (np.int64(a.step * itemsize), np.int64(kr * itemsize))
-        _scores_simd(
-            counts, window(a.rows, a.at, 1), distances, window(panels.codes, panels.at, n_keys * k),
-            window(panels.offset, panels.col, n_keys), window(weights, first, mr),
-            window(panels.scores, panels.col, n_keys), ahead.codes, window(ahead.places, ahead.at, 1),
-            (np.int64(ahead.n), np.int64(ahead.n_lines), np.int64(ahead.distance)),
+        rows = (window(a.rows, a.at, 1), np.int64(a.step * itemsize), np.int64(kr * itemsize))
+        columns = (
+            window(panels.codes, panels.at, n_keys * k), window(panels.offset, panels.col, n_keys),
+            window(weights, first, mr), window(panels.scores, panels.col, n_keys),
         )  # fmt: skip
+        places = window(ahead.places, ahead.at, 1)
+        keys = (ahead.codes, places, np.int64(ahead.n), np.int64(ahead.n_lines), np.int64(ahead.distance))
+        _scores_simd(counts, rows, columns, keys)
 
     return simd
 
 
 def _call(context: Any, builder: Any, sig: Any, args: Any, declare: Any) -> Any:
-    """Calls a function of the library: arrays by their addresses, numbers and tuples of them as they are."""
-    load_lightning()
-    operands = []
-    for kind, value in zip(sig.args, args, strict=True):
+    """Calls a function of the library: arrays by their addresses, numbers as they are, tuples one by one."""
+
+    def operands(kind: Any, value: Any) -> list[Any]:
         if isinstance(kind, types.Array):
-            operands.append(builder.bitcast(context.make_array(kind)(context, builder, value).data, POINTER))
-        elif isinstance(kind, types.BaseTuple):
-            operands += [builder.extract_value(value, i) for i in range(len(kind))]
-        else:
-            operands.append(value)
-    builder.call(declare(builder.module, ISA), operands)
+            return [builder.bitcast(context.make_array(kind)(context, builder, value).data, POINTER)]
+        if isinstance(kind, types.BaseTuple):
+            return [each for i, k in enumerate(kind) for each in operands(k, builder.extract_value(value, i))]
+        return [value]
+
+    load_lightning()
+    given = [each for kind, value in zip(sig.args, args, strict=True) for each in operands(kind, value)]
+    builder.call(declare(builder.module, ISA), given)
     return context.get_dummy_value()
 
 
@@ -194,11 +196,8 @@ def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, 
 
 
 @intrinsic
-def _scores_simd(
-    _typingctx: Any, counts: Any, a: Any, distances: Any, b: Any, offset: Any, weights: Any, scores: Any, codes: Any,
-    places: Any, ahead: Any,
-) -> Any:  # fmt: skip
+def _scores_simd(_typingctx: Any, counts: Any, rows: Any, columns: Any, keys: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return _call(context, builder, sig, args, declare_scores)
 
-    return types.void(counts, a, distances, b, offset, weights, scores, codes, places, ahead), codegen
+    return types.void(counts, rows, columns, keys), codegen
