@@ -98,11 +98,21 @@ def test_legs_that_the_planner_chose():
     assert n_tasks[:, PHASES.index("down")].sum() == 5 * legs
 
 
-def test_what_workers_write_shares_no_pair_of_cache_lines():
+def test_what_workers_write_lies_a_page_apart():
+    """And what the legs of relays hand on shares no pair of cache lines."""
     for t, tiling in ((5, None), (45, CpuTiling(qb_mc=13, down_mc=7)), (45, CpuTiling(down_legs=3, heads_legs=2))):
         plan = plan_prolog(SHARED, t, tiling, this_machine(), micro=MICRO_TILES, n_threads=3)
-        _, buffers, _ = Memory(plan).prepare(plan.tile_plan(t))
-        rows = [row for name in ("c_down", "c_up", "c_uk", "q_head", "y") for row in getattr(buffers, name)]
-        extents = sorted({(row.__array_interface__["data"][0], row.nbytes) for row in rows})
-        for begin, n_bytes in extents:
-            assert begin % 128 == n_bytes % 128 == 0
+        tile = plan.tile_plan(t)
+        _, buffers, _ = Memory(plan).prepare(tile)
+        accumulators, y = max(gemm.accumulator_bytes for gemm in tile.gemms), 4 * SHARED.q_lora_rank
+        used = {"c_up": accumulators, "c_uk": accumulators, "y": y}
+        handed_on = {"c_down": (tile.down, accumulators), "q_head": (tile.heads, tile.heads.q_head_bytes)}
+        for name, (sweep, n_bytes) in handed_on.items():
+            if sweep.legs == 1:
+                used[name] = n_bytes
+                continue
+            for row in getattr(buffers, name):
+                assert row.__array_interface__["data"][0] % 128 == row.nbytes % 128 == 0
+        for name, n_bytes in used.items():
+            array = getattr(buffers, name)
+            assert array.strides[0] - n_bytes >= 4096, name

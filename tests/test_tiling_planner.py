@@ -27,7 +27,7 @@ def test_decode_preset_pinned():
     assert str(plan) == (
         "decode of 8 tokens, quant b, 4 threads on small: tiles 1 x 8; 86.3 MB, 0.38 Gflop, 0.60 Gop\n"
         "  tile of 8: 4 workers; down: 17 tasks by 1; rows: 5 tasks, rows_q 8 rows_k 2; "
-        "heads: 128 tasks by 4; workspace 0.38 MiB\n"
+        "heads: 128 tasks by 4; workspace 0.42 MiB\n"
         "    Matmul_qa bf16 m8 k7168 in 2 parts n1536: mr12 nr32 kr2, mc8 kc256 nc128, walk 4 of 48 panels, 12 tasks\n"
         "    QuantMatmul_qb int8 128 x m8 k1536 n192: mr8 nr48 kr4, mc8 kc256 nc192, walk 4 of 4 panels, 128 tasks\n"
         "    Matmul_kva bf16 m8 k7168 n576: mr12 nr32 kr2, mc8 kc256 nc128, walk 4 of 18 panels, 5 tasks\n"

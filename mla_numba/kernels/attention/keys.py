@@ -123,7 +123,7 @@ def _whole_values(source: Source, columns: Columns, unit: Index, has: bool) -> b
 
 @by_dtype("source.latents", {np.int8: _whole_codes}, otherwise=_whole_values, inline=True)
 def _whole(source: Source, columns: Columns, unit: Index, has: bool) -> Any:
-    """Whether columns fall into runs of `unit` elements, side by side and of one scale, that vector code takes."""
+    """Whether columns fall into runs of `unit` elements, side by side and of one scale, and there is code for codes."""
 
 
 @inlined
@@ -211,23 +211,29 @@ def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) ->
 
 
 @inlined
-def _in_words(bits: Bits, ld: Index, panel: Index, out: Bits) -> None:
-    interleave(window(bits, panel * NR, NR), window(bits, ld + panel * NR, NR), pair_window(out, 0, NR))
+def _two_in_words(even: Bits, odd: Bits, out: Bits) -> None:
+    interleave(even, odd, pair_window(out, 0, NR))
 
 
 _PLACES = ISA.places(is_int8=False)
 
 
 @inlined
-def _in_places(bits: Bits, ld: Index, panel: Index, out: Bits) -> None:
-    for r in range(KR_BF16):
-        row = window(bits, r * ld + panel * NR, NR)
-        for j in range(NR):
-            out[_PLACES[r, j]] = row[j]
+def _two_in_places(even: Bits, odd: Bits, out: Bits) -> None:
+    for j in range(NR):
+        out[_PLACES[0, j]] = even[j]
+        out[_PLACES[-1, j]] = odd[j]
 
 
-# A step of a panel: KR rows of bits, ld apart, of which it takes NR columns.
-_step = _in_words if ISA.bf16_order is BY_COLUMN_REVERSED and KR_BF16 == 2 else _in_places
+# A step of two rows of a panel's NR columns.
+_two = _two_in_words if ISA.bf16_order is BY_COLUMN_REVERSED and KR_BF16 == 2 else _two_in_places
+
+
+@inlined
+def _step(bits: Bits, ld: Index, panel: Index, out: Bits) -> None:
+    """A step of a panel: KR rows of bits, ld apart, of which it takes NR columns."""
+    first, last = panel * NR, (KR_BF16 - 1) * ld + panel * NR
+    _two(window(bits, first, NR), window(bits, last, NR), out)
 
 
 class Pair(NamedTuple):
@@ -269,7 +275,7 @@ def _steps_of_values(source: Source, pair: Pair, columns: Columns, panels: Bits,
         even = window(source.latents, pair.even + begin, NR)
         odd = window(source.latents, pair.odd + begin, NR)
         least = min(least, min(min_magnitude(even), min_magnitude(odd)))
-        interleave(even, odd, pair_window(panels, at + c // NR * stride, NR))
+        _two(even, odd, window(panels, at + c // NR * stride, KR_BF16 * NR))
         begin, of_run = begin + NR, of_run - NR
         if of_run == 0:
             begin, of_run = begin + source.stride - source.c0, source.c0
@@ -306,7 +312,7 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
     scratch, source = work.round.scratch, source_of(work)
     bits, panels, bases = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.bases, worker)
     columns = columns_of(work, first, n_cols)
-    whole = _whole(source, columns, np.int64(NR), HAS_STEPS)
+    whole = KR_BF16 == 2 and _whole(source, columns, np.int64(NR), HAS_STEPS)
     _find(work, span, bases)
     kv, scales = window(bases, 0, span.n), window(bases, 2 * span.n, span.n)
     for c in range(KR_BF16 * ld):
