@@ -133,9 +133,9 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
         groups, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
         memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
-            queries = Queries(query, query_scale, weights, pages.limits, memory.rows, memory.head_weights)
+            queries = Queries(query, query_scale, weights, pages.limits, index, memory.rows, memory.head_weights)
             kept = memory.buffers, memory.scratch, memory.team
-            lightning_tile(n_workers, n_workers, queries, keys, groups, index, t0, *kept)
+            lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *kept)
         finally:
             give_back(memory)
 

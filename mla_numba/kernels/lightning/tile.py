@@ -63,12 +63,13 @@ _SCALE = np.float32(2.0**-11)  # of a dot product
 
 
 class Queries(NamedTuple):
-    """The caller's tokens, and the rows and weights of those of the tile: see above."""
+    """The caller's tokens and what is chosen of them, and rows and weights of those of the tile: see above."""
 
     query: Codes
     query_scale: Bits
     weights: Bits
     limits: Int64
+    chosen: Int32
     rows: Values
     head_weights: F32
 
@@ -117,7 +118,6 @@ class Work(NamedTuple):
     cache: KeyCache
     groups: Groups
     buffers: Buffers
-    chosen: Int32
     scratch: Scratch
     t0: Index
     t: Index
@@ -169,7 +169,7 @@ def _collect(work: Work, worker: Index, token: Index, position: Index, tile: Key
     ranks = row_of(buffers.ranks, worker * buffers.ranks.shape[1] + token)
     at = worker * buffers.n_ranks.shape[1] + token
     counts, worst = unowned(buffers.n_ranks), unowned(buffers.worst)
-    k, room = work.chosen.shape[1], buffers.ranks.shape[2]
+    k, room = work.queries.chosen.shape[1], buffers.ranks.shape[2]
     if counts[at] + n > room:
         counts[at], worst[at] = keep_best(ranks, counts[at], k, k // 8, row_of(scratch.counts, worker))
     counts[at] = append_keys(keys, position, ranks, counts[at], worst[at])
@@ -212,7 +212,7 @@ def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """The k best of all buffers. Each worker's bound holds for all: k ranks are not worse than it."""
     buffers, scratch = work.buffers, work.scratch
     n_workers, t, room = buffers.ranks.shape
-    k = np.int64(work.chosen.shape[1])
+    k = np.int64(work.queries.chosen.shape[1])
     merged, counts = row_of(scratch.sorted, worker), row_of(scratch.counts, worker)
     n, worst = np.int64(0), ALL_RANKS
     for w in range(n_workers):
@@ -226,17 +226,17 @@ def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     if n > k:
         n, _ = keep_best(merged, n, k, k // 8, counts)
     sort_ranks(merged, n, row_of(buffers.ranks, task), counts)
-    write_positions(merged, min(n, k), row_of(work.chosen, work.t0 + task))
+    write_positions(merged, min(n, k), row_of(work.queries.chosen, work.t0 + task))
 
 
 @kernel
 def lightning_tile(
-    worker: Index, queries: Queries, cache: KeyCache, groups: Groups, chosen: Int32, t0: Index, buffers: Buffers,
+    worker: Index, queries: Queries, cache: KeyCache, groups: Groups, t0: Index, buffers: Buffers,
     scratch: Scratch, team: Team,
 ) -> None:  # fmt: skip
     """One worker's way through the phases of a tile of tokens."""
     t = np.int64(queries.rows.shape[0])
-    work = Work(queries, cache, groups, buffers, chosen, scratch, np.int64(t0), t)
+    work = Work(queries, cache, groups, buffers, scratch, np.int64(t0), t)
     of_prepare = Tasks(np.int64(PREPARE), t, np.int64(1))
     of_scan = Tasks(np.int64(SCAN), groups.task[len(groups.task) - 1], np.int64(1))
     of_merge = Tasks(np.int64(MERGE), t, np.int64(1))
