@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 
 # Before a library reads it: threads that spin while they wait would take the cores from the other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MPIR_CVAR_CH4_PROGRESS_THROTTLE", "1")  # likewise ranks of MPICH
 
 if "ATEN_CPU_CAPABILITY" in os.environ and find_spec("torch"):
     from shared.torch_machine import separate_compiler_cache
