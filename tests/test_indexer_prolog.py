@@ -143,7 +143,7 @@ def test_rows_of_zeros():
 
 
 def test_weights_of_32_heads_take_one_factor():
-    """One factor, which rounds otherwise than 32^-0.5 and then Di^-0.5 would."""
+    """A product with 32^-0.5 and then with Di^-0.5 would round twice, to other bits."""
     dims = mla.MlaDims(64, 2, 8, 8, 3, 8)
     indexer = make_indexer(dims, 32, 64)
     inputs = make_inputs(dims, 40, 64)

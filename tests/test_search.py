@@ -35,7 +35,7 @@ from mla_numba.kernels import ISA
 from mla_numba.oracle.bits import check_output, reference_run
 
 SCALES = ("dequant_scale_w_dq", "dequant_scale_w_dkv_kr", "dequant_scale_w_uq_qr", "smooth_scales_cq")
-# Multiples, one more and one fewer are drawn more often than by chance.
+# Many of the drawn lengths are multiples of a tile, or differ from one by 1.
 near_tiles = st.sampled_from([s + d for s in (ISA.nr, ISA.nr // 2, 2 * ISA.nr) for d in (-1, 0, 1)])
 
 

@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tiling.gemm import apart
-
 from ..base.checks import Array
-from ..base.memory import aligned_empty
+from ..base.memory import aligned_empty, rows_apart
 from ..kernels.launch import plain
 from ..kernels.lightning.best import N_BINS
 from ..kernels.lightning.keys import TILE
@@ -92,8 +90,7 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
     room = 3 * k + TILE  # each time that a buffer is full, all but about k are dropped
 
     def by_worker(length: int, dtype: type) -> tuple[tuple[int, int], type]:
-        itemsize = np.dtype(dtype).itemsize
-        return (n_workers, apart(length * itemsize) // itemsize), dtype
+        return rows_apart(n_workers, length, dtype)
 
     return {
         "rows": ((t, n_heads, kp), A_INT8_DTYPE),

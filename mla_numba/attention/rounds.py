@@ -16,7 +16,7 @@ from tiling import ceil_div
 from tiling.gemm import LINE_BYTES, apart
 
 from ..base.checks import Array
-from ..base.memory import aligned_empty
+from ..base.memory import aligned_empty, rows_apart
 from ..kernels.attention.arguments import ALL, LARGEST, SUM, VALUES_OF, Cut, Scratch
 from ..kernels.attention.attend import N_PHASES
 from ..kernels.attention.places import LANES
@@ -141,8 +141,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
     row_bytes = lda * _A_BYTES
 
     def by_worker(length: int, dtype: Any) -> tuple[tuple[int, ...], Any]:
-        itemsize = np.dtype(dtype).itemsize
-        return (cut.n_workers, apart(length * itemsize) // itemsize), dtype
+        return rows_apart(cut.n_workers, length, dtype)
 
     return {
         "carried": ((cut.t, cut.h, carried), np.float32),

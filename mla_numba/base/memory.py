@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tiling.gemm import LINE_BYTES
+from tiling.gemm import LINE_BYTES, apart
 
 __all__ = ["UINT16", "aligned_empty", "as_bits", "untouched_empty", "writable_alias"]
 
@@ -26,6 +26,12 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any, align: int = LINE_BY
     start = -raw.__array_interface__["data"][0] % align
     aligned: NDArray[Any] = raw[start : start + n_bytes].view(dtype).reshape(shape)
     return aligned
+
+
+def rows_apart(n_workers: int, length: int, dtype: Any) -> tuple[tuple[int, int], Any]:
+    """Shape and dtype of an array with a row a worker, of which it uses `length` elements: see `tiling.gemm.apart`."""
+    itemsize = np.dtype(dtype).itemsize
+    return (n_workers, apart(length * itemsize) // itemsize), dtype
 
 
 def untouched_empty(n: int, dtype: Any) -> NDArray[Any]:

@@ -229,7 +229,8 @@ def count_stored(machine: Machine, version: str) -> Stored:
 
 def machine_key(machine: Machine) -> dict[str, Any]:
     """A machine as keys have it, read back from JSON."""
-    return asdict(machine) | {"node_cores": list(machine.node_cores)}
+    read: dict[str, Any] = json.loads(machine.to_json())
+    return read
 
 
 def _tuned_key(machine: Machine, version: str, dims: PlanDims, quant: QuantMode, n_threads: int, t: int) -> Key:

@@ -6,7 +6,7 @@ settings of an NPU are taken; only the tile of keys of the flash operator change
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,9 +85,13 @@ def sparse_flash_attention_quant_d(
         True
     """
     _attend(
-        query_nope, query_rope, key_nope_2d, key_rope_2d, k_nope_scales, topk_indices, block_table, kv_act_seqs,
-        attention_out, nq, n_kv, softmax_scale, topk, block_size, max_blocknum_perbatch,
-    )  # fmt: skip
+        (query_nope, query_rope),
+        _Keys(key_nope_2d, key_rope_2d, k_nope_scales),
+        _Lists(topk_indices, block_table, kv_act_seqs),
+        _Sizes(nq, n_kv, topk, block_size, max_blocknum_perbatch),
+        softmax_scale,
+        attention_out,
+    )
 
 
 sparse_flash_attention_quant_p = sparse_flash_attention_quant_d
@@ -142,9 +146,14 @@ def sparse_flash_attention_quant_compute_flash(
     tile = 2048 if tile_config is None else getattr(tile_config, "s_kv_tile", None)
     tile = check.check_int("tile_config.s_kv_tile", tile, 1)
     _attend(
-        query_nope, query_rope, key_nope_2d, key_rope_2d, k_nope_scales, topk_indices, block_table, kv_act_seqs,
-        attention_out, nq, n_kv, softmax_scale, topk, block_size, max_blocknum_perbatch, tile,
-    )  # fmt: skip
+        (query_nope, query_rope),
+        _Keys(key_nope_2d, key_rope_2d, k_nope_scales),
+        _Lists(topk_indices, block_table, kv_act_seqs),
+        _Sizes(nq, n_kv, topk, block_size, max_blocknum_perbatch),
+        softmax_scale,
+        attention_out,
+        tile,
+    )
 
 
 _ATTENTION_NAMES = {
@@ -159,24 +168,38 @@ _ATTENTION_NAMES = {
 }
 
 
+class _Keys(NamedTuple):
+    nope: Array
+    rope: Array
+    scales: Array | None
+
+
+class _Lists(NamedTuple):
+    positions: Array
+    block_table: Array
+    act_seqs: Array
+
+
+class _Sizes(NamedTuple):
+    nq: int
+    n_kv: int
+    topk: int
+    block_size: int
+    max_blocknum_perbatch: int
+
+
 def _attend(
-    query_nope: Array,
-    query_rope: Array,
-    key_nope_2d: Array,
-    key_rope_2d: Array,
-    k_nope_scales: Array | None,
-    topk_indices: Array,
-    block_table: Array,
-    kv_act_seqs: Array,
-    attention_out: Array,
-    nq: int,
-    n_kv: int,
+    queries: tuple[Array, Array],
+    keys: _Keys,
+    lists: _Lists,
+    sizes: _Sizes,
     softmax_scale: float,
-    topk: int,
-    block_size: int,
-    max_blocknum_perbatch: int,
+    attention_out: Array,
     flash_tile: int | None = None,
 ) -> None:
+    (query_nope, query_rope), (key_nope_2d, key_rope_2d, k_nope_scales) = queries, keys
+    topk_indices, block_table, kv_act_seqs = lists
+    nq, n_kv, topk, block_size, max_blocknum_perbatch = sizes
     n_heads, size = check.check_int("nq", nq, 1), check.check_int("block_size", block_size, 1)
     check.check_int("n_kv", n_kv, 1, 1)
     check.check_int("topk", topk, 0)
