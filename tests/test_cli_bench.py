@@ -160,6 +160,19 @@ def test_interrupt_keeps_what_was_done(wait, tmp_path):
         assert f"Not complete: {said[1]} of 24 benches" in words(page.read_text())
 
 
+def test_interrupt_before_the_bar_is_drawn(tmp_path, monkeypatch):
+    """The log is there by then, and is named."""
+
+    class Interrupted(Progress):
+        def __enter__(self):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "Progress", Interrupted)
+    result = CliRunner().invoke(main, [*SWEEPS, "--output", str(tmp_path / "page.html")])
+    assert result.exit_code == 130
+    assert result.output == f"interrupted: no bench is done; wrote {tmp_path / 'page.log'}\n"
+
+
 def until(holds, process):
     for _ in range(1200):
         if holds():

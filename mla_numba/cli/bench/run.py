@@ -95,8 +95,8 @@ def run_suite(suite: Path, parts: Sequence[str], arguments: Sequence[str], n_thr
     outcome = Outcome()
     files = [str(suite / f"bench_{part}.py") for part in parts]
     command = [sys.executable, "-m", "pytest", *files, "-v", "--color=no", "--benchmark-only", "--events", *arguments]
-    with log.open("w", encoding="utf-8", buffering=1) as written, Progress() as progress, _terminable():
-        try:
+    try:  # around the log and the bar too: an interrupt may come before the suite has begun
+        with log.open("w", encoding="utf-8", buffering=1) as written, Progress() as progress, _terminable():
             while True:
                 after = [f"--after={outcome.done[-1]}"] if outcome.done else []
                 outcome.status = _follow([*command, *after], suite.parents[1], n_threads, outcome, written, progress)
@@ -105,8 +105,8 @@ def run_suite(suite: Path, parts: Sequence[str], arguments: Sequence[str], n_thr
                 outcome.give_up_running(f"its process ended by {_name_of_signal(-outcome.status)}")
                 if outcome.is_whole:
                     break
-        except KeyboardInterrupt:
-            outcome.interrupted = True
+    except KeyboardInterrupt:
+        outcome.interrupted = True
     return outcome
 
 
