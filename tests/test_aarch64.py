@@ -168,10 +168,18 @@ def test_an_older_cpu_lacks_the_instructions(programs, isa, cpu):
         programs(isa).run([case], cpu)
 
 
+def test_two_products_of_codes_fit_int16():
+    """As the microkernel of plain NEON adds them, for all codes; without the complement they would not."""
+    codes = np.arange(-128, 128)
+    products, complemented = (a[:, None] * codes for a in (codes, ~codes))
+    assert (products.min() - complemented.max(), products.max() - complemented.min()) == (-32640, 32640)
+    assert 2 * products.max() == 2**15
+
+
 # Of a step of the largest tile: what multiplies, how often, and which other vector instructions there may be.
 STEPS = {
     ("neon", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, {"shll": 3, "shll2": 3}),
-    ("neon", "int8"): ("smull2?", 48, {"sadalp": 48, "dup": 16}),
+    ("neon", "int8"): ("sm(?:ul|ls)l2?", 48, {"sadalp": 24, "dup": 16, "mvn": 8}),
     ("neondot", "bf16"): (r"fmla\tv\d+\.4s, v\d+\.4s, v\d+\.s\[", 48, {"shll": 3, "shll2": 3}),
     ("neondot", "int8"): (r"sdot\tv\d+\.4s, v\d+\.16b, v\d+\.4b\[", 48, {}),
     ("neoni8mm", "bf16"): (r"bfmlal[tb]\tv\d+\.4s, v\d+\.8h, v\d+\.h\[", 48, {}),
@@ -212,7 +220,7 @@ def test_probes_multiply_and_do_little_else(monkeypatch, isa, kind):
         peaks._chain_function(module, "probe", element, step).linkage = ""
 
     multiply, times = {"neoni8mm bf16": ("bfmlal[tb]", 2), "neoni8mm int8": ("smmla", 1), "neondot int8": ("sdot", 1),
-                       "neon int8": ("smull2?|sadalp", 2)}.get(f"{isa} {kind}", ("fmla", 1))  # fmt: skip
+                       "neon int8": ("sm(?:ul|ls)l2?|sadalp", 3)}.get(f"{isa} {kind}", ("fmla", 1))  # fmt: skip
     loop = inner_loop("\n" + Target(TRIPLE, "generic").assembly_of(define), f"mla_numba_probe_{isa}", multiply)
     assert sum(bool(re.match(multiply, line)) for line in loop) == 24 * times, "\n".join(loop)
     assert len(loop) <= 24 * times + 3, "\n".join(loop)  # it counts steps, and goes on

@@ -26,16 +26,19 @@ def make_case(isa, mr, n_panels, steps, seed):
     b = rng.choice(np.array([-128, -3, 0, 5, 127], np.int8), n_panels * isa.nr * k)
     weights = (rng.standard_normal(mr) / 2048).astype(np.float16).astype(np.float32)
     scores = rng.standard_normal(n_panels * isa.nr).astype(np.float32)
-    sizes = [mr, n_panels, steps, k, isa.kr_int8, a.nbytes, b.nbytes, weights.nbytes, scores.nbytes]
+    steps_of_b = b.reshape(n_panels, steps, -1)[..., isa.places(is_int8=True)].astype(np.int32)
+    offset = -np.einsum("psrj,r->pj", steps_of_b, np.array(isa.surplus, np.int32))
+    arrays = (a, b, offset, weights, scores)
+    sizes = [mr, n_panels, steps, k, isa.kr_int8, *(array.nbytes for array in arrays)]
     want = scores.copy()
     for p in range(n_panels):
         dots = np.empty(mr * isa.nr, np.int32)
         add_products(isa, mr, k, A(a, 0, k), B(b, p * isa.nr * k, 0, 0, 0), C(dots, 0, False))
         of_panel = want[p * isa.nr : (p + 1) * isa.nr]
         for i in range(mr):
-            value = np.maximum(dots[i * isa.nr : (i + 1) * isa.nr], 0).astype(np.float32)
+            value = np.maximum(dots[i * isa.nr : (i + 1) * isa.nr] + offset[p], 0).astype(np.float32)
             of_panel += weights[i] * half_of(value)
-    return np.array(sizes, np.int64).tobytes() + b"".join(x.tobytes() for x in (a, b, weights, scores)), want
+    return np.array(sizes, np.int64).tobytes() + b"".join(x.tobytes() for x in arrays), want
 
 
 @pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {missing_tools()}")

@@ -76,7 +76,7 @@ MULTIPLY = {
     "avx2": (("vfmadd", 1), ("vpmaddwd|vpdpwssd", 2)),
     "neoni8mm": (("bfmlal[bt]", 1), ("smmla", 8)),
     "neondot": (("fmla", 1), ("sdot", 4)),
-    "neon": (("fmla", 1), ("smull2?", 2)),
+    "neon": (("fmla", 1), ("smull2?|smlsl2?", 2)),
 }
 
 

@@ -14,7 +14,7 @@ __all__ = ["MULTIPLIES", "InnerLoop", "inner_loop", "loops_of"]
 # What multiplies, and adds the products: the rest of a loop feeds these.
 MULTIPLIES = re.compile(
     r"vfmadd\d+ps|vdpbf16ps|vpdpbusd|vpdpwssd|vpmaddwd|vpaddd"
-    r"|fmla|bfmlal[bt]|sdot|smmla|smull2?|sadalp"
+    r"|fmla|bfmlal[bt]|sdot|smmla|smull2?|smlsl2?|sadalp"
 )
 _JUMPS = re.compile(r"(?:j[a-z]+|b|b\.[a-z]+|cbn?z|tbn?z)(?=\s)")
 _INTO_L1 = re.compile(r"prefetcht0|pldl1keep")

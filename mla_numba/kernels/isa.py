@@ -53,6 +53,9 @@ class MicroKernel:
     Tiles of at most `two_panels` rows, if any, may take two panels at once: so few rows have fewer sums than hide the
     latency of a multiply-add.
 
+    An int8 one may multiply by more than the code: in step r of KR by code + `surplus[r]`, if there are any. The offset
+    of a column takes that off again (`Isa.surplus`).
+
     `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
     is right where no sum is subnormal: such a microkernel is used for no others.
     """
@@ -67,6 +70,7 @@ class MicroKernel:
     order: Literal["passes", "rows", "columns"] = "passes"
     square: int = 1
     two_panels: int = 0
+    surplus: tuple[int, ...] = ()
     round_two: Callable[[ir.IRBuilder, Vectors, Any, Any], Any] | None = None
 
 
@@ -116,6 +120,12 @@ class Isa:
     def vectors(self) -> Vectors:
         """The vectors of a row of the register tile."""
         return Vectors(self.lanes, self.nr // self.lanes)
+
+    @property
+    def surplus(self) -> tuple[int, ...]:
+        """What each of KR steps of int8 products adds to the codes of A: `a_offset`, and the microkernel's own."""
+        of_kernel = self.int8.surplus if self.int8 else ()
+        return tuple(self.a_offset + surplus for surplus in of_kernel or (0,) * self.kr_int8)
 
     def places(self, is_int8: bool) -> Int64:
         """`BlockOrder.place` of every element, (KR, NR) int64."""

@@ -19,7 +19,7 @@ from .kinds import F32, Bits, Codes, Index, Int32, Int64, Values
 from .launch import kernel
 from .llvm_ir import IN_L1
 from .micro.operands import A, B, C
-from .micro.ukernel import A_OFFSET, KR_INT8, MR, NR, ukernel
+from .micro.ukernel import A_SURPLUS, KR_INT8, MR, NR, ukernel
 from .scalars import min_magnitude, window
 from .threads.tasks import block_start, ceil_div
 
@@ -109,16 +109,17 @@ def pack_panels(worker: Index, share: Share, source: Matrices, order: Order, out
 
 @kernel
 def column_offsets(panel: Index, panels: Codes, kp: Index, places: Int64, out: Int32) -> None:
-    """out[panel*NR + j] (int32) = -A_OFFSET * the sum of packed int8 column j: takes the surplus of u8 codes off.
+    """out[panel*NR + j] (int32) = -the sum of A_SURPLUS * packed int8 column j: takes off what the surplus of A adds.
 
     places (KR, NR) int64, as of the `Isa`.
     """
     for j in range(NR):
         total = np.int64(0)
         for p in range(kp):
-            step = (panel * kp + p - p % KR_INT8) * NR
-            total += panels[step + places[p % KR_INT8, j]]
-        out[panel * NR + j] = np.int32(-A_OFFSET * total)
+            r = p % KR_INT8
+            step = (panel * kp + p - r) * NR
+            total += A_SURPLUS[r] * np.int64(panels[step + places[r, j]])
+        out[panel * NR + j] = np.int32(-total)
 
 
 @kernel

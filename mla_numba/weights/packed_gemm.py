@@ -144,7 +144,7 @@ def pack_gemm(
             there = np.flatnonzero(columns >= 0)
             by_panel[:, there] = scale.reshape(cut.batch, cut.n)[:, columns[there]]
         at += count
-    if quantised and ISA.a_offset:
+    if quantised and any(ISA.surplus):
         column_offsets(n_threads, at, panels, kp, places, offset)
     return PackedGemm(panels, offset, col_scale, kp, n_parts, 0 if quantised else _least(panels, n_threads))
 
@@ -211,7 +211,13 @@ def panel_packing() -> dict[str, int | str]:
     packing: dict[str, int | str] = {"order": _PANEL_ORDER, "nr": ISA.nr}
     packing |= {"kr_bf16": ISA.kr_bf16, "order_bf16": ISA.bf16_order.name}
     packing |= {"kr_int8": ISA.kr_int8, "order_int8": ISA.int8_order.name}
-    return packing | {"a_offset": ISA.a_offset, "odd_k_first": int(ISA.bf16_dot)}
+    return packing | {"a_offset": _a_offset(), "odd_k_first": int(ISA.bf16_dot)}
+
+
+def _a_offset() -> int | str:
+    """What an int8 activation has beyond its code: where it is not the same in each step of KR, for each."""
+    same = len(set(ISA.surplus)) == 1
+    return ISA.surplus[0] if same else " ".join(map(str, ISA.surplus))
 
 
 def check_packing(source: str | os.PathLike[str], found: dict[str, int | str], isa: str) -> None:

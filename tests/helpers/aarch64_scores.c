@@ -1,4 +1,4 @@
-/* Calls SCORES for each case of a file: nine int64, then a, b, weights and scores, which are written out. */
+/* Calls SCORES for each case of a file: ten int64, then a, b, offset, weights and scores, which are written out. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,14 +14,14 @@ static void *filled(FILE *file, size_t n_bytes) {
 
 int main(int argc, char **argv) {
     FILE *cases = fopen(argv[argc - 2], "rb"), *results = fopen(argv[argc - 1], "wb");
-    int64_t given[9]; /* mr, n, steps, lda, a_step, bytes of a, b, weights, scores */
+    int64_t given[10]; /* mr, n, steps, lda, a_step, bytes of a, b, offset, weights, scores */
     while (fread(given, sizeof given, 1, cases) == 1) {
-        void *arrays[4];
-        for (int i = 0; i < 4; i++) arrays[i] = filled(cases, given[5 + i]);
-        SCORES(given[0], given[1], given[2], arrays[0], given[3], given[4], arrays[1], NULL, arrays[2], arrays[3],
+        void *arrays[5];
+        for (int i = 0; i < 5; i++) arrays[i] = filled(cases, given[5 + i]);
+        SCORES(given[0], given[1], given[2], arrays[0], given[3], given[4], arrays[1], arrays[2], arrays[3], arrays[4],
                NULL, NULL, 0, 0, 0);
-        fwrite(arrays[3], 1, given[8], results);
-        for (int i = 0; i < 4; i++) free(arrays[i]);
+        fwrite(arrays[4], 1, given[9], results);
+        for (int i = 0; i < 5; i++) free(arrays[i]);
     }
     return fclose(results);
 }

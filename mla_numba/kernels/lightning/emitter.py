@@ -133,7 +133,7 @@ def _ask_ahead(builder: ir.IRBuilder, first: Any, codes: Any, places: Any, n: An
 
 def _first_sums(builder: ir.IRBuilder, isa: Isa, offset: Any) -> list[Any]:
     vectors = isa.vectors
-    if not isa.a_offset:
+    if not any(isa.surplus):
         return [ir.Constant(vectors.words, None)] * vectors.n
     return [load(builder, offset, v * vectors.lanes * 4, vectors.words, 4) for v in range(vectors.n)]
 
@@ -179,7 +179,7 @@ def _define_pack(isa: Isa, kernel: MicroKernel, function: ir.Function) -> None:
     set.update(function.attributes, {f'"{key}"="{value}"' for key, value in isa.attributes.items()})
     codes, places, n_runs, run_stride, panel, offset = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    sums = [ir.Constant(vectors.words, None)] * vectors.n if isa.a_offset else []
+    sums = [ir.Constant(vectors.words, None)] * vectors.n if any(isa.surplus) else []
     run_bytes = ir.Constant(I64, RUN * isa.nr)
 
     def run(number: Any, held: list[Any]) -> list[Any]:
@@ -192,14 +192,26 @@ def _define_pack(isa: Isa, kernel: MicroKernel, function: ir.Function) -> None:
             for i, value in enumerate(_in_order(builder, isa, in_step)):
                 _store(builder, value, to, step * isa.nr * isa.kr_int8 + i * vectors.lanes * 4)
         for row in words if held else []:
-            surplus = vectors.splat(builder, ir.Constant(I32, isa.a_offset * 0x01010101 - 2**32))
-            held = [kernel.multiply(builder, vectors, s, surplus, word) for s, word in zip(held, row, strict=True)]
+            held = [_with_surplus(builder, isa, total, word) for total, word in zip(held, row, strict=True)]
         return held
 
     for v, total in enumerate(counted_loop(builder, n_runs, sums, run)):
         before = load(builder, offset, v * vectors.lanes * 4, vectors.words, 4)
         _store(builder, builder.sub(before, total), offset, v * vectors.lanes * 4)
     builder.ret_void()
+
+
+def _with_surplus(builder: ir.IRBuilder, isa: Isa, total: Any, word: Any) -> Any:
+    """`total` and what A's surplus adds to the products of four codes of each key."""
+    assert isa.int8 is not None
+    assert isa.kr_int8 == _WORD
+    if isa.a_offset:
+        everywhere = isa.vectors.splat(builder, ir.Constant(I32, isa.a_offset * 0x01010101 - 2**32))
+        return isa.int8.multiply(builder, isa.vectors, total, everywhere, word)
+    for r, surplus in enumerate(isa.surplus):
+        code = builder.ashr(builder.shl(word, isa.vectors.filled(24 - 8 * r)), isa.vectors.filled(24))
+        total = builder.add(total, builder.mul(code, isa.vectors.filled(surplus)))
+    return total
 
 
 def _transposed(builder: ir.IRBuilder, vectors: Vectors, here: Any, places: Any) -> list[list[Any]]:

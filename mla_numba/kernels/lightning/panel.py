@@ -12,7 +12,7 @@ exact, and sums are rounded once for each head, whether by a fused multiply-add 
 | codes   | flat                | int8         | a cache; a run of RUN codes of key j is at places[j] + run * distance |
 | places  | [NR]                | int64        |                                                                      |
 | panel   | [kp / KR][NR][KR]   | int8         | kp a multiple of RUN; see `isa.BlockOrder`                           |
-| offset  | [NR]                | int32        | what the u8 form of A adds, negated: `pack_panel` adds its share     |
+| offset  | [NR]                | int32        | what the surplus of A adds, negated: `pack_panel` adds its share     |
 | a.rows  | [mr] by step, [kp]  | A_INT8_DTYPE | heads, see `row.operand`                                             |
 | weights | [mr]                | float32      |                                                                      |
 | scores  | [NR]                | float32      |                                                                      |
@@ -34,7 +34,7 @@ from ..micro.operands import A, B, C
 from ..micro.plain import add_products
 from ..micro.portable import ukernel_int8_portable
 from ..micro.table import ISA
-from ..micro.ukernel import A_OFFSET, KR_INT8, NR
+from ..micro.ukernel import A_SURPLUS, KR_INT8, NR
 from ..scalars import window
 from .emitter import RUN, SPLIT, declare_pack, declare_scores, define_lightning
 
@@ -88,7 +88,8 @@ def pack_panel(runs: Runs, panel: Panels) -> None:
             for first in range(0, RUN, KR_INT8):
                 step = panel.at + (run * RUN + first) * NR
                 panel.codes[step + PLACES[:, j]] = codes[first : first + KR_INT8]
-            panel.offset[panel.col + j] -= A_OFFSET * np.int32(codes.sum(dtype=np.int32))
+                surplus = A_SURPLUS * codes[first : first + KR_INT8]
+                panel.offset[panel.col + j] -= np.int32(surplus.sum(dtype=np.int32))
 
 
 @callee

@@ -20,11 +20,15 @@ _HALF_OF_BYTES, _HALVES, _FOUR_HALVES = ir.VectorType(I8, 8), ir.VectorType(I16,
 
 # Four columns of one k side by side, so that a shift left widens them, and then those of the next k.
 BF16_ROWS_OF_FOUR = BlockOrder("[NR/4][KR][4]", lambda _nr, kr, r, j: (j // 4 * kr + r) * 4 + j % 4)
-# Pairs of k, whose products are added, side by side: of eight columns the first and then the second, of four both.
-_INT8_PAIRS = BlockOrder(
-    "[8][2] of each pair of k, and [KR/2][4][2]",
-    lambda _nr, kr, r, j: r // 2 * 16 + j * 2 + r % 2 if j < 8 else kr * 8 + r // 2 * 8 + (j - 8) * 2 + r % 2,
-)
+
+
+def _int8_place(nr: int, kr: int, r: int, j: int) -> int:
+    """Pairs of k side by side: of eight columns the first and then the second, of four behind them both."""
+    pair, k = divmod(r, 2)
+    in_eights = nr // 8 * 8
+    if j < in_eights:
+        return j // 8 * 8 * kr + pair * 16 + j % 8 * 2 + k
+    return in_eights * kr + pair * 8 + (j - in_eights) * 2 + k
 
 
 def lanes(builder: ir.IRBuilder, vector: Any, chosen: list[int]) -> Any:
@@ -68,26 +72,31 @@ def _int8_load(builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> list
     return [_Half(load(builder, b, at, BYTES, 1), first) for at, first in zip(places, halves, strict=True)]
 
 
-def _int8_column(_builder: ir.IRBuilder, _vectors: Vectors, loaded: list[_Half], pair: int) -> _Half:
-    return loaded[pair]
+def _int8_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, _pass: int) -> tuple[Any, Any]:
+    """The first pair everywhere, and the complement of the second, by dup.
 
-
-def _int8_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, pair: int) -> Any:
-    """A pair everywhere, by dup. Both in one vector would take a tbl, which is three times as much for Cortex-A72."""
-    pairs = load(builder, a, 0, ir.VectorType(I16, 2), 1)
-    return lanes(builder, pairs, [pair] * 8)
+    Both in one vector would take a tbl, which is three times as much for Cortex-A72.
+    """
+    zeros, first = ir.Constant(ir.VectorType(I32, 4), None), ir.Constant(I32, 0)
+    pairs = builder.bitcast(builder.insert_element(zeros, load(builder, a, 0, I32, 1), first), _HALVES)
+    return lanes(builder, pairs, [0] * 8), lanes(builder, builder.not_(pairs), [1] * 8)
 
 
 def _int8_multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
-    """smull, or smull2, and sadalp. Two products of -128 and -128 leave int16: nothing is added there.
+    """smull, smlsl and sadalp, or the same with upper halves: a0 * b0 - ~a1 * b1, which is a0 * b0 + a1 * b1 + b1.
 
-    Of a whole vector as a column the lower half is taken.
+    That fits int16 for all codes; two products of -128 and -128 would not, if they were added. Of plain vectors the
+    lower and then the upper half is taken.
     """
-    half = column if isinstance(column, _Half) else _Half(column, 0)
+    columns = column if isinstance(column, list) else [_Half(column, 0), _Half(column, 8)]
+    values = value if isinstance(value, tuple) else (value, value)
     product = declare(builder, "llvm.aarch64.neon.smull.v8i16", _HALVES, [_HALF_OF_BYTES, _HALF_OF_BYTES])
     add_pairs = declare(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", vectors.words, [_HALVES])
-    operands = [half.of(builder, x) for x in (half.vector, value)]
-    return builder.add(acc, builder.call(add_pairs, [builder.call(product, operands)]))
+    first, second = (
+        builder.call(product, [half.of(builder, x) for x in (half.vector, pair)])
+        for half, pair in zip(columns, values, strict=True)
+    )
+    return builder.add(acc, builder.call(add_pairs, [builder.sub(first, second)]))
 
 
 BF16_FMLA = MicroKernel(
@@ -109,16 +118,15 @@ NEON = Isa(
     features=frozenset({"neon"}),
     tune="neoverse-v2",
     bf16_order=BF16_ROWS_OF_FOUR,
-    int8_order=_INT8_PAIRS,
+    int8_order=BlockOrder("[8][2] of each pair of k, and [KR/2][4][2]", _int8_place),
     int8=MicroKernel(
         "ukernel_int8",
         is_int8=True,
         load=_int8_load,
         value=_int8_value,
         multiply=_int8_multiply,
-        column=_int8_column,
-        passes=2,
         order="rows",
+        surplus=(0, 0, 1, 1),
     ),
     bf16=BF16_FMLA,
 )

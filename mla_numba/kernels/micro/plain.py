@@ -27,7 +27,8 @@ def add_products(isa: Isa, mr: Index, k: Index, a: A, b: B, c: C) -> None:
         values = flat[rows + step * kr + (kr - 1 - r if flat.dtype == np.uint16 else r)]
         column = b.panels[b.at + step * nr * kr + places[r]]
         if is_int8:
-            sums += values.astype(np.int32)[:, None] * column.astype(np.int32)
+            surplus = np.int32(isa.surplus[r] - isa.a_offset)
+            sums += (values.astype(np.int32) + surplus)[:, None] * column.astype(np.int32)
         else:
             sums += (_widened(values) if flat.dtype == np.uint16 else values)[:, None] * _widened(column)
 
