@@ -28,7 +28,9 @@ def tile_functions(isa):
     stores = (I16,) if isa.bf16_dot else (I16, F32)
     kernels = [(kernel, store) for store in stores for kernel in (isa.bf16, isa.int8)]
     kernels += [(isa.bf16_subnormal, I16)] if isa.bf16_subnormal else []
-    return {TileFunction(isa, kernel, store).name: (kernel, store) for kernel, store in kernels}
+    tiles = [TileFunction(isa, kernel, store) for kernel, store in kernels]
+    tiles += [tile._replace(panels=2) for tile in tiles if tile.kernel.two_panels]
+    return {tile.name: tile for tile in tiles}
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Case:
     carry: bool
     locality: int
     ldy: int
+    b_step: int  # to a second panel, and to its sums
+    c_step: int
     arrays: dict = field(default_factory=dict)  # a, b, c, y, row_scale, col_scale, offset
 
 
@@ -82,7 +86,9 @@ class Program:
             for case in cases:
                 settings = [names.index(case.function), case.mr, case.steps, case.lda, case.a_step, case.carry]
                 sizes = [array.nbytes for array in case.arrays.values()]
-                file.write(np.array([*settings, case.locality, case.ldy, *sizes], np.int64).tobytes())
+                file.write(
+                    np.array([*settings, case.locality, case.ldy, case.b_step, case.c_step, *sizes], np.int64).tobytes()
+                )
                 for array in case.arrays.values():
                     file.write(array.tobytes())
         done = subprocess.run([QEMU, "-cpu", cpu, self.path, given, made], capture_output=True, text=True, check=False)

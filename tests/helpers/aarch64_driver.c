@@ -1,7 +1,8 @@
 /* Calls register tiles that are linked to it, as a file of cases says, and writes what they leave in c and y.
 
-   A case is 15 int64: function, mr, steps, lda, a_step, carry, locality, ldy (-1: no y), and the bytes of a, b, c, y,
-   row_scale, col_scale and offset; then these seven arrays. Each array ends where no page can be read. */
+   A case is 17 int64: function, mr, steps, lda, a_step, carry, locality, ldy (-1: no y), how far a second panel and its
+   sums are from the first, and the bytes of a, b, c, y, row_scale, col_scale and offset; then these seven arrays. Each
+   array ends where no page can be read. Tiles of one panel ignore the last two arguments. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -12,7 +13,7 @@
 
 typedef void tile(int64_t mr, int64_t steps, char *a, int64_t lda, int64_t a_step, char *b, char *ahead,
                   int64_t ahead_step, int64_t locality, char *c, bool carry, char *y, int64_t ldy, char *row_scale,
-                  char *col_scale, char *offset);
+                  char *col_scale, char *offset, int64_t b_step, int64_t c_step);
 
 #define TILE(name) extern tile name;
 #include "tiles.h"
@@ -23,7 +24,7 @@ static tile *const tiles[] = {
 #include "tiles.h"
 };
 
-enum { N_ARRAYS = 7, N_WORDS = 8 + N_ARRAYS };
+enum { N_ARRAYS = 7, N_WORDS = 10 + N_ARRAYS };
 
 struct guarded {
     char *pages, *data;
@@ -52,10 +53,10 @@ int main(int argc, char **argv)
     while (fread(word, sizeof(int64_t), N_WORDS, cases) == N_WORDS) {
         struct guarded array[N_ARRAYS];
         for (int i = 0; i < N_ARRAYS; i++)
-            array[i] = read_array(cases, (size_t)word[8 + i]);
+            array[i] = read_array(cases, (size_t)word[10 + i]);
         char *a = array[0].data, *b = array[1].data, *c = array[2].data, *y = word[7] < 0 ? NULL : array[3].data;
         tiles[word[0]](word[1], word[2], a, word[3], word[4], b, b + 100, 7, word[6], c, word[5] != 0, y, word[7],
-                       array[4].data, array[5].data, array[6].data);
+                       array[4].data, array[5].data, array[6].data, word[8], word[9]);
         fwrite(c, 1, array[2].n_bytes, out);
         fwrite(array[3].data, 1, array[3].n_bytes, out);
         for (int i = 0; i < N_ARRAYS; i++)
