@@ -163,11 +163,13 @@ def test_the_tables_are_put_right():
     lines = (
         "vpbroadcastd 4(%rsi,%rdx,2), %zmm26", "vbroadcastss (%rsi), %ymm5", "vmovdqu64 -64(%r8), %zmm25",
         "vpaddd %zmm1, %zmm2, %zmm3", "vpaddd %ymm1, %ymm2, %ymm3", "vpbroadcastd %eax, %zmm1",
+        "vpmovsxbw -16(%r8,%rdx), %ymm12", "vpmovsxbw %xmm3, %ymm12",
     )  # fmt: skip
+    widened = ("vpshufd $0, -16(%r8,%rdx), %ymm12", lines[-1])
     loads = ("vmovups 4(%rsi,%rdx,2), %ymm26", "vmovups (%rsi), %ymm5")
     whole = ("vmovups -64(%r8), %ymm25", "vpandq %zmm1, %zmm2, %zmm3")
     assert put_right("skylake-avx512", lines) == loads + whole + lines[4:]
-    assert put_right("znver4", lines) == loads + lines[2:]
+    assert put_right("znver4", lines) == loads + lines[2:-2] + widened
     assert put_right("sapphirerapids", lines) == lines
 
 
@@ -183,6 +185,18 @@ def test_with_tables_put_right_a_broadcast_is_a_load():
     assert as_it_is.limit == right.limit == pytest.approx(4, rel=0.01)
     assert (as_it_is.limit_of_all, right.limit_of_all) == pytest.approx((6, 4), rel=0.01)
     assert as_it_is.cycles > 5.5 > right.cycles
+
+
+@NEEDS_LLVM_MCA
+def test_with_tables_put_right_a_sign_extension_takes_a_port_once():
+    """4 products, 4 sums and 4 operands, 3 cycles of four ports. By the table as it is, the operands take 6 of two."""
+    products = [f"vpmaddwd %ymm14, %ymm15, %ymm{i}" for i in range(4)] + [
+        f"vpaddd %ymm14, %ymm15, %ymm{i}" for i in range(4)
+    ]
+    loop = InnerLoop((*products, *(f"vpmovsxbw {16 * i}(%rsi), %ymm{8 + i}" for i in range(4))))
+    target = Target(X86, "znver3")
+    limits = [predict(LLVM_MCA, target, loop, tables_right=right).limit_of_all for right in (False, True)]
+    assert limits == pytest.approx([6, 3], rel=0.01)
 
 
 @NEEDS_LLVM_MCA
