@@ -85,10 +85,10 @@ def rows_of(isa: str, target: Target, llvm_mca: str) -> list[Row]:
     ]
 
 
-def measured_shares() -> dict[tuple[str, str], float]:
+def measured_shares(isas: set[str]) -> dict[tuple[str, str], float]:
     """The share of the peak by instruction set and product, of those that this CPU can run, each in its process."""
     shares = {}
-    for isa in (ISA.name, *CHOICE.others):
+    for isa in (name for name in (ISA.name, *CHOICE.others) if name in isas):
         script = str(Path(__file__).with_name("microkernels.py"))
         environment = os.environ | {ISA_VARIABLE: isa}
         done = subprocess.run([sys.executable, script, "--json"], env=environment, stdout=subprocess.PIPE, check=True)
@@ -163,7 +163,7 @@ def main(
     for row in rows if loops else []:
         click.echo("\n".join([f"{row.isa}, {row.product}, {row.cpu}:", *row.loop.instructions, ""]))
     if as_markdown:
-        click.echo(markdown(rows, measured_shares() if measure else {}))
+        click.echo(markdown(rows, measured_shares({row.isa for row in rows}) if measure else {}))
     else:
         print_wide(table_of(rows), 120)
 
