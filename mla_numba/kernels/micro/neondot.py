@@ -35,8 +35,8 @@ def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, col
     return builder.call(dot, [acc, builder.bitcast(column, BYTES), builder.bitcast(value, BYTES)])
 
 
-# 24 accumulators, 4 of B and a row of A fill 29 of 32 registers. More rows than NEON's share what widens a bf16 B: on
-# CPUs that have room for that beside multiplications 12 columns are as good.
+# 24 accumulators, 4 of B and a row of A fill 29 of 32 registers. Twelve rows, not NEON's eight, share the widening of a
+# bf16 B, which takes the place of multiplications here.
 NEONDOT = Isa(
     "neondot",
     lanes=4,
