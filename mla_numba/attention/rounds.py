@@ -154,7 +154,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "rows": ((cut.n_workers, apart(cut.rows * row_bytes, row_bytes) // row_bytes, lda), A_BF16_DTYPE),
         "panels": by_worker(cut.walk * cut.depth * NR, np.uint16),
         "bits": by_worker(bits, np.uint16),
-        "bases": by_worker(3 * max(cut.rows, cut.depth), np.int64),
+        "bases": by_worker(2 * 3 * max(cut.rows, cut.depth), np.int64),
         "sums": by_worker(cut.walk * cut.heads * NR * NR, np.float32),
         "lanes": ((cut.n_workers, 2, apart(lanes * 4) // 4), np.float32),
         "mins": by_worker(lanes, np.int32),

@@ -16,17 +16,18 @@ from ..call.bind import PrologOutput
 from ..call.ranges import profiler_range
 from ..kernels import max_threads
 from ..kernels.attention.arguments import Caches, Lists, Queries, Round, Work
-from ..kernels.attention.attend import attend, check_positions
+from ..kernels.attention.attend import attend
+from ..kernels.attention.slots import find_slots
 from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Slots
-from .pages import MAX_POSITION, Pages
+from .pages import Pages
 from .records import check_records, record_views
 from .rounds import Memory, Sizes, cuts, memory_bytes
 
 __all__ = ["sparse_attention"]
 
 _INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
-_NO_POSITIONS = np.zeros((0, 1), np.int32)
+_NO_SLOTS = np.zeros((0, 1), np.int64)
 _NO_SPANS = np.zeros((0, 0, 0), np.int64)
 _NO_SCALES = Slots(np.zeros(0, np.float32), np.ones(5, np.int64))
 
@@ -111,7 +112,7 @@ def sparse_attention(
     n_threads = check.check_threads("n_threads", n_threads, max_threads())
     n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
     pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
-    lists, counts = _check_lists(index, pages)
+    lists, counts, n = _check_lists(index, pages)
     if latent is not None:
         check.check_array("latent", latent, (BF16,), (t, n_heads, width))
         check.check_writable("latent", latent)
@@ -121,7 +122,6 @@ def sparse_attention(
     else:
         latent = aligned_empty((t, n_heads, width), BF16)
     if latent.size:
-        n = int(counts.max())
         call = _Call(queries, counts, keys.views, lists, scale, latent.view(UINT16))
         _run(call, Sizes(t, n_heads, width, keys.rope, n, _useful(tile, n)), n_threads)
     return latent
@@ -168,26 +168,23 @@ def _check_scale(softmax_scale: object) -> np.float32:
     return np.float32(value)
 
 
-def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array]:
-    """What each token attends to, and to how many: copies, whose positions their token sees, in blocks of the cache."""
-    t = len(pages.limits)
+def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array, int]:
+    """What each token attends to, to how many, and the most of these: positions that their token sees, in the cache."""
+    t, row_bits = len(pages.limits), (pages.block_size - 1).bit_length()
     if index is None:
         pages.check_mapped()
-        return Lists(_NO_POSITIONS, True, pages.sequences, pages.block_table, pages.block_size), pages.limits
+        lists = Lists(_NO_SLOTS, row_bits, True, pages.sequences, pages.block_table, pages.block_size)
+        return lists, pages.limits, int(pages.limits.max(initial=0))
     given = check.expect_array("index", index, (_INT32, _INT64))
     check.check_shape("index", given, (t, None))
-    if given.dtype == _INT64:  # what int32 cannot hold is as wrong as the largest that it can
-        given_in_range: Array = np.clip(given, -1, MAX_POSITION)
-    else:
-        given_in_range = given
-    positions = np.array(given_in_range, np.int32, order="C", subok=False)
-    counts, wrong = np.empty(t, np.int64), np.empty(t, np.int64)
-    lists = Lists(positions, False, pages.sequences, pages.block_table, pages.block_size)
-    check_positions(1, 1, lists, pages.limits, pages.n_blocks, counts, wrong)
-    if t and wrong.max() >= 0:
-        token = int(np.argmax(wrong >= 0))
-        _refuse(pages, token, int(wrong[token]), int(given[token, wrong[token]]))
-    return lists, counts
+    copy = np.array(given, np.int64, order="C", subok=False)
+    lists = Lists(copy, row_bits, False, pages.sequences, pages.block_table, pages.block_size)
+    counts, found = np.empty(t, np.int64), np.empty(3, np.int64)
+    find_slots(1, 1, lists, pages.limits, pages.n_blocks, counts, found)
+    most, token, place = found.tolist()
+    if token >= 0:
+        _refuse(pages, token, place, int(copy[token, place]))
+    return lists, counts, most
 
 
 def _refuse(pages: Pages, token: int, place: int, position: int) -> None:
