@@ -34,7 +34,7 @@ from .source import (
     source_of,
 )
 
-__all__ = ["Next", "Span", "ask_for_columns", "ask_for_rows", "find_next", "key_panels", "key_rows"]
+__all__ = ["Span", "ask_for_keys", "find_next", "key_panels", "key_rows", "next_columns", "next_rows"]
 
 _AHEAD = 8  # keys that are asked for while others are dequantised
 _WILD = np.int32(-1)  # in place of a magnitude: a scale that vector code does not take
@@ -80,7 +80,7 @@ def _bases(work: Work, worker: Index, half: Index) -> Int64:
 
 @callee
 def find_next(work: Work, span: Span, worker: Index) -> None:
-    """Finds the keys of a span, for which `ask_for_rows` or `ask_for_columns` asks, some at a time."""
+    """Finds the keys of a span, for which `ask_for_keys` asks, some at a time."""
     _find(work, span, _bases(work, worker, np.int64(1)))
 
 
@@ -100,33 +100,48 @@ def _ask_for_scales_of(source: Source, at: Index) -> None:
 
 
 class Next(NamedTuple):
-    """Keys first..end of the n that `find_next` found."""
+    """The n keys that `find_next` found, and what is asked for of each: n_latent and n_rope elements, scales.
+
+    at: where the latent's elements begin, counted from the key's base.
+    """
 
     n: Index
-    first: Index
-    end: Index
+    source: Source
+    at: Index
+    n_latent: Index
+    ropes: Values
+    n_rope: Index
+    bases: Int64
 
 
 @inlined
-def ask_for_rows(work: Work, worker: Index, keys: Next) -> None:
-    """Asks for keys, which `key_rows` reads some microseconds later."""
-    source, ropes, bases = source_of(work), unowned(work.caches.kr.flat), _bases(work, worker, np.int64(1))
-    rope = min(np.int64(work.round.queries.rope.shape[2]), work.caches.kr.layout[2])
-    columns = columns_of(work, np.int64(0), work.latent.shape[2])
-    for i in range(keys.first, keys.end):
-        prefetch_far(source.latents, bases[i] + columns.at, min(columns.n, columns.left_in_run))
-        prefetch_far(ropes, bases[keys.n + i], rope)
-        _ask_for_scales_of(source, bases[2 * keys.n + i])
+def next_rows(work: Work, worker: Index, n: Index) -> Next:
+    """Keys of which `key_rows` takes all."""
+    columns, rope = columns_of(work, np.int64(0), work.latent.shape[2]), np.int64(work.round.queries.rope.shape[2])
+    return Next(
+        n, source_of(work), columns.at, min(columns.n, columns.left_in_run), unowned(work.caches.kr.flat),
+        min(rope, work.caches.kr.layout[2]), _bases(work, worker, np.int64(1)),
+    )  # fmt: skip
 
 
 @inlined
-def ask_for_columns(work: Work, worker: Index, keys: Next, first: Index, n_cols: Index) -> None:
-    """Asks for columns of the latents of keys, which `key_panels` reads some microseconds later."""
-    source, bases = source_of(work), _bases(work, worker, np.int64(1))
+def next_columns(work: Work, worker: Index, n: Index, first: Index, n_cols: Index) -> Next:
+    """Keys of which `key_panels` takes some columns."""
     columns = columns_of(work, first, n_cols)
-    for i in range(keys.first, keys.end):
-        prefetch_far(source.latents, bases[i] + columns.at, min(columns.n, columns.left_in_run))
-        _ask_for_scales_of(source, bases[2 * keys.n + i])
+    return Next(
+        n, source_of(work), columns.at, min(columns.n, columns.left_in_run), unowned(work.caches.kr.flat),
+        np.int64(0), _bases(work, worker, np.int64(1)),
+    )  # fmt: skip
+
+
+@inlined
+def ask_for_keys(keys: Next, first: Index, end: Index) -> None:
+    """Asks for keys first..end, which are read some microseconds later."""
+    for i in range(first, end):
+        prefetch_far(keys.source.latents, keys.bases[i] + keys.at, keys.n_latent)
+        if keys.n_rope > 0:
+            prefetch_far(keys.ropes, keys.bases[keys.n + i], keys.n_rope)
+        _ask_for_scales_of(keys.source, keys.bases[2 * keys.n + i])
 
 
 @inlined

@@ -17,8 +17,8 @@ from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
 from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import block_of, block_start, ceil_div
-from .arguments import Round, Work
-from .keys import Next, Span, ask_for_rows, find_next, key_rows
+from .arguments import Round, Scratch, Work
+from .keys import Span, ask_for_keys, find_next, key_rows, next_rows
 from .places import places_of
 from .prefetch import prefetch_to_write
 from .transpose import COLUMNS, HAS_COLUMNS, columns_of_rows
@@ -93,17 +93,13 @@ def ask_for_first_keys(worker: Index, tasks: Tasks, work: Work) -> None:
     if first < tasks.n:
         span = _span_of(first, work)
         find_next(work, span, worker)
-        ask_for_rows(work, worker, Next(span.n, np.int64(0), span.n))
+        ask_for_keys(next_rows(work, worker, span.n), np.int64(0), span.n)
 
 
 @inlined
-def _ask_for_sums(work: Work, within: Span, number: Index) -> None:
-    """Asks for where a task's register tile of that number stores its sums; `within` counts in the round."""
-    scratch, n_tiles = work.round.scratch, ceil_div(within.n, MR)
-    if number < work.round.cut.h * n_tiles:
-        i, n_rows = block_of(within.n, n_tiles, number % n_tiles)
-        scores_of_panel = row_of(scratch.scores, within.token * work.round.cut.h + number // n_tiles)
-        prefetch_to_write(scores_of_panel, (within.first + i) * NR, n_rows * NR)
+def _ask_for_sums(scratch: Scratch, panel: Index, first: Index, n: Index) -> None:
+    """Asks for where the next register tile stores its sums: n positions of a panel of heads from `first` on."""
+    prefetch_to_write(row_of(scratch.scores, panel), first * NR, n * NR)
 
 
 @callee
@@ -121,10 +117,11 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     _, most, lda = scratch.rows.shape
     rows, kp = window(scratch.rows, worker * most * lda, most * lda), scratch.queries.shape[2] // NR
     n_tiles, asked = ceil_div(n, MR), np.int64(0)
-    within = Span(token, first, n)
-    _ask_for_sums(work, within, np.int64(0))
+    at_once = min(n, np.int64(MR))
+    _ask_for_sums(scratch, token * cut.h, first, at_once)
     least = key_rows(work, span, worker, rows, lda)
     find_next(work, following, worker)
+    keys = next_rows(work, worker, following.n)
     normal = sums_stay_normal(min_of(window(scratch.q_min, token * cut.h, cut.h)), least)
     zero, floats, ints = np.int64(0), scratch.sums, scratch.mins
     for panel in range(cut.h):
@@ -134,10 +131,13 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
         for tile in range(n_tiles):
             # The keys of the next task come while products keep the core busy, a few with each register tile.
             until = following.n * (panel * n_tiles + tile + 1) // (cut.h * n_tiles)
-            ask_for_rows(work, worker, Next(following.n, asked, until))
+            ask_for_keys(keys, asked, until)
             asked = until
-            _ask_for_sums(work, within, panel * n_tiles + tile + 1)
             i, n_rows = block_of(n, n_tiles, tile)
+            if tile + 1 < n_tiles:
+                _ask_for_sums(scratch, at, first + i + n_rows, min(at_once, n - i - n_rows))
+            elif panel + 1 < cut.h:
+                _ask_for_sums(scratch, at + 1, first, at_once)
             sums = C(row_of(scratch.scores, at), (first + i) * NR, False)
             a = A(rows, i * lda, lda)
             multiply_block(a, n_rows, walk, Depth(zero, kp, kp), sums, normal, nowhere, zero)
