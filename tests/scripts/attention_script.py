@@ -19,6 +19,8 @@ from helpers.guarded import SIDES, Guards
 import mla_numba as mla
 from mla_numba.attention import rounds, sparse
 from mla_numba.kernels import ISA
+from mla_numba.kernels.attention.arguments import Caches
+from mla_numba.kernels.launch import plain
 from mla_numba.oracle.bits import compare_bits
 from tiling import gemm
 
@@ -99,11 +101,12 @@ class Placed:
 
         def short_views(cache, order):
             keys = views(cache, order)
-            if self.short not in keys.views._fields:
+            if self.short not in Caches._fields:
                 return keys
-            slots = getattr(keys.views, self.short)
-            short = slots._replace(flat=self.copy(slots.flat, self.short))
-            return keys._replace(views=keys.views._replace(**{self.short: short}))
+            caches = Caches(*keys.views)
+            flat, layout = getattr(caches, self.short)
+            short = self.copy(flat, self.short), layout
+            return keys._replace(views=plain(caches._replace(**{self.short: short})))
 
         sparse._check_lists, sparse._check_cache, sparse.find_slots = placed_lists, short_views, placed_find
         rounds.lay_out = lambda *given: self.fields(lay_out(*given))
