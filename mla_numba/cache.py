@@ -75,7 +75,8 @@ class PagedCache:
     | TND        | row s, arrays (rows, 1, d)                                            | slot t, no index    |
 
     c0 is 32 bytes. k_scale has no NZ order. Blocks may be strided along axis 0 (a slice of a larger buffer); within a
-    block the arrays are contiguous. BSND and TND may have no rows at all. The other two fields are for calls.
+    block the arrays are contiguous. BSND and TND may have no rows at all. The other fields are for calls: `kept` is
+    what they made of the arrays, which stay the same, by who made it.
 
     Args:
         kv: The latents, see the table.
@@ -108,6 +109,7 @@ class PagedCache:
     cache_mode: CacheMode = "PA_BSND"
     views: Mapping[str, CacheView] = field(init=False, repr=False)
     sizes: CacheSizes = field(init=False, repr=False)
+    kept: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         mode = check_choice("cache_mode", self.cache_mode, CACHE_MODES)
@@ -133,6 +135,7 @@ class PagedCache:
         # Kept beside the views: an array's own shape and dtype may be assigned later.
         widths = self.kv.shape[-1], self.kr.shape[-1]
         object.__setattr__(self, "sizes", CacheSizes(self.capacity, *widths, self.quantized))
+        object.__setattr__(self, "kept", {})
 
     def __repr__(self) -> str:
         arrays = {"kv": self.kv, "kr": self.kr, "k_scale": self.k_scale}

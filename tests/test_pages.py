@@ -44,6 +44,14 @@ def test_copies_are_held():
     assert made.block_table.tolist() == TABLE.tolist()
 
 
+def test_calls_of_the_same_tokens_have_limits_of_their_own():
+    for starts in (None, [0, 2, 4]):
+        first = pages(starts=starts)
+        first.limits[...] = 0
+        assert pages(starts=starts).limits.tolist() == [6, 7, 11, 12]
+        assert pages(starts=starts, act_seq=(1, 2)).limits.tolist() == [0, 1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("act_seq", "starts", "n_blocks", "said"),
     [

@@ -1,8 +1,10 @@
 """Attention over listed positions of the latent cache equals the reference in every bit."""
 
+import sys
 import threading
 from collections import deque
 
+import numba
 import numpy as np
 import pytest
 from helpers import BF16, THREADS
@@ -24,6 +26,7 @@ from mla_numba.attention import rounds, sparse
 from mla_numba.attention.rounds import Sizes, cuts, memory_bytes
 from mla_numba.inputs import random_inputs
 from mla_numba.kernels.attention.arguments import ALL, LARGEST, SUM, VALUES_OF
+from mla_numba.kernels.attention.transpose import columns_of_rows, rows_of_columns
 from mla_numba.kernels.micro.ukernel import MR, NR
 from mla_numba.oracle.bits import compare_bits
 
@@ -36,6 +39,50 @@ def test_random_calls(kind, dense):
     for seed in range(N_CALLS):
         rng = np.random.default_rng((seed, dense))
         assert_exact(random_call(rng, random_shape(rng), kind, dense=dense), n_threads=THREADS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_that_is_written_between_calls(kind):
+    """What a cache keeps for calls are views: they see what it holds, and belong to no other one."""
+    rng, shape = np.random.default_rng(7), Shape(n_heads=3)
+    calls = [random_call(rng, shape, kind) for _ in range(2)]
+    for _ in range(2):
+        for call in calls:
+            assert_exact(call)
+        for call in calls:
+            call.cache.kv[...] = random_call(rng, shape, kind).cache.kv
+    assert_exact(calls[0]._replace(cache=calls[0].cache.copy()))
+
+
+def test_a_call_makes_few_calls_of_its_own():
+    """What a call costs in Python, counted: a time would be that of the machine's other work too."""
+    call = random_call(np.random.default_rng(0), Shape(b=1, s1=1))
+    latent = np.empty(call.out.query_nope.shape, BF16)
+    attend(call, latent=latent, n_threads=1)
+    called = []
+    sys.setprofile(lambda frame, event, arg: called.append(arg or frame) if event in ("call", "c_call") else None)
+    try:
+        attend(call, latent=latent, n_threads=1)
+    finally:
+        sys.setprofile(None)
+    assert len(called) < 230, called
+
+
+@pytest.mark.parametrize("transpose", [columns_of_rows, rows_of_columns])
+def test_words_are_transposed(transpose):
+    """In vector code as in plain Python, and nothing beside them is written."""
+    word = np.uint16 if transpose is columns_of_rows else np.uint32
+    source = np.random.default_rng(1).integers(0, np.iinfo(word).max, 4000, word, endpoint=True)
+    want, got = np.full((2, 4000), 7, np.uint16)
+
+    @numba.njit
+    def compiled(source, target):
+        transpose(source, 3, 70, target, 5, 66)
+
+    transpose(source, 3, 70, want, 5, 66)
+    compiled(source, got)
+    assert len(np.unique(want)) > 16
+    assert compare_bits(transpose.__name__, got, want) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,9 +287,9 @@ def with_small_rounds(monkeypatch, small):
     """Other sizes of rounds, in plans that are not kept."""
     for name, value in small.items():
         monkeypatch.setattr(rounds, name, value)
-    for kept in (rounds.cuts, rounds.memory_bytes):
-        monkeypatch.setattr(rounds, kept.__name__, kept.__wrapped__)
-        monkeypatch.setattr(sparse, kept.__name__, kept.__wrapped__)
+    afresh = rounds.plan_of.__wrapped__
+    for module in (rounds, sparse):
+        monkeypatch.setattr(module, "plan_of", afresh)
     monkeypatch.setattr(sparse, "_memory", deque())
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
+import functools
+from itertools import pairwise
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -15,8 +16,20 @@ _INTS = (np.dtype(np.int32), np.dtype(np.int64))
 MAX_POSITION = 2**31 - 1  # positions are int32
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Pages:
+class _Tokens(NamedTuple):
+    """How the tokens of a call fall to its sequences, which only their numbers decide: kept from call to call.
+
+    starts (B + 1,) is `Pages.query_start_loc`, and `sequences` (T,) that of `Pages`. seen (T,) is what token i of the
+    s1 of a sequence does not see yet, negative: i - (s1 - 1). `least` is the smallest of these, or 0.
+    """
+
+    starts: Array
+    sequences: Array
+    seen: Array
+    least: int
+
+
+class Pages(NamedTuple):
     """A batch of B sequences, whose T newest tokens are asked for: checked copies, which nobody else can change.
 
     Position p of sequence b is slot `block_table[b, p // block_size] * block_size + p % block_size`. A sequence's
@@ -62,15 +75,13 @@ class Pages:
         lengths = _ints("act_seq", act_seq, 1)
         if len(table) != len(lengths):
             raise ValueError(f"block_table: expected {len(lengths)} rows as act_seq, got {len(table)}")
-        most = min(table.shape[1] * block_size, MAX_POSITION)
-        _check_bounds("act_seq", lengths, 0, most, f"{table.shape[1]} blocks of {block_size} slots")
-        starts = _starts(t, len(lengths), query_start_loc)
-        ends = starts[1:]
-        sequences = np.arange(len(lengths)).repeat(ends - starts[:-1])
-        limits = (lengths - ends)[sequences]
-        limits += np.arange(1, t + 1)
-        np.maximum(limits, 0, out=limits)
-        return cls(table, lengths, starts, sequences, limits, block_size, n_blocks)
+        shortest = _check_lengths(lengths.tolist(), table.shape[1], block_size)
+        tokens = _tokens(t, len(lengths), query_start_loc)
+        limits = lengths.take(tokens.sequences)
+        limits += tokens.seen
+        if shortest + tokens.least < 0:
+            np.maximum(limits, 0, out=limits)
+        return cls(table, lengths, tokens.starts, tokens.sequences, limits, block_size, n_blocks)
 
     def check_mapped(self) -> None:
         """Raises `ValueError` unless every key that a token sees lies in a block of the cache."""
@@ -96,29 +107,48 @@ def _ints(name: str, value: object, n_axes: int) -> Array:
     return copy
 
 
-def _check_bounds(name: str, values: Array, least: int, most: int, why: str) -> None:
-    for i, value in enumerate(values.tolist()):
-        if not least <= value <= most:
-            raise ValueError(f"{name}[{i}]: expected {least} to {most} ({why}), got {value}")
+def _check_lengths(lengths: list[int], n_blocks: int, block_size: int) -> int:
+    """The least of the lengths of sequences; raises unless each fits in a row of the block table."""
+    least, most = 0, min(n_blocks * block_size, MAX_POSITION)
+    for i, length in enumerate(lengths):
+        if not least <= length <= most:
+            why = f"{n_blocks} blocks of {block_size} slots"
+            raise ValueError(f"act_seq[{i}]: expected {least} to {most} ({why}), got {length}")
+    return min(lengths, default=0)
 
 
-def _starts(t: int, n_sequences: int, query_start_loc: object) -> Array:
-    """The first token of each sequence, and `t`: int64 (B + 1,)."""
+def _tokens(t: int, n_sequences: int, query_start_loc: object) -> _Tokens:
+    """How `t` tokens fall to the sequences."""
     if query_start_loc is None:
         if (t and not n_sequences) or (n_sequences and t % n_sequences):
             raise ValueError(
                 f"act_seq: expected a number of sequences that divides the {t} tokens (or a query_start_loc), got "
                 f"{n_sequences}"
             )
-        even: Array = np.arange(n_sequences + 1) * (t // max(n_sequences, 1))
-        return even
+        return _even_tokens(t, n_sequences)
     starts = _ints("query_start_loc", query_start_loc, 1)
     if len(starts) != n_sequences + 1:
         raise ValueError(f"query_start_loc: expected shape ({n_sequences + 1},), got {starts.shape}")
-    if starts[0] != 0 or starts[-1] != t:
-        raise ValueError(f"query_start_loc: expected 0 first and {t} tokens last, got {starts[0]} and {starts[-1]}")
-    falls = np.flatnonzero(np.diff(starts) < 0)
-    if falls.size:
-        i = int(falls[0]) + 1
-        raise ValueError(f"query_start_loc[{i}]: expected at least {starts[i - 1]}, as before it, got {starts[i]}")
-    return starts
+    values = starts.tolist()
+    if values[0] != 0 or values[-1] != t:
+        raise ValueError(f"query_start_loc: expected 0 first and {t} tokens last, got {values[0]} and {values[-1]}")
+    for i, (before, here) in enumerate(pairwise(values), 1):
+        if here < before:
+            raise ValueError(f"query_start_loc[{i}]: expected at least {before}, as before it, got {here}")
+    return _tokens_from(tuple(values))
+
+
+@functools.lru_cache(maxsize=64)
+def _even_tokens(t: int, n_sequences: int) -> _Tokens:
+    """As many tokens of each sequence."""
+    return _tokens_from(tuple(i * (t // max(n_sequences, 1)) for i in range(n_sequences + 1)))
+
+
+@functools.lru_cache(maxsize=64)
+def _tokens_from(starts: tuple[int, ...]) -> _Tokens:
+    """The tokens of sequences that begin there."""
+    array = np.array(starts, np.int64)
+    ends = array[1:]
+    sequences = np.arange(len(ends)).repeat(ends - array[:-1])
+    seen = np.arange(1, starts[-1] + 1) - ends[sequences]
+    return _Tokens(array, sequences, seen, int(seen.min(initial=0)))

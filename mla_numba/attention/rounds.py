@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import gcd, prod
 from typing import Any, NamedTuple
 
@@ -24,17 +26,17 @@ from ..kernels.launch import plain
 from ..kernels.micro.ukernel import A_BF16_DTYPE, KR_BF16, MR, NR
 from ..kernels.threads.tasks import n_counters
 
-__all__ = ["Memory", "Sizes", "cuts", "memory_bytes"]
+__all__ = ["Memory", "Plan", "Prepared", "Sizes", "cuts", "memory_bytes", "plan_of"]
 
 _A_BYTES = np.dtype(A_BF16_DTYPE).itemsize
 _ROUND_BYTES = 4 << 20  # of scores and probabilities, a thread: what the caches hold, while there is a token a round
 _MOST_BYTES = 56 << 20  # likewise: beyond it, a round takes fewer heads, and of one panel of them fewer positions
 _ROWS = 12 * MR  # positions whose keys stay in a core's cache while all heads pass
-_DEPTH = 256
-_WALK = 16
+_DEPTH = 512
+_WALK = 256 // NR  # panels of columns, whose latents and sums of all heads take half of an L2 of 1 MiB
 _TASKS_EACH = 1  # of a thread, at least: more are narrower, and each of them goes through all keys
 _MANY_TASKS = 16  # of a thread, whose number need not come out even
-_LAYOUTS_KEPT = 64
+_PLANS_KEPT = 64
 _MACS_EACH = 1 << 20  # below, another thread costs more than it brings
 
 
@@ -81,7 +83,6 @@ def _odd_lines(length: int) -> int:
     return (ceil_div(length, each) | 1) * each
 
 
-@functools.lru_cache(maxsize=256)
 def cuts(sizes: Sizes, n_threads: int) -> tuple[Cut, ...]:
     """The rounds of a call, one after the other; none of no tokens."""
     n_workers, n_panels = sizes.n_workers(n_threads), ceil_div(sizes.n_heads, NR)
@@ -154,7 +155,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "rows": ((cut.n_workers, apart(cut.rows * row_bytes, row_bytes) // row_bytes, lda), A_BF16_DTYPE),
         "panels": by_worker(cut.walk * cut.depth * NR, np.uint16),
         "bits": by_worker(bits, np.uint16),
-        "bases": by_worker(3 * max(cut.rows, cut.depth), np.int64),
+        "bases": by_worker(2 * 3 * max(cut.rows, cut.depth), np.int64),
         "sums": by_worker(cut.walk * cut.heads * NR * NR, np.float32),
         "lanes": ((cut.n_workers, 2, apart(lanes * 4) // 4), np.float32),
         "mins": by_worker(lanes, np.int32),
@@ -172,11 +173,36 @@ def _n_bytes(shape: tuple[int, ...], dtype: type) -> int:
     return prod(shape) * np.dtype(dtype).itemsize
 
 
-@functools.lru_cache(maxsize=256)
 def memory_bytes(sizes: Sizes, n_threads: int) -> int:
     """What the largest round of a call needs of memory."""
-    rounds = [_shapes(sizes, cut).values() for cut in cuts(sizes, n_threads)]
-    return max((sum(_whole_lines(_n_bytes(*each)) for each in shapes) for shapes in rounds), default=0)
+    return plan_of(sizes, n_threads).n_bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """The rounds of a call, and what the largest of them needs of memory; calls of the same sizes have the same."""
+
+    sizes: Sizes
+    cuts: tuple[Cut, ...]
+    n_bytes: int
+
+
+@functools.lru_cache(maxsize=256)
+def plan_of(sizes: Sizes, n_threads: int) -> Plan:
+    """The plan of a call."""
+    made = cuts(sizes, n_threads)
+    rounds = [_shapes(sizes, cut).values() for cut in made]
+    n_bytes = max((sum(_whole_lines(_n_bytes(*each)) for each in shapes) for shapes in rounds), default=0)
+    return Plan(sizes, made, n_bytes)
+
+
+class Prepared(NamedTuple):
+    """A round's `Cut` and `Scratch` as kernels take them, and those of its arrays that begin with zeros."""
+
+    n_workers: int
+    cut: Any
+    scratch: Any
+    counters: Array
 
 
 class Memory:
@@ -184,24 +210,30 @@ class Memory:
 
     def __init__(self, n_bytes: int) -> None:
         self._block = aligned_empty(n_bytes, np.uint8)
-        self._prepared: dict[tuple[Sizes, Cut], tuple[Scratch, Any]] = {}
+        self._prepared: dict[Plan, tuple[Prepared, ...]] = {}
 
     @property
     def nbytes(self) -> int:
         """How much it is."""
         return self._block.nbytes
 
-    def prepare(self, sizes: Sizes, cut: Cut) -> Any:
-        """A round's `Scratch` as kernels take it, in this memory, with counters at zero."""
-        shape = cut._replace(t0=0, panel0=0, place0=0, last=0)  # and the stage, which is what some arrays depend on
-        held = self._prepared.get((sizes, shape))
+    def prepare(self, plan: Plan) -> tuple[Prepared, ...]:
+        """The rounds of a plan in this memory."""
+        held = self._prepared.get(plan)
         if held is None:
-            if len(self._prepared) >= _LAYOUTS_KEPT:
+            if len(self._prepared) >= _PLANS_KEPT:
                 self._prepared.clear()
-            scratch = lay_out(sizes, cut, self._block)
-            held = self._prepared[sizes, shape] = (scratch, plain(scratch))
-        held[0].counters.fill(0)
-        return held[1]
+            held = self._prepared[plan] = tuple(self._rounds(plan))
+        return held
+
+    def _rounds(self, plan: Plan) -> Iterator[Prepared]:
+        laid_out: dict[Cut, tuple[Any, Array]] = {}
+        for cut in plan.cuts:
+            shape = cut._replace(t0=0, panel0=0, place0=0, last=0)  # and the stage, which some arrays depend on
+            if shape not in laid_out:
+                scratch = lay_out(plan.sizes, cut, self._block)
+                laid_out[shape] = plain(scratch), scratch.counters
+            yield Prepared(cut.n_workers, plain(cut), *laid_out[shape])
 
 
 def lay_out(sizes: Sizes, cut: Cut, memory: Array) -> Scratch:

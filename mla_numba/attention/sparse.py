@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,25 +16,31 @@ from ..call.bind import PrologOutput
 from ..call.ranges import profiler_range
 from ..kernels import max_threads
 from ..kernels.attention.arguments import Caches, Lists, Queries, Round, Work
-from ..kernels.attention.attend import attend, check_positions
+from ..kernels.attention.attend import attend
+from ..kernels.attention.slots import find_slots
 from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Slots
-from .pages import MAX_POSITION, Pages
+from .pages import Pages
 from .records import check_records, record_views
-from .rounds import Memory, Sizes, cuts, memory_bytes
+from .rounds import Memory, Sizes, plan_of
 
 __all__ = ["sparse_attention"]
 
 _INT32, _INT64 = np.dtype(np.int32), np.dtype(np.int64)
-_NO_POSITIONS = np.zeros((0, 1), np.int32)
+_NO_SLOTS = np.zeros((0, 1), np.int64)
 _NO_SPANS = np.zeros((0, 0, 0), np.int64)
+_LARGEST = float(np.finfo(np.float32).max)
+_KEPT = "attention"  # by what name a cache keeps what is made of it here
 _NO_SCALES = Slots(np.zeros(0, np.float32), np.ones(5, np.int64))
 
 
 class _Cache(NamedTuple):
-    """A cache as a call needs it: what kernels take, its blocks, and the widths of a slot's latent and rope part."""
+    """A cache as a call needs it: what kernels take, its blocks, and the widths of a slot's latent and rope part.
 
-    views: Caches
+    views: `Caches`, as kernels take them.
+    """
+
+    views: Any
     arrays: dict[str, Array]
     n_blocks: int
     block_size: int
@@ -111,7 +117,7 @@ def sparse_attention(
     n_threads = check.check_threads("n_threads", n_threads, max_threads())
     n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
     pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
-    lists, counts = _check_lists(index, pages)
+    lists, counts, n = _check_lists(index, pages)
     if latent is not None:
         check.check_array("latent", latent, (BF16,), (t, n_heads, width))
         check.check_writable("latent", latent)
@@ -121,7 +127,6 @@ def sparse_attention(
     else:
         latent = aligned_empty((t, n_heads, width), BF16)
     if latent.size:
-        n = int(counts.max())
         call = _Call(queries, counts, keys.views, lists, scale, latent.view(UINT16))
         _run(call, Sizes(t, n_heads, width, keys.rope, n, _useful(tile, n)), n_threads)
     return latent
@@ -137,17 +142,24 @@ def _check_cache(cache: object, record_order: object) -> _Cache:
         order = check_records(cache, record_order)
         views = record_views(writable_alias(cache), order)
         widths = int(views.kv.layout[2]), int(views.kr.layout[2])
-        return _Cache(views, {"cache": cache}, cache.shape[0], cache.shape[1], *widths)
+        return _Cache(plain(views), {"cache": cache}, cache.shape[0], cache.shape[1], *widths)
     if not isinstance(cache, PagedCache):
         raise TypeError(f"cache: expected PagedCache or a NumPy array of records, got {type(cache).__name__}")
     if record_order is not None:
         raise ValueError(f"record_order: expected None with a PagedCache, got {record_order!r}")
+    kept: _Cache | None = cache.kept.get(_KEPT)
+    if kept is None:
+        kept = cache.kept[_KEPT] = _views_of(cache)
+    return kept
+
+
+def _views_of(cache: PagedCache) -> _Cache:
     sizes, block_size = cache.sizes, int(cache.views["kv_cache"].layout[0])
     held = [Slots(writable_alias(view.flat), view.layout) for view in cache.views.values()]
     if not sizes.quantized:
         held = [*held[:2], _NO_SCALES]
     n_blocks = sizes.capacity // max(block_size, 1)
-    return _Cache(Caches(*held), cache.arrays(), n_blocks, block_size, sizes.kv_width, sizes.kr_width)
+    return _Cache(plain(Caches(*held)), cache.arrays(), n_blocks, block_size, sizes.kv_width, sizes.kr_width)
 
 
 def _check_queries(out: object, keys: _Cache) -> Queries:
@@ -163,31 +175,28 @@ def _check_queries(out: object, keys: _Cache) -> Queries:
 
 def _check_scale(softmax_scale: object) -> np.float32:
     value = check.check_number("softmax_scale", softmax_scale)
-    if not abs(value) <= float(np.finfo(np.float32).max):
+    if not abs(value) <= _LARGEST:
         raise ValueError(f"softmax_scale: expected a number that is finite in float32, got {value}")
     return np.float32(value)
 
 
-def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array]:
-    """What each token attends to, and to how many: copies, whose positions their token sees, in blocks of the cache."""
-    t = len(pages.limits)
+def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array, int]:
+    """What each token attends to, to how many, and the most of these: positions that their token sees, in the cache."""
+    t, row_bits = len(pages.limits), (pages.block_size - 1).bit_length()
     if index is None:
         pages.check_mapped()
-        return Lists(_NO_POSITIONS, True, pages.sequences, pages.block_table, pages.block_size), pages.limits
+        lists = Lists(_NO_SLOTS, row_bits, True, pages.sequences, pages.block_table, pages.block_size)
+        return lists, pages.limits, int(pages.limits.max(initial=0))
     given = check.expect_array("index", index, (_INT32, _INT64))
     check.check_shape("index", given, (t, None))
-    if given.dtype == _INT64:  # what int32 cannot hold is as wrong as the largest that it can
-        given_in_range: Array = np.clip(given, -1, MAX_POSITION)
-    else:
-        given_in_range = given
-    positions = np.array(given_in_range, np.int32, order="C", subok=False)
-    counts, wrong = np.empty(t, np.int64), np.empty(t, np.int64)
-    lists = Lists(positions, False, pages.sequences, pages.block_table, pages.block_size)
-    check_positions(1, 1, lists, pages.limits, pages.n_blocks, counts, wrong)
-    if t and wrong.max() >= 0:
-        token = int(np.argmax(wrong >= 0))
-        _refuse(pages, token, int(wrong[token]), int(given[token, wrong[token]]))
-    return lists, counts
+    copy = np.array(given, np.int64, order="C", subok=False)
+    lists = Lists(copy, row_bits, False, pages.sequences, pages.block_table, pages.block_size)
+    counts, found = np.empty(t, np.int64), np.empty(3, np.int64)
+    find_slots(1, 1, lists, pages.limits, pages.n_blocks, counts, found)
+    most, token, place = found.tolist()
+    if token >= 0:
+        _refuse(pages, token, place, int(copy[token, place]))
+    return lists, counts, most
 
 
 def _refuse(pages: Pages, token: int, place: int, position: int) -> None:
@@ -207,7 +216,7 @@ class _Call(NamedTuple):
 
     queries: Queries
     counts: Array
-    caches: Caches
+    caches: Any
     lists: Lists
     scale: np.float32
     latent: Array
@@ -218,13 +227,14 @@ _memory: deque[Memory] = deque(maxlen=8)
 
 
 def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
-    memory = _take_memory(memory_bytes(sizes, n_threads))
-    queries, caches, lists = plain(call.queries), plain(call.caches), plain(call.lists)
+    plan = plan_of(sizes, n_threads)
+    memory = _take_memory(plan.n_bytes)
+    queries, lists, group = plain(call.queries), plain(call.lists), max(sizes.latent // N_SCALES, 1)
     with profiler_range(f"sparse attention of {sizes.t} tokens"):
-        for cut in cuts(sizes, n_threads):
-            part = Round(queries, call.counts, memory.prepare(sizes, cut), plain(cut), call.scale)
-            work = Work(part, caches, lists, max(sizes.latent // N_SCALES, 1), call.latent)
-            attend(cut.n_workers, cut.n_workers, work, _NO_SPANS)
+        for n_workers, cut, scratch, counters in memory.prepare(plan):
+            counters.fill(0)
+            part = Round(queries, call.counts, scratch, cut, call.scale)
+            attend(n_workers, n_workers, Work(part, call.caches, lists, group, call.latent), _NO_SPANS)
     if memory.nbytes <= _KEPT_BYTES:
         _memory.append(memory)
 

@@ -68,10 +68,14 @@ def check_shape(name: str, value: Array, shape: tuple[int | None, ...]) -> Array
     given = value.shape
     if given == shape:
         return value
-    if len(given) != len(shape) or any(w is not None and w != n for w, n in zip(shape, given, strict=True)):
-        wanted = ", ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name}: expected shape ({wanted}), got {value.shape}")
-    return value
+    if len(given) == len(shape):
+        for wanted, n in zip(shape, given, strict=True):
+            if wanted is not None and wanted != n:
+                break
+        else:
+            return value
+    text = ", ".join("any" if n is None else str(n) for n in shape)
+    raise ValueError(f"{name}: expected shape ({text}), got {given}")
 
 
 def expect_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]]) -> Array:

@@ -60,12 +60,15 @@ def internal_function(
     return function
 
 
-def prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: int) -> None:
-    """Asks for the cache lines from an address on, which need not be one that may be read: ONCE, IN_L2 or IN_L1."""
+def prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: int, to_write: bool = False) -> None:
+    """Asks for the cache lines from an address on, which need not be one that may be read: ONCE, IN_L2 or IN_L1.
+
+    A line that is asked for `to_write` is taken from the caches of other cores.
+    """
     fn = declare(builder, "llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
-    a_read_of_data = (ir.Constant(I32, 0), ir.Constant(I32, locality), ir.Constant(I32, 1))
+    of_data = (ir.Constant(I32, int(to_write)), ir.Constant(I32, locality), ir.Constant(I32, 1))
     for line in range(0, n_bytes, 64):
-        builder.call(fn, [builder.gep(address, [ir.Constant(I64, line)]), *a_read_of_data])
+        builder.call(fn, [builder.gep(address, [ir.Constant(I64, line)]), *of_data])
 
 
 def load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, align: int) -> Any:

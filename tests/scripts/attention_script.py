@@ -19,6 +19,8 @@ from helpers.guarded import SIDES, Guards
 import mla_numba as mla
 from mla_numba.attention import rounds, sparse
 from mla_numba.kernels import ISA
+from mla_numba.kernels.attention.arguments import Caches
+from mla_numba.kernels.launch import plain
 from mla_numba.oracle.bits import compare_bits
 from tiling import gemm
 
@@ -81,23 +83,32 @@ class Placed:
         return mla.PagedCache(*arrays.values(), *[None] * (3 - len(arrays)), cache_mode=cache.cache_mode)
 
     def run(self, call, n_threads=1):
-        check_lists, views = sparse._check_lists, sparse._check_cache
+        check_lists, views, find = sparse._check_lists, sparse._check_cache, sparse.find_slots
         lay_out, make = rounds.lay_out, rounds.aligned_empty
         sparse._memory.clear()
 
         def placed_lists(index, pages):
-            lists, counts = check_lists(index, pages)
-            return self.fields(lists), self.copy(counts, "counts")
+            lists, counts, most = check_lists(index, pages)
+            return self.fields(lists), self.copy(counts, "counts"), most
+
+        def placed_find(n_threads, n, lists, limits, n_blocks, counts, found):
+            written = {"slots": lists.slots, "counts": counts, "found": found}
+            held = {name: self.copy(array, name) for name, array in written.items()}
+            placed = self.fields(lists._replace(slots=None))._replace(slots=held["slots"])
+            find(n_threads, n, placed, self.copy(limits, "limits"), n_blocks, held["counts"], held["found"])
+            for name, array in written.items():
+                array[...] = held[name]
 
         def short_views(cache, order):
             keys = views(cache, order)
-            if self.short not in keys.views._fields:
+            if self.short not in Caches._fields:
                 return keys
-            slots = getattr(keys.views, self.short)
-            short = slots._replace(flat=self.copy(slots.flat, self.short))
-            return keys._replace(views=keys.views._replace(**{self.short: short}))
+            caches = Caches(*keys.views)
+            flat, layout = getattr(caches, self.short)
+            short = self.copy(flat, self.short), layout
+            return keys._replace(views=plain(caches._replace(**{self.short: short})))
 
-        sparse._check_lists, sparse._check_cache = placed_lists, short_views
+        sparse._check_lists, sparse._check_cache, sparse.find_slots = placed_lists, short_views, placed_find
         rounds.lay_out = lambda *given: self.fields(lay_out(*given))
         rounds.aligned_empty = self.guards.aligned_empty
         try:
@@ -106,7 +117,7 @@ class Placed:
             latent = self.copy(np.zeros(call.out.query_nope.shape, call.out.query_nope.dtype), "latent")
             attend(given, latent=latent, n_threads=n_threads)
         finally:
-            sparse._check_lists, sparse._check_cache = check_lists, views
+            sparse._check_lists, sparse._check_cache, sparse.find_slots = check_lists, views, find
             rounds.lay_out, rounds.aligned_empty = lay_out, make
         mismatch = compare_bits("latent", one_nan(latent), one_nan(reference(call)))
         assert mismatch is None, mismatch

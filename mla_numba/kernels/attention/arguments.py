@@ -29,11 +29,13 @@ class Queries(NamedTuple):
 class Lists(NamedTuple):
     """The positions that each token attends to.
 
-    positions (T, K) int32, valid ones first; of a `dense` call they are not read, and a token attends to 0, 1, ...
-    sequences (T,) is the row of block_table (B, blocks) that maps them to slots.
+    slots (T, K) says where they lie, valid ones first: the block, and in the lowest `row_bits` bits the row in it. Of a
+    `dense` call they are not read: a token attends to positions 0, 1, ..., which block_table (B, blocks) maps to slots,
+    by the row sequences[token].
     """
 
-    positions: Int32
+    slots: Int64
+    row_bits: Index
     dense: bool
     sequences: Int64
     block_table: Int64
@@ -53,7 +55,7 @@ class Scratch(NamedTuple):
     | rows     | (n_workers, m, lda)    | A_BF16_DTYPE | dequantised keys of less than m positions: rows of A          |
     | panels   | (n_workers, ...)       | uint16       | dequantised latents of some positions: panels of columns      |
     | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions; probabilities of 16        |
-    | bases    | (n_workers, ...)       | int64        | where the keys of some positions begin                        |
+    | bases    | (n_workers, ...)       | int64        | where keys begin: those at work, and those that come next     |
     | sums     | (n_workers, ...)       | float32      | accumulators of latents, [walk][N][NR]                        |
     | lanes    | (n_workers, 2, 16*NR)  | float32      | by place mod 16 and head: the largest score, sums             |
     | mins     | (n_workers, 16*NR)     | int32        | likewise the smallest probability's bits                      |

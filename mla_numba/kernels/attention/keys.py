@@ -20,6 +20,7 @@ from .arguments import Work
 from .dequantise import HAS_ROWS, HAS_STEPS, ROW_RUN, is_tame, row_of_codes, step_of_codes
 from .pairs import interleave
 from .prefetch import prefetch, prefetch_far
+from .slots import block_and_row
 from .source import (
     N_SCALES,
     Columns,
@@ -33,7 +34,7 @@ from .source import (
     source_of,
 )
 
-__all__ = ["Span", "ask_for_columns", "ask_for_rows", "key_panels", "key_rows"]
+__all__ = ["Span", "ask_for_keys", "find_next", "key_panels", "key_rows", "next_columns", "next_rows"]
 
 _AHEAD = 8  # keys that are asked for while others are dequantised
 _WILD = np.int32(-1)  # in place of a magnitude: a scale that vector code does not take
@@ -52,13 +53,13 @@ def _find_one(work: Work, span: Span, i: Index) -> tuple[Index, Index, Index]:
     """Where key i of a span begins: in kv, in kr, and its scales in k_scale."""
     lists, caches = work.lists, work.caches
     kv, kr, k_scale = caches.kv.layout, caches.kr.layout, caches.k_scale.layout
-    size, k = np.int64(lists.block_size), lists.positions.shape[1]
-    width = lists.block_table.shape[1]
-    position = np.int64(span.first + i)
-    if not lists.dense:
-        position = np.int64(window(lists.positions, span.token * k + span.first + i, 1)[0])
-    at = lists.sequences[span.token] * width + position // size
-    block, row = window(lists.block_table, at, 1)[0], position % size
+    if lists.dense:
+        size, position = np.int64(lists.block_size), np.int64(span.first + i)
+        at = lists.sequences[span.token] * lists.block_table.shape[1] + position // size
+        block, row = window(lists.block_table, at, 1)[0], position % size
+    else:
+        slot = window(lists.slots, span.token * lists.slots.shape[1] + span.first + i, 1)[0]
+        block, row = block_and_row(slot, lists.row_bits)
     return block * kv[1] + row * kv[4], block * kr[1] + row * kr[4], block * k_scale[1] + row * k_scale[4]
 
 
@@ -67,6 +68,20 @@ def _find(work: Work, span: Span, bases: Int64) -> None:
     """Where the keys of a span begin, (3, n) flat: in kv, in kr, and their scales in k_scale."""
     for i in range(span.n):
         bases[i], bases[span.n + i], bases[2 * span.n + i] = _find_one(work, span, i)
+
+
+@inlined
+def _bases(work: Work, worker: Index, half: Index) -> Int64:
+    """A worker's bases: half 0 those of the span at work, half 1 those of the one that comes next."""
+    held = row_of(work.round.scratch.bases, worker)
+    n = len(held) // 2
+    return window(held, half * n, n)
+
+
+@callee
+def find_next(work: Work, span: Span, worker: Index) -> None:
+    """Finds the keys of a span, for which `ask_for_keys` asks, some at a time."""
+    _find(work, span, _bases(work, worker, np.int64(1)))
 
 
 @inlined
@@ -84,28 +99,49 @@ def _ask_for_scales_of(source: Source, at: Index) -> None:
     """Asks for the scales from `at` on, where there are any."""
 
 
-@callee
-def ask_for_rows(work: Work, span: Span) -> None:
-    """Asks for the keys of a span, which `key_rows` reads some microseconds later."""
-    source, ropes = source_of(work), unowned(work.caches.kr.flat)
-    rope = min(np.int64(work.round.queries.rope.shape[2]), work.caches.kr.layout[2])
-    columns = columns_of(work, np.int64(0), work.latent.shape[2])
-    for i in range(span.n):
-        kv, kr, scales = _find_one(work, span, i)
-        prefetch_far(source.latents, kv + columns.at, min(columns.n, columns.left_in_run))
-        prefetch_far(ropes, kr, rope)
-        _ask_for_scales_of(source, scales)
+class Next(NamedTuple):
+    """The n keys that `find_next` found, and what is asked for of each: n_latent and n_rope elements, scales.
+
+    at: where the latent's elements begin, counted from the key's base.
+    """
+
+    n: Index
+    source: Source
+    at: Index
+    n_latent: Index
+    ropes: Values
+    n_rope: Index
+    bases: Int64
 
 
-@callee
-def ask_for_columns(work: Work, span: Span, first: Index, n_cols: Index) -> None:
-    """Asks for columns of the latents of a span, which `key_panels` reads some microseconds later."""
-    source = source_of(work)
+@inlined
+def next_rows(work: Work, worker: Index, n: Index) -> Next:
+    """Keys of which `key_rows` takes all."""
+    columns, rope = columns_of(work, np.int64(0), work.latent.shape[2]), np.int64(work.round.queries.rope.shape[2])
+    return Next(
+        n, source_of(work), columns.at, min(columns.n, columns.left_in_run), unowned(work.caches.kr.flat),
+        min(rope, work.caches.kr.layout[2]), _bases(work, worker, np.int64(1)),
+    )  # fmt: skip
+
+
+@inlined
+def next_columns(work: Work, worker: Index, n: Index, first: Index, n_cols: Index) -> Next:
+    """Keys of which `key_panels` takes some columns."""
     columns = columns_of(work, first, n_cols)
-    for i in range(span.n):
-        kv, _, scales = _find_one(work, span, i)
-        prefetch_far(source.latents, kv + columns.at, min(columns.n, columns.left_in_run))
-        _ask_for_scales_of(source, scales)
+    return Next(
+        n, source_of(work), columns.at, min(columns.n, columns.left_in_run), unowned(work.caches.kr.flat),
+        np.int64(0), _bases(work, worker, np.int64(1)),
+    )  # fmt: skip
+
+
+@inlined
+def ask_for_keys(keys: Next, first: Index, end: Index) -> None:
+    """Asks for keys first..end, which are read some microseconds later."""
+    for i in range(first, end):
+        prefetch_far(keys.source.latents, keys.bases[i] + keys.at, keys.n_latent)
+        if keys.n_rope > 0:
+            prefetch_far(keys.ropes, keys.bases[keys.n + i], keys.n_rope)
+        _ask_for_scales_of(keys.source, keys.bases[2 * keys.n + i])
 
 
 @inlined
@@ -187,7 +223,7 @@ def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) ->
     kp = (latent + rope + KR_BF16 - 1) // KR_BF16 * KR_BF16
     source, least = source_of(work), NONE_NONZERO
     ropes, rope_c0, rope_stride = unowned(work.caches.kr.flat), work.caches.kr.layout[2], work.caches.kr.layout[3]
-    bits, bases = row_of(work.round.scratch.bits, worker), row_of(work.round.scratch.bases, worker)
+    bits, bases = row_of(work.round.scratch.bits, worker), _bases(work, worker, np.int64(0))
     columns = columns_of(work, np.int64(0), latent)
     whole = _whole(source, columns, np.int64(ROW_RUN), HAS_ROWS) and (rope_c0 % KR_BF16 == 0 or rope <= rope_c0)
     _find(work, span, bases)
@@ -310,7 +346,8 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
     depth, least = work.round.cut.depth, NONE_NONZERO
     ld = (n_cols + NR - 1) // NR * NR
     scratch, source = work.round.scratch, source_of(work)
-    bits, panels, bases = row_of(scratch.bits, worker), row_of(scratch.panels, worker), row_of(scratch.bases, worker)
+    bits, panels = row_of(scratch.bits, worker), row_of(scratch.panels, worker)
+    bases = _bases(work, worker, np.int64(0))
     columns = columns_of(work, first, n_cols)
     whole = KR_BF16 == 2 and _whole(source, columns, np.int64(NR), HAS_STEPS)
     _find(work, span, bases)

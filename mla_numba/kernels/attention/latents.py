@@ -19,7 +19,7 @@ from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import block_of, block_start, ceil_div
 from .arguments import LARGEST, SUM, Work
-from .keys import Span, ask_for_columns, key_panels
+from .keys import Span, ask_for_keys, find_next, key_panels, next_columns
 from .places import is_whole, places_of, tile_of, tile_step
 
 __all__ = ["VALUES", "latent_tasks", "latents"]
@@ -90,13 +90,13 @@ def _products(work: Work, worker: Index, block: Block, places: Places, stores: b
         # Nothing comes behind: there lie the panels of another worker, who writes to them.
         b, depth = Walk(panels, cut.depth, zero, block.walk, zero), Depth(zero, k, k)
         behind, asked = min(cut.depth, places.n - place - span.n), zero
+        find_next(work, Span(token, np.int64(span.first + span.n), behind), worker)
+        keys = next_columns(work, worker, behind, block.panel * NR, block.n_cols)
         # By register tiles: one of heads with very small probabilities goes a slower way, since sums may be subnormal.
         for tile in range(n_tiles):
             # Keys that come next are asked for meanwhile, a few with each tile.
             until = behind * (tile + 1) // n_tiles
-            ask_for_columns(
-                work, Span(token, span.first + span.n + asked, until - asked), block.panel * NR, block.n_cols
-            )
+            ask_for_keys(keys, asked, until)
             asked = until
             i, n_rows = block_of(n_heads, n_tiles, tile)
             normal = sums_stay_normal(min_of(window(magnitudes, i, n_rows)), least)

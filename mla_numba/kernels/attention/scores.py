@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..jit.callee import callee
+from ..jit.callee import callee, inlined
 from ..kinds import Bits, Index, Int64
 from ..launch import outlined
 from ..micro.operands import A, C, Y
@@ -17,9 +17,11 @@ from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
 from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import block_of, block_start, ceil_div
-from .arguments import Round, Work
-from .keys import Span, ask_for_rows, key_rows
+from .arguments import Round, Scratch, Work
+from .keys import Span, ask_for_keys, find_next, key_rows, next_rows
 from .places import places_of
+from .prefetch import prefetch_to_write
+from .transpose import COLUMNS, HAS_COLUMNS, columns_of_rows
 
 __all__ = ["PACK", "SCORES", "ask_for_first_keys", "pack_queries", "pack_tasks", "score_tasks", "scores"]
 
@@ -30,7 +32,13 @@ _PLACES = ISA.places(is_int8=False)
 @callee
 def _to_columns(rows: Bits, width: Index, n_heads: Index, k0: Index, places: Int64, panel: Bits) -> None:
     """Rows (n_heads, width), flat, as the columns of a panel, from its step k0 of k on."""
-    for k in range(width):
+    done = np.int64(0)
+    if HAS_COLUMNS and n_heads == NR and k0 % KR_BF16 == 0:
+        done = width - width % (2 * COLUMNS)
+        for k in range(0, done, 2 * COLUMNS):
+            for j in range(0, NR, COLUMNS):
+                columns_of_rows(rows, j * width + k, width, panel, (k0 + k) * NR + 2 * j, np.int64(2 * NR))
+    for k in range(done, width):
         r = (k0 + k) % KR_BF16
         out = window(panel, (k0 + k - r) * NR, KR_BF16 * NR)
         for j in range(n_heads):
@@ -83,7 +91,15 @@ def ask_for_first_keys(worker: Index, tasks: Tasks, work: Work) -> None:
     """Asks for the keys of the first task that a worker draws."""
     first = block_start(tasks.n, work.round.cut.n_workers, worker)
     if first < tasks.n:
-        ask_for_rows(work, _span_of(first, work))
+        span = _span_of(first, work)
+        find_next(work, span, worker)
+        ask_for_keys(next_rows(work, worker, span.n), np.int64(0), span.n)
+
+
+@inlined
+def _ask_for_sums(scratch: Scratch, panel: Index, first: Index, n: Index) -> None:
+    """Asks for where the next register tile stores its sums: n positions of a panel of heads from `first` on."""
+    prefetch_to_write(row_of(scratch.scores, panel), first * NR, n * NR)
 
 
 @callee
@@ -100,10 +116,14 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
         return
     _, most, lda = scratch.rows.shape
     rows, kp = window(scratch.rows, worker * most * lda, most * lda), scratch.queries.shape[2] // NR
+    n_tiles, asked = ceil_div(n, MR), np.int64(0)
+    at_once = min(n, np.int64(MR))
+    _ask_for_sums(scratch, token * cut.h, first, at_once)
     least = key_rows(work, span, worker, rows, lda)
+    find_next(work, following, worker)
+    keys = next_rows(work, worker, following.n)
     normal = sums_stay_normal(min_of(window(scratch.q_min, token * cut.h, cut.h)), least)
     zero, floats, ints = np.int64(0), scratch.sums, scratch.mins
-    n_tiles, asked = ceil_div(n, MR), np.int64(0)
     for panel in range(cut.h):
         at = token * cut.h + panel
         walk = Walk(row_of(scratch.queries, at), kp, zero, np.int64(1), np.int64(1))
@@ -111,9 +131,13 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
         for tile in range(n_tiles):
             # The keys of the next task come while products keep the core busy, a few with each register tile.
             until = following.n * (panel * n_tiles + tile + 1) // (cut.h * n_tiles)
-            ask_for_rows(work, Span(following.token, following.first + asked, until - asked))
+            ask_for_keys(keys, asked, until)
             asked = until
             i, n_rows = block_of(n, n_tiles, tile)
+            if tile + 1 < n_tiles:
+                _ask_for_sums(scratch, at, first + i + n_rows, min(at_once, n - i - n_rows))
+            elif panel + 1 < cut.h:
+                _ask_for_sums(scratch, at + 1, first, at_once)
             sums = C(row_of(scratch.scores, at), (first + i) * NR, False)
             a = A(rows, i * lda, lda)
             multiply_block(a, n_rows, walk, Depth(zero, kp, kp), sums, normal, nowhere, zero)

@@ -14,19 +14,22 @@ import numpy as np
 from ..jit.callee import by_dtype, callee
 from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
 from ..launch import outlined
-from ..micro.ukernel import NR
+from ..micro.ukernel import A_BF16_DTYPE, NR
 from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, widen, window
 from ..sweeps.phase import Tasks, Team, share
 from .arguments import LARGEST, SUM, VALUES_OF, Round
 from .exp import exp_negative
 from .pairs import interleave
 from .places import LANES, is_whole, places_of, tile_of, tile_step
+from .prefetch import LINE_BYTES, prefetch_to_write
+from .transpose import COLUMNS, HAS_ROWS, ROWS, rows_of_columns
 
 __all__ = ["SOFTMAX", "softmax", "softmax_tasks"]
 
 SOFTMAX = 2
 _STEP = LANES * NR
 _HALF = LANES // 2
+_LINE = LINE_BYTES // np.dtype(A_BF16_DTYPE).itemsize  # elements of a row of weights
 _MINUS_INF = np.float32(-np.inf)
 _ZERO = np.float32(0)
 
@@ -91,6 +94,11 @@ def _add_lanes(total: F32) -> None:
 
 @callee
 def _paired_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Index) -> None:
+    if HAS_ROWS and n_heads == NR:
+        for j in range(0, NR, COLUMNS):
+            for i in range(0, _HALF, ROWS):
+                rows_of_columns(words, np.int64(i * NR + j), np.int64(NR), weights, at + j * ldw + 2 * i, ldw)
+        return
     for j in range(n_heads):
         out = pair_window(weights, at + j * ldw, _HALF)
         for i in range(_HALF):
@@ -123,15 +131,24 @@ def _quotients(e: F32, total: F32, bits: Bits, mins: Int32) -> None:
 
 
 @callee
+def _ask_for_line(weights: Values, at: Index, ldw: Index) -> None:
+    """Asks for a line of each of NR rows, which is written next: no core follows so many rows by itself."""
+    for j in range(NR):
+        prefetch_to_write(weights, at + j * ldw, np.int64(1))
+
+
+@callee
 def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32, column: Index) -> None:
     """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A from `column` on."""
     scratch = part.scratch
     n_rows, ldw = np.int64(NR), scratch.weights.shape[2]
     bits, words = row_of(scratch.bits, worker), row_of(scratch.words, worker)
-    mins = row_of(scratch.mins, worker)
+    mins, begin = row_of(scratch.mins, worker), at * NR * ldw + column
     for i in range(_STEP):
         mins[i] = NONE_NONZERO
     for first in range(0, len(e), _STEP):
+        if first // NR % _LINE == 0:
+            _ask_for_line(unowned(scratch.weights), begin + first // NR + _LINE, ldw)
         n = np.int64(min(_STEP, len(e) - first))
         _quotients(window(e, first, n), window(total, 0, n), window(bits, 0, n), window(mins, 0, n))
         for i in range(n, _STEP):
@@ -139,7 +156,7 @@ def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32, co
         for pair in range(_HALF):
             even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
             interleave(even, odd, window(words, pair * NR, NR))
-        _put_rows(words, unowned(scratch.weights), at * NR * ldw + column + first // NR, ldw, n_rows)
+        _put_rows(words, unowned(scratch.weights), begin + first // NR, ldw, n_rows)
     for j in range(NR):
         least = NONE_NONZERO
         for lane in range(LANES):
