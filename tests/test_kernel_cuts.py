@@ -214,8 +214,8 @@ def test_register_tiles_meet_each_row_once_and_the_plan_knows_which_take_two_pan
 @pytest.mark.parametrize(
     ("rows", "kp", "n", "few", "k_ahead"),
     [
-        (1, 4096, 2, 3, 128),  # of each of two panels half as far
-        (3, 4096, 2, 3, 128),
+        (1, 4096, 2, 3, 256),
+        (3, 4096, 2, 3, 256),
         (1, 4096, 1, 0, 256),
         (1, 128, 8, 0, 256),  # short ones one by one
         (2, 128, 8, 3, 256),  # a pair ahead

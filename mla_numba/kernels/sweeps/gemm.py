@@ -169,17 +169,17 @@ def _what_to_prefetch(
 ) -> tuple[Index, Index, Index]:
     """(ahead, ahead_step, locality) of `operands.B`.
 
-    A single register tile reads each weight once, so it asks for what it will read itself a little later; of two panels
-    at once, for half as much of each, or if they are short for the two behind them. Of several tiles, only the first
-    would wait for memory: so each asks for its rows' share of the block that comes next in B, which has arrived when
-    this one is done. Which cache they come to was measured, see docs/performance.md.
+    A single register tile reads each weight once, so it asks for what it will read itself a little later; of two short
+    panels at once, for the two behind them. Of several tiles, only the first would wait for memory: so each asks for
+    its rows' share of the block that comes next in B, which has arrived when this one is done. Which cache they come to
+    was measured, see docs/performance.md.
     """
     kr = step_of(walk.panels)
     if rows == mr_cur:
         few = mr_cur <= _FEW_ROWS
         distance = (AHEAD_ONCE_BYTES if few else AHEAD_L2_BYTES) // walk.panels.itemsize
-        if mr_cur <= _rows_of_two_in(walk, rows):
-            distance = distance // 2 if _are_long(walk) else 2 * walk.kp * NR
+        if mr_cur <= _rows_of_two_in(walk, rows) and not _are_long(walk):
+            distance = 2 * walk.kp * NR
         return np.int64(distance), np.int64(NR * kr), np.int64(ONCE if few else IN_L2)
     # Behind this block lies the panel's next one; behind its last come the panels that follow.
     following = (k_cur if ks + k_cur < walk.kp else walk.following * walk.kp - ks) * NR
