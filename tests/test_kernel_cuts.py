@@ -211,6 +211,28 @@ def test_register_tiles_meet_each_row_once_and_the_plan_knows_which_take_two_pan
     assert not micro.has_two_panels(0)
 
 
+@pytest.mark.parametrize(
+    ("rows", "kp", "n", "few", "k_ahead"),
+    [
+        (1, 4096, 2, 3, 256),
+        (3, 4096, 2, 3, 256),
+        (1, 4096, 1, 0, 256),
+        (1, 128, 8, 0, 256),  # short ones one by one
+        (2, 128, 8, 3, 256),  # a pair ahead
+        (3, 32, 8, 3, 64),
+    ],
+)
+def test_few_rows_are_fetched_what_they_take_next(rows, kp, n, few, k_ahead, monkeypatch):
+    """Of bf16 on AVX2; distances are in steps of k of a panel."""
+    monkeypatch.setattr(gemm, "NR", 16)
+    monkeypatch.setattr(gemm, "_FEW_ROWS", 3)
+    monkeypatch.setattr(gemm, "rows_of_two", lambda panels: ISAS["avx2"].bf16.two_panels)
+    walk = gemm.Walk(np.zeros(0, np.uint16), kp, 0, n, n)
+    assert gemm._rows_of_two_in(walk, rows) == few
+    ahead, _, locality = gemm._what_to_prefetch(walk, 0, kp, 0, rows, rows)
+    assert (ahead, locality) == (k_ahead * 16, gemm.ONCE)
+
+
 def test_eight_rows_of_avx2_are_five_and_three(monkeypatch):
     """Four rows of two vectors are fewer sums than hide a multiply-add's latency."""
     monkeypatch.setattr(gemm, "MR", ISAS["avx2"].mr)

@@ -94,7 +94,7 @@ def multiply_block(a: A, rows: Index, walk: Walk, depth: Depth, c: C, no_subnorm
     With n_cols = 0 the sums stay in C, as [walk][rows][NR]; else that many columns are stored.
     """
     # Tiles of few rows take two panels at once: a panel's sums alone would wait for each other.
-    n_tiles, few = ceil_div(rows, MR), rows_of_two(walk.panels) if walk.n > 1 else 0
+    n_tiles, few = ceil_div(rows, MR), _rows_of_two_in(walk, rows)
     all_rows, panels, sums, values = unowned(a.rows), unowned(walk.panels), unowned(c.sums), unowned(y.values)
     row_scale, col_scale, offset = unowned(y.row_scale), unowned(y.col_scale), unowned(y.offset)
     # Loop 3: split k in kc (A, B); not parallel: the sums run on in C.
@@ -136,6 +136,23 @@ def multiply_block(a: A, rows: Index, walk: Walk, depth: Depth, c: C, no_subnorm
 
 
 @callee
+def _are_long(walk: Walk) -> bool:
+    """Whether a walk's panels are longer than what is prefetched ahead of few rows."""
+    return walk.kp * NR * walk.panels.itemsize > AHEAD_ONCE_BYTES
+
+
+@callee
+def _rows_of_two_in(walk: Walk, rows: Index) -> Index:
+    """Up to how many rows of a tile take two panels of a walk at once; 0 where none do.
+
+    A token block of one row takes short panels one by one: a core begins with the next one before the sums of this one
+    have waited for each other, and from memory one stream comes faster than two.
+    """
+    at_once = walk.n > 1 and (rows > 1 or _are_long(walk))
+    return np.int64(rows_of_two(walk.panels) if at_once else 0)
+
+
+@callee
 def _tile_of(rows: Index, n_tiles: Index, tile: Index, few: Index) -> tuple[Index, Index]:
     """(first row, rows) of a register tile: they are nearly even.
 
@@ -161,7 +178,7 @@ def _what_to_prefetch(
     if rows == mr_cur:
         few = mr_cur <= _FEW_ROWS
         distance = (AHEAD_ONCE_BYTES if few else AHEAD_L2_BYTES) // walk.panels.itemsize
-        if walk.n > 1 and mr_cur <= rows_of_two(walk.panels) and walk.kp * NR <= distance:
+        if mr_cur <= _rows_of_two_in(walk, rows) and not _are_long(walk):
             distance = 2 * walk.kp * NR
         return np.int64(distance), np.int64(NR * kr), np.int64(ONCE if few else IN_L2)
     # Behind this block lies the panel's next one; behind its last come the panels that follow.
