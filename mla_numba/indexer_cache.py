@@ -39,7 +39,8 @@ class IndexerCache:
     Slot s is row `s % block_size` of block `s // block_size`. In `cache_mode` "PA_NZ" a block of k is ordered
     `[Di / 32][block_size][32]`, in "PA_BSND" row by row; k_scale has no NZ order. A layer's `PagedCache` and its
     `IndexerCache` have the same slots, so one block table serves both. Blocks may be strided along axis 0 (a slice of a
-    larger buffer); within a block the arrays are contiguous. The other two fields are for calls.
+    larger buffer); within a block the arrays are contiguous. The other fields are for calls: `kept` is what they made
+    of the arrays, which stay the same, by who made it.
 
     Args:
         k: The codes, see the table.
@@ -68,6 +69,7 @@ class IndexerCache:
     cache_mode: PagedMode = "PA_BSND"
     views: Mapping[str, CacheView] = field(init=False, repr=False)
     sizes: IndexerCacheSizes = field(init=False, repr=False)
+    kept: dict[str, Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         mode = check_choice("cache_mode", self.cache_mode, PAGED_MODES)
@@ -81,6 +83,7 @@ class IndexerCache:
         object.__setattr__(self, "views", MappingProxyType(views))
         # Kept beside the views: an array's own shape and dtype may be assigned later.
         object.__setattr__(self, "sizes", IndexerCacheSizes(self.capacity, self.block_size, self.k.shape[-1]))
+        object.__setattr__(self, "kept", {})
 
     def __repr__(self) -> str:
         arrays = {"k": self.k, "k_scale": self.k_scale}

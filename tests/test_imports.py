@@ -21,8 +21,8 @@ ROOMS = {
         "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
-        "kinds", "llvm_ir", "isa", "jit", "scalars", "micro", "launch", "threads", "row", "panels", "sweeps",
-        "indexer", "lightning", "attention", "peaks",
+        "kinds", "llvm_ir", "isa", "jit", "scalars", "prefetch", "micro", "launch", "threads", "row", "panels",
+        "sweeps", "indexer", "lightning", "attention", "peaks",
     ),
 }  # fmt: skip
 FACADE = {"mla_numba", "tiling", "mla_numba.__main__", "mla_numba.former_paths", "mla_numba.kernels"} | {

@@ -19,23 +19,23 @@ CPUS = {"neon": "cortex-a72", "neondot": "neoverse-n1", "neoni8mm": "max"}
 DRIVER = Path(helpers.__file__).with_name("aarch64_scores.c")
 
 
-def make_case(isa, mr, n_panels, steps, seed):
+def make_case(isa, n_heads, n_panels, steps, seed):
     """The sizes of a call, its arrays, and the scores that it is to leave."""
     rng, k = np.random.default_rng(seed), steps * isa.kr_int8
-    a = rng.integers(-128, 128, (mr, k)).astype(np.int8)
+    a = rng.integers(-128, 128, (n_heads, k)).astype(np.int8)
     b = rng.choice(np.array([-128, -3, 0, 5, 127], np.int8), n_panels * isa.nr * k)
-    weights = (rng.standard_normal(mr) / 2048).astype(np.float16).astype(np.float32)
+    weights = (rng.standard_normal(n_heads) / 2048).astype(np.float16).astype(np.float32)
     scores = rng.standard_normal(n_panels * isa.nr).astype(np.float32)
     steps_of_b = b.reshape(n_panels, steps, -1)[..., isa.places(is_int8=True)].astype(np.int32)
     offset = -np.einsum("psrj,r->pj", steps_of_b, np.array(isa.surplus, np.int32))
     arrays = (a, b, offset, weights, scores)
-    sizes = [mr, n_panels, steps, k, isa.kr_int8, *(array.nbytes for array in arrays)]
+    sizes = [n_heads, n_panels, steps, k, isa.kr_int8, *(array.nbytes for array in arrays)]
     want = scores.copy()
     for p in range(n_panels):
-        dots = np.empty(mr * isa.nr, np.int32)
-        add_products(isa, mr, k, A(a, 0, k), B(b, p * isa.nr * k, 0, 0, 0), C(dots, 0, False))
+        dots = np.empty(n_heads * isa.nr, np.int32)
+        add_products(isa, n_heads, k, A(a, 0, k), B(b, p * isa.nr * k, 0, 0, 0), C(dots, 0, False))
         of_panel = want[p * isa.nr : (p + 1) * isa.nr]
-        for i in range(mr):
+        for i in range(n_heads):
             value = np.maximum(dots[i * isa.nr : (i + 1) * isa.nr] + offset[p], 0).astype(np.float32)
             of_panel += weights[i] * half_of(value)
     return np.array(sizes, np.int64).tobytes() + b"".join(x.tobytes() for x in arrays), want
@@ -52,8 +52,8 @@ def test_scores_are_exact(name, tmp_path):
     command = [COMPILER, "-O1", "-static", "-Wall", "-Werror", f"-DSCORES=mla_numba_scores_{name}", "-o", program]
     subprocess.run([*command, DRIVER, tmp_path / "scores.o"], check=True)
     cases = [
-        make_case(isa, mr, n_panels, steps, seed=mr * 100 + n_panels * 10 + steps)
-        for mr in range(1, isa.mr + 1)
+        make_case(isa, n_heads, n_panels, steps, seed=n_heads * 100 + n_panels * 10 + steps)
+        for n_heads in range(1, 2 * isa.mr + 2)
         for n_panels in (1, 2, 3)
         for steps in (1, 2, 4, 16)
     ]

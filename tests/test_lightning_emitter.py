@@ -9,8 +9,9 @@ from llvmlite import binding as llvm
 from llvmlite import ir
 
 from mla_numba.kernels import ISAS
-from mla_numba.kernels.lightning import emitter
-from mla_numba.kernels.lightning.emitter import RUN, define_lightning
+from mla_numba.kernels.lightning.emitter import declare_pack, define_lightning
+from mla_numba.kernels.lightning.heads import lags
+from mla_numba.kernels.lightning.packing import RUN, define_pack
 from mla_numba.kernels.micro.assembly import Target
 
 
@@ -18,7 +19,7 @@ def packed(isa, codes, places, n_runs, distance):
     """What `pack` makes of keys, compiled for this CPU."""
     module = ir.Module("pack")
     module.triple = llvm.get_process_triple()
-    emitter._define_pack(isa, isa.int8, emitter.declare_pack(module, isa))
+    define_pack(isa, declare_pack(module, isa))
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     machine = llvm.Target.from_default_triple().create_target_machine()
@@ -32,11 +33,12 @@ def packed(isa, codes, places, n_runs, distance):
     return panel, offset
 
 
+@pytest.mark.parametrize("n_runs", [1, 2, 3, 4])
+@pytest.mark.parametrize("distance", [RUN, 50])
 @pytest.mark.parametrize("name", [name for name, isa in ISAS.items() if isa.int8 and not isa.a_offset])
-def test_the_order_of_packed_keys(name):
+def test_the_order_of_packed_keys(name, distance, n_runs):
     isa = replace(ISAS[name], tune="", features=frozenset())
     rng = np.random.default_rng(0)
-    n_runs, distance = 3, 50
     codes = rng.integers(-128, 128, 4000).astype(np.int8)
     places = rng.permutation(3000)[: isa.nr].astype(np.int64)
     got, offset = packed(isa, codes, places, n_runs, distance)
@@ -56,5 +58,6 @@ def test_code_for_any_cpu_is_made_anywhere(name):
     target = Target("aarch64-linux-gnu", "generic") if "neon" in isa.features else Target("x86_64-linux-gnu", "x86-64")
     features = ",".join(f"+{feature}" for feature in sorted(isa.features))
     text = target._replace(features=features).assembly_of(lambda module: define_lightning(module, isa))
-    for row in range(1, isa.mr + 1):
-        assert f"mla_numba_scores_{name}_{row}" in text
+    for block in ("first", "next", "last") if lags(isa) else range(1, isa.mr + 1):
+        assert f"mla_numba_scores_{name}_{block}" in text
+    assert (f"mla_numba_append_{name}" in text) == (isa.lanes == 16)

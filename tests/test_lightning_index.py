@@ -4,6 +4,7 @@ import re
 import threading
 import tracemalloc
 
+import numba
 import numpy as np
 import pytest
 from helpers.lightning_calls import Shape, assert_same_list, check_random_calls, make_call, reference_of
@@ -11,10 +12,11 @@ from helpers.lightning_calls import Shape, assert_same_list, check_random_calls,
 from mla_numba import IndexerCache, IndexerOutput, MlaDims, PagedCache, lightning_index
 from mla_numba.attention import lightning
 from mla_numba.attention.lightning import GROUP, MAX_HEAD_DIM, MAX_K, TOKENS
-from mla_numba.kernels.lightning.best import ALL_RANKS, N_BINS, append_keys, keep_best, sort_ranks
-from mla_numba.kernels.lightning.emitter import SPLIT
+from mla_numba.kernels.lightning.best import ALL_RANKS, N_BINS, append_ranks, keep_best, sort_ranks
+from mla_numba.kernels.lightning.chosen import can_append
 from mla_numba.kernels.lightning.keys import TILE
-from mla_numba.kernels.lightning.panel import half_of
+from mla_numba.kernels.lightning.panel import SPLIT, half_of
+from mla_numba.kernels.micro.table import ISA
 
 SMALL = Shape((2, 2), 20, 3, 8, 4, 6)
 
@@ -168,16 +170,29 @@ def test_what_is_kept_of_ranks(spread, slack):
     assert worst <= ALL_RANKS
 
 
-def test_keys_that_are_appended():
-    """Those up to the worst rank: by their scores or, of an equal one, by their positions."""
+@numba.njit
+def _appended(more, ranks, n, worst):
+    return append_ranks(more, ranks, n, worst)
+
+
+@pytest.mark.parametrize("append", [append_ranks, _appended], ids=["python", "jitted"])
+def test_ranks_that_are_appended(append):
+    """Those up to the worst one, in their order, and nothing is written behind them."""
     rng = np.random.default_rng(0)
-    for n in (1, 31, 32, 33, 100):
-        for bound in (0, 3, 7):
-            keys = rng.integers(0, 8, n).astype(np.uint32)
-            ranks, worst = np.zeros(n + 4, np.uint64), np.uint64((bound << 32) + 1000 + n // 2)
-            n_ranks = append_keys(keys, np.int64(1000), ranks, np.int64(3), worst)
-            every = [(int(key) << 32) + 1000 + j for j, key in enumerate(keys)]
-            assert ranks[3:n_ranks].tolist() == [rank for rank in every if rank <= worst]
+    for n in (0, 1, 7, 8, 9, 31, 32, 33, 100):
+        for bound in (0, 3, 7, 2**31 + 1, 2**32 - 1):
+            keys = rng.choice(np.array([0, 1, 2, 3, 4, 5, 6, 7, 2**31, 2**31 + 1, 2**32 - 1], np.uint64), n)
+            more = (keys << np.uint64(32)) + np.arange(1000, 1000 + n, dtype=np.uint64)
+            worst = np.uint64((bound << 32) + 1000 + n // 2)
+            want = more[more <= worst].tolist()
+            ranks = np.full(3 + len(want) + 9, 5, np.uint64)
+            n_ranks = append(more, ranks, np.int64(3), worst)
+            assert ranks[3:n_ranks].tolist() == want
+            assert (ranks[[0, 1, 2]] == 5).all()
+            if append is _appended and can_append(ISA):
+                assert (ranks[n_ranks:] == 5).all()
+            n_ranks = append(more, more, np.int64(0), worst)
+            assert more[:n_ranks].tolist() == want
 
 
 @pytest.mark.parametrize(("n_keys", "n_workers"), [(16, 1), (17, 1), (100, 1), (4096, 2), (2**20, 3)])

@@ -11,6 +11,7 @@ from helpers.cli import invoke
 from helpers.machines import write
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights
+from mla_numba.base import threads
 from mla_numba.base.checks import check_threads
 from mla_numba.base.threads import usual_threads, why_usual_threads
 from mla_numba.call.planning import this_machine
@@ -306,7 +307,7 @@ def two_a_core(monkeypatch, tmp_path):
     machine(tmp_path, [range(core * 2, min(core * 2 + 2, max_threads())) for core in range(n_cores)])
     found = linux_usable(tmp_path, frozenset(range(max_threads())))
     monkeypatch.setattr(usable.Usable, "detect", staticmethod(lambda: found))
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_is_set", lambda: False)
     return n_cores
 
 
@@ -348,13 +349,13 @@ def test_info_says_which_groups_threads_form(monkeypatch, layer, binding, kept):
 def test_what_the_user_told_numba_is_taken(monkeypatch, tmp_path):
     found = linux_usable(machine(tmp_path, PAIRS), all_of(PAIRS))
     monkeypatch.setattr(usable.Usable, "detect", staticmethod(lambda: found))
-    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.setattr(threads, "_is_set", lambda: False)
     assert (usual_threads(8), why_usual_threads(8)) == (
         4, "one a core, not a hyperthread; NUMBA_NUM_THREADS sets another number"
     )  # fmt: skip
     for n in (1, 3, 6, 9):  # by Numba's file of settings
         assert (usual_threads(n), why_usual_threads(n)[:22]) == (n, "as many as Numba has; ")
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "8")
+    monkeypatch.setattr(threads, "_is_set", lambda: True)
     assert (usual_threads(8), why_usual_threads(8)) == (8, "NUMBA_NUM_THREADS")
 
 

@@ -14,7 +14,7 @@ from ..base.memory import aligned_empty, rows_apart
 from ..kernels.launch import plain
 from ..kernels.lightning.best import N_BINS
 from ..kernels.lightning.keys import TILE
-from ..kernels.lightning.panel import RUN
+from ..kernels.lightning.panel import BLOCK, RUN
 from ..kernels.lightning.tile import PHASES, Buffers, Scratch
 from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
 from ..kernels.sweeps.phase import NO_LAPS, Team
@@ -87,24 +87,25 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
     What a worker often writes is a row with room behind what it uses.
     """
     n_workers, t, n_heads, kp, k = sizes
+    n_rows = -(-n_heads // BLOCK) * BLOCK
     room = 3 * k + TILE  # each time that a buffer is full, all but about k are dropped
 
     def by_worker(length: int, dtype: type) -> tuple[tuple[int, int], type]:
         return rows_apart(n_workers, length, dtype)
 
     return {
-        "rows": ((t, n_heads, kp), A_INT8_DTYPE),
-        "head_weights": ((t, n_heads), np.float32),
+        "rows": ((t, n_rows, kp), A_INT8_DTYPE),
+        "head_weights": ((t, n_rows), np.float32),
         "ranks": ((n_workers, t, room), np.uint64),
         "n_ranks": by_worker(t, np.int64),
         "worst": by_worker(t, np.uint64),
         "codes": by_worker(TILE * kp, np.int8),
         "places": by_worker(TILE, np.int64),
         "offset": by_worker(TILE, np.int32),
-        "scale": by_worker(2 * TILE, np.float32),
+        "scale": by_worker(TILE, np.float32),
         "rest": by_worker(NR * RUN, np.int8),
         "scores": by_worker(TILE, np.float32),
-        "keys": by_worker(TILE, np.uint32),
+        "fresh": by_worker(TILE, np.uint64),
         "sorted": by_worker(2 * room, np.uint64),
         "counts": by_worker(N_BINS, np.int64),
     }

@@ -17,13 +17,14 @@ from ..base.checks import (
     check_threads,
     expect_type,
 )
-from ..base.memory import aligned_empty, as_bits, writable_alias
+from ..base.memory import as_bits, writable_alias
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
 from ..kernels.launch import max_threads, plain
 from ..kernels.lightning.keys import TILE, KeyCache
-from ..kernels.lightning.panel import RUN, load_lightning
+from ..kernels.lightning.panel import RUN
 from ..kernels.lightning.tile import Groups, Queries, lightning_tile
+from ..kernels.lightning.vector_code import load_lightning
 from ..kernels.row.scatter import Slots
 from .index_memory import Sizes, give_back, memory_bytes, take_memory
 from .pages import Pages
@@ -36,6 +37,7 @@ TOKENS = 64  # of a tile: each worker has a buffer for each
 GROUP = 16  # tokens that share a packed tile of keys
 _LONGEST_RUN = 4  # tiles of keys a task
 _TASKS_PER_WORKER = 4
+_KEPT = "lightning"  # by what name a cache keeps what is made of it here
 LEAST_PRODUCTS = 2**24  # of codes that a thread multiplies: as long as another thread takes to wake up
 
 
@@ -96,7 +98,7 @@ def lightning_index(
     k = check_int("k", k, 1, MAX_K)
     n_threads = check_threads("n_threads", n_threads, max_threads())
     pages.check_mapped()
-    index = aligned_empty((t, k), np.int32)
+    index = np.empty((t, k), np.int32)
     _run(query, cache, pages, index, n_threads)
     return index
 
@@ -122,22 +124,30 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
     load_lightning()
     t, n_heads, width = output.query.shape
     kp = -(-width // RUN) * RUN
-    codes, scale = cache.views["k_cache"], cache.views["k_scale_cache"]
-    keys = KeyCache(
-        Slots(writable_alias(codes.flat), codes.layout), Slots(writable_alias(scale.flat), scale.layout), width,
-        pages.block_table,
-    )  # fmt: skip
+    keys = plain(KeyCache(*_slots_of(cache), width, pages.block_table))
     query, query_scale, weights = writable_alias(output.query), as_bits(output.query_scale), as_bits(output.weights)
     for t0 in range(0, t, TOKENS):
         n = min(t - t0, TOKENS)
-        groups, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
+        groups, n_workers = _cut(pages, t0, n, n_heads * kp, n_threads)
         memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
-            queries = Queries(query, query_scale, weights, pages.limits, index, memory.rows, memory.head_weights)
+            queries = plain(Queries(query, query_scale, weights, pages.limits, index, memory.rows, memory.head_weights))
             kept = memory.buffers, memory.scratch, memory.team
             lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *kept)
         finally:
             give_back(memory)
+
+
+def _slots_of(cache: IndexerCache) -> tuple[Any, Any]:
+    """Codes and scales of a cache, as kernels take them."""
+    kept: tuple[Any, Any] | None = cache.kept.get(_KEPT)
+    if kept is None:
+        codes, scale = (
+            plain(Slots(writable_alias(cache.views[name].flat), cache.views[name].layout))
+            for name in ("k_cache", "k_scale_cache")
+        )
+        kept = cache.kept[_KEPT] = codes, scale
+    return kept
 
 
 def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_threads: int) -> int:
@@ -146,26 +156,21 @@ def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_thr
     most = 0
     for t0 in range(0, len(pages.limits), TOKENS):
         n = min(len(pages.limits) - t0, TOKENS)
-        _, n_workers = _cut(pages, t0, n, _threads_for(pages, t0, n, n_heads * kp, n_threads))
+        _, n_workers = _cut(pages, t0, n, n_heads * kp, n_threads)
         most = max(most, memory_bytes(Sizes(n_workers, n, n_heads, kp, k)))
     return most
 
 
-def _threads_for(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> int:
-    """Of `n_threads` as many as have enough to do."""
-    n_keys: int = sum(pages.limits[t0 : t0 + n].tolist())
-    return max(1, min(n_threads, n_keys * products_per_key // LEAST_PRODUCTS))
-
-
-def _cut(pages: Pages, t0: int, n: int, n_threads: int) -> tuple[Any, int]:
-    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads."""
-    sequences, limits = (array[t0 : t0 + n].tolist() for array in (pages.sequences, pages.limits))
+def _cut(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> tuple[Any, int]:
+    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads have enough to do."""
+    sequences, limits = pages.sequences[t0 : t0 + n].tolist(), pages.limits[t0 : t0 + n].tolist()
     first = [0]
     for token in range(1, n):
         if sequences[token] != sequences[first[-1]] or token - first[-1] == GROUP:
             first.append(token)
-    n_tiles = (-(-limits[end - 1] // TILE) for end in (*first[1:], n))
-    return _groups((*first, n), tuple(sequences[token] for token in first), tuple(n_tiles), n_threads)
+    n_tiles = [-(-limits[end - 1] // TILE) for end in (*first[1:], n)]
+    n_threads = max(1, min(n_threads, sum(limits) * products_per_key // LEAST_PRODUCTS))
+    return _groups((*first, n), tuple([sequences[token] for token in first]), tuple(n_tiles), n_threads)
 
 
 @functools.lru_cache(maxsize=64)

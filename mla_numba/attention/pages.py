@@ -85,7 +85,7 @@ class Pages(NamedTuple):
 
     def check_mapped(self) -> None:
         """Raises `ValueError` unless every key that a token sees lies in a block of the cache."""
-        if (self.block_table.view(np.uint64) < self.n_blocks).all():  # a negative one is a large one
+        if self.block_table.view(np.uint64).max(initial=0) < self.n_blocks:  # a negative one is a large one
             return
         n_used = np.where(np.diff(self.query_start_loc) > 0, -(-self.act_seq // self.block_size), 0)
         needed = np.arange(self.block_table.shape[1]) < n_used[:, None]

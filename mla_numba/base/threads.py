@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 
 from tiling.system.usable import Usable
@@ -16,17 +17,24 @@ def usual_threads(available: int) -> int:
 
     By itself Numba has one for each CPU.
     """
-    return available if _is_told(available) else min(available, Usable.detect().n_threads)
+    usable = Usable.detect()
+    return available if _is_told(available, usable) else min(available, usable.n_threads)
 
 
 def why_usual_threads(available: int) -> str:
     """Why `usual_threads` is what it is."""
-    if _VARIABLE in os.environ:
+    if _is_set():
         return _VARIABLE
-    if _is_told(available):
+    if _is_told(available, Usable.detect()):
         return f"as many as Numba has; {_VARIABLE} sets another number"
     return f"{Usable.detect().reason}; {_VARIABLE} sets another number"
 
 
-def _is_told(available: int) -> bool:
-    return _VARIABLE in os.environ or available != len(Usable.detect().allowed)
+def _is_told(available: int, usable: Usable) -> bool:
+    return _is_set() or available != len(usable.allowed)
+
+
+@functools.cache
+def _is_set() -> bool:
+    """Asked once, as Numba does."""
+    return _VARIABLE in os.environ

@@ -14,7 +14,7 @@ static void *filled(FILE *file, size_t n_bytes) {
 
 int main(int argc, char **argv) {
     FILE *cases = fopen(argv[argc - 2], "rb"), *results = fopen(argv[argc - 1], "wb");
-    int64_t given[10]; /* mr, n, steps, lda, a_step, bytes of a, b, offset, weights, scores */
+    int64_t given[10]; /* n_heads, n, steps, lda, a_step, bytes of a, b, offset, weights, scores */
     while (fread(given, sizeof given, 1, cases) == 1) {
         void *arrays[5];
         for (int i = 0; i < 5; i++) arrays[i] = filled(cases, given[5 + i]);

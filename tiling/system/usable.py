@@ -1,10 +1,10 @@
 """What this process may use of the machine, and how many threads follow."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from tiling.system.cgroup import Quota, cpu_quota
@@ -28,7 +28,7 @@ class Usable:
     tells_threads: bool = True
 
     @staticmethod
-    @lru_cache(maxsize=1)
+    @functools.lru_cache(maxsize=1)
     def detect() -> "Usable":
         """Of this process, as far as the operating system says.
 
@@ -38,7 +38,7 @@ class Usable:
             return linux_usable(Path("/"), frozenset(os.sched_getaffinity(0)))
         return macos_usable(sysctl) if sys.platform == "darwin" else any_usable(n_cpus())
 
-    @property
+    @functools.cached_property
     def usable_cores(self) -> tuple[Core, ...]:
         """The cores of which at least one CPU is allowed."""
         return tuple(core for core in self.cores if not self.allowed.isdisjoint(core.cpus))
@@ -47,7 +47,7 @@ class Usable:
         """How many of them are of a kind."""
         return sum(core.kind == kind for core in self.usable_cores)
 
-    @property
+    @functools.cached_property
     def n_threads(self) -> int:
         """A thread for each usable core of either kind, and no more than the quota has whole CPUs; at least 1."""
         n_cores = len(self.usable_cores)

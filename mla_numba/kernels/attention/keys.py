@@ -14,12 +14,12 @@ from ..jit.callee import by_dtype, callee, inlined
 from ..kinds import Bits, Index, Int64, Values
 from ..micro.table import ISA
 from ..micro.ukernel import KR_BF16, NR
+from ..prefetch import prefetch, prefetch_far
 from ..row.operand import bf16_operand_row
 from ..scalars import NONE_NONZERO, min_magnitude, pair_window, row_of, unowned, window
 from .arguments import Work
 from .dequantise import HAS_ROWS, HAS_STEPS, ROW_RUN, is_tame, row_of_codes, step_of_codes
 from .pairs import interleave
-from .prefetch import prefetch, prefetch_far
 from .slots import block_and_row
 from .source import (
     N_SCALES,

@@ -13,6 +13,7 @@ from ..launch import outlined
 from ..micro.operands import A, C, Y
 from ..micro.table import ISA
 from ..micro.ukernel import KR_BF16, MR, NR
+from ..prefetch import prefetch_to_write
 from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
 from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
@@ -20,7 +21,6 @@ from ..threads.tasks import block_of, block_start, ceil_div
 from .arguments import Round, Scratch, Work
 from .keys import Span, ask_for_keys, find_next, key_rows, next_rows
 from .places import places_of
-from .prefetch import prefetch_to_write
 from .transpose import COLUMNS, HAS_COLUMNS, columns_of_rows
 
 __all__ = ["PACK", "SCORES", "ask_for_first_keys", "pack_queries", "pack_tasks", "score_tasks", "scores"]

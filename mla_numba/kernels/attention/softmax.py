@@ -15,13 +15,13 @@ from ..jit.callee import by_dtype, callee
 from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
 from ..launch import outlined
 from ..micro.ukernel import A_BF16_DTYPE, NR
+from ..prefetch import LINE_BYTES, prefetch_to_write
 from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, widen, window
 from ..sweeps.phase import Tasks, Team, share
 from .arguments import LARGEST, SUM, VALUES_OF, Round
 from .exp import exp_negative
 from .pairs import interleave
 from .places import LANES, is_whole, places_of, tile_of, tile_step
-from .prefetch import LINE_BYTES, prefetch_to_write
 from .transpose import COLUMNS, HAS_ROWS, ROWS, rows_of_columns
 
 __all__ = ["SOFTMAX", "softmax", "softmax_tasks"]

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..jit.callee import by_dtype, callee, inlined
 from ..kinds import Bits, Index, Real, Values, Word
+from ..prefetch import prefetch
 from ..row.scatter import chunk_at
 from ..scalars import (
     NONE_NONZERO,
@@ -22,7 +23,6 @@ from ..scalars import (
     window,
 )
 from .arguments import Work
-from .prefetch import prefetch
 
 __all__ = [
     "N_SCALES",

@@ -9,14 +9,21 @@ on only ranks up to the worst that is left come in. What is kept in the end does
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from ..jit.callee import callee, inlined
-from ..kinds import F32, Index, Int32, Int64, Real, Word, Words
+from ..jit.callee import callee, inlined, overload_callee
+from ..kinds import F32, Index, Int32, Int64, Real, Typed, Word
+from ..micro.table import ISA
 from ..scalars import bits_of_f32, window
+from .chosen import can_append, declare_append
+from .vector_code import call_vector_code
 
-__all__ = ["ALL_RANKS", "N_BINS", "Ranks", "append_keys", "append_ranks", "keep_best", "rank_keys", "sort_ranks"]
+__all__ = ["ALL_RANKS", "N_BINS", "Ranks", "append_ranks", "keep_best", "rank_keys", "sort_ranks"]
 
 Ranks = NDArray[np.uint64]
 ALL_RANKS = np.uint64(0xFFFFFFFFFFFFFFFF)  # none is worse
@@ -37,39 +44,54 @@ def _rank_key(score: Real) -> Word:
 
 
 @inlined
-def rank_keys(scores: F32, scale: F32, keys: Words) -> None:
-    """keys[j] = the upper half of the rank of scores[j] * scale[j]."""
-    for j in range(len(keys)):
-        keys[j] = _rank_key(np.float32(scores[j] * scale[j]))
+def rank_keys(scores: F32, scale: F32, position: Index, ranks: Ranks) -> None:
+    """The ranks of keys with scores[j] * scale[j], at positions from `position` on."""
+    for j in range(len(ranks)):
+        key = _rank_key(np.float32(scores[j] * scale[j]))
+        ranks[j] = np.uint64(np.uint64(key) << np.uint64(_HALF)) | np.uint64(position + j)
 
 
-@inlined
-def append_keys(keys: Words, position: Index, ranks: Ranks, n: Index, worst: Word) -> Index:
-    """Appends to n ranks those of keys at positions from `position` on that are not worse; how many there are then.
+def append_ranks(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
+    """Appends to n ranks those of `more` that are not worse; how many there are then.
 
-    Of a long sequence few keys are. So _STRETCH of them are first compared at once.
+    `more` may be ranks[i:] for i >= n.
     """
-    bound = np.uint32(np.uint64(worst) >> np.uint64(_HALF))
-    for first in range(0, len(keys), _STRETCH):
-        stretch = window(keys, first, min(np.int64(_STRETCH), len(keys) - first))
+    return _append_by_stretches(more, ranks, n, worst)
+
+
+@callee
+def _append_by_stretches(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
+    """Of a long sequence few keys are near. So _STRETCH of them are first compared at once."""
+    for first in range(0, len(more), _STRETCH):
+        stretch = window(more, first, min(np.int64(_STRETCH), len(more) - first))
         n_near = np.int64(0)
         for j in range(len(stretch)):
-            n_near += np.int64(stretch[j] <= bound)
+            n_near += np.int64(stretch[j] <= worst)
         if n_near:
             for j in range(len(stretch)):
-                rank = np.uint64(np.uint64(stretch[j]) << np.uint64(_HALF)) | np.uint64(position + first + j)
+                rank = stretch[j]
                 ranks[n] = rank
                 n += np.int64(rank <= worst)
     return np.int64(n)
 
 
-@callee
-def append_ranks(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
-    """Appends to n ranks those of `more` that are not worse; how many there are then."""
-    for i in range(len(more)):
-        ranks[n] = more[i]
-        n += np.int64(more[i] <= worst)
-    return np.int64(n)
+@overload_callee(append_ranks)
+def _append_ranks(more: Typed, ranks: Typed, n: Typed, worst: Typed) -> Any:
+    if not can_append(ISA):
+        return _append_by_stretches
+
+    def simd(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
+        return _append_simd(more, np.int64(len(more)), np.uint64(worst), ranks, np.int64(n))
+
+    return simd
+
+
+@intrinsic
+def _append_simd(_typingctx: Any, more: Any, n: Any, worst: Any, ranks: Any, at: Any) -> Any:
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return call_vector_code(context, builder, sig, args, declare_append)
+
+    return types.int64(more, types.int64, types.uint64, ranks, types.int64), codegen
 
 
 @callee

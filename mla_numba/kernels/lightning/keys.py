@@ -9,14 +9,15 @@ import numpy as np
 from ..jit.callee import callee, inlined
 from ..kinds import F32, Codes, Index, Int32, Int64
 from ..micro.ukernel import NR
+from ..prefetch import prefetch
 from ..row.scatter import Slots, chunk_at
 from ..scalars import row_of, widen_f16, window
 from ..threads.tasks import ceil_div
 from .panel import RUN, Panels, Runs, pack_panel
 
-__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "lines_of", "pack_keys"]
+__all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "lines_of", "pack_keys", "widen_scales"]
 
-PANELS = 8  # of a tile: with a token's heads they fit a first cache
+PANELS = 128 // NR  # of a tile: its keys, as they lie in the cache and packed, and a token's heads fit a first cache
 TILE = PANELS * NR
 _LINE = 64  # codes
 
@@ -33,14 +34,12 @@ class KeyCache(NamedTuple):
 class KeyTile(NamedTuple):
     """A worker's tile of TILE keys.
 
-    Scales are those of two tiles: the next one's keys are found before this one's scores are made.
-
     | array  | shape               | dtype   | notes                                            |
     |--------|---------------------|---------|--------------------------------------------------|
     | codes  | (PANELS * kp * NR,) | int8    | packed                                           |
     | places | (TILE,)             | int64   | where the keys lie in the cache                  |
     | offset | (TILE,)             | int32   | see `panel`                                      |
-    | scale  | (2 * TILE,)         | float32 | of a key                                         |
+    | scale  | (TILE,)             | float32 | of a key                                         |
     | rest   | (NR * RUN,)         | int8    | what is left of rows that are no multiple of RUN |
     """
 
@@ -52,8 +51,8 @@ class KeyTile(NamedTuple):
 
 
 @inlined
-def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile, scale_at: Index) -> None:
-    """Places of keys first..first+n <= TILE of a sequence, and their scales to scale[scale_at:], page by page."""
+def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile) -> None:
+    """Places of keys first..first+n <= TILE of a sequence, page by page; asks for their scales."""
     of_codes, of_scale = cache.codes.layout, cache.scale.layout
     blocks, block_size = row_of(cache.table, sequence), of_codes[0]
     done = np.int64(0)
@@ -61,10 +60,23 @@ def find_keys(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: Ke
         block, row = blocks[(first + done) // block_size], (first + done) % block_size
         n_cur = min(block_size - row, n - done)
         base, step = block * of_codes[1] + row * of_codes[4], of_codes[4]
-        places, scale = window(tile.places, done, n_cur), window(tile.scale, scale_at + done, n_cur)
-        bits = window(cache.scale.flat, block * of_scale[1] + row, n_cur)
+        places = window(tile.places, done, n_cur)
         for j in range(n_cur):
             places[j] = base + j * step
+        prefetch(cache.scale.flat, block * of_scale[1] + row, n_cur)
+        done += n_cur
+
+
+@inlined
+def widen_scales(cache: KeyCache, sequence: Index, first: Index, n: Index, tile: KeyTile) -> None:
+    """The scales of keys that were found."""
+    of_scale = cache.scale.layout
+    blocks, block_size = row_of(cache.table, sequence), cache.codes.layout[0]
+    done = np.int64(0)
+    while done < n:
+        block, row = blocks[(first + done) // block_size], (first + done) % block_size
+        n_cur = min(block_size - row, n - done)
+        scale, bits = window(tile.scale, done, n_cur), window(cache.scale.flat, block * of_scale[1] + row, n_cur)
         for j in range(n_cur):
             scale[j] = widen_f16(bits[j])
         done += n_cur

@@ -1,7 +1,7 @@
-"""Panels of NR keys: how one is packed, and what some heads add to the scores of the keys of several.
+"""Panels of NR keys: how one is packed, and the scores of the keys of several.
 
     pack_panel:    panel = the codes of NR keys, in the order in which the microkernel reads them
-    score_panels:  scores[j] += sum over mr heads of weights[i] * half(max(dot(i, j), 0)),   ascending i
+    score_panels:  scores[j] += sum over heads i of weights[i] * half(max(dot(i, j), 0)),   ascending i
                    dot(i, j) = sum over k of a[i, k] * panel[k, j] + offset[j]
 
 `half` keeps the 11 significant bits of an fp16, ties to even. A weight has no more than 11 bits either. So products are
@@ -13,8 +13,8 @@ exact, and sums are rounded once for each head, whether by a fused multiply-add 
 | places  | [NR]                | int64        |                                                                      |
 | panel   | [kp / KR][NR][KR]   | int8         | kp a multiple of RUN; see `isa.BlockOrder`                           |
 | offset  | [NR]                | int32        | what the surplus of A adds, negated: `pack_panel` adds its share     |
-| a.rows  | [mr] by step, [kp]  | A_INT8_DTYPE | heads, see `row.operand`                                             |
-| weights | [mr]                | float32      |                                                                      |
+| a.rows  | [heads], [kp]       | A_INT8_DTYPE | heads, see `row.operand`                                             |
+| weights | [heads]             | float32      |                                                                      |
 | scores  | [NR]                | float32      |                                                                      |
 """
 
@@ -28,19 +28,30 @@ from numba.extending import intrinsic
 
 from ..jit.callee import callee, overload_callee
 from ..kinds import F32, Codes, Index, Int32, Int64, Real, Typed
-from ..llvm_ir import POINTER
-from ..micro.library import Library
 from ..micro.operands import A, B, C
 from ..micro.plain import add_products
 from ..micro.portable import ukernel_int8_portable
 from ..micro.table import ISA
-from ..micro.ukernel import A_SURPLUS, KR_INT8, NR
+from ..micro.ukernel import A_SURPLUS, KR_INT8, MR, NR
 from ..scalars import window
-from .emitter import RUN, SPLIT, declare_pack, declare_scores, define_lightning
+from .emitter import declare_pack, declare_scores
+from .heads import BLOCK
+from .packing import RUN
+from .vector_code import call_vector_code
 
-__all__ = ["RUN", "Ahead", "Panels", "Runs", "half_of", "load_lightning", "pack_panel", "score_panels"]
+__all__ = [
+    "BLOCK",
+    "RUN",
+    "SPLIT",
+    "Ahead",
+    "Panels",
+    "Runs",
+    "half_of",
+    "pack_panel",
+    "score_panels",
+]
 
-load_lightning = Library("lightning", define_lightning).load
+SPLIT = 2.0**13 + 1  # of float32's 24 bits 13 are dropped, to leave the 11 of fp16
 PLACES = ISA.places(is_int8=True)
 
 
@@ -66,14 +77,13 @@ class Panels(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """Keys to be asked for meanwhile: `n` for each panel p, from places[at + p * NR] on.
+    """Keys to be asked for meanwhile: `n` for each panel p, from places[p * NR] on.
 
     Of each, `n_lines` cache lines of `codes` that are `distance` elements apart.
     """
 
     codes: Codes
     places: Int64
-    at: Index
     n: Index
     n_lines: Index
     distance: Index
@@ -119,79 +129,70 @@ def _pack_panel(runs: Typed, panel: Typed) -> Any:
 
 @callee
 def half_of(value: Real) -> Real:
-    """A float32 of at least 0, without fraction, with 11 significant bits: see `emitter`."""
+    """A float32 of at least 0, without fraction, with 11 significant bits.
+
+    Veltkamp's split, whose ties go to even for all numbers that a dot product can be.
+    """
     much = np.float32(SPLIT) * value
     return much - (much - value)
 
 
-def score_panels(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
-    """Adds `mr` heads, of weights[first] on, to the scores of all panels; k is a multiple of RUN."""
-    dots = np.empty(mr * NR, np.int32)
+def score_panels(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels, ahead: Ahead) -> None:
+    """Adds all heads to the scores of all panels; k is a multiple of RUN.
+
+    Behind the heads there are rows up to a multiple of BLOCK, with weight 0.
+    """
+    dots = np.empty(n_heads * NR, np.int32)
     for p in range(panels.n):
         cols = slice(panels.col + p * NR, panels.col + (p + 1) * NR)
-        add_products(ISA, mr, k, a, B(panels.codes, panels.at + p * NR * k, 0, 0, 0), C(dots, 0, False))
-        for i in range(mr):
+        add_products(ISA, n_heads, k, a, B(panels.codes, panels.at + p * NR * k, 0, 0, 0), C(dots, 0, False))
+        for i in range(n_heads):
             value = np.maximum(dots[i * NR : (i + 1) * NR] + panels.offset[cols], 0).astype(np.float32)
             with np.errstate(all="ignore"):  # a weight that is NaN or Inf
-                panels.scores[cols] += weights[first + i] * half_of(value)
+                panels.scores[cols] += weights[i] * half_of(value)
 
 
 @callee
-def _score_portable(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
-    dots = np.empty(mr * NR, np.int32)
+def _score_portable(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels, ahead: Ahead) -> None:
+    dots = np.empty(MR * NR, np.int32)
     zero = np.int64(0)
     for p in range(panels.n):
         b = B(panels.codes, panels.at + p * NR * k, zero, zero, zero)
-        ukernel_int8_portable(mr, k, a, b, C(dots, zero, False))
         scores = window(panels.scores, panels.col + p * NR, NR)
-        for i in range(mr):
-            row, weight = window(dots, i * NR, NR), weights[first + i]
-            for j in range(NR):
-                scores[j] += np.float32(weight * half_of(np.float32(max(row[j], np.int32(0)))))
+        for head in range(0, n_heads, MR):
+            mr = min(np.int64(MR), n_heads - head)
+            ukernel_int8_portable(mr, k, A(a.rows, a.at + head * a.step, a.step), b, C(dots, zero, False))
+            for i in range(mr):
+                row, weight = window(dots, i * NR, NR), weights[head + i]
+                for j in range(NR):
+                    scores[j] += np.float32(weight * half_of(np.float32(max(row[j], np.int32(0)))))
 
 
 @overload_callee(score_panels)
-def _score_panels(mr: Typed, k: Typed, a: Typed, weights: Typed, first: Typed, panels: Typed, ahead: Typed) -> Any:
+def _score_panels(n_heads: Typed, k: Typed, a: Typed, weights: Typed, panels: Typed, ahead: Typed) -> Any:
     if ISA.name == "portable":
         return _score_portable
     kr = ISA.kr_int8
     itemsize = np.int64(ISA.a_int8_bytes)
 
-    def simd(mr: Index, k: Index, a: A, weights: F32, first: Index, panels: Panels, ahead: Ahead) -> None:
+    def simd(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels, ahead: Ahead) -> None:
         n_keys = panels.n * NR
-        counts = (np.int64(mr), np.int64(panels.n), np.int64(k // kr))
+        counts = (np.int64(n_heads), np.int64(panels.n), np.int64(k // kr))
         rows = (window(a.rows, a.at, 1), np.int64(a.step * itemsize), np.int64(kr * itemsize))
         columns = (
             window(panels.codes, panels.at, n_keys * k), window(panels.offset, panels.col, n_keys),
-            window(weights, first, mr), window(panels.scores, panels.col, n_keys),
+            weights, window(panels.scores, panels.col, n_keys),
         )  # fmt: skip
-        places = window(ahead.places, ahead.at, 1)
-        keys = (ahead.codes, places, np.int64(ahead.n), np.int64(ahead.n_lines), np.int64(ahead.distance))
+        keys = (ahead.codes, ahead.places, np.int64(ahead.n), np.int64(ahead.n_lines), np.int64(ahead.distance))
         _scores_simd(counts, rows, columns, keys)
 
     return simd
 
 
-def _call(context: Any, builder: Any, sig: Any, args: Any, declare: Any) -> Any:
-    """Calls a function of the library: arrays by their addresses, numbers as they are, tuples one by one."""
-
-    def operands(kind: Any, value: Any) -> list[Any]:
-        if isinstance(kind, types.Array):
-            return [builder.bitcast(context.make_array(kind)(context, builder, value).data, POINTER)]
-        if isinstance(kind, types.BaseTuple):
-            return [each for i, k in enumerate(kind) for each in operands(k, builder.extract_value(value, i))]
-        return [value]
-
-    load_lightning()
-    given = [each for kind, value in zip(sig.args, args, strict=True) for each in operands(kind, value)]
-    builder.call(declare(builder.module, ISA), given)
-    return context.get_dummy_value()
-
-
 @intrinsic
 def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, panel: Any, offset: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(context, builder, sig, args, declare_pack)
+        return call_vector_code(context, builder, sig, args, declare_pack)
 
     return types.void(codes, places, types.int64, types.int64, panel, offset), codegen
 
@@ -199,6 +200,6 @@ def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, 
 @intrinsic
 def _scores_simd(_typingctx: Any, counts: Any, rows: Any, columns: Any, keys: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _call(context, builder, sig, args, declare_scores)
+        return call_vector_code(context, builder, sig, args, declare_scores)
 
     return types.void(counts, rows, columns, keys), codegen

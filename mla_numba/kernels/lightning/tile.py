@@ -18,8 +18,8 @@ of them at a time; their scores exist for one token and one tile of keys.
 | weights      | (T, Ni)               | uint16       | likewise                                         |
 | limits       | (T,)                  | int64        | keys that a token sees                           |
 | chosen       | (T, k)                | int32        | positions, the best first, then -1               |
-| rows         | (t, Ni, kp)           | A_INT8_DTYPE | scratch: queries                                 |
-| head_weights | (t, Ni)               | float32      | scratch                                          |
+| rows         | (t, Np, kp)           | A_INT8_DTYPE | scratch: queries; Np is Ni in whole BLOCKs |
+| head_weights | (t, Np)               | float32      | scratch                                          |
 | ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + k // 8 + TILE   |
 | n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are                      |
 | worst        | (n_workers, >= t)     | uint64       | scratch: up to which others come in              |
@@ -34,25 +34,24 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit.callee import callee, inlined
-from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values, Words
+from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values
 from ..launch import kernel
 from ..micro.operands import A
-from ..micro.ukernel import MR, NR
+from ..micro.ukernel import NR
 from ..row.operand import int8_operand_row
 from ..scalars import round_f16, row_of, unowned, widen_f16, window
 from ..sweeps.phase import Tasks, Team, share, wait
-from ..threads.tasks import block_of, ceil_div, linger
+from ..threads.tasks import ceil_div, linger
 from .best import (
     ALL_RANKS,
     Ranks,
-    append_keys,
     append_ranks,
     keep_best,
     rank_keys,
     sort_ranks,
     write_positions,
 )
-from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys
+from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys, widen_scales
 from .panel import Ahead, Panels, score_panels
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Buffers", "Groups", "Queries", "Scratch", "lightning_tile"]
@@ -96,7 +95,7 @@ class Buffers(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32, keys (TILE,) uint32, sorted (2 * room,) uint64,
+    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32, fresh (TILE,) and sorted (2 * room,) uint64,
     counts (N_BINS,) int64.
     """
 
@@ -106,7 +105,7 @@ class Scratch(NamedTuple):
     scale: F32
     rest: Codes
     scores: F32
-    keys: Words
+    fresh: Ranks
     sorted: Ranks
     counts: Int64
 
@@ -126,13 +125,16 @@ class Work(NamedTuple):
 @callee
 def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     queries, token = work.queries, work.t0 + task
-    n_heads = queries.rows.shape[1]
+    n_rows, n_heads = queries.rows.shape[1], queries.query.shape[1]
     scales, weights = row_of(queries.query_scale, token), row_of(queries.weights, token)
     head_weights = row_of(queries.head_weights, task)
     for h in range(n_heads):
-        int8_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_heads + h))
+        int8_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_rows + h))
         product = np.float32(widen_f16(scales[h]) * widen_f16(weights[h]))
         head_weights[h] = np.float32(widen_f16(round_f16(product)) * _SCALE)
+    for h in range(n_heads, n_rows):
+        int8_operand_row(window(queries.query, 0, 0), row_of(queries.rows, task * n_rows + h))
+        head_weights[h] = np.float32(0)
     buffers = work.buffers
     for w in range(buffers.ranks.shape[0]):
         buffers.n_ranks[w, task], buffers.worst[w, task] = 0, ALL_RANKS
@@ -140,39 +142,32 @@ def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> Non
 
 @inlined
 def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32, ahead: Ahead) -> None:
-    """Scores of a token and the first n keys of a tile, and of those that fill the last panel.
-
-    Each block of heads asks for its share of the `ahead.n` keys of a panel.
-    """
-    rows = work.queries.rows
-    n_heads, kp = rows.shape[1], rows.shape[2]
-    weights, flat = row_of(work.queries.head_weights, token), unowned(rows)
-    n_panels, n_blocks = ceil_div(n, NR), ceil_div(n_heads, MR)
+    """Scores of a token and the first n keys of a tile, and of those that fill the last panel."""
+    rows, n_heads = work.queries.rows, work.queries.query.shape[1]
+    n_rows, kp = rows.shape[1], rows.shape[2]
+    n_panels = ceil_div(n, NR)
     sums = window(scores, 0, n_panels * NR)
     for j in range(len(sums)):
         sums[j] = np.float32(0)
     panels = Panels(tile.codes, np.int64(0), tile.offset, scores, np.int64(0), np.int64(n_panels))
-    for b in range(n_blocks):
-        head, mr = block_of(n_heads, n_blocks, b)
-        first, n_cur = block_of(ahead.n, n_blocks, b)
-        share = Ahead(ahead.codes, ahead.places, np.int64(first), n_cur, ahead.n_lines, ahead.distance)
-        score_panels(mr, kp, A(flat, (token * n_heads + head) * kp, kp), weights, head, panels, share)
+    a = A(unowned(rows), np.int64(token * n_rows * kp), np.int64(kp))
+    score_panels(np.int64(n_heads), kp, a, row_of(work.queries.head_weights, token), panels, ahead)
 
 
 @inlined
-def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, scale: F32, ahead: Ahead) -> None:
-    """Scores of a token and the keys from a position on that have a scale, and from there into the worker's buffer."""
-    buffers, scratch, n = work.buffers, work.scratch, len(scale)
-    scores, keys = row_of(scratch.scores, worker), window(row_of(scratch.keys, worker), 0, n)
+def _collect(work: Work, worker: Index, token: Index, position: Index, tile: KeyTile, n: Index, ahead: Ahead) -> None:
+    """Scores of a token and the first n keys of a tile, at a position, and from there into the worker's buffer."""
+    buffers, scratch = work.buffers, work.scratch
+    scores, fresh = row_of(scratch.scores, worker), window(row_of(scratch.fresh, worker), 0, n)
     _score_keys(work, token, tile, n, scores, ahead)
-    rank_keys(scores, scale, keys)
+    rank_keys(scores, tile.scale, position, fresh)
     ranks = row_of(buffers.ranks, worker * buffers.ranks.shape[1] + token)
     at = worker * buffers.n_ranks.shape[1] + token
     counts, worst = unowned(buffers.n_ranks), unowned(buffers.worst)
     k, room = work.queries.chosen.shape[1], buffers.ranks.shape[2]
     if counts[at] + n > room:
         counts[at], worst[at] = keep_best(ranks, counts[at], k, k // 8, row_of(scratch.counts, worker))
-    counts[at] = append_keys(keys, position, ranks, counts[at], worst[at])
+    counts[at] = append_ranks(fresh, ranks, counts[at], worst[at])
 
 
 @callee
@@ -190,20 +185,20 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
         row_of(scratch.scale, worker), row_of(scratch.rest, worker),
     )  # fmt: skip
     codes, (n_lines, distance) = unowned(work.cache.codes.flat), lines_of(work.cache)
-    sequence, scale_at = groups.sequence[g], np.int64(0)
-    find_keys(work.cache, sequence, begin, min(np.int64(TILE), until - begin), tile, scale_at)
+    sequence = groups.sequence[g]
+    find_keys(work.cache, sequence, begin, min(np.int64(TILE), until - begin), tile)
     for position in range(begin, until, TILE):
         n = min(np.int64(TILE), until - position)
         pack_keys(work.cache, n, tile)
-        scale, scale_at = window(tile.scale, scale_at, n), TILE - scale_at
+        widen_scales(work.cache, sequence, np.int64(position), n, tile)
         following = min(np.int64(TILE), limits[end - 1] - position - n)  # those of the next task, too
-        find_keys(work.cache, sequence, position + n, following, tile, scale_at)
+        find_keys(work.cache, sequence, position + n, following, tile)
         n_ahead = np.int64(NR if following > 0 else 0)
         for token in range(first, end):
             seen = min(n, limits[token] - position)
             if seen > 0:
-                ahead = Ahead(codes, tile.places, np.int64(0), n_ahead, n_lines, distance)
-                _collect(work, worker, token, np.int64(position), tile, window(scale, 0, seen), ahead)
+                ahead = Ahead(codes, tile.places, n_ahead, n_lines, distance)
+                _collect(work, worker, token, np.int64(position), tile, seen, ahead)
                 n_ahead = np.int64(0)
 
 

@@ -9,10 +9,10 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ..jit.callee import overload_callee
-from ..kinds import Index, Typed, Values
-from ..llvm_ir import I64, IN_L1, IN_L2, POINTER, counted_loop
-from ..llvm_ir import prefetch as emit_prefetch
+from .jit.callee import overload_callee
+from .kinds import Index, Typed, Values
+from .llvm_ir import I64, IN_L1, IN_L2, POINTER, counted_loop
+from .llvm_ir import prefetch as emit_prefetch
 
 __all__ = ["LINE_BYTES", "prefetch", "prefetch_far", "prefetch_to_write"]
 
