@@ -10,7 +10,8 @@ from llvmlite import ir
 
 __all__ = [
     "AHEAD_L2_BYTES", "AHEAD_ONCE_BYTES", "F32", "I1", "I8", "I16", "I32", "I64", "IN_L1", "IN_L2", "ONCE", "POINTER",
-    "BFloat", "Vectors", "counted_loop", "declare", "internal_function", "load", "no_load_passes", "prefetch",
+    "BFloat", "Vectors", "add_attributes", "counted_loop", "declare",
+    "internal_function", "load", "no_load_passes", "prefetch", "store",
 ]  # fmt: skip
 
 # Where a prefetched line comes to, as LLVM numbers it. One that is wanted ONCE comes into L1, and on AMD no other cache
@@ -55,9 +56,14 @@ def internal_function(
     function.linkage = "internal"
     function.attributes.add("noinline")
     function.attributes.add("nounwind")
-    for key, value in (attributes or {}).items():
-        set.add(function.attributes, f'"{key}"="{value}"')  # its own add knows none that have a value
+    add_attributes(function, attributes or {})
     return function
+
+
+def add_attributes(function: ir.Function, attributes: Mapping[str, str]) -> None:
+    """Gives a function attributes of LLVM's that have a name and a value."""
+    for key, value in attributes.items():
+        set.add(function.attributes, f'"{key}"="{value}"')  # its own add knows none that have a value
 
 
 def prefetch(builder: ir.IRBuilder, address: Any, n_bytes: int, locality: int, to_write: bool = False) -> None:
@@ -75,6 +81,12 @@ def load(builder: ir.IRBuilder, base: Any, offset_bytes: int, kind: ir.Type, ali
     """A `kind` from base + offset_bytes."""
     address = builder.gep(base, [ir.Constant(I64, offset_bytes)])
     return builder.load(builder.bitcast(address, kind.as_pointer()), align=align)
+
+
+def store(builder: ir.IRBuilder, value: Any, base: Any, offset_bytes: int) -> None:
+    """A value to base + offset_bytes, which need not be aligned."""
+    address = builder.gep(base, [ir.Constant(I64, offset_bytes)])
+    builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=1)
 
 
 def no_load_passes(builder: ir.IRBuilder) -> None:

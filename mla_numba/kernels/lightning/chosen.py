@@ -12,11 +12,12 @@ from typing import Any
 from llvmlite import ir
 
 from ..isa import Isa
-from ..llvm_ir import I1, I8, I32, I64, POINTER, counted_loop, declare
+from ..llvm_ir import I1, I8, I32, I64, POINTER, Vectors, add_attributes, counted_loop, declare
 
 __all__ = ["can_append", "declare_append", "define_append"]
 
 _LANES = 8
+_VECTOR = Vectors(_LANES, 1)
 _RANKS, _MASK = ir.VectorType(I64, _LANES), ir.VectorType(I1, _LANES)
 
 
@@ -36,7 +37,7 @@ def declare_append(module: ir.Module, isa: Isa) -> ir.Function:
 def define_append(module: ir.Module, isa: Isa) -> None:
     """`append`, defined in a module."""
     function = declare_append(module, isa)
-    set.update(function.attributes, {f'"{key}"="{value}"' for key, value in isa.attributes.items()})
+    add_attributes(function, isa.attributes)
     more, n, worst, ranks, at = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     with builder.if_then(builder.icmp_signed("<=", n, ir.Constant(I64, 0))):
@@ -47,7 +48,7 @@ def define_append(module: ir.Module, isa: Isa) -> None:
     compress = declare(builder, "llvm.x86.avx512.mask.compress.v8i64", _RANKS, [_RANKS, _RANKS, _MASK])
     count = declare(builder, "llvm.ctpop.i8", I8, [I8])
     nothing, unaligned = ir.Constant(_RANKS, None), ir.Constant(I32, 8)
-    bound = _splat(builder, worst)
+    bound = _VECTOR.splat(builder, worst)
 
     def some(number: Any, held: list[Any]) -> list[Any]:
         first = builder.mul(number, ir.Constant(I64, _LANES))
@@ -63,15 +64,9 @@ def define_append(module: ir.Module, isa: Isa) -> None:
     builder.ret(counted_loop(builder, n_vectors, [at], some)[0])
 
 
-def _splat(builder: ir.IRBuilder, scalar: Any) -> Any:
-    empty = ir.Constant(_RANKS, ir.Undefined)
-    one = builder.insert_element(empty, scalar, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, empty, ir.Constant(ir.VectorType(I32, _LANES), None))
-
-
 def _below(builder: ir.IRBuilder, n: Any) -> Any:
     """The first n lanes, or all."""
-    return builder.icmp_signed("<", ir.Constant(_RANKS, list(range(_LANES))), _splat(builder, n))
+    return builder.icmp_signed("<", ir.Constant(_RANKS, list(range(_LANES))), _VECTOR.splat(builder, n))
 
 
 def _at(builder: ir.IRBuilder, base: Any, number: Any) -> Any:

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..isa import Isa
-from ..llvm_ir import F32, I64, POINTER, Vectors, counted_loop, internal_function, load
+from ..llvm_ir import F32, I64, POINTER, Vectors, counted_loop, internal_function, load, store
 from ..micro.emitter import RowDistances
 from ..micro.multiply_adds import multiply_add
 from ..micro.step import multiply, rows_of, squares_of
-from .packing import store
 
 __all__ = ["BLOCK", "Heads", "Lagging", "Prompt", "lags"]
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 
 from ..isa import Isa
-from ..llvm_ir import I16, I32, I64, counted_loop, load
+from ..llvm_ir import I16, I32, I64, add_attributes, counted_loop, load, store
 
-__all__ = ["RUN", "define_pack", "store"]
+__all__ = ["RUN", "define_pack"]
 
 RUN = 32  # codes of a key that lie side by side in any cache, and at which packed keys are padded
 _WORD = 4  # codes
@@ -25,7 +25,7 @@ _CHAINS = 4  # of sums: one would take a product's latency for each word
 
 def define_pack(isa: Isa, function: ir.Function) -> None:
     """`pack(codes, places, n_runs, run_stride, panel, offset)`, see `emitter`."""
-    set.update(function.attributes, {f'"{key}"="{value}"' for key, value in isa.attributes.items()})
+    add_attributes(function, isa.attributes)
     codes, places, n_runs, run_stride, panel, offset = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     at_once = 1 if _is_plain(isa) else isa.vectors.n  # more would not fit into the registers
@@ -144,12 +144,6 @@ def _with_surplus(builder: ir.IRBuilder, isa: Isa, total: Any, word: Any) -> Any
         code = builder.ashr(builder.shl(word, isa.vectors.filled(24 - 8 * r)), isa.vectors.filled(24))
         total = builder.add(total, builder.mul(code, isa.vectors.filled(surplus)))
     return total
-
-
-def store(builder: ir.IRBuilder, value: Any, base: Any, offset_bytes: int) -> None:
-    """A value to base + offset_bytes."""
-    address = builder.gep(base, [ir.Constant(I64, offset_bytes)])
-    builder.store(value, builder.bitcast(address, value.type.as_pointer()), align=1)
 
 
 def _side_by_side(builder: ir.IRBuilder, low: Any, high: Any) -> Any:
