@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-import time
 from collections import deque
 from collections.abc import Mapping
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal, Self, TypedDict, Unpack
 
-from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan, TilePlan
+from tiling import CpuTiling, Machine, MlaTileConfig, PassOptions, PrologPlan
 from tiling.check import MAX_TOKENS
 
 from .base import checks as check
@@ -30,17 +29,13 @@ from .call.indexer_bind import (
     writable_indexer_outputs,
 )
 from .call.planning import Plans, PlanSettings
-from .call.ranges import parts_of_a_tile, profiler_range
-from .call.tile_trace import new_laps
+from .call.run import Layers, run_tiles
 from .call.trace import Trace
 from .call.workspace import Memory
 from .indexer_cache import IndexerCache
 from .kernels import max_threads
-from .kernels.indexer.arguments import Indexer
-from .kernels.indexer.tile import prolog_and_indexer_tile
 from .kernels.launch import plain
-from .kernels.sweeps.arguments import Tokens, TokenTile
-from .kernels.sweeps.tile import prolog_tile
+from .kernels.sweeps.arguments import Tokens
 from .weights.indexer import IndexerWeights
 from .weights.packed import PackedWeights
 from .weights.packed_indexer import PackedIndexer
@@ -195,15 +190,13 @@ class MlaProlog:
         return _unpickled, (type(self), self.weights, self.phase, {name: getattr(self, name) for name in settings})
 
     @cached_property
-    def _layer(self) -> Any:
+    def _layers(self) -> Layers:
         self.weights.check()  # once more: an array's shape may have been assigned meanwhile
-        return plain(self.weights.arguments_for(self.numerics))
-
-    @cached_property
-    def _index_layer(self) -> Any:
-        assert self.indexer is not None
+        prolog = plain(self.weights.arguments_for(self.numerics))
+        if self.indexer is None:
+            return Layers(prolog, None)
         self.indexer.check("indexer")
-        return plain(self.indexer.as_argument())
+        return Layers(prolog, plain(self.indexer.as_argument()))
 
     @property
     def _indexer_dims(self) -> IndexerDims | None:
@@ -463,39 +456,10 @@ class MlaProlog:
         plan = self._plans.plan(tokens.x.shape[0], n_threads)
         memory = Memory.taken_from(self._memory, plan)
         try:
-            with profiler_range(f"prolog of {plan.t} tokens"):
-                for offset, factor in plan.tiles:
-                    tile_plan = plan.tile_plan(factor)
-                    laps = new_laps(tile_plan) if products else None
-                    _, buffers, taken = memory.prepare(tile_plan).with_laps(laps)
-                    begin = time.perf_counter_ns()
-                    for name, first, last in parts_of_a_tile():
-                        tile = TokenTile(offset, factor, first, last, trace is not None)
-                        with profiler_range(name):
-                            self._launch(call, tokens, tile_plan, taken, tile)
-                    if trace is not None:
-                        trace.add(begin, time.perf_counter_ns(), offset, factor, buffers.spans, tile_plan, laps)
+            run_tiles(call, tokens, self._layers, plan, memory, trace, products)
         finally:
             self._memory.append(memory)
         return call.out
-
-    def _launch(self, call: BoundCall, tokens: Tokens, plan: TilePlan, taken: tuple[Any, ...], tile: TokenTile) -> None:
-        """A tile of tokens, or some phases of it, in one parallel region."""
-        n, beside = plan.n_workers, call.indexer
-        if beside is None or plan.indexer is None:
-            prolog_tile(n, n, tokens, call.caches, self._layer, *taken, tile)
-            return
-        buffers, cuts, index_buffers, index_cuts = taken
-        indexer = Indexer(
-            tokens=beside.tokens._replace(cache_index=tokens.cache_index),
-            caches=beside.caches,
-            layer=self._index_layer,
-            buffers=index_buffers,
-            cuts=index_cuts,
-            packs_x=plan.indexer.packs_x,
-            packs_q=plan.indexer.packs_q,
-        )
-        prolog_and_indexer_tile(n, n, tokens, call.caches, self._layer, buffers, cuts, indexer, tile)
 
 
 def _unpickled(cls: type[MlaProlog], weights: PackedWeights, phase: CallPhase, settings: dict[str, Any]) -> MlaProlog:

@@ -43,7 +43,10 @@ def make_call(n_threads):
     return prolog, (*make_inputs(DIMS, T, 80), cache, prolog.allocate_output(T))
 
 
-@pytest.fixture(params=sorted({1, min(2, max_threads())}))
+THREAD_COUNTS = sorted({1, min(2, max_threads())})
+
+
+@pytest.fixture(params=THREAD_COUNTS)
 def traced(request):
     prolog, arguments = make_call(request.param)
     return request.param, prolog.profile(*arguments)[1]
@@ -76,8 +79,9 @@ def test_seconds_of_the_sweeps_add_up(traced):
     assert all(sum(trace.busy_s(phase)) > 0 for phase in ("down", "heads"))
 
 
-def test_a_profiled_call_computes_the_same(traced):
-    prolog, arguments = make_call(1)
+@pytest.mark.parametrize("n_threads", THREAD_COUNTS)
+def test_a_profiled_call_computes_the_same(n_threads):
+    prolog, arguments = make_call(n_threads)
     plain = [array.copy() for array in prolog(*arguments) if array is not None]
     out, _ = prolog.profile(*arguments)
     assert all((a == b).all() for a, b in zip(plain, out, strict=True))
@@ -196,7 +200,7 @@ def test_a_second_worker_held_back_until_the_first_has_done_all():
     cuts, buffers, taken = Memory(plan).prepare(tile_plan)
     begin = time.perf_counter_ns()
     tile = TokenTile(0, T, PACK, HEADS, True)
-    prolog_tile(1, cuts.n_workers, call.tokens, call.caches, prolog._layer, *taken, tile)
+    prolog_tile(1, cuts.n_workers, call.tokens, call.caches, prolog._layers.prolog, *taken, tile)
     trace = Trace()
     trace.add(begin, time.perf_counter_ns(), 0, T, buffers.spans)
     assert all((a == b).all() for a, b in zip(call.out, own, strict=True))

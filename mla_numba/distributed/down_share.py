@@ -100,7 +100,7 @@ class LocalProlog(MlaProlog):
 
     @cached_property
     def _layer_of_share(self) -> Any:
-        """As `_layer`, with this rank's columns of the down-projection only."""
+        """As `_layers.prolog`, with this rank's columns of the down-projection only."""
         self.weights.check()
         down = self.weights.down.part(self.share.panels(self.head_shard.rank), self.share.n_panels)
         return plain(self.weights.arguments_for(self.numerics)._replace(down=down.as_argument()))
@@ -139,7 +139,7 @@ class LocalProlog(MlaProlog):
                 rows = slice(offset, offset + factor)
                 whole = buffers._replace(q_a=q_a[rows], kv_a=kv_a[rows])
                 tile = TokenTile(offset, factor, QUERY, HEADS, False)
-                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layer, whole, cuts, tile)
+                prolog_tile(cuts.n_workers, cuts.n_workers, tokens, call.caches, self._layers.prolog, whole, cuts, tile)
         finally:
             self._memory.append(memory)
         return call.out
