@@ -15,7 +15,7 @@ from ..kernels.micro.ukernel import A_BF16_DTYPE, A_INT8_DTYPE
 from ..kernels.sweeps.arguments import Activations, Cuts, HeadsCut, PairCut
 from ..kernels.sweeps.phase import ALL_PHASES
 from ..kernels.threads import tasks
-from .tile_memory import TileMemory, cut_views
+from .tile_memory import TileMemory, Views
 
 __all__ = ["IndexerMemory", "PreparedIndexer", "Shared", "indexer_cuts", "lay_out_indexer"]
 
@@ -50,21 +50,13 @@ def indexer_cuts(plan: IndexerTile) -> Cuts:
     )
 
 
-def lay_out_indexer(plan: IndexerTile, views: dict[str, Array], shared: Shared) -> IndexBuffers:
-    """The buffers of `plan.workspace`, bytes by name, as arrays."""
-    n, t = plan.n_workers, plan.t
+def lay_out_indexer(plan: IndexerTile, views: Views, shared: Shared) -> IndexBuffers:
+    """The buffers of a tile as arrays."""
     k, qb, weights, _ = plan.gemms
-
-    def rows(name: str, dtype: Any, length: int) -> Array:
-        found: Array = views[name].view(dtype)[: t * length].reshape(t, length)
-        return found
-
-    def by_worker(name: str, dtype: Any = np.float32) -> Array:
-        found: Array = views[name].view(dtype).reshape(n, -1)
-        return found
+    rows, by_worker = views.rows, views.by_worker
 
     def operand(name: str, dtype: Any, lda: int) -> Activations:
-        return Activations(rows(name, dtype, lda), np.zeros(0, np.float32), np.zeros(t, np.int32))
+        return Activations(rows(name, dtype, lda), np.zeros(0, np.float32), np.zeros(plan.t, np.int32))
 
     return IndexBuffers(
         x=shared.x or operand("index_x", A_BF16_DTYPE, k.lda),
@@ -74,7 +66,7 @@ def lay_out_indexer(plan: IndexerTile, views: dict[str, Array], shared: Shared) 
         c_down=by_worker("index_c"),
         c_up=by_worker("index_c", np.int32),
         c_hadamard=by_worker("index_c"),
-        rows=by_worker("index_rows", A_BF16_DTYPE).reshape(n, -1, plan.heads.ldq),
+        rows=by_worker("index_rows", A_BF16_DTYPE).reshape(plan.n_workers, -1, plan.heads.ldq),
         bits=by_worker("index_bits", np.uint16),
         y=by_worker("index_y"),
         counters=shared.counters,
@@ -90,5 +82,5 @@ class IndexerMemory(TileMemory[IndexerTile, PreparedIndexer]):
         n_phases = len(ALL_PHASES)
         counters = np.zeros(tasks.n_counters(plan.n_workers, n_phases), np.int64)
         shared = Shared(None, None, counters, np.zeros((plan.n_workers, n_phases, 3), np.int64))
-        buffers = lay_out_indexer(plan, cut_views(plan.workspace, block), shared)
+        buffers = lay_out_indexer(plan, Views.of(plan, block), shared)
         return PreparedIndexer(plan.n_workers, counters, (plain(buffers), plain(indexer_cuts(plan))))

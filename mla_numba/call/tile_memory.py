@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from tiling.gemm import PAIR_BYTES
 from ..base.checks import Array
 from ..base.memory import aligned_empty
 
-__all__ = ["TileMemory", "cut_views"]
+__all__ = ["TileMemory", "Views"]
 
 _LAYOUTS_KEPT = 64
 
@@ -23,6 +24,20 @@ class _HasWorkspace(Protocol):
     @property
     def workspace_bytes(self) -> int:
         """Bytes of the largest tile's buffers."""
+
+
+class _HasBuffers(Protocol):
+    @property
+    def t(self) -> int:
+        """Tokens of the tile."""
+
+    @property
+    def n_workers(self) -> int:
+        """Its threads."""
+
+    @property
+    def workspace(self) -> Mapping[str, int]:
+        """Bytes of its buffers by name."""
 
 
 class _HasCounters(Protocol):
@@ -35,13 +50,32 @@ TileT = TypeVar("TileT")
 MadeT = TypeVar("MadeT", bound=_HasCounters)
 
 
-def cut_views(workspace: Mapping[str, int], memory: Array) -> dict[str, Array]:
-    """Buffers by name one after the other in `memory`, uint8 from a cache line on; `workspace` are their bytes."""
-    views, at = {}, 0
-    for name, size in workspace.items():
-        views[name] = memory[at : at + size]
-        at += size
-    return views
+@dataclass(frozen=True, slots=True)
+class Views:
+    """The buffers of a tile of `t` tokens and `n_workers` workers by name, uint8, one after the other in a memory."""
+
+    by_name: Mapping[str, Array]
+    t: int
+    n_workers: int
+
+    @classmethod
+    def of(cls, plan: _HasBuffers, memory: Array) -> Self:
+        """Cut out of `memory`, uint8 from a cache line on."""
+        views, at = {}, 0
+        for name, size in plan.workspace.items():
+            views[name] = memory[at : at + size]
+            at += size
+        return cls(views, plan.t, plan.n_workers)
+
+    def rows(self, name: str, dtype: Any, length: int) -> Array:
+        """A buffer as (t, length)."""
+        found: Array = self.by_name[name].view(dtype)[: self.t * length].reshape(self.t, length)
+        return found
+
+    def by_worker(self, name: str, dtype: Any = np.float32) -> Array:
+        """A buffer as a row a worker."""
+        found: Array = self.by_name[name].view(dtype).reshape(self.n_workers, -1)
+        return found
 
 
 class TileMemory(ABC, Generic[TileT, MadeT]):

@@ -23,7 +23,7 @@ from ..kernels.sweeps.phase import ALL_PHASES, NO_LAPS, PHASES
 from ..kernels.threads import relays, tasks
 from ..kernels.threads.groups import ONE_GROUP
 from .indexer_memory import Shared, indexer_cuts, lay_out_indexer
-from .tile_memory import TileMemory, cut_views
+from .tile_memory import TileMemory, Views
 
 __all__ = ["Memory", "Prepared"]
 
@@ -69,26 +69,19 @@ def cuts_of(plan: TilePlan) -> Cuts:
     )
 
 
-def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
-    """The buffers of `plan.workspace`, bytes by name, as arrays."""
+def lay_out(plan: TilePlan, views: Views) -> Buffers:
+    """The buffers of a tile as arrays."""
     n, t = plan.n_workers, plan.t
     qa, qb, kva, _ = plan.gemms
     nothing = np.zeros(0, np.uint8)
     n_phases = len(PHASES if plan.indexer is None else ALL_PHASES)
-
-    def rows(name: str, dtype: Any, length: int) -> Array:
-        found: Array = views[name].view(dtype)[: t * length].reshape(t, length)
-        return found
-
-    def by_worker(name: str, dtype: Any = np.float32) -> Array:
-        found: Array = views[name].view(dtype).reshape(n, -1)
-        return found
+    rows, by_worker = views.rows, views.by_worker
 
     def handed_on(sweep: DownPlan | HeadsPlan, name: str, dtype: Any) -> Array:
         """A row a worker, or where there are legs, a relay."""
         if sweep.legs == 1:
             return by_worker(name, dtype)
-        found: Array = views["relays"][: sweep.relay_bytes].view(dtype).reshape(sweep.n_relays, -1)
+        found: Array = views.by_name["relays"][: sweep.relay_bytes].view(dtype).reshape(sweep.n_relays, -1)
         return found
 
     operand = {"bf16": A_BF16_DTYPE, "int8": A_INT8_DTYPE}
@@ -98,7 +91,7 @@ def lay_out(plan: TilePlan, views: dict[str, Array]) -> Buffers:
     return Buffers(
         x=Activations(
             rows("x_rows", operand[qa.dtype], qa.lda),
-            views.get("x_scale", nothing).view(np.float32),
+            views.by_name.get("x_scale", nothing).view(np.float32),
             np.zeros(t, np.int32),
         ),
         q=Activations(rows("q_rows", operand[qb.dtype], qb.lda), nothing.view(np.float32), np.zeros(t, np.int32)),
@@ -120,7 +113,7 @@ class Memory(TileMemory[TilePlan, Prepared]):
 
     def make(self, plan: TilePlan, block: Array) -> Prepared:
         """A tile's cuts, and its buffers in a block of memory."""
-        views = cut_views(plan.workspace, block)
+        views = Views.of(plan, block)
         buffers, index = lay_out(plan, views), plan.indexer
         prepared = Prepared.of(cuts_of(plan), buffers)
         if index is None:
