@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tiling.gemm import LINE_BYTES, apart
 
-__all__ = ["UINT16", "aligned_empty", "as_bits", "untouched_empty", "writable_alias"]
+__all__ = ["UINT16", "aligned_empty", "as_bits", "rows_apart", "untouched_empty", "writable_alias"]
 
 _OWN_MAPPING_BYTES = 1 << 22
 UINT16 = np.dtype(np.uint16)  # the type itself, as an argument, takes NumPy longer

@@ -12,7 +12,6 @@ from ..tuning.limit import FROM_CACHES, SLOW_PROBES
 
 __all__ = [
     "BEYOND_LIMIT",
-    "PICTURE_WIDTH",
     "TABLE_WIDTH",
     "beyond_limit",
     "folder_size",
@@ -23,7 +22,6 @@ __all__ = [
 ]
 
 TABLE_WIDTH = 110  # characters
-PICTURE_WIDTH = 10.0  # inches; with 100 dots each 1000 pixels
 _MARK = "(!)"
 
 
