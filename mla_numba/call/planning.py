@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tiling import (
+    PRESETS,
     Costs,
     CpuTiling,
     Machine,
@@ -29,6 +30,7 @@ from .tuned import load_rates, load_tuned
 __all__ = ["MICRO_TILES", "PlanSettings", "Plans", "micro_tiles", "stored_choice", "this_machine"]
 
 _PLANS_KEPT = 64
+_CONFIGS = "MlaTileConfig, CpuTiling, 'auto' or None"
 
 
 def micro_tiles(isa: Isa) -> dict[Dtype, MicroTile]:
@@ -87,12 +89,11 @@ class PlanSettings:
     def __post_init__(self) -> None:
         config, options = self.tile_config, self.options
         check_choice("phase", self.phase, CALL_PHASES)
-        if isinstance(config, str):
-            check_choice("tile_config", config, ("auto",))
-        elif config is not None and not isinstance(config, (MlaTileConfig, CpuTiling)):
-            raise TypeError(
-                f"tile_config: expected MlaTileConfig, CpuTiling, 'auto' or None, got {type(config).__name__}"
-            )
+        if isinstance(config, str) and config != "auto":
+            hint = f" (an MlaTileConfig: preset({config!r}))" if config in PRESETS else ""
+            raise ValueError(f"tile_config: expected {_CONFIGS}, got {config!r}{hint}")
+        if config is not None and not isinstance(config, (MlaTileConfig, CpuTiling, str)):
+            raise TypeError(f"tile_config: expected {_CONFIGS}, got {type(config).__name__}")
         if options is not None and not isinstance(options, PassOptions):
             raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
         if options is not None and isinstance(config, (CpuTiling, str)):
