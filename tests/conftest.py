@@ -48,6 +48,23 @@ def saved(tmp_path_factory):
     return get
 
 
+@pytest.fixture
+def quiet_machine(monkeypatch):
+    """Others take nothing of it, as the commands see it."""
+    from helpers.quiet import QUIET
+
+    for owner, name, value in QUIET:
+        monkeypatch.setattr(owner, name, value)
+
+
+@pytest.fixture
+def busy_machine(monkeypatch):
+    """Others take a core of it, as the commands see it."""
+    from mla_numba.tuning.conditions import Conditions
+
+    monkeypatch.setattr(Conditions, "reasons", property(lambda self: ["others took 0.97 of 2 cores"]))
+
+
 MOST_PROCESSES = 4  # each loads all libraries and starts a thread for each core
 # What takes longest comes first, so that no process is left alone with it at the end. test_isa.py then finds most of
 # its kernels: those of test_guard_pages.py.
@@ -55,7 +72,8 @@ LONGEST = (
     "test_guard_pages.py",
     "test_docs.py",
     "test_bench_suite.py",
-    "test_cli_tuning.py",
+    "test_cli_tune.py",
+    "test_cli_sweep.py",
     "test_distributed.py",
     "test_cold_start.py",
     "test_cli_interrupts.py",

@@ -112,7 +112,10 @@ class _IntList(_IntTupleType):
         """The integers, each once."""
         if isinstance(value, tuple):
             return value
-        return tuple(dict.fromkeys(self._each.convert(part.strip(), param, ctx) for part in value.split(",")))
+        parts = [part.strip() for part in value.split(",")]
+        if not all(part.removeprefix("-").isdecimal() for part in parts):
+            self.fail(f"expected integers with commas, got {value!r}", param, ctx)
+        return tuple(dict.fromkeys(self._each.convert(part, param, ctx) for part in parts))
 
 
 def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
