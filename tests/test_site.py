@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 import pytest
 from helpers import ROOT
 
+import mla_numba
 from mla_numba.cli.main import main
 
 CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]
@@ -177,6 +178,12 @@ def test_a_broken_reference_fails(tmp_path, page, said):
 def test_every_command_is_on_its_page():
     page = (ROOT / "docs" / "command_line.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z]+)` \|", page, flags=re.M)) == set(main.commands)
+
+
+def test_every_public_name_is_on_the_page_of_names():
+    page = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
+    links = set(re.findall(r"\]\[(?:mla_numba|tiling)\.(\w+)\]|^::: mla_numba\.(\w+)$", page, flags=re.M))
+    assert set(mla_numba.__all__) - {name for pair in links for name in pair} == set()
 
 
 def test_signatures_are_wrapped_and_their_types_are_links(site):
