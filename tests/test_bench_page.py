@@ -5,13 +5,12 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from click.testing import CliRunner
 from helpers.bench_results import RAW, WORK, entry, words
+from helpers.cli import invoke
 
 from mla_numba.cli.bench.names import full_name
 from mla_numba.cli.bench.results import Group, Results, Timing
 from mla_numba.cli.bench.summary import summary
-from mla_numba.cli.main import main
 from mla_numba.cli.shown import BEYOND_LIMIT
 
 pytest.importorskip("matplotlib")
@@ -93,7 +92,7 @@ def test_what_are_no_results_is_refused(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=re.escape(f"{path}{message}")):
         Results.read(path)
-    result = CliRunner().invoke(main, ["bench", "--from", str(path), "--output", str(tmp_path / "x.html")])
+    result = invoke("bench", "--from", str(path), "--output", str(tmp_path / "x.html"))
     assert result.exit_code == 1
     assert message in result.output
     assert not (tmp_path / "x.html").exists()
@@ -225,6 +224,6 @@ def test_page_and_command_say_what_was_left_out(saved, tmp_path):
     assert "Failed: x::y" in said
     assert "<0>" not in page
     assert [*reasons[:5], f"left out: {reasons[5]}"] == summary(Results.read(saved)).splitlines()[-6:]
-    result = CliRunner().invoke(main, ["bench", "--from", str(saved), "--output", str(tmp_path / "x.html")])
+    result = invoke("bench", "--from", str(saved), "--output", str(tmp_path / "x.html"))
     assert result.exit_code == 0
     assert "its int8 products saturate" in (tmp_path / "x.html").read_text()

@@ -251,7 +251,7 @@ def test_option_values_are_spread():
     assert (context.params["rounds"], context.params["weight_sets"]) == (2, 3)
 
 
-def test_a_value_too_many_is_refused(capsys):
+def test_a_value_too_many_is_refused():
     import click
 
     with pytest.raises(click.UsageError, match="unexpected extra argument"):

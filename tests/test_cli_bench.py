@@ -11,16 +11,15 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner
 from helpers import ROOT
 from helpers.bench_results import words
+from helpers.cli import invoke
 
 from mla_numba.cli.bench import command as cli_bench
 from mla_numba.cli.bench import run
 from mla_numba.cli.bench.progress import Progress, seconds_left
 from mla_numba.cli.bench.results import Results
 from mla_numba.cli.bench.run import Outcome
-from mla_numba.cli.main import main
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -38,7 +37,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_benches(option, nam
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(tmp_path / "socket"))
-    result = CliRunner().invoke(main, ["bench", option, str(tmp_path / name)])
+    result = invoke("bench", option, str(tmp_path / name))
     assert result.exit_code == 2
     assert f"'{option}': {said}" in result.output
 
@@ -56,7 +55,7 @@ def test_files_that_cannot_be_together_are_refused_before_the_benches(options, s
     monkeypatch.setattr(cli_bench, "run_suite", lambda *_: pytest.fail("ran"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken.log").mkdir()
-    result = CliRunner().invoke(main, ["bench", *options])
+    result = invoke("bench", *options)
     assert result.exit_code == 2
     assert said in result.output
 
@@ -66,7 +65,7 @@ SWEEPS = ["bench", "--tiny", "--only", "sweeps", "--weights", "cold", "--threads
 
 def test_command_runs_the_suite_at_any_number_of_tokens(tmp_path):
     page = tmp_path / "page.html"
-    result = CliRunner().invoke(main, [*SWEEPS, "--tokens", "7", "--output", str(page)])
+    result = invoke(*SWEEPS, "--tokens", "7", "--output", str(page))
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"page.html", "page.json", "page.log"}
     assert "7 tokens" in words(page.read_text())
@@ -109,7 +108,7 @@ def test_prolog(benchmark, suite, implementation):
 def test_a_bench_that_takes_the_process_with_it_ends_nothing(tmp_path, monkeypatch):
     suite = suite_of(tmp_path, HURT)
     monkeypatch.setattr(cli_bench, "find_suite", lambda: suite)
-    result = CliRunner().invoke(main, ["bench", "--only", "prolog", "--output", str(tmp_path / "page.html")])
+    result = invoke("bench", "--only", "prolog", "--output", str(tmp_path / "page.html"))
     assert result.exit_code == 1
     read = Results.read(tmp_path / "page.json")
     assert [row.name for group in read.groups for row in group.rows].sort() == ["mla_numba-b", "torch-P1"].sort()
@@ -168,7 +167,7 @@ def test_interrupt_before_the_bar_is_drawn(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "Progress", Interrupted)
-    result = CliRunner().invoke(main, [*SWEEPS, "--output", str(tmp_path / "page.html")])
+    result = invoke(*SWEEPS, "--output", str(tmp_path / "page.html"))
     assert result.exit_code == 130
     assert result.output == f"interrupted: no bench is done; wrote {tmp_path / 'page.log'}\n"
 
@@ -234,7 +233,7 @@ def test_what_a_bench_may_take_goes_by_what_it_prepares():
 
 
 def test_wrong_tokens_are_refused_before_the_benches(tmp_path):
-    result = CliRunner().invoke(main, ["bench", "--tokens", "0", "--output", str(tmp_path / "page.html")])
+    result = invoke("bench", "--tokens", "0", "--output", str(tmp_path / "page.html"))
     assert result.exit_code == 2
     assert "0 is not in the range" in result.output
     assert not list(tmp_path.iterdir())
@@ -242,14 +241,14 @@ def test_wrong_tokens_are_refused_before_the_benches(tmp_path):
 
 def test_options_that_leave_nothing_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_bench, "run_suite", lambda *_: Outcome(status=5))
-    result = CliRunner().invoke(main, ["bench", "--output", str(tmp_path / "page.html")])
+    result = invoke("bench", "--output", str(tmp_path / "page.html"))
     assert result.exit_code == 2
     assert "expected options that leave a bench, got none" in result.output
 
 
 def test_a_suite_that_does_not_begin_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_bench, "run_suite", lambda *_: Outcome(status=4))
-    result = CliRunner().invoke(main, ["bench", "--output", str(tmp_path / "page.html")])
+    result = invoke("bench", "--output", str(tmp_path / "page.html"))
     assert result.exit_code == 1
     assert f"the suite ended early, with exit status 4: no bench is done; see {tmp_path / 'page.log'}" in (
         result.output
@@ -259,7 +258,7 @@ def test_a_suite_that_does_not_begin_is_a_failure(tmp_path, monkeypatch):
 def test_outside_a_checkout_it_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_bench, "_ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["bench"])
+    result = invoke("bench")
     assert result.exit_code == 1
     assert "bench: expected a checkout of mla_numba" in result.output
     assert "--from" in result.output
@@ -271,7 +270,7 @@ def test_outside_a_checkout_it_says_what_to_do(tmp_path, monkeypatch):
 def test_a_missing_extra_is_named(package, extra, monkeypatch):
     find = cli_bench.find_spec
     monkeypatch.setattr(cli_bench, "find_spec", lambda name: None if name == package else find(name))
-    result = CliRunner().invoke(main, ["bench"])
+    result = invoke("bench")
     assert result.exit_code == 1
     assert f"[{extra}]" in result.output
 

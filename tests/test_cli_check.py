@@ -1,26 +1,18 @@
 """`mla-numba dump` and `mla-numba check`: what they write, say and return."""
 
 import json
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from helpers import python_environment
+from helpers.cli import invoke, run_cli
 
 from mla_numba import MlaDims, MlaProlog, __version__
-from mla_numba.cli.main import main
 from mla_numba.dump_names import INPUTS, OUTPUTS
 from mla_numba.dumps import read_dump
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DIMS = "64,2,32,64,16,32"  # more than one NZ run in a row of both caches
-
-
-def invoke(*args):
-    return CliRunner().invoke(main, [str(arg) for arg in args])
 
 
 def dump(folder, *options):
@@ -54,35 +46,27 @@ def rows_of(text):
 
 def test_as_a_process(tmp_path):
     """What a developer does: golden data, his operator's outputs beside them, a verdict and an exit status."""
-
-    def run(*args):
-        command = [sys.executable, "-m", "mla_numba", *map(str, args)]
-        return subprocess.run(
-            command, capture_output=True, text=True, env=python_environment(), timeout=600, check=False
-        )
-
     folder = tmp_path / "dump"
-    done = run("dump", folder, "--dims", DIMS, "--tokens", 5, "--names", "pypto", "--format", "bin", "--nz")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder}: 23 files, ")
+    options = ("--dims", DIMS, "--tokens", 5, "--names", "pypto", "--format", "bin", "--nz")
+    status, said, err = run_cli("dump", folder, *options)
+    assert status == 0, err
+    assert said.startswith(f"{folder}: 23 files, ")
     assert "wUqQr.bin" in {path.name for path in folder.glob("*")}
-    done = run("check", folder)
-    assert done.returncode == 1
-    assert done.stdout.startswith(
-        "no operator's outputs are here: what follows are the goldens that mla-numba dump wrote"
-    )
-    done = run("check", folder, "--golden")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("5 tokens, mode b, pypto numerics, PA_BSND, dims 64,2,32,64,16,32")
-    assert "7 of 7 outputs pass" in done.stdout
-    assert done.stdout.splitlines()[-1].endswith("; 7 exact to the bit")
+    status, said, err = run_cli("check", folder)
+    assert status == 1
+    assert said.startswith("no operator's outputs are here: what follows are the goldens that mla-numba dump wrote")
+    status, said, err = run_cli("check", folder, "--golden")
+    assert status == 0, err
+    assert said.startswith("5 tokens, mode b, pypto numerics, PA_BSND, dims 64,2,32,64,16,32")
+    assert "7 of 7 outputs pass" in said
+    assert said.splitlines()[-1].endswith("; 7 exact to the bit")
     bits = np.fromfile(folder / "q_golden.bin", np.uint16)
     bits[[132, 200, 300, 400]] ^= 1 << 9  # 2 * 64 elements a token
     bits.tofile(folder / "q_golden.bin")
-    done = run("check", folder)  # a golden that was replaced is an operator's output
-    assert done.returncode == 1
-    assert "query_nope_out: 4 of 640 elements differ, first at [1, 0, 4]: expected " in done.stdout
-    assert "Traceback" not in done.stderr
+    status, said, err = run_cli("check", folder)  # a golden that was replaced is an operator's output
+    assert status == 1
+    assert "query_nope_out: 4 of 640 elements differ, first at [1, 0, 4]: expected " in said
+    assert "Traceback" not in err
 
 
 def test_one_flipped_bit_is_found_and_placed(tmp_path):

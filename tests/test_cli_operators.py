@@ -1,16 +1,12 @@
 """`mla-numba dump` and `check` for the operators beside the prolog, as a developer runs them."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from helpers import python_environment
+from helpers.cli import invoke, run_cli
 
 import mla_numba as mla
-from mla_numba.cli.main import main
 from mla_numba.dumps import read_dump
 
 DIMS = ("--dims", "64,2,32,64,16,32", "--tokens", 4, "--block-size", 4)
@@ -25,15 +21,6 @@ COMMANDS = {
 }
 
 
-def invoke(*args):
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def run(*args):
-    command = [sys.executable, "-m", "mla_numba", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=python_environment(), timeout=600, check=False)
-
-
 def dump(folder, operator, *options):
     result = invoke("dump", folder, "--operator", operator, *COMMANDS[operator], *options)
     assert result.exit_code == 0, result.output
@@ -43,21 +30,22 @@ def dump(folder, operator, *options):
 def test_as_a_process(tmp_path):
     """Golden data, an operator's output that is wrong in one place beside them, a verdict and an exit status."""
     folder, operator = tmp_path / "dump", "lightning_indexer_prolog_quant"
-    done = run("dump", folder, "--operator", operator, *COMMANDS[operator], "--format", "bin", "--names", "pypto")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{folder}: 23 files, ")
+    options = (*COMMANDS[operator], "--format", "bin", "--names", "pypto")
+    status, said, err = run_cli("dump", folder, "--operator", operator, *options)
+    assert status == 0, err
+    assert said.startswith(f"{folder}: 23 files, ")
     assert "w_idx_qb.bin" in {path.name for path in folder.glob("*")}
     codes = np.fromfile(folder / "query_golden.bin", np.int8)
     codes[130] ^= 64  # 4 * 32 elements a token
     codes.tofile(folder / "q_int8_out.bin")
-    done = run("check", folder)
-    assert done.returncode == 1
-    assert done.stdout.startswith(f"{operator}: 4 tokens, PA_BSND, 4 x 32, rope interleaved")
-    assert "q_int8_out: 1 of 512 elements differ, first at [1, 0, 2]: expected " in done.stdout
-    assert "goldens beside outputs, not checked: 5 files" in done.stdout
-    assert "not there, so not checked: q_scale_out, k_int8_out, k_scale_out, weights_out" in done.stdout
-    assert "0 of 1 outputs pass" in done.stdout
-    assert "Traceback" not in done.stderr
+    status, said, err = run_cli("check", folder)
+    assert status == 1
+    assert said.startswith(f"{operator}: 4 tokens, PA_BSND, 4 x 32, rope interleaved")
+    assert "q_int8_out: 1 of 512 elements differ, first at [1, 0, 2]: expected " in said
+    assert "goldens beside outputs, not checked: 5 files" in said
+    assert "not there, so not checked: q_scale_out, k_int8_out, k_scale_out, weights_out" in said
+    assert "0 of 1 outputs pass" in said
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("operator", COMMANDS)

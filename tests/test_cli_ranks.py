@@ -9,14 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from helpers import python_environment
 from helpers.checkpoint_maker import make_checkpoint
+from helpers.cli import invoke
 
 from mla_numba import Checkpoint, HeadShard, MlaDims, PackedWeights
 from mla_numba.base.extras import how_to_install
 from mla_numba.cli import run_ranks as run_ranks_module
-from mla_numba.cli.main import main
 
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 NEEDS_MPI = pytest.mark.skipif(
@@ -29,10 +28,6 @@ DIMS = MlaDims(130, 5, 70, 68, 5, 6)
 def run_ranks(size, *arguments):
     command = [MPIEXEC, "-n", str(size), sys.executable, "-m", "mpi4py", "-m", "mla_numba", "run", "--mpi", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=python_environment(), timeout=240, check=False)
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, list(map(str, arguments)))
 
 
 @NEEDS_MPI

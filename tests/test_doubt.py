@@ -113,13 +113,14 @@ def test_what_others_take_is_what_is_busy_without_our_own(clock):
     assert meter.since_start().cores == 0.0
 
 
-def test_threads_are_disturbed_where_they_have_no_core_each(clock):
+@pytest.mark.usefixtures("clock")
+def test_threads_are_disturbed_where_they_have_no_core_each():
     for cores, n_threads, disturbed in ((0.2, 2, False), (0.5, 2, True), (1.0, 1, False), (1.9, 1, True)):
         assert Load(1.0, cores).disturbs(n_threads) == disturbed
     assert not Load(1.0, None).disturbs(2)
 
 
-def test_a_busy_process_is_seen(tmp_path):
+def test_a_busy_process_is_seen():
     if conditions.busy_seconds() is None:
         pytest.skip("nothing counts here what CPUs do")
     code = "import time\nend = time.monotonic() + 60\nprint(1, flush=True)\nwhile time.monotonic() < end: pass"
@@ -154,7 +155,7 @@ def test_our_own_work_is_not_another_s():
         ({"slower": ("2 threads read 1.0 GB/s, slower than 1 thread (2.0)",)}, "2 threads read 1.0 GB/s, slower than"),
     ],
 )
-def test_each_sign_of_others_makes_a_machine_busy(given, said, clock):
+def test_each_sign_of_others_makes_a_machine_busy(given, said):
     found = Conditions(2, 2, **given)
     assert found.is_busy
     assert str(found).startswith(f"busy machine, do not trust these figures: {said}")
@@ -163,7 +164,7 @@ def test_each_sign_of_others_makes_a_machine_busy(given, said, clock):
     assert str(both).endswith(" more signs)")
 
 
-def test_a_quiet_machine_is_said_to_be_one(clock):
+def test_a_quiet_machine_is_said_to_be_one():
     found = Conditions(2, 2, before=0.0, during=0.2, after=0.1, spread=0.05)
     assert (found.is_busy, found.reasons) == (False, [])
     assert str(found) == "quiet machine: others took at most 0.20 of 2 cores"

@@ -78,7 +78,7 @@ def test_a_mark_of_another_form_is_refused(folder, content, text):
         read_dump(folder)
 
 
-def test_a_mark_names_files_of_its_folder_only(folder, tmp_path):
+def test_a_mark_names_files_of_its_folder_only(folder):
     """Paths in a mark are compared with those that are found; none is opened because it stands there."""
     (folder / "golden.json").write_text(json.dumps({"sha256": {"../secret": "0", "/dev/zero": "0"}}))
     assert len(read_dump(folder).outputs) == 7

@@ -258,7 +258,7 @@ def test_arguments_that_are_refused(model, arguments, kind, message):
         patch(model, **arguments)
 
 
-def test_a_checkpoint_of_another_model(saved, model, tmp_path):
+def test_a_checkpoint_of_another_model(model, tmp_path):
     save_model(tmp_path / "wide", v_head_dim=32)
     with pytest.raises(ValueError, match=r"checkpoint: expected MlaDims.* and v_head_dim 24, which the model has"):
         patch(model, checkpoint=tmp_path / "wide")

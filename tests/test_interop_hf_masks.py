@@ -84,7 +84,8 @@ def refused(monkeypatch):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["dense", "v32 sparse"])
 @pytest.mark.parametrize("quant", ["none", "b"])
-def test_no_step_computes_scores_that_it_hides(saved, kind, implementation, quant, refused):
+@pytest.mark.usefixtures("refused")
+def test_no_step_computes_scores_that_it_hides(saved, kind, implementation, quant):
     """Prompts, chunks and single tokens, padded or not."""
     model = saved(kind).load(attn_implementation=implementation)
     cache = patch(model, block_size=4, quant=quant).new_cache()
@@ -111,7 +112,8 @@ def test_lists_are_as_near_as_all_scores(saved, kind, monkeypatch):
     assert rms(got, want)[mask.bool()].median() <= 0.02 * want.std()
 
 
-def test_what_a_list_cannot_say_is_computed_from_all_scores(saved, refused):
+@pytest.mark.usefixtures("refused")
+def test_what_a_list_cannot_say_is_computed_from_all_scores(saved):
     """Biases, heads that differ, keys behind a query's own, and weights that are asked for."""
     model = saved("dense").load(attn_implementation="eager")
     patch(model)

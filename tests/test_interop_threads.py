@@ -71,7 +71,8 @@ def test_no_more_threads_than_the_prolog_has(planned):
     assert planned == [1]
 
 
-def test_a_run_of_fewer_threads_leaves_the_plan_as_it_is(planned):
+@pytest.mark.usefixtures("planned")
+def test_a_run_of_fewer_threads_leaves_the_plan_as_it_is():
     case = make_case()
     prolog = case.prolog.prolog
     assert isinstance(prolog, MlaProlog)

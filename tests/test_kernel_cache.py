@@ -10,10 +10,9 @@ from hashlib import sha256
 
 import numba
 import pytest
-from click.testing import CliRunner
 from helpers import ROOT, python_environment
+from helpers.cli import invoke
 
-from mla_numba.cli.main import main
 from mla_numba.kernels import cache_folder
 from mla_numba.kernels.jit import private_files
 
@@ -285,10 +284,10 @@ def test_the_command_line_without_a_home(monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setattr("mla_numba.kernels.jit.folder.user_cache_dir", no_home)
     assert cache_folder() is None
-    info = CliRunner().invoke(main, ["info"])
+    info = invoke("info")
     assert "kernel cache     none: neither a home folder nor NUMBA_CACHE_DIR" in info.output
-    assert '"folder": null' in CliRunner().invoke(main, ["info", "--json"]).output
-    warmup = CliRunner().invoke(main, ["warmup"])
+    assert '"folder": null' in invoke("info", "--json").output
+    warmup = invoke("warmup")
     assert warmup.exit_code == 1
     assert "expected a folder that can be written, got expected a home folder" in warmup.output
 

@@ -8,13 +8,12 @@ import sys
 import threading
 
 import pytest
-from click.testing import CliRunner
 from helpers import make_weights, python_environment, run_python
+from helpers.cli import invoke
 
 from mla_numba import MlaDims
 from mla_numba.base.output_file import output_file, write_text
 from mla_numba.call.trace import Trace
-from mla_numba.cli.main import main
 from mla_numba.tuning.journal import Journal
 from mla_numba.weights.mapped_file import write_arrays
 
@@ -167,7 +166,7 @@ class TestOtherKinds:
     def test_the_command_says_so_before_it_reads_a_layer(self, tmp_path):
         os.mkfifo(tmp_path / "fifo")
         (tmp_path / "config.json").write_text("{}")
-        result = CliRunner().invoke(main, ["pack", str(tmp_path), "--layer", "0", "--out", str(tmp_path / "fifo")])
+        result = invoke("pack", str(tmp_path), "--layer", "0", "--out", str(tmp_path / "fifo"))
         assert result.exit_code == 2
         assert "got the stream" in result.output
         assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
@@ -190,7 +189,7 @@ class TestOtherKinds:
 
     def test_a_trace_into_a_folder_or_socket_is_refused_at_once(self, tmp_path):
         make("socket", tmp_path / "it")
-        result = CliRunner().invoke(main, ["run", "--dims", "64,2,32,32,16,8", "--trace", str(tmp_path / "it")])
+        result = invoke("run", "--dims", "64,2,32,32,16,8", "--trace", str(tmp_path / "it"))
         assert result.exit_code == 2
         assert "which is of another kind" in result.output
 

@@ -67,7 +67,7 @@ def test_a_broken_file_is_no_entry(text):
     assert load() is None
 
 
-def test_what_is_no_file_is_no_entry(folder):
+def test_what_is_no_file_is_no_entry():
     path = save()
     for make in (path.mkdir, lambda: path.symlink_to("/dev/zero"), lambda: os.mkfifo(path)):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -124,7 +124,8 @@ def homeless(monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
 
 
-def test_without_a_home_there_is_no_entry_and_saving_names_the_variable(homeless):
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_there_is_no_entry_and_saving_names_the_variable():
     assert load() is None
     assert tuned.load_rates(BIG_CACHES, "1", 2) is None
     for act in (save, lambda: tuned.save_rates(BIG_CACHES, "1", 2, Rates(1, 1, 1)), tuned.make_store_folder):
