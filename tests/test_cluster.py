@@ -93,9 +93,6 @@ def test_a_rank_has_no_more_threads_than_a_node_has_cores():
         CLUSTER.gather_link(1, 8)
 
 
-# files
-
-
 def test_json():
     assert Cluster.from_json(CLUSTER.to_json()) == CLUSTER
     fewer = {name: value for name, value in FIELDS.items() if name != "launch_s"}
@@ -146,9 +143,6 @@ def test_a_file_of_something_else_is_refused(cluster_file, text, message):
 def test_a_link_is_one():
     with pytest.raises(TypeError, match=r"^node_link: expected LinkRate, got tuple"):
         replace(CLUSTER, node_link=(1e-6, 1e9))
-
-
-# predictions
 
 
 def planned(t, size, n_threads, quant="b"):

@@ -80,7 +80,7 @@ def check_shape(name: str, value: Array, shape: tuple[int | None, ...]) -> Array
 
 def expect_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]]) -> Array:
     """`value` if it is an array of one of `dtypes`, of any shape and strides, whose elements are aligned."""
-    # A matrix stays two-dimensional when it is reshaped, and nothing here looks at a mask.
+    # An np.matrix stays two-dimensional when it is reshaped, and nothing here looks at the mask of a masked array.
     if not isinstance(value, np.ndarray) or (
         type(value) is not np.ndarray and isinstance(value, (np.matrix, np.ma.MaskedArray))
     ):
@@ -110,7 +110,7 @@ def check_disjoint(written: Mapping[str, Array], read: Mapping[str, Array]) -> N
 
     Arrays whose blocks are strided may interleave in one buffer, so extents that overlap are looked at exactly.
     """
-    # By pairs, which are few: where weights have swept the caches, asking each array for its address takes longer.
+    # By pairs, which are few: asking each array for its address takes longer when weights have swept the caches.
     others = [*written.items(), *read.items()]
     for i, (name, array) in enumerate(others[: len(written)]):
         for other_name, other in others[i + 1 :]:
@@ -127,7 +127,7 @@ def check_vector(name: str, value: object, dtype: np.dtype[Any], n: int) -> Arra
 
 
 def check_indices(name: str, value: object, n: int | None) -> Array:
-    """A copy, int64 (n,), of a contiguous int64 or int32 array: what is checked of it is still so when it is used."""
+    """A copy, int64 (n,), of a contiguous int64 or int32 array, so that nobody changes it between check and use."""
     value = expect_array(name, value, (_INT64, _INT32))
     if value.ndim != 1 or n not in (None, len(value)):
         raise ValueError(f"{name}: expected shape ({'n' if n is None else n},), got {value.shape}")
@@ -216,7 +216,7 @@ def check_k_int8(name: str, k: int) -> None:
 
 @contextmanager
 def renamed(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors raised within speak of the caller's own arguments, or their elements: `names` maps our names to theirs."""
+    """Errors raised inside the block name the caller's own arguments: `names` maps our names to theirs."""
     try:
         yield
     except (TypeError, ValueError) as error:

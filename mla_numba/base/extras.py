@@ -10,7 +10,7 @@ __all__ = ["how_to_install", "missing", "needs"]
 
 
 def how_to_install(extra: str, package: str) -> str:
-    """The command of pip that brings `package`: by its extra, which has its versions, or by its own name.
+    """The pip command that installs `package`: by its extra, which pins its versions, or by its own name.
 
     pip takes the extras of a package that it has installed itself. Where this one only lies on Python's path, pip would
     look for it in an index.
@@ -27,7 +27,7 @@ def missing(label: str, package: str, extra: str) -> ModuleNotFoundError:
 
 @contextmanager
 def needs(label: str, extras: Mapping[str, str]) -> Iterator[None]:
-    """Around imports: of the packages in `extras`, each with its extra, one that is missing is said to be."""
+    """A block of imports, in which a missing package of `extras` (package to extra) raises the error of `missing`."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -80,7 +80,7 @@ _NORM = "the prolog norms latents, not heads"
 _POSITION = "the prolog multiplies no query by a factor of its position"
 _COMPRESSED = "the prolog computes keys of single tokens"
 _ROPE_ITEM = "scaling belongs into rope_scaling, under the names of transformers"
-_REFUSED = {  # settings of the arithmetic that this prolog does not compute, unless they are null, false or 0
+_REFUSED = {  # settings that change the arithmetic; refused unless they are null, false or 0
     "attention_bias": "the prolog adds no bias",
     "attention_gate": _GATE,
     "attn_output_gate": _GATE,
@@ -106,7 +106,7 @@ _REFUSED = {  # settings of the arithmetic that this prolog does not compute, un
     "use_qk_layernorm": _NORM,
     "use_qk_norm": _NORM,
 }
-# Any other setting of that kind is refused as well: what a later model brings is not passed over.
+# Any other setting of that kind is refused as well, so that a new one of a later model is not ignored.
 _OF_ATTENTION = re.compile(
     r"(attention|attn|kv|mla|no_rope|nope|q|qk|qkv|query|rope|rotary|softmax|use_(attention|attn|gate|nope|qk|rope)|yarn)_\w+"
 )

@@ -13,7 +13,7 @@ __all__ = ["fault_of_file", "fault_of_folder"]
 
 
 def fault_of_file(path: Path, *, streams: bool = False) -> str:
-    """What stands against writing a file, as the rest of an error's sentence; empty if nothing does.
+    """Why a file cannot be written, as the end of an error's sentence; empty if it can.
 
     `streams`: whether what `output_file` can write into is right too.
     """
@@ -39,7 +39,7 @@ def fault_of_file(path: Path, *, streams: bool = False) -> str:
 
 
 def fault_of_folder(path: Path) -> str:
-    """What stands against writing files into a folder that may have to be made; empty if nothing does."""
+    """Why files cannot be written into a folder, which may have to be made first; empty if they can."""
     try:
         place = path.resolve()
         _probe_name(place)

@@ -13,7 +13,7 @@ _CALLS, _WORKERS = 0, 1  # groups of rows in Chrome's format, which calls them p
 
 
 def events_of(calls: Sequence[Sequence[TileTrace]]) -> list[dict[str, Any]]:
-    """The events of some calls, of whose tiles each is a sequence, and the names of their rows."""
+    """The events of some calls, each a sequence of tiles, and the names of their rows."""
     tiles = [tile for call in calls for tile in call]
     start = min((tile.begin_ns for tile in tiles), default=0)
     events = [*_names(tiles)]

@@ -98,7 +98,7 @@ class PlanSettings:
             raise TypeError(f"options: expected PassOptions or None, got {type(options).__name__}")
         if options is not None and isinstance(config, (CpuTiling, str)):
             raise ValueError("options: expected None with a CpuTiling or 'auto', got PassOptions")
-        if isinstance(config, MlaTileConfig):  # which can be changed by whoever has it
+        if isinstance(config, MlaTileConfig):  # a copy, since the caller can still change theirs
             object.__setattr__(self, "tile_config", config.replace())
 
 

@@ -96,10 +96,10 @@ class TileMemory(ABC, Generic[TileT, MadeT]):
 
     @abstractmethod
     def make(self, plan: TileT, block: Array) -> MadeT:
-        """What is needed of a tile's plan, with its buffers in a block of memory."""
+        """What a kernel needs of a tile's plan, with its buffers in a block of memory."""
 
     def holds(self, plan: _HasWorkspace) -> bool:
-        """Whether each tile of the plan finds room here."""
+        """Whether each tile of the plan fits here."""
         return self._block.nbytes >= plan.workspace_bytes
 
     def prepare(self, plan: TileT) -> MadeT:
@@ -108,7 +108,7 @@ class TileMemory(ABC, Generic[TileT, MadeT]):
         if held is None:
             if len(self._prepared) >= _LAYOUTS_KEPT:
                 self._prepared.clear()
-            # The plan is kept beside what was made of it, so that no other can take its id.
+            # The plan is kept beside what was made of it: the id of a plan that is gone could be another's.
             held = self._prepared[id(plan)] = (plan, self.make(plan, self._block))
         held[1].counters.fill(0)
         return held[1]

@@ -101,7 +101,7 @@ class TileTrace:
         return short_repr(self, f"{self.t} tokens from token {self.t0} on", total, sweeps_text(self.seconds))
 
     def end_of(self, phase: str) -> int:
-        """When the last task of a phase was done; who found none there says nothing of it."""
+        """When the last task of a phase was done; workers without a task there do not count."""
         check_choice("phase", phase, ALL_PHASES)
         ends = [span.end_ns for span in self.spans if span.phase == phase and span.n_tasks]
         return max(ends, default=self.begin_ns)
@@ -119,7 +119,7 @@ class TileTrace:
 
 
 def spans_of(spans: Array) -> tuple[Span, ...]:
-    """Of begin, end and number of tasks (n_workers, phases, 3) int64, see `kernels.sweeps.arguments.Buffers`."""
+    """Spans of begin, end and number of tasks (n_workers, phases, 3) int64, see `kernels.sweeps.arguments.Buffers`."""
     return tuple(
         Span(phase, worker, *map(int, spans[worker, i]))
         for worker in range(len(spans))
@@ -133,7 +133,7 @@ def new_laps(plan: TilePlan) -> Array:
 
 
 def stage_spans_of(laps: Array, plan: TilePlan) -> Iterator[StageSpan]:
-    """Of what was noted of each task (phases, tasks, LAP_FIELDS) int64, see `kernels.sweeps.arguments.Buffers`."""
+    """Spans of the times of each task (phases, tasks, LAP_FIELDS) int64, see `kernels.sweeps.arguments.Buffers`."""
     for phase, n_tasks in _n_tasks(plan).items():
         for task, lap in enumerate(laps[PHASES.index(phase), :n_tasks].tolist()):
             stages = _stages_of_task(phase, task, plan)

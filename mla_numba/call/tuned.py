@@ -150,7 +150,7 @@ def save_tuned(machine: Machine, version: str, dims: PlanDims, quant: QuantMode,
 
 
 def load_rates(machine: Machine, version: str, n_threads: int) -> Rates | None:
-    """What `n_threads` threads of `machine` were measured to reach, None if they were not."""
+    """The rates that were measured of `n_threads` threads of `machine`, None if there are none."""
     entry = _load(_rates_key(machine, version, n_threads))
     try:
         return None if entry is None else Rates(**entry)
@@ -212,7 +212,7 @@ def forget_search(path: Path) -> None:
 
 
 class Stored(NamedTuple):
-    """Entries in the folder: tilings and rates of one machine and version, and all that are of others."""
+    """Numbers of entries in the folder: tilings and rates of one machine and version, and all of others."""
 
     n_tilings: int
     n_rates: int

@@ -37,11 +37,11 @@ class Prepared(NamedTuple):
 
     @classmethod
     def of(cls, cuts: Cuts, buffers: Buffers) -> Self:
-        """With both as kernels take them."""
+        """From cuts and buffers, with both as the plain tuples that kernels take."""
         return cls(cuts, buffers, (plain(buffers), plain(cuts)))
 
     def with_laps(self, laps: Array | None) -> Self:
-        """With room for what is noted of each task, see `Buffers`; None for as it is."""
+        """The same with `laps`, in which kernels note the times of each task, see `Buffers`; unchanged for None."""
         if laps is None:
             return self
         buffers = self.buffers._replace(laps=laps)

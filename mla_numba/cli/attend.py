@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def share(self) -> Share:
-        """Of the limit, at the median."""
+        """The share of the limit at the median."""
         return share_of(self.least_s * 1e3, self.median_ms.median, self.cold)
 
     def as_dict(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of it. `checked` are the tokens that were compared with the reference, of `n_tokens`."""
+    """The results of the command. `checked` are the tokens that were compared with the reference, of `n_tokens`."""
 
     stages: list[Stage]
     conditions: Conditions
@@ -96,7 +96,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """A sentence on it, or the mismatches."""
+        """A sentence on the bits, or the mismatches."""
         if not self.checked:
             return "not checked against the reference"
         if self.mismatches:

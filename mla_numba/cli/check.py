@@ -116,7 +116,7 @@ def _remarks_of_array(output: Agreement) -> list[str]:
 
 
 def _what_was_checked(found: Dump) -> str:
-    """The call; which operator's it is goes without saying where it is the prolog's."""
+    """The call in one line; its operator is named unless it is the prolog."""
     operator = found.call.operator
     return found.call.title if operator == "mla_prolog_quant" else f"{operator}: {found.call.title}"
 

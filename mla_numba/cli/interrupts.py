@@ -14,7 +14,7 @@ import click
 __all__ = ["INTERRUPTED", "Interrupted", "held_back", "interruptible", "saying_what_is_kept"]
 
 INTERRUPTED = 130
-_DEAF_S = 1.0  # after an interrupt, for what is cleaned up then
+_DEAF_S = 1.0  # after an interrupt, for the clean-up
 _AGAIN_S = 0.02
 
 
@@ -32,7 +32,7 @@ class Interrupted(click.ClickException):
 
 
 class _Handler:
-    """Raises KeyboardInterrupt where it is not lost, and only once while what follows it is cleaned up.
+    """Raises KeyboardInterrupt where it is not lost, and only once, so that no second one disturbs the clean-up.
 
     Python drops an exception in a function that C code calls back, as LLVM does after compiling, and in `__del__`.
     There the interrupt waits.

@@ -35,7 +35,7 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except MemoryError as error:
             raise click.ClickException(f"not enough memory: {error}" if str(error) else "not enough memory") from None
-        except ValueError as error:  # the kernels' complaint when they are imported, in whatever command
+        except ValueError as error:  # kernels raise it when they are imported, in any command
             if not str(error).startswith("MLA_NUMBA_ISA: "):
                 raise
             raise click.ClickException(str(error)) from None

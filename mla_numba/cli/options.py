@@ -120,7 +120,7 @@ class _IntList(_IntTupleType):
 
 def _available_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     """Checks a number of threads against what Numba has; None is the usual number."""
-    if ctx.resilient_parsing:  # of a shell's completion, which asks Numba for nothing
+    if ctx.resilient_parsing:  # for a shell's completion, which must not import Numba
         return value
     from ..base.checks import check_threads
     from ..kernels import max_threads
@@ -254,7 +254,7 @@ class LayerOptions:
     seed: int
 
     def check_dims(self) -> None:
-        """Refuses both of the ways to give dimensions at once."""
+        """Refuses --small together with --dims."""
         if self.small and self.model:
             raise click.UsageError("--small: expected without --dims, got both")
 

@@ -120,7 +120,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """A sentence on it, or the mismatches."""
+        """A sentence on the bits, or the mismatches."""
         if self.mismatches is None:
             return "not checked against the reference"
         if self.mismatches:
@@ -148,7 +148,7 @@ def allocate_cache(given: RunOptions) -> PagedCache:
 
 
 def check_indexer_options(given: RunOptions) -> None:
-    """Refuses what goes with no indexer, and an indexer beside what it does not go with."""
+    """Refuses options of an indexer without one, and an indexer beside options that exclude it."""
     if not given.with_indexer:
         for name, value in given.indexer_given.items():
             raise click.UsageError(f"{name}: expected together with --with-indexer, got {value} alone")

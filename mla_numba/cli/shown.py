@@ -26,7 +26,7 @@ _MARK = "(!)"
 
 
 def share_text(share: float | None, decimals: int = 0) -> str:
-    """A share of the limit as text. One that is None or above 100 % is none: a mark, which `no_share` explains."""
+    """A share of the limit as text; for None and above 100 % a mark, which `no_share` explains."""
     return _MARK if share is None or share > 1 else f"{share:.{decimals}%}"
 
 
@@ -57,6 +57,6 @@ def megabytes(n_bytes: int) -> str:
 
 
 def print_wide(table: Table, width: int) -> None:
-    """Prints a table at least so wide: a file has no width, and names take room."""
+    """Prints a table at least `width` wide: a file or pipe has no width of its own, and names must not be cut."""
     console = Console()
     Console(width=max(console.width, width)).print(table)

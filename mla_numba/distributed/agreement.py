@@ -66,7 +66,7 @@ def on_all_ranks(comm: Communicator, make: Callable[[], _T]) -> _T:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What every rank has heard: the rates of each, and whether all have the same register tiles."""
+    """What all ranks know of each other: the rates of each, and whether all have the same register tiles."""
 
     rates: list[RankRates]
     same_panels: bool

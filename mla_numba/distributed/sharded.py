@@ -175,7 +175,7 @@ class ShardedProlog:
         return ShardedPlan(local, way, reason, sum(sent) - sent[self.rank] if way == "split" else 0, self.size)
 
     def _choose(self, t: int) -> tuple[DownWay, str]:
-        """The way, by nothing that differs between ranks: not by a plan, which is a rank's own."""
+        """The way and its reason, from facts that are the same on every rank; a plan is a rank's own."""
         if self._way != "auto":
             return self._way, "as was asked for"
         if not self._agreed.same_panels:
@@ -321,7 +321,7 @@ class ShardedProlog:
         return self.prolog.run_split(call, send, most_threads)
 
     def _gathered(self, own: PrologOutput, exchange: _Exchange) -> PrologOutput:
-        """With the queries of all heads."""
+        """The output with the queries of all heads."""
         t = len(own.query_nope)
         heads = [self._shard.of_rank(rank).heads for rank in range(self.size)]
         every = []

@@ -47,7 +47,7 @@ class ShardedPlan:
         )
 
     def __str__(self) -> str:
-        """Some lines."""
+        """A few lines for `print`."""
         return f"down-projection {self.down}: {self.reason}\n{self.local}"
 
 

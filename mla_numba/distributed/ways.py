@@ -32,7 +32,7 @@ class Link:
     bytes_s: float
 
     def seconds(self, n_bytes: float) -> float:
-        """For so many bytes that arrive at a rank."""
+        """Seconds of an all-gather in which `n_bytes` arrive at a rank."""
         return self.latency_s + n_bytes / self.bytes_s
 
 

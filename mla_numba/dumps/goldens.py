@@ -44,7 +44,7 @@ class GoldenMark:
         write_text(folder / MARK_FILE, text)
 
     def is_as_written(self, folder: Path, path: Path) -> bool:
-        """Whether a file of the folder, by its path in it, is a golden that nobody has replaced since."""
+        """Whether a file, by its path in the folder, is still the golden that `write_dump` wrote."""
         return str(path) in self.digests and self.digests[str(path)] == _digest(folder / path)
 
 

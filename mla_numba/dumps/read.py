@@ -41,7 +41,7 @@ class Dump:
         return short_repr(self, self.call.operator, self.call.title, outputs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "call":  # which copies ask for before there is a call
+        if name.startswith("_") or name == "call":  # copy and pickle ask for attributes before there is a call
             raise AttributeError(name)
         return getattr(self.call, name)
 
@@ -98,7 +98,7 @@ def read_dump(folder: str | os.PathLike[str], settings: DumpSettings | None = No
 def _choose_outputs(
     files: DumpFiles, expected: Iterable[str], goldens: bool
 ) -> tuple[list[tuple[str, DumpFile]], list[str], bool]:
-    """The outputs to check, the goldens beside them, and whether those to check are nobody's but `write_dump`'s."""
+    """The outputs to check, the goldens beside them, and whether those to check are `write_dump`'s own."""
     mark = GoldenMark.read(files.folder)
     found = [(name, file) for name in expected for file in files.outputs.get(name, [])]
     own = [(name, file) for name, file in found if mark.is_as_written(files.folder, file.path)]

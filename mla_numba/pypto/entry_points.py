@@ -141,7 +141,7 @@ def _run(
     out: PrologOutput,
     sources: dict[str, Array],
 ) -> None:
-    """Runs one call into `cache`; of `sources` those that lie elsewhere are copied into it first."""
+    """Runs one call into `cache`; arrays of `sources` that are not the cache's own are copied into it first."""
     after = cache.arrays()
     moved = {name: array for name, array in sources.items() if not _same_memory(array, after[name])}
     with check.renamed(_NAMES_HERE):
@@ -167,7 +167,7 @@ _P = ParamSpec("_P")
 
 def _for_phase(compute: Callable[_P, None], phase: CallPhase, name: str) -> Callable[_P, None]:
     """`mla_prolog_quant_compute` for one phase, under the reference's name, with its 26 arguments and `numerics`."""
-    run: Any = compute  # to checkers, who cannot say that `phase` is none of the arguments
+    run: Any = compute  # for type checkers, which cannot express a signature without `phase`
 
     @functools.wraps(compute)
     def entry(*args: _P.args, **kwargs: _P.kwargs) -> None:
@@ -182,10 +182,10 @@ def _for_phase(compute: Callable[_P, None], phase: CallPhase, name: str) -> Call
 
 
 def _doc_of(phase: CallPhase) -> str:
-    """What is said of `mla_prolog_quant_compute`'s arguments and errors, for one phase."""
+    """The docstring for one phase, with the arguments and errors of `mla_prolog_quant_compute`."""
     about = f"Computes as `mla_prolog_quant_compute` does, with the scheduling settings of the {phase} phase.\n\n"
     example = "`mla_prolog_quant_compute` has an example.\n\n"
-    lines = inspect.cleandoc(mla_prolog_quant_compute.__doc__ or "").splitlines()  # none under python -OO
+    lines = inspect.cleandoc(mla_prolog_quant_compute.__doc__ or "").splitlines()  # python -OO strips docstrings
     from_arguments = itertools.dropwhile(lambda line: line != "Args:", lines)
     shown = itertools.takewhile(lambda line: line != "Examples:", from_arguments)
     return about + example + "\n".join(line for line in shown if not line.startswith("    phase: "))

@@ -102,7 +102,7 @@ class _Matrices(NamedTuple):
 
     @classmethod
     def of(cls, w_dq: Array, w_uq_qr: Array, w_dkv_kr: Array, quant_inputs: MlaQuantInputs) -> _Matrices:
-        """With the scales that count: of the down-projections both or none."""
+        """From the arguments: the scales of the down-projections count only if both are given."""
         scale_dq, scale_dkv_kr = quant_inputs.dequant_scale_w_dq, quant_inputs.dequant_scale_w_dkv_kr
         if scale_dq is None or scale_dkv_kr is None:
             scale_dq = scale_dkv_kr = None
@@ -126,7 +126,7 @@ class _Matrices(NamedTuple):
         )
 
     def check_shapes(self, token_x: Array, gamma_cq: Array) -> None:
-        """Refuses an array of another type or shape than the others want."""
+        """Refuses an array whose type or shape does not fit the others."""
         check.check_array("w_uq_qr", self.w_uq_qr, (BF16 if self.scale_uq_qr is None else INT8,), (None, None))
         q_rank = self.w_uq_qr.shape[0]
         check.check_array("w_dq", self.w_dq, (BF16 if self.scale_dq is None else INT8,), (None, q_rank))
@@ -147,7 +147,7 @@ class _Matrices(NamedTuple):
         return checked, _vector("smooth_scales_cq", smooth, q_rank)
 
     def check_sizes(self) -> None:
-        """Refuses what the planner or the sums of the kernels do not take."""
+        """Refuses sizes that the planner or the int32 sums of the kernels do not take."""
         (hidden, q_rank), n_kv, n_up = self.w_dq.shape, self.w_dkv_kr.shape[1], self.w_uq_qr.shape[1]
         if n_kv < 3 or n_up < 3:
             raise ValueError(f"w_dkv_kr, w_uq_qr: expected at least 3 columns, got {n_kv} and {n_up}")
@@ -158,7 +158,7 @@ class _Matrices(NamedTuple):
                 check.check_k_int8(name, k)
 
     def packed(self, gamma_cq: Array, epsilon: np.float32, smooth: Array | None, n_threads: int) -> PackedWeights:
-        """Packed; of a layer's other arrays there are none."""
+        """The packed weights, with empty arrays in place of a layer's others."""
         (hidden, q_rank), n_kv, n_up = self.w_dq.shape, self.w_dkv_kr.shape[1], self.w_uq_qr.shape[1]
         down = [self.w_dq, self.w_dkv_kr], [self.scale_dq, self.scale_dkv_kr]
         return PackedWeights(

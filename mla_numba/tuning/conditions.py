@@ -21,7 +21,7 @@ _SHORTEST_S = 0.1  # the kernel counts in hundredths of a second
 _WINDOW_S = 0.5
 _PAUSE_S = 0.3
 _TOLERATED = 0.15  # of a thread's core, for two threads at most
-_SPREAD = 0.35  # by which a slow quarter of the probes may be behind the fastest: more is another's doing
+_SPREAD = 0.35  # how far the slowest quarter of the probes may be behind the fastest; others cause more
 
 
 def n_cpus() -> int:
@@ -42,9 +42,8 @@ def busy_seconds() -> float | None:
         name, *fields = line.split()
         if name in mine and len(fields) >= 7:
             user, nice, system, _idle, _wait, irq, softirq, *rest = map(int, fields)
-            ticks += (
-                user + nice + system + irq + softirq + (rest[0] if rest else 0)
-            )  # the last: stolen by other tenants
+            stolen = rest[0] if rest else 0  # what the hypervisor gave to other tenants
+            ticks += user + nice + system + irq + softirq + stolen
     return ticks / ticks_a_second
 
 
@@ -127,7 +126,7 @@ class Conditions:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the figures cannot be trusted; empty where nothing speaks against them."""
+        """Why the figures cannot be trusted; empty where they can."""
         found = []
         for when, cores in (("before", self.before), ("during", self.during), ("after", self.after)):
             if Load(0.0, cores).disturbs(self.n_threads):
@@ -140,7 +139,7 @@ class Conditions:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something speaks against the figures."""
+        """Whether there is a reason not to trust the figures."""
         return bool(self.reasons)
 
     def __str__(self) -> str:

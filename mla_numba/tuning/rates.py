@@ -45,7 +45,7 @@ _QUARTERS = 4
 _STEPS = 2**16  # of a task of either peak: 0.1 to 0.2 ms on a fast core
 _TASKS = 16  # a thread
 _MIN_RUNS = 3
-_SLOWER = 0.95  # of what fewer threads reach: less is no measuring error
+_SLOWER = 0.95  # of what fewer threads reach; below it, it is no error of measurement
 
 # Rates by their names in `rates_as_dict`.
 _RATE_NAMES = {

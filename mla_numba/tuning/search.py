@@ -131,7 +131,7 @@ def search(
     for trial in earlier:
         tried.remember(space.at(trial.params), trial.value, trial.user_attrs)
     spent = sum(trial.duration.total_seconds() for trial in earlier)
-    # Bad starts tell little: the search begins at the planner's choice and takes ten random points.
+    # Random points are mostly bad and tell little, so the search begins at the planner's choice and takes only ten.
     sampler = optuna.samplers.TPESampler(seed=seed + len(earlier), n_startup_trials=10)
     optimizer = optuna.create_study(sampler=sampler)
     optimizer.add_trials(earlier)
@@ -159,7 +159,7 @@ def search(
 
 
 class _Tried:
-    """The candidates of a search so far, the ratio of each plan that is right, and what stands against the others."""
+    """The candidates of a search so far: the ratio of each plan that is right, and why the others were rejected."""
 
     def __init__(self, arena: Arena, t: int) -> None:
         self._arena, self._t = arena, t

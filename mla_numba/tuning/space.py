@@ -56,7 +56,7 @@ def parse_values(text: str) -> list[Any]:
             raise ValueError(f"values: expected at most {MAX_CANDIDATES}, got more in {match[0]!r}")
         return ",".join(map(str, numbers))
 
-    # A mapping's colons stand in braces, a range's do not.
+    # A colon within braces is a mapping's, any other a range's.
     parts = re.split(r"({[^{}]*})", text)
     parts[::2] = [_RANGE.sub(spelled_out, part) for part in parts[::2]]
     try:

@@ -92,5 +92,5 @@ class Trials:
         return None if kept is None else Outcome.from_dict(kept)
 
     def finish(self, outcome: Outcome) -> None:
-        """Keeps what came of it."""
+        """Keeps the outcome of the search."""
         self._study.set_user_attr(_OUTCOME, outcome.as_dict())

@@ -10,7 +10,7 @@ from .study import Row
 
 __all__ = ["Control", "Finding", "controls_in", "findings", "is_faster"]
 
-# Less is not worth a plan of its own, even if it is no noise.
+# A smaller gain is not worth a plan of its own, even where it is more than noise.
 _LEAST_GAIN = 0.01
 _LEAST_WINS = 0.7
 

@@ -187,7 +187,7 @@ def _integer(path: Path, name: str, value: object, most: int) -> int:
 
 
 def _shown(value: object) -> str:
-    """What a stranger wrote, cut to some length."""
+    """A value of a file that may be anything, cut to some length."""
     return value[:40] if isinstance(value, str) else reprlib.repr(value)
 
 

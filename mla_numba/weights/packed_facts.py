@@ -116,7 +116,7 @@ def check_mode(dims: object, quant: object) -> QuantMode:
 
 
 def check_shard(shard: object, dims: MlaDims) -> None:
-    """Raises `TypeError` or `ValueError` unless it is None, or a shard of as many heads as `dims` has."""
+    """Raises `TypeError` or `ValueError` unless `shard` is None, or a shard of as many heads as `dims` has."""
     if shard is None:
         return
     if not isinstance(shard, HeadShard):

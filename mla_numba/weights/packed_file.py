@@ -52,7 +52,7 @@ def read_packed(
     says of a product what is no integer. Whether arrays have the right sizes is for `GemmSize.fits`.
     """
     facts, arrays = read_arrays(path, verify)
-    found = facts.get("kind", "prolog")  # before there were indexers, files had no kind
+    found = facts.get("kind", "prolog")  # older files, from before there were indexers, have no kind
     if found != kind:
         other = _KINDS[found] if found in tuple(_KINDS) else reprlib.repr(found)
         raise ValueError(f"{path}: expected the packed weights of {_KINDS[kind]}, got those of {other}")

@@ -67,7 +67,7 @@ class PackedGemm:
 
     @classmethod
     def nothing(cls) -> Self:
-        """A product that is not there."""
+        """An empty product, for a weight that is absent."""
         no_scales = np.zeros(0, np.float32)
         return cls(np.zeros(0, np.uint16), np.zeros(0, np.int32), no_scales, kp=0, n_parts=1, least_magnitude=0)
 

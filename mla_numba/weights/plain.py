@@ -329,7 +329,7 @@ class MlaWeights:
                 [w.w_dq, w.w_dkv_kr],
                 [w.dequant_scale_w_dq, w.dequant_scale_w_dkv_kr],
                 n_threads,
-                # w_dq is summed over the two halves of k; int8 sums are exact, so there one part does.
+                # bf16 w_dq is summed over two halves of k. int8 sums are exact, so one part is enough.
                 n_parts=2 if w.dequant_scale_w_dq is None else 1,
                 rope_dims=(0, dims.qk_rope_head_dim),
             ),

@@ -39,7 +39,7 @@ Values = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class SweepCandidate:
-    """Blocks of one sweep by the names of ``CpuTiling``: with the model's word on them, or with a reason against."""
+    """Blocks of one sweep by the names of ``CpuTiling``: with their modelled cost, or with a reason against."""
 
     sweep: str
     values: Values
@@ -114,7 +114,7 @@ class Chooser:
         return self._legs_axis("heads_legs", qb.batch * ceil_div(self.t, mc), n_panels + 1)
 
     def _refused(self, shape: StageShape, n_panels: int, rows: int, kc: int, walk: int, own: str) -> str:
-        """Why a task cannot have these blocks of a product, empty if it can; ``own``: what its sweep says of them."""
+        """Why a task cannot have these blocks of a product, empty if it can; ``own``: the sweep's own reason."""
         nr = self.micro[shape.dtype].nr
         if walk > n_panels:
             return WALK_BEYOND
@@ -125,8 +125,6 @@ class Chooser:
         if walk > 1 and 2 * walk * kc * nr * ITEM_BYTES[shape.dtype] > self.machine.l2_bytes // 2:
             return WALK_BEYOND_L2
         return ""
-
-    # down
 
     def _down(self) -> Iterator[tuple[Values, str]]:
         qa, _, kva, _ = self.shapes
@@ -145,7 +143,7 @@ class Chooser:
                         yield (("down_mc", mc), ("down_kc", kc), ("down_walk", walk), ("down_legs", legs)), refused
 
     def down_cost(self, values: Values, grain: int = 1) -> Cost:
-        """The model's word on blocks of the down sweep, and on waking the threads, which it is the first to need."""
+        """The modelled cost of blocks of the down sweep. Waking the threads, once a tile, is part of it."""
         (_, mc), (_, kc), (_, walk), (_, legs) = values
         qa, _, kva, _ = self.shapes
         micro = self.micro[qa.dtype]
@@ -153,15 +151,12 @@ class Chooser:
         products = [self._model.product(shape, micro, self.t / n_blocks, n_blocks, kc, walk) for shape in (qa, kva)]
         n_relays = sum(ceil_div(ceil_div(shape.n, micro.nr), walk) for shape in (qa, kva)) * n_blocks
         if legs > 1:
-            n_panels = (
-                sum(ceil_div(shape.n, micro.nr) for shape in (qa, kva)) * n_blocks
-            )  # each begins anew in each leg
+            # Each panel is begun anew in each leg.
+            n_panels = sum(ceil_div(shape.n, micro.nr) for shape in (qa, kva)) * n_blocks
             products.append(self._model.handing_on((legs - 1) * n_panels, (legs - 1) * self.t * (qa.n + kva.n) * 4))
         n_bytes = sum(_weight_bytes(shape, micro) for shape in (qa, kva)) + 2 * self.t * qa.k
         cost = self._model.sweep(products, n_bytes, self.t * (qa.n + kva.n), n_relays * legs, grain)
         return cost._replace(seconds=cost.seconds + self._model.launch_s)
-
-    # heads
 
     def _up(self, mc: int) -> Iterator[tuple[Values, str]]:
         qb = self.shapes[1]
@@ -190,14 +185,14 @@ class Chooser:
                            ("wuk_walk", walk)), refused  # fmt: skip
 
     def up_cost(self, mc: int, values: Values) -> ProductCost:
-        """The model's word on the query's up projection in token blocks of ``mc`` rows."""
+        """The modelled work of the query's up projection in token blocks of ``mc`` rows."""
         (_, kc), (_, walk) = values
         n_blocks = ceil_div(self.t, mc)
         qb = self.shapes[1]
         return self._model.product(qb, self.micro[qb.dtype], self.t / n_blocks, n_blocks, kc, walk)
 
     def uk_cost(self, mc: int, values: Values) -> ProductCost:
-        """The model's word on the product with w_uk in token blocks of ``mc`` rows."""
+        """The modelled work of the product with w_uk in token blocks of ``mc`` rows."""
         (_, mc_uk), (_, kc), (_, walk) = values
         rows = self.t / ceil_div(self.t, mc)
         n_blocks = ceil_div(self.t, mc) * ceil_div(int(rows + 0.999), mc_uk)
@@ -207,7 +202,7 @@ class Chooser:
         return self._model.product(wuk, micro, self.t / n_blocks, n_blocks, kc, walk, in_l1)
 
     def heads_cost(self, mc: int, up: ProductCost, uk: ProductCost, grain: int = 1, legs: int = 1) -> Cost:
-        """The model's word on blocks of the heads sweep."""
+        """The modelled cost of blocks of the heads sweep."""
         qb, wuk = self.shapes[1], self.shapes[3]
         up_bytes, uk_bytes = (_weight_bytes(shape, self.micro[shape.dtype]) for shape in (qb, wuk))
         n_elements = self.t * qb.batch * qb.n
@@ -221,10 +216,8 @@ class Chooser:
         n_bytes = up_bytes + uk_bytes + 2 * queries
         return self._model.sweep(products, n_bytes, queries + n_elements, n_relays * legs, grain, longest)
 
-    # choosing
-
     def choose(self) -> Choice:
-        """The candidate of each sweep that the model takes for the fastest; of equals the first listed."""
+        """The candidate of each sweep that is fastest by the model; of equal ones the first listed."""
         blocks = _first_legal(self._down(), lambda values: self.down_cost(values).seconds)
         down_grain = self._grain("down_grain", lambda grain: self.down_cost(blocks, grain).seconds)
         (qb_mc, up, uk, legs), works = self._choose_heads()
@@ -262,10 +255,8 @@ class Chooser:
         q, k = ([min(rows, self.t) for rows in self._axis(name, _ROWS)] for name in ("rows_q", "rows_k"))
         return list(product(q, k))
 
-    # listing
-
     def cost_of(self, candidate: SweepCandidate) -> Cost:
-        """The model's word on any candidate of this tile."""
+        """The modelled cost of any candidate of this tile."""
         if candidate.sweep == "down":
             return self.down_cost(candidate.values)
         (_, mc), *blocks, (_, legs) = candidate.values
@@ -292,7 +283,7 @@ def _weight_bytes(shape: StageShape, micro: MicroTile) -> int:
 
 
 def _first_legal(candidates: Iterable[tuple[Values, str]], seconds: Callable[[Values], float]) -> Values:
-    """The fastest of the candidates that are not refused, or of all where none is left: a plan there must be."""
+    """The fastest of the candidates that are not refused, or of all if all are refused: there has to be a plan."""
     listed = list(candidates)
     legal = [values for values, refused in listed if not refused] or [values for values, _ in listed]
     return min(legal, key=seconds)

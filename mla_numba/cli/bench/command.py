@@ -64,7 +64,7 @@ class BenchOptions:
         return page.with_name(page.name.removesuffix(page.suffix) + ending)
 
     def check(self) -> None:
-        """Refuses to begin where the page cannot be made, or a file would take the place of another."""
+        """Refuses, before anything runs, a page that cannot be made and files of the same name."""
         for module, name in _FOR_PAGE.items():
             if find_spec(module) is None:
                 how = how_to_install("plot", name)

@@ -41,7 +41,7 @@ def string_in(holder: Mapping[str, Any], name: str, default: object = _MISSING) 
 
 
 def number_in(holder: Mapping[str, Any], name: str, kind: type = float, default: object = _MISSING) -> Any:
-    """A number that is none below 0; `default` where there is none and there need not be one."""
+    """A number of at least 0; `default`, if there is one, for a missing field."""
     value = holder.get(name, default)
     if value is None and default is None:
         return None

@@ -67,7 +67,7 @@ class Outcome:
         elif "start" in event:
             self.running = event["start"]
         elif "done" in event:
-            if event["done"] not in self.done:  # a second time, if it fails while it is cleaned up
+            if event["done"] not in self.done:  # a bench whose clean-up fails comes twice
                 self.done.append(event["done"])
             self.running = ""
             self.suite = event["suite"]
@@ -173,11 +173,11 @@ class _Said:
         while True:
             line = self._lines.get(timeout=timeout)
             if line is None:
-                self._lines.put(None)  # the end stays the end
+                self._lines.put(None)  # put back, so that every later call finds the end, too
                 return None
             if not line.startswith(_PREFIX):
                 self._log.write(line)
-            elif line.endswith("\n"):  # else the process was ended while it wrote
+            elif line.endswith("\n"):  # otherwise a line that was cut off, since the process was ended while it wrote
                 event: dict[str, Any] = json.loads(line.removeprefix(_PREFIX))
                 return event
 
@@ -201,7 +201,7 @@ def _name_of_signal(number: int) -> str:
 
 
 def environment(n_threads: int) -> dict[str, str]:
-    """What libraries have to find when they load: their number of threads, and memory that is kept."""
+    """Variables that libraries read when they load: their number of threads, and that malloc keeps its memory."""
     threads = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     tunables = ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())

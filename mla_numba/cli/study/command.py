@@ -50,7 +50,7 @@ def sweep(ctx: click.Context, **given: Any) -> None:
             with held_back():
                 _write(options, journal, spec, found)
             _show(options, journal, spec, found, (len(jobs), n_left_out))
-    except BrokenPipeError:  # whoever reads the report has gone: click ends the command
+    except BrokenPipeError:  # the reader of the pipe has gone: click ends the command
         raise
     except OSError as error:
         raise click.ClickException(f"--out: expected to write there, got {error}") from None
@@ -100,7 +100,7 @@ def _facts(options: StudyOptions, journal: Journal, found: Found) -> dict[str, A
 
 
 def _show(options: StudyOptions, journal: Journal, spec: dict[str, Any], found: Found, counts: tuple[int, int]) -> None:
-    """Shows what speaks against the figures, the best, what was found and where all of it is; draws the pictures."""
+    """Shows why the figures may be wrong, the best rows, what was found and where the files are; draws the pictures."""
     if found.conditions is not None and found.conditions.is_busy:
         click.echo(found.conditions)
     print_wide(show_rows(found.rows, None if options.presets else _MOST_SHOWN), TABLE_WIDTH)

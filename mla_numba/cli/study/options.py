@@ -33,7 +33,7 @@ class StudyOptions(LayerOptions):
     no_plot: bool
 
     def check_together(self) -> None:
-        """Refuses options that say nothing, or two things, beside each other."""
+        """Refuses options that have no effect, or that exclude each other."""
         if self.presets and (self.axes or self.base):
             raise click.UsageError("--presets: expected without --set and --base, got both")
         if self.base and not self.axes:

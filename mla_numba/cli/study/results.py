@@ -65,7 +65,7 @@ class Study(NamedTuple):
         return found.low > 1 or (found.high < 1 and row.final is not None)
 
     def in_doubt(self, row: Row) -> bool:
-        """Whether it seemed faster by more than 2 %, but was timed briefly alone."""
+        """Whether it seemed faster by more than 2 %, but was only timed briefly."""
         return row.final_ratio is None and shown(row).median < 1 - SAME and not self.is_own(row)
 
     def noise(self, rows: Iterable[Row]) -> str:
@@ -82,7 +82,7 @@ class Study(NamedTuple):
         return min(rows, key=better)
 
     def winner(self, rows: Iterable[Row]) -> Row | None:
-        """The fastest of those that were faster in a longer contest, by however little."""
+        """The fastest of those that were faster in a longer contest, even if within noise."""
         faster = [row for row in rows if row.final_ratio is not None and row.final_ratio < 1 and not self.is_own(row)]
         return self.best(faster) if faster else None
 

@@ -69,7 +69,7 @@ class PackedFrom:
 
 
 def uncalled(name: str, module: nn.Module) -> str | None:
-    """What a module would do when it is called beyond what its class does; None for nothing."""
+    """What calling a module would do besides its class's own forward, such as a hook; None for nothing."""
     if "_hf_hook" in vars(module):
         return (
             f"{name}: expected a module without hooks of accelerate, got {type(module._hf_hook).__name__} "

@@ -24,7 +24,7 @@ __all__ = ["REPLACED", "AttentionPart"]
 _NORMS = ("q_a_layernorm", "kv_a_layernorm")
 _PROJECTIONS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
 REPLACED = _PROJECTIONS + _NORMS  # the modules of an attention that a patched model does not call
-_ATTENTION_KINDS = ("eager", "sdpa")  # whose masks are tensors of 4 dimensions, or none
+_ATTENTION_KINDS = ("eager", "sdpa")  # attention implementations whose masks are tensors of 4 dimensions, or None
 
 
 @dataclass(frozen=True, eq=False)

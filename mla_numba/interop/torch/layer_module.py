@@ -18,7 +18,7 @@ class LayerModule(torch.nn.Module):
     prolog: OfLayer
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "prolog" and name in self.__dict__:  # the handle would go on meaning the former
+        if name == "prolog" and name in self.__dict__:  # the handle would still stand for the former prolog
             raise AttributeError("prolog: expected to stay as the module was made, got an assignment")
         super().__setattr__(name, value)
 

@@ -185,7 +185,7 @@ def _without_gradients(operator: Any) -> Any:
     names = [argument.name for argument in operator._schema.arguments]
 
     def run(keys: Any, *args: Any) -> Any:
-        for name, value in zip(names, args, strict=False):  # those that have a default may be left out
+        for name, value in zip(names, args, strict=False):  # arguments with a default may be left out
             if isinstance(value, Tensor):
                 refuse_gradient(name, value)
         with torch._C._AutoDispatchBelowAutograd():
