@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from shared.left_out import LeftOutError, or_left_out
-from shared.torch_index import BLOCK, chosen, fp32_scores, int8_scores
+from shared.torch_index import BLOCK, KeyTensors, QueryTensors, chosen, fp32_scores, int8_scores
 
 import mla_numba as mla
 from mla_numba.interop.torch.prolog import to_torch
@@ -78,8 +78,9 @@ class Calls:
 
     def ways(self, compiled: bool = True, chunk: int = 8192) -> dict[str, Callable[[], Any]]:
         """All of them by name; compositions go through the keys in chunks that stay in a cache."""
-        tensors = [to_torch(a) for a in (*self.out, self.cache.k, self.cache.k_scale, self.table[0])]
-        arguments = (*tensors, self.sizes.n_keys, self.k, chunk)
+        queries = QueryTensors(*map(to_torch, self.out))
+        keys = KeyTensors(*map(to_torch, (self.cache.k, self.cache.k_scale, self.table[0])), self.sizes.n_keys)
+        arguments = (queries, keys, self.k, chunk)
         products: dict[str, Callable[..., torch.Tensor]] = {"fp32": fp32_scores, "int8": int8_scores}
         made = {name: partial(chosen, scores, *arguments) for name, scores in products.items()}
         if compiled:  # without that setting the compiler leaves the rounding to fp16 out

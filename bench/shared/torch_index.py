@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
-__all__ = ["BLOCK", "chosen", "fp32_scores", "int8_scores"]
+__all__ = ["BLOCK", "KeyTensors", "QueryTensors", "chosen", "fp32_scores", "int8_scores"]
 
 BLOCK = 128
+
+
+class QueryTensors(NamedTuple):
+    """The tensors of an `IndexerOutput`: query (T, Ni, Di) int8, scale (T, Ni, 1) and weights (T, Ni) fp16."""
+
+    query: torch.Tensor
+    scale: torch.Tensor
+    weights: torch.Tensor
+
+
+class KeyTensors(NamedTuple):
+    """The tensors of an `IndexerCache`, and the blocks of one sequence of `n_keys` keys: table (blocks,) int32."""
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    table: torch.Tensor
+    n_keys: int
 
 
 def fp32_scores(query: torch.Tensor, factors: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -29,16 +47,16 @@ def _summed(dots: torch.Tensor, shape: torch.Size, factors: torch.Tensor, scale:
 
 
 def chosen(
-    scores_of: Callable[..., torch.Tensor], query: torch.Tensor, query_scale: torch.Tensor, weights: torch.Tensor,
-    keys: torch.Tensor, scales: torch.Tensor, table: torch.Tensor, n_keys: int, k: int, chunk: int,
-) -> torch.Tensor:  # fmt: skip
-    """The positions of the k best keys of each token (T, k)."""
+    scores_of: Callable[..., torch.Tensor], queries: QueryTensors, keys: KeyTensors, k: int, chunk: int
+) -> torch.Tensor:
+    """The positions (T, k) int32 of the k best keys of each token; `chunk` keys are scored at a time."""
+    query, (codes, scales, table, n_keys) = queries.query, keys
     t, n_blocks = len(query), chunk // BLOCK
-    factors = (query_scale[..., 0] * weights).float()
+    factors = (queries.scale[..., 0] * queries.weights).float()
     scores = torch.empty(t, len(table) * BLOCK)
     for first in range(0, len(table), n_blocks):
         blocks = table[first : first + n_blocks]
-        of_chunk = keys[blocks].view(-1, keys.shape[-1])
+        of_chunk = codes[blocks].view(-1, codes.shape[-1])
         scale = scales[blocks].view(-1).float()
         at = first * BLOCK
         scores[:, at : at + len(of_chunk)] = scores_of(query, factors, of_chunk, scale)

@@ -174,17 +174,18 @@ class AttentionCases:
         self, implementation: str, out: mla.IndexerOutput, cache: mla.IndexerCache, tables: Array
     ) -> list[Callable[[], Any]]:
         torch = pytest.importorskip("torch")
-        from shared.torch_index import chosen, fp32_scores, int8_scores
+        from shared.torch_index import KeyTensors, QueryTensors, chosen, fp32_scores, int8_scores
 
         from mla_numba.interop.torch.prolog import to_torch
 
         if len(out.query) > _MOST_OF_PEERS:
             pytest.skip(f"{implementation} left out: scores of {len(out.query)} tokens, head by head, take gigabytes")
         torch.set_num_threads(self.suite.n_threads)
-        scores = {"torch-index-fp32": fp32_scores, "torch-index-int8": int8_scores}[implementation]
-        given = [to_torch(array) for array in (*out, cache.k, cache.k_scale)]
+        scores_of = {"torch-index-fp32": fp32_scores, "torch-index-int8": int8_scores}[implementation]
+        queries, codes, scales = QueryTensors(*map(to_torch, out)), to_torch(cache.k), to_torch(cache.k_scale)
         n_keys, k = self.lengths
-        return [partial(chosen, scores, *given, to_torch(table), n_keys, k, _CHUNK) for table in tables]
+        keys = [KeyTensors(codes, scales, to_torch(table), n_keys) for table in tables]
+        return [partial(chosen, scores_of, queries, of_sequence, k, _CHUNK) for of_sequence in keys]
 
     @cached_property
     def _latents(self) -> tuple[mla.PagedCache, Array]:

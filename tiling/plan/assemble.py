@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tiling.cpu_tiling import CpuTiling
 from tiling.gemm import GemmPlan, MicroTile
@@ -13,7 +14,7 @@ from tiling.pypto.config import PassOptions
 from tiling.pypto.scheduling import setting_of
 from tiling.stages import StageShape
 
-__all__ = ["SERIAL_OPS", "Blocks", "TileContext", "assemble_tile", "wanted_workers"]
+__all__ = ["SERIAL_OPS", "Blocks", "Tasks", "TileContext", "assemble_tile", "wanted_workers"]
 
 # Below this a tile is done before the other threads have woken up.
 SERIAL_OPS = 2_000_000
@@ -26,6 +27,16 @@ class Blocks:
     mc: int
     kc: int
     nc: int
+
+
+class Tasks(NamedTuple):
+    """How tasks of one sweep are to be drawn: ``grain`` at a time, each of them cut into ``legs``."""
+
+    grain: int = 1
+    legs: int = 1
+
+
+ONE_BY_ONE = Tasks()
 
 
 @dataclass(frozen=True)
@@ -79,17 +90,14 @@ def assemble_tile(
     t: int,
     *,
     blocks: tuple[Blocks, Blocks, Blocks, Blocks],
-    rows_q: int,
-    rows_k: int,
-    down_grain: int = 1,
-    down_legs: int = 1,
-    heads_grain: int = 1,
-    heads_legs: int = 1,
+    rows: tuple[int, int],
+    down: Tasks = ONE_BY_ONE,
+    heads: Tasks = ONE_BY_ONE,
 ) -> TilePlan:
-    """Plan of one tile of ``t`` tokens; ``blocks`` by stage ordinal.
+    """Plan of one tile of ``t`` tokens; ``blocks`` by stage ordinal, ``rows`` of an elementwise task: query's, key's.
 
-    ``cube_nbuffer_setting`` takes the place of ``down_grain`` and ``heads_grain``.
-    ``vec_nbuffer_setting`` takes the place of ``rows_q`` (ordinal 0) and ``rows_k`` (ordinal 1) where it is set.
+    ``cube_nbuffer_setting`` takes the place of both grains, ``vec_nbuffer_setting`` that of ``rows`` (by ordinals 0 and
+    1), where they are set.
     """
     qa, qb, kva = (context.gemm(t, ordinal, blocks[ordinal]) for ordinal in range(3))
     inner = Blocks(min(blocks[3].mc, qb.mc), blocks[3].kc, blocks[3].nc)
@@ -98,11 +106,11 @@ def assemble_tile(
     return TilePlan(
         t=t,
         n_workers=n_workers,
-        down=DownPlan(qa, kva, context.set_grain(0) or down_grain, min(down_legs, qa.n_steps)),
+        down=DownPlan(qa, kva, context.set_grain(0) or down.grain, min(down.legs, qa.n_steps)),
         rows=RowPlan(
             t=t,
-            rows_q=min(setting_of(vec, 0) or rows_q, t),
-            rows_k=min(setting_of(vec, 1) or rows_k, t),
+            rows_q=min(setting_of(vec, 0) or rows[0], t),
+            rows_k=min(setting_of(vec, 1) or rows[1], t),
             q_lora_rank=qa.n,
             kv_lora_rank=context.shapes[3].n,
             qk_rope_head_dim=kva.n - context.shapes[3].n,
@@ -111,8 +119,8 @@ def assemble_tile(
         heads=HeadsPlan(
             qb=qb,
             wuk=context.gemm(t, 3, inner),
-            grain=max(context.set_grain(1), context.set_grain(3)) or heads_grain,
-            legs=min(heads_legs, qb.n_panels + 1),
+            grain=max(context.set_grain(1), context.set_grain(3)) or heads.grain,
+            legs=min(heads.legs, qb.n_panels + 1),
         ),
         groups=wanted_groups(context, n_workers),
     )

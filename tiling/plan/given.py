@@ -81,8 +81,7 @@ def config_tile(context: TileContext, config: MlaTileConfig, t: int) -> TilePlan
         context,
         t,
         blocks=(down, _l1_blocks(config.cube_qb_tile), down, wuk),
-        rows_q=config.mv_tile,
-        rows_k=config.k_vec_tile0,
+        rows=(config.mv_tile, config.k_vec_tile0),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tiling.arith import ceil_div
 from tiling.choose.candidates import Choice
-from tiling.plan.assemble import Blocks, TileContext, assemble_tile
+from tiling.plan.assemble import Blocks, Tasks, TileContext, assemble_tile
 from tiling.plan.tile import TilePlan
 from tiling.plan.unroll import loop_unroll
 
@@ -58,12 +58,9 @@ def own_tile(context: TileContext, choice: Choice, t: int) -> tuple[TilePlan, Re
             down,
             Blocks(v["wuk_mc"], v["wuk_kc"], v["wuk_walk"] * nr[3]),
         ),
-        rows_q=v["rows_q"],
-        rows_k=v["rows_k"],
-        down_grain=v["down_grain"],
-        down_legs=v["down_legs"],
-        heads_grain=v["heads_grain"],
-        heads_legs=v["heads_legs"],
+        rows=(v["rows_q"], v["rows_k"]),
+        down=Tasks(v["down_grain"], v["down_legs"]),
+        heads=Tasks(v["heads_grain"], v["heads_legs"]),
     )
     given = context.given.given()
 
