@@ -64,7 +64,7 @@ def neighbour_options(is_dump: bool) -> Callable[[Command], Command]:
         ),
         click.option(
             "--flash-tile", type=click.IntRange(1),
-            help="Keys of a tile, where attention rounds weights before it divides them.  [default: it divides first]",
+            help="Merge tiles of so many keys, as flash operators do: other bits.  [default: no tiles]",
         ),
         click.option(
             "--record-order", type=click.Choice(["cann", "flashmla"]), **default("cann"),

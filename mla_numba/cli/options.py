@@ -163,7 +163,11 @@ smooth_option = click.option(
     "--smooth", is_flag=True, help="SmoothQuant scales on the normalised query; with --quant b or ab."
 )
 numerics_option = click.option(
-    "--numerics", type=click.Choice(NUMERICS), default="pypto", show_default=True, help="Quantiser of this system."
+    "--numerics",
+    type=click.Choice(NUMERICS),
+    default="pypto",
+    show_default=True,
+    help="How rows are quantised: as by the reference operator of pypto, or as by those of CANN.",
 )
 seed_option = click.option(
     "--seed",

@@ -24,9 +24,9 @@ __all__ = ["check"]
 @click.option(
     "--nz/--nd",
     default=None,
-    help="Layout of weights in .bin files that may be FRACTAL_NZ, or else are ND.  [default: --nd]",
+    help="Whether weights in .bin files are FRACTAL_NZ, as dump --nz writes them, or plain (ND).  [default: --nd]",
 )
-@click.option("--numerics", type=click.Choice(NUMERICS), help="Quantiser that the operator uses.  [default: pypto]")
+@click.option("--numerics", type=click.Choice(NUMERICS), help="How the operator quantises rows.  [default: pypto]")
 @click.option("--epsilon-cq", type=epsilon_type, help="Epsilon of the query's norm.  [default: 1e-5]")
 @click.option("--epsilon-ckv", type=epsilon_type, help="Epsilon of the key's norm.  [default: 1e-5]")
 @neighbour_options(is_dump=False)
