@@ -91,7 +91,7 @@ def test_what_ran_is_counted_without_what_did_not():
     rows += [replace(row(3, status="same"), reason="0"), replace(row(4, ratio=None, status="wrong"), exact=False)]
     rows[2], rows[4] = replace(rows[2], reason="too long"), replace(rows[4], reason="q_norm: 1 of 8")
     assert counted(rows, 9, 7).splitlines() == [
-        "3 plans ran, 2 of them with every bit of the reference; 1 were stopped early",
+        "3 plans ran, 2 with every bit of the reference; 1 stopped early",
         "13 candidates did not run: 1 refused, 1 the same plan as another, 4 left, 7 left out by --where",
         "refused, 1 of 1: too long",
         "wrong: {} at 8 tokens: q_norm: 1 of 8",

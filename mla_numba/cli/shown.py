@@ -18,6 +18,7 @@ __all__ = [
     "megabytes",
     "no_share",
     "print_wide",
+    "quantity",
     "share_text",
 ]
 
@@ -49,6 +50,11 @@ def folder_size(folder: Path) -> tuple[int, int]:
     """Bytes and number of the files in a folder and below; (0, 0) if it is not there."""
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     return sum(sizes), len(sizes)
+
+
+def quantity(n: int, noun: str) -> str:
+    """A number of things: 0 plans, 1 plan, 2 plans."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def megabytes(n_bytes: int) -> str:

@@ -146,7 +146,7 @@ class Conditions:
         """One line."""
         if self.is_busy:
             first, *others = self.reasons
-            more = f" (and {len(others)} more signs)" if others else ""
+            more = f" (and {len(others)} more sign{'s' if len(others) > 1 else ''})" if others else ""
             return f"busy machine, do not trust these figures: {first}{more}"
         known = [cores for cores in (self.before, self.during, self.after) if cores is not None]
         took = f"others took at most {max(known):.2f} of {self.n_cpus} cores" if known else "the load is not known here"

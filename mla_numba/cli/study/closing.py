@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ...tuning.study import Row, reasons_of
 from ...tuning.verdict import Finding
+from ..shown import quantity
 
 __all__ = ["closing", "counted"]
 
@@ -20,10 +21,12 @@ def counted(rows: Sequence[Row], n_jobs: int, n_left_out: int) -> str:
     others = ", ".join(f"{count} {said}" for said, count in unrun.items() if count)
     stopped = sum(row.status == "stopped" for row in ran)
     lines = [
-        f"{len(ran)} plans ran, {len(ran) - len(wrong)} of them with every bit of the reference; "
-        f"{stopped} were stopped early",
-        f"{n_jobs + n_left_out - len(ran)} candidates did not run" + (f": {others}" if others else ""),
+        f"{quantity(len(ran), 'plan')} ran, {len(ran) - len(wrong)} with every bit of the reference"
+        + (f"; {stopped} stopped early" if stopped else ""),
     ]
+    n_unrun = n_jobs + n_left_out - len(ran)
+    if n_unrun:
+        lines.append(f"{quantity(n_unrun, 'candidate')} did not run: {others}")
     lines += reasons_of([row.reason for row in rows if row.status == "refused"])
     return "\n".join([*lines, *(f"wrong: {row.settings} at {row.t} tokens: {row.reason}" for row in wrong)])
 
