@@ -48,6 +48,14 @@ def saved(tmp_path_factory):
     return get
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """An object of every public class, by its class."""
+    from helpers.public_objects import make_objects
+
+    return {type(value): value for value in make_objects(tmp_path_factory.mktemp("objects"))}
+
+
 @pytest.fixture
 def quiet_machine(monkeypatch):
     """Others take nothing of it, as the commands see it."""

@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import pytest
 from helpers import make_cache, make_inputs, make_weights, run_python
-from helpers.public_objects import make_objects, public_classes
+from helpers.public_objects import public_classes
 
 from mla_numba import (
     BoundCall,
@@ -93,11 +93,6 @@ def differences(got, want, name=""):
     else:
         return [] if got == want else [name]
     return [one for key, g, w in pairs for one in differences(g, w, f"{name}.{key}")]
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory):
-    return {type(value): value for value in make_objects(tmp_path_factory.mktemp("objects"))}
 
 
 @pytest.mark.parametrize("how", AGAIN)

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from helpers.public_objects import DIMS, make_objects, public_classes
+from helpers.public_objects import DIMS, public_classes
 
 import mla_numba as mla
 from mla_numba.base.short_repr import size_text
@@ -16,11 +16,6 @@ MOST = 210
 # Numbers to copy, seven arrays twice, settings to copy.
 LONGER = {Costs: 450, Cluster: 450, ReferenceOutput: 260, mla.IndexedOutput: 260, MlaTileConfig: 450}
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory):
-    return {type(value): value for value in make_objects(tmp_path_factory.mktemp("objects"))}
 
 
 @pytest.mark.parametrize("cls", public_classes(), ids=lambda cls: cls.__name__)
