@@ -84,9 +84,12 @@ def check_blocks(
     if not array.size:
         return
     blocks = as_blocks(array)
-    strided = len(blocks) > 1 and (blocks.strides[0] < blocks[0].nbytes or blocks.strides[0] % array.itemsize)
-    if strided or not blocks[0].flags.c_contiguous:
+    if not blocks[0].flags.c_contiguous:
         raise ValueError(f"{name}: expected blocks that are contiguous within, got strides {array.strides}")
+    least = blocks[0].nbytes
+    if len(blocks) > 1 and (blocks.strides[0] < least or blocks.strides[0] % array.itemsize):
+        apart = f"in ascending order, whole elements and at least {least} bytes apart"
+        raise ValueError(f"{name}: expected contiguous blocks {apart}, got strides {array.strides}")
 
 
 def check_nz_rows(name: str, array: Array) -> None:

@@ -120,6 +120,7 @@ class TestArrays:
             given[i] = wrong
             text = refuses(ValueError, f"^{NAMES[i]}: expected .*contiguous.*strides", given)
             assert str(wrong.strides) in text, what
+            assert ("bytes apart" in text) == (what in ("blocks backwards", "one block", "blocks that overlap")), what
 
     def test_strided_blocks(self, i):
         n, m, _, d = arrays()[i].shape

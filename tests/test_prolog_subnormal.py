@@ -164,3 +164,14 @@ def test_any_exponents(p_x, p_sum, seed, mode):
         return
     # Unquantised, the next product may meet norms too small for exact products: down to the norm all is compared.
     assert_none([m for m in check_output(call.out, call.cache, want) if not m.name.startswith("query")])
+
+
+@pytest.mark.parametrize("place", [0, 1, 31, 32])
+def test_queries_with_one_tiny_element(place):
+    """All others are zero: each place counts, the last of an odd number, too."""
+    rng = np.random.default_rng(9)
+    scale = np.zeros((3, 67), np.float32)
+    scale[:, place] = 2.0**-133
+    weights = make_weights(DIMS, "b", w_uk=at(rng, 0, 3, 33, 68), dequant_scale_w_uq_qr=scale.reshape(201))
+    want = assert_call(weights, make_inputs(DIMS, T, 48))
+    assert np.asarray(want.query_nope).astype(np.float32).any()

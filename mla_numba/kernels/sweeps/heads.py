@@ -81,11 +81,11 @@ def _rope_head(work: Heads, q: HeadRows, y: F32) -> None:
 
 
 @callee
-def _min_nope_magnitude(q: HeadRows, first: Index, rows: Index, rope: Index, nope: Index) -> Index:
-    """The `min_magnitude` of the nope part of some rows of q."""
+def _min_nope_magnitude(q: HeadRows, first: Index, rows: Index, rope: Index, kp: Index) -> Index:
+    """The `min_magnitude` of the nope part of some rows of q, an operand of kp elements with zeros anywhere in it."""
     least = NONE_NONZERO
     for i in range(first, first + rows):
-        least = min(least, min_magnitude(window(q.rows, i * q.step + rope, nope)))
+        least = min(least, min_magnitude(window(q.rows, i * q.step + rope, kp)))
     return np.int32(least)
 
 
@@ -119,7 +119,7 @@ def _uk_head(work: Heads, q: HeadRows, c: C) -> None:
     depth = Depth(np.int64(0), uk.kp, cut.kc_uk)
     for ib in range(n_blocks):
         first, rows = block_of(q.n, n_blocks, ib)
-        magnitude = _min_nope_magnitude(q, first, rows, rope, work.nope_dim)
+        magnitude = _min_nope_magnitude(q, first, rows, rope, uk.kp)
         no_subnormals = sums_stay_normal(magnitude, uk.min_magnitude)
         nope_at = ((q.token + first) * n_heads + q.head) * latent
         a = A(q.rows, first * q.step + rope, q.step)
