@@ -97,7 +97,7 @@ def test_a_step_that_times_is_drawn_between_its_calls_only(monkeypatch):
 def test_what_the_library_says_stands_beside_the_step(monkeypatch):
     terminal = on_terminal(monkeypatch)
     with Steps() as steps, steps.step("first call"):
-        LOG.warning("compiling kernels for this CPU (once, some seconds)")
+        LOG.warning("compiling kernels for this CPU (once, up to a minute)")
     assert terminal.lines()[-2].endswith(" s; compiling kernels for this CPU")
 
 

@@ -119,7 +119,7 @@ def say_compiling() -> None:
     global _said_compiling
     if not _said_compiling:
         _said_compiling = True
-        log.warning("compiling kernels for this CPU (once, some seconds; kept in %s)", cache_folder())
+        log.warning("compiling kernels for this CPU (once, up to a minute; kept in %s)", cache_folder())
 
 
 def say_ready(name: str, seconds: float | None = None) -> None:
