@@ -12,10 +12,11 @@ from helpers.lightning_calls import Shape, assert_same_list, check_random_calls,
 from mla_numba import IndexerCache, IndexerOutput, MlaDims, PagedCache, lightning_index
 from mla_numba.attention import lightning
 from mla_numba.attention.lightning import GROUP, MAX_HEAD_DIM, MAX_K, TOKENS
-from mla_numba.kernels.lightning.best import ALL_RANKS, N_BINS, append_ranks, keep_best, sort_ranks
+from mla_numba.kernels.lightning.best import ALL_RANKS, SAMPLE, append_ranks, keep_best
 from mla_numba.kernels.lightning.chosen import can_append
 from mla_numba.kernels.lightning.keys import TILE
 from mla_numba.kernels.lightning.panel import SPLIT, half_of
+from mla_numba.kernels.lightning.sorting import N_BINS, sort_ranks
 from mla_numba.kernels.micro.table import ISA
 
 SMALL = Shape((2, 2), 20, 3, 8, 4, 6)
@@ -154,7 +155,7 @@ def test_eleven_bits_of_any_number_of_24():
 @pytest.mark.parametrize("slack", [0, 7])
 def test_what_is_kept_of_ranks(spread, slack):
     rng = np.random.default_rng(spread % 1000)
-    counts = np.zeros(N_BINS, np.int64)
+    sample, counts = np.zeros(2 * SAMPLE, np.uint64), np.zeros(N_BINS, np.uint64)
     for n, k in ((1, 1), (50, 50), (50, 1), (1000, 37), (1000, 999)):
         ranks = rng.permutation(np.arange(n, dtype=np.uint64) + rng.integers(0, spread, dtype=np.uint64))
         if spread > n:
@@ -162,10 +163,10 @@ def test_what_is_kept_of_ranks(spread, slack):
             ranks = rng.permutation(np.unique(ranks))
             n, k = len(ranks), min(k, len(ranks))
         left = ranks.copy()
-        n_kept, worst = keep_best(left, np.int64(n), np.int64(k), np.int64(slack), counts)
+        n_kept, worst = keep_best(left, np.int64(n), np.int64(k), np.int64(slack), sample)
         assert k <= n_kept <= k + slack
         assert left[:n_kept].tolist() == ranks[ranks <= worst].tolist()
-        sort_ranks(left, n_kept, np.empty(n_kept, np.uint64), counts)
+        sort_ranks(left[:n_kept], np.empty(n_kept, np.uint64), counts)
         assert left[:n_kept].tolist() == sorted(ranks.tolist())[:n_kept]
     assert worst <= ALL_RANKS
 

@@ -17,20 +17,22 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from ..jit.callee import callee, inlined, overload_callee
-from ..kinds import F32, Index, Int32, Int64, Real, Typed, Word
+from ..kinds import F32, Index, Real, Typed, Word
 from ..micro.table import ISA
 from ..scalars import bits_of_f32, window
 from .chosen import can_append, declare_append
 from .vector_code import call_vector_code
 
-__all__ = ["ALL_RANKS", "N_BINS", "Ranks", "append_ranks", "keep_best", "rank_keys", "sort_ranks"]
+__all__ = [
+    "ALL_RANKS", "SAMPLE", "Ranks", "append_ranks", "count_ranks", "find_worst", "guess_worst", "keep_best",
+    "rank_keys", "slack_of", "span_of", "take_sample",
+]  # fmt: skip
 
 Ranks = NDArray[np.uint64]
 ALL_RANKS = np.uint64(0xFFFFFFFFFFFFFFFF)  # none is worse
-_DIGIT = 11  # bits that are sorted by at once
-N_BINS = 1 << _DIGIT
+SAMPLE = 1024  # ranks, and up to twice as many
+_CAUTION = 2.5  # standard deviations
 _HALF = 32
-_POSITION = np.uint64(0xFFFFFFFF)
 _STRETCH = 32  # keys
 
 
@@ -95,86 +97,76 @@ def _append_simd(_typingctx: Any, more: Any, n: Any, worst: Any, ranks: Any, at:
 
 
 @callee
-def keep_best(ranks: Ranks, n: Index, k: Index, slack: Index, counts: Int64) -> tuple[Index, Word]:
+def count_ranks(ranks: Ranks, worst: Word) -> Index:
+    """How many ranks are not worse."""
+    n = np.int64(0)
+    for i in range(len(ranks)):
+        n += np.int64(ranks[i] <= worst)
+    return n
+
+
+@callee
+def span_of(ranks: Ranks) -> tuple[Word, Word]:
+    """The best and the worst of some ranks, at least one."""
+    best, worst = ranks[0], ranks[0]
+    for i in range(len(ranks)):
+        best, worst = min(best, ranks[i]), max(worst, ranks[i])
+    return best, worst
+
+
+@callee
+def find_worst(ranks: Ranks, k: Index, slack: Index) -> Word:
+    """A rank, there or not, than which k to k + slack of at least k ranks are not worse.
+
+    It lies between two that halve their distance, since to compare all ranks at once takes less than to sort some.
+    """
+    low, high = span_of(ranks)
+    n = np.int64(len(ranks))
+    while n - k > slack and low < high:
+        middle = np.uint64(low + ((high - low) >> np.uint64(1)))
+        n_better = count_ranks(ranks, middle)
+        if n_better >= k:
+            high, n = middle, n_better
+        else:
+            low = np.uint64(middle + np.uint64(1))
+    return high
+
+
+@callee
+def take_sample(ranks: Ranks, step: Index, sample: Ranks, n: Index) -> Index:
+    """Appends to the n ranks of a sample each step-th of some; how many there are then."""
+    for i in range(step - 1, len(ranks), step):
+        sample[n] = ranks[i]
+        n += 1
+    return np.int64(n)
+
+
+@callee
+def guess_worst(sample: Ranks, n: Index, k: Index) -> Word:
+    """A rank than which k of n ranks, and few more, are likely not worse, by a sample of them."""
+    share = len(sample) / n
+    deviation = np.sqrt(k * share * (1 - k / n))
+    wanted = np.int64(np.ceil(k * share + _CAUTION * deviation))
+    return find_worst(sample, wanted, np.int64(deviation)) if wanted < len(sample) else ALL_RANKS
+
+
+@callee
+def slack_of(k: Index) -> Index:
+    """How many ranks more than k may be kept: a sample decides which, and more often than not at once."""
+    return k // 4
+
+
+@callee
+def keep_best(ranks: Ranks, n: Index, k: Index, slack: Index, sample: Ranks) -> tuple[Index, Word]:
     """Drops all but the k best of n >= k ranks, in their order, or keeps up to `slack` more; (how many, the worst).
 
-    Digit by digit from the top: `left` of the ranks that begin with `prefix` are among the best. The worst is a bound:
-    no more than those that are kept are up to it. counts (N_BINS,) is scratch.
+    The worst is a bound: no more than those that are kept are up to it. sample (2 * SAMPLE,) is scratch.
     """
-    left, prefix, shift = np.int64(k), np.uint64(0), np.int64(64)
-    surplus = np.int64(n)
-    while surplus > slack and shift > 0:
-        bits = min(np.int64(_DIGIT), shift)
-        shift -= bits
-        below, digit = np.uint64(shift), np.uint64(bits)
-        for b in range(N_BINS):
-            counts[b] = 0
-        mask = np.uint64((1 << _DIGIT) - 1) >> np.uint64(_DIGIT - bits)
-        for i in range(n):
-            high = ranks[i] >> below
-            if high >> digit == prefix:
-                counts[np.int64(high & mask)] += 1
-        chosen = np.int64(0)
-        while counts[chosen] < left:
-            left -= counts[chosen]
-            chosen += 1
-        surplus = counts[chosen] - left
-        prefix = np.uint64(prefix << digit) | np.uint64(chosen)
-    worst = ALL_RANKS if shift == 64 else (np.uint64(prefix << np.uint64(shift))) | (ALL_RANKS >> np.uint64(64 - shift))
-    return append_ranks(window(ranks, 0, n), ranks, np.int64(0), worst), worst
-
-
-@callee
-def _in_order(ranks: Ranks, n: Index) -> bool:
-    """Whether positions ascend."""
-    falls = 0
-    for i in range(1, n):
-        falls += (ranks[i] & _POSITION) < (ranks[i - 1] & _POSITION)
-    return falls == 0
-
-
-@callee
-def _sort_digit(ranks: Ranks, n: Index, shift: Index, bits: Index, out: Ranks, counts: Int64) -> None:
-    """The ranks in order of one digit, those with the same one in the order in which they were."""
-    below, mask = np.uint64(shift), np.uint64((1 << bits) - 1)
-    for b in range(N_BINS):
-        counts[b] = 0
-    for i in range(n):
-        counts[np.int64((ranks[i] >> below) & mask)] += 1
-    start = np.int64(0)
-    for b in range(N_BINS):
-        start, counts[b] = start + counts[b], start
-    for i in range(n):
-        at = np.int64((ranks[i] >> below) & mask)
-        out[counts[at]] = ranks[i]
-        counts[at] += 1
-
-
-@callee
-def sort_ranks(ranks: Ranks, n: Index, scratch: Ranks, counts: Int64) -> None:
-    """Sorts n ranks, digit by digit from the bottom; scratch (n,), counts (N_BINS,)."""
-    differing = np.uint64(0)
-    for i in range(n):
-        differing |= ranks[i] ^ ranks[0]
-    swapped = False
-    for half in range(1 if _in_order(ranks, n) else 0, 2):
-        for first in range(0, _HALF, _DIGIT):
-            shift, bits = half * _HALF + first, min(_DIGIT, _HALF - first)
-            if (differing >> np.uint64(shift)) & np.uint64((1 << bits) - 1):
-                if swapped:
-                    _sort_digit(scratch, n, shift, bits, ranks, counts)
-                else:
-                    _sort_digit(ranks, n, shift, bits, scratch, counts)
-                swapped = not swapped
-    if swapped:
-        for i in range(n):
-            ranks[i] = scratch[i]
-
-
-@callee
-def write_positions(ranks: Ranks, n: Index, out: Int32) -> None:
-    """The positions of n ranks, and then -1."""
-    for i in range(n):
-        out[i] = np.int32(ranks[i] & _POSITION)
-    for i in range(n, len(out)):
-        out[i] = np.int32(-1)
+    every, step = window(ranks, 0, n), n // SAMPLE
+    worst, n_kept = ALL_RANKS, np.int64(n)
+    if step > 1:
+        worst = guess_worst(window(sample, 0, take_sample(every, step, sample, np.int64(0))), n, k)
+        n_kept = count_ranks(every, worst)
+    if n_kept < k or n_kept > k + slack:
+        worst = find_worst(every, k, slack)
+    return append_ranks(every, ranks, np.int64(0), worst), worst

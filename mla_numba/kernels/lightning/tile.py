@@ -20,7 +20,7 @@ of them at a time; their scores exist for one token and one tile of keys.
 | chosen       | (T, k)                | int32        | positions, the best first, then -1               |
 | rows         | (t, Np, kp)           | A_INT8_DTYPE | scratch: queries; Np is Ni in whole BLOCKs |
 | head_weights | (t, Np)               | float32      | scratch                                          |
-| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + k // 8 + TILE   |
+| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + slack_of(k) + TILE   |
 | n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are                      |
 | worst        | (n_workers, >= t)     | uint64       | scratch: up to which others come in              |
 
@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit.callee import callee, inlined
-from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values
+from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values, Word
 from ..launch import kernel
 from ..micro.operands import A
 from ..micro.ukernel import NR
@@ -44,15 +44,18 @@ from ..sweeps.phase import Tasks, Team, share, wait
 from ..threads.tasks import ceil_div, linger
 from .best import (
     ALL_RANKS,
+    SAMPLE,
     Ranks,
     append_ranks,
+    guess_worst,
     keep_best,
     rank_keys,
-    sort_ranks,
-    write_positions,
+    slack_of,
+    take_sample,
 )
 from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys, widen_scales
 from .panel import Ahead, Panels, score_panels
+from .sorting import sort_ranks, write_positions
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Buffers", "Groups", "Queries", "Scratch", "lightning_tile"]
 
@@ -95,8 +98,8 @@ class Buffers(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32, fresh (TILE,) and sorted (2 * room,) uint64,
-    counts (N_BINS,) int64.
+    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32; fresh (TILE,), merged (2 * room,),
+    spare (room or 2 * SAMPLE, whichever is more) and counts (N_BINS,) uint64.
     """
 
     codes: Codes
@@ -106,8 +109,9 @@ class Scratch(NamedTuple):
     rest: Codes
     scores: F32
     fresh: Ranks
-    sorted: Ranks
-    counts: Int64
+    merged: Ranks
+    spare: Ranks
+    counts: Ranks
 
 
 class Work(NamedTuple):
@@ -166,7 +170,7 @@ def _collect(work: Work, worker: Index, token: Index, position: Index, tile: Key
     counts, worst = unowned(buffers.n_ranks), unowned(buffers.worst)
     k, room = work.queries.chosen.shape[1], buffers.ranks.shape[2]
     if counts[at] + n > room:
-        counts[at], worst[at] = keep_best(ranks, counts[at], k, k // 8, row_of(scratch.counts, worker))
+        counts[at], worst[at] = keep_best(ranks, counts[at], k, slack_of(k), row_of(scratch.spare, worker))
     counts[at] = append_ranks(fresh, ranks, counts[at], worst[at])
 
 
@@ -203,25 +207,45 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
 
 
 @callee
+def _gather(work: Work, task: Index, worst: Word, merged: Ranks, sample: Ranks) -> Index:
+    """The ranks of all buffers of a token that are not worse, or the k best of them and a few more; how many."""
+    buffers, k = work.buffers, np.int64(work.queries.chosen.shape[1])
+    n_workers, t, _ = buffers.ranks.shape
+    n = np.int64(0)
+    for w in range(n_workers):
+        n_more = buffers.n_ranks[w, task]
+        if n + n_more > len(merged):
+            n, bound = keep_best(merged, n, k, slack_of(k), sample)
+            worst = min(worst, bound)
+        n = append_ranks(window(row_of(buffers.ranks, w * t + task), 0, n_more), merged, n, worst)
+    return n
+
+
+@callee
 def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """The k best of all buffers. Each worker's bound holds for all: k ranks are not worse than it."""
     buffers, scratch = work.buffers, work.scratch
-    n_workers, t, room = buffers.ranks.shape
+    n_workers, t, _ = buffers.ranks.shape
     k = np.int64(work.queries.chosen.shape[1])
-    merged, counts = row_of(scratch.sorted, worker), row_of(scratch.counts, worker)
+    merged, spare = row_of(scratch.merged, worker), row_of(scratch.spare, worker)
     n, worst = np.int64(0), ALL_RANKS
     for w in range(n_workers):
-        worst = min(worst, buffers.worst[w, task])
-    for w in range(n_workers):
-        n_more = buffers.n_ranks[w, task]
-        if n + n_more > 2 * room and n > k:
-            n, bound = keep_best(merged, n, k, np.int64(0), counts)
-            worst = min(worst, bound)
-        n = append_ranks(window(row_of(buffers.ranks, w * t + task), 0, n_more), merged, n, worst)
+        n, worst = n + buffers.n_ranks[w, task], min(worst, buffers.worst[w, task])
+    guess = worst
     if n > k:
-        n, _ = keep_best(merged, n, k, k // 8, counts)
-    sort_ranks(merged, n, row_of(buffers.ranks, task), counts)
-    write_positions(merged, min(n, k), row_of(work.queries.chosen, work.t0 + task))
+        n_sample, step = np.int64(0), max(np.int64(1), n // SAMPLE)
+        for w in range(n_workers):
+            ranks = window(row_of(buffers.ranks, w * t + task), 0, buffers.n_ranks[w, task])
+            n_sample = take_sample(ranks, step, spare, n_sample)
+        guess = min(worst, guess_worst(window(spare, 0, n_sample), n, k))
+    n_merged = _gather(work, task, guess, merged, spare)
+    if n_merged < min(n, k):
+        n_merged = _gather(work, task, worst, merged, spare)
+    if n_merged > len(spare):
+        n_merged, _ = keep_best(merged, n_merged, k, slack_of(k), spare)
+    best = window(merged, 0, n_merged)
+    sort_ranks(best, spare, row_of(scratch.counts, worker))
+    write_positions(best, row_of(work.queries.chosen, work.t0 + task))
 
 
 @kernel
