@@ -99,7 +99,7 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
         "head_weights": ((t, n_rows), np.float32),
         "ranks": ((n_workers, t, room), np.uint64),
         "n_ranks": by_worker(t, np.int64),
-        "worst": by_worker(t, np.uint64),
+        "ends": by_worker(t, np.uint64),
         "codes": by_worker(TILE * kp, np.int8),
         "places": by_worker(TILE, np.int64),
         "offset": by_worker(TILE, np.int32),

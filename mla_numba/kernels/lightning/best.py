@@ -4,7 +4,7 @@ A key is a rank: a uint64 whose upper half falls as the score rises, and whose l
 a total order, the best first: by score, then by position. -0.0 counts as 0.0, and a NaN comes before all numbers.
 
 Ranks that may be among the k best are appended to a buffer. When it is full, all but about k are dropped, and from then
-on only ranks up to the worst that is left come in. What is kept in the end does not depend on the order.
+on only ranks below a bound come in. What is kept in the end does not depend on the order.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .chosen import can_append, declare_append
 from .vector_code import call_vector_code
 
 __all__ = [
-    "ALL_RANKS", "SAMPLE", "Ranks", "append_ranks", "count_ranks", "find_worst", "guess_worst", "keep_best",
-    "rank_keys", "slack_of", "span_of", "take_sample",
+    "BEGIN", "END", "SAMPLE", "Ranks", "append_ranks", "count_below", "extremes", "find_end", "guess_end", "keep_best",
+    "rank_keys", "slack_of", "take_sample",
 ]  # fmt: skip
 
 Ranks = NDArray[np.uint64]
-ALL_RANKS = np.uint64(0xFFFFFFFFFFFFFFFF)  # none is worse
+BEGIN, END = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)  # all ranks are from here on and below there
 SAMPLE = 1024  # ranks, and up to twice as many
 _CAUTION = 2.5  # standard deviations
 _HALF = 32
@@ -53,80 +53,78 @@ def rank_keys(scores: F32, scale: F32, position: Index, ranks: Ranks) -> None:
         ranks[j] = np.uint64(np.uint64(key) << np.uint64(_HALF)) | np.uint64(position + j)
 
 
-def append_ranks(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
-    """Appends to n ranks those of `more` that are not worse; how many there are then.
+def append_ranks(more: Ranks, ranks: Ranks, n: Index, first: Word, end: Word) -> Index:
+    """Appends to n ranks those of `more` from `first` on and below `end`; how many there are then.
 
     `more` may be ranks[i:] for i >= n.
     """
-    return _append_by_stretches(more, ranks, n, worst)
+    return _append_by_stretches(more, ranks, n, first, end)
 
 
 @callee
-def _append_by_stretches(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
+def _append_by_stretches(more: Ranks, ranks: Ranks, n: Index, first: Word, end: Word) -> Index:
     """Of a long sequence few keys are near. So _STRETCH of them are first compared at once."""
-    for first in range(0, len(more), _STRETCH):
-        stretch = window(more, first, min(np.int64(_STRETCH), len(more) - first))
-        n_near = np.int64(0)
-        for j in range(len(stretch)):
-            n_near += np.int64(stretch[j] <= worst)
-        if n_near:
+    for begin in range(0, len(more), _STRETCH):
+        stretch = window(more, begin, min(np.int64(_STRETCH), len(more) - begin))
+        if count_below(stretch, end):
             for j in range(len(stretch)):
                 rank = stretch[j]
                 ranks[n] = rank
-                n += np.int64(rank <= worst)
+                n += np.int64(first <= rank < end)
     return np.int64(n)
 
 
 @overload_callee(append_ranks)
-def _append_ranks(more: Typed, ranks: Typed, n: Typed, worst: Typed) -> Any:
+def _append_ranks(more: Typed, ranks: Typed, n: Typed, first: Typed, end: Typed) -> Any:
     if not can_append(ISA):
         return _append_by_stretches
 
-    def simd(more: Ranks, ranks: Ranks, n: Index, worst: Word) -> Index:
-        return _append_simd(more, np.int64(len(more)), np.uint64(worst), ranks, np.int64(n))
+    def simd(more: Ranks, ranks: Ranks, n: Index, first: Word, end: Word) -> Index:
+        return _append_simd(more, np.int64(len(more)), np.uint64(first), np.uint64(end), ranks, np.int64(n))
 
     return simd
 
 
 @intrinsic
-def _append_simd(_typingctx: Any, more: Any, n: Any, worst: Any, ranks: Any, at: Any) -> Any:
+def _append_simd(_typingctx: Any, more: Any, n: Any, first: Any, end: Any, ranks: Any, at: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return call_vector_code(context, builder, sig, args, declare_append)
 
-    return types.int64(more, types.int64, types.uint64, ranks, types.int64), codegen
+    return types.int64(more, types.int64, types.uint64, types.uint64, ranks, types.int64), codegen
 
 
 @callee
-def count_ranks(ranks: Ranks, worst: Word) -> Index:
-    """How many ranks are not worse."""
+def count_below(ranks: Ranks, end: Word) -> Index:
+    """How many ranks are below `end`."""
     n = np.int64(0)
     for i in range(len(ranks)):
-        n += np.int64(ranks[i] <= worst)
+        n += np.int64(ranks[i] < end)
     return n
 
 
 @callee
-def span_of(ranks: Ranks) -> tuple[Word, Word]:
-    """The best and the worst of some ranks, at least one."""
-    best, worst = ranks[0], ranks[0]
+def extremes(ranks: Ranks) -> tuple[Word, Word]:
+    """The least and the most of some ranks, at least one."""
+    least, most = ranks[0], ranks[0]
     for i in range(len(ranks)):
-        best, worst = min(best, ranks[i]), max(worst, ranks[i])
-    return best, worst
+        least, most = min(least, ranks[i]), max(most, ranks[i])
+    return least, most
 
 
 @callee
-def find_worst(ranks: Ranks, k: Index, slack: Index) -> Word:
-    """A rank, there or not, than which k to k + slack of at least k ranks are not worse.
+def find_end(ranks: Ranks, k: Index, slack: Index) -> Word:
+    """What k to k + slack of at least k ranks are below.
 
-    It lies between two that halve their distance, since to compare all ranks at once takes less than to sort some.
+    It lies between two bounds whose distance is halved again and again: to compare all ranks, many at once, takes less
+    than to sort them into bins.
     """
-    low, high = span_of(ranks)
-    n = np.int64(len(ranks))
+    least, most = extremes(ranks)
+    low, high, n = np.uint64(least), np.uint64(most + np.uint64(1)), np.int64(len(ranks))
     while n - k > slack and low < high:
         middle = np.uint64(low + ((high - low) >> np.uint64(1)))
-        n_better = count_ranks(ranks, middle)
-        if n_better >= k:
-            high, n = middle, n_better
+        n_below = count_below(ranks, middle)
+        if n_below >= k:
+            high, n = middle, n_below
         else:
             low = np.uint64(middle + np.uint64(1))
     return high
@@ -142,31 +140,33 @@ def take_sample(ranks: Ranks, step: Index, sample: Ranks, n: Index) -> Index:
 
 
 @callee
-def guess_worst(sample: Ranks, n: Index, k: Index) -> Word:
-    """A rank than which k of n ranks, and few more, are likely not worse, by a sample of them."""
+def guess_end(sample: Ranks, n: Index, k: Index) -> Word:
+    """What k of n ranks, and few more, are likely below, by a sample of them."""
+    n = max(n, 1)
     share = len(sample) / n
     deviation = np.sqrt(k * share * (1 - k / n))
     wanted = np.int64(np.ceil(k * share + _CAUTION * deviation))
-    return find_worst(sample, wanted, np.int64(deviation)) if wanted < len(sample) else ALL_RANKS
+    return find_end(sample, wanted, np.int64(deviation)) if wanted < len(sample) else END
 
 
 @callee
 def slack_of(k: Index) -> Index:
-    """How many ranks more than k may be kept: a sample decides which, and more often than not at once."""
+    """How many ranks more than k may be kept: so many that what a sample says mostly is enough."""
     return k // 4
 
 
 @callee
 def keep_best(ranks: Ranks, n: Index, k: Index, slack: Index, sample: Ranks) -> tuple[Index, Word]:
-    """Drops all but the k best of n >= k ranks, in their order, or keeps up to `slack` more; (how many, the worst).
+    """Drops all but the k best of n >= k ranks, in their order, or keeps up to `slack` more.
 
-    The worst is a bound: no more than those that are kept are up to it. sample (2 * SAMPLE,) is scratch.
+    Returns how many there are then, and a bound that all of these, and no others, are below. sample (2 * SAMPLE,) is
+    scratch.
     """
     every, step = window(ranks, 0, n), n // SAMPLE
-    worst, n_kept = ALL_RANKS, np.int64(n)
+    end, n_kept = END, np.int64(n)
     if step > 1:
-        worst = guess_worst(window(sample, 0, take_sample(every, step, sample, np.int64(0))), n, k)
-        n_kept = count_ranks(every, worst)
+        end = guess_end(window(sample, 0, take_sample(every, step, sample, np.int64(0))), n, k)
+        n_kept = count_below(every, end)
     if n_kept < k or n_kept > k + slack:
-        worst = find_worst(every, k, slack)
-    return append_ranks(every, ranks, np.int64(0), worst), worst
+        end = find_end(every, k, slack)
+    return append_ranks(every, ranks, np.int64(0), BEGIN, end), end

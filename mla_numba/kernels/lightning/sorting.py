@@ -11,7 +11,7 @@ import numpy as np
 from ..jit.callee import callee
 from ..kinds import Index, Int32, Word
 from ..scalars import window
-from .best import Ranks, span_of
+from .best import Ranks, extremes
 
 __all__ = ["N_BINS", "sort_ranks", "write_positions"]
 
@@ -72,14 +72,14 @@ def sort_ranks(ranks: Ranks, spare: Ranks, counts: Ranks) -> None:
     n = len(ranks)
     if n < 2:
         return
-    best, worst = span_of(ranks)
+    least, most = extremes(ranks)
     n_bits = 0
-    while n_bits < 64 and (worst - best) >> np.uint64(n_bits):
+    while n_bits < 64 and (most - least) >> np.uint64(n_bits):
         n_bits += 1
     scratch = window(spare, 0, n)
-    _sort_bits(ranks, best, max(0, n_bits - _LEADING), n_bits, scratch, counts)
+    _sort_bits(ranks, least, max(0, n_bits - _LEADING), n_bits, scratch, counts)
     if not _settle(ranks):
-        _sort_bits(ranks, best, 0, n_bits, scratch, counts)
+        _sort_bits(ranks, least, 0, n_bits, scratch, counts)
 
 
 @callee
