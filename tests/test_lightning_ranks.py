@@ -98,7 +98,7 @@ def test_a_sample_that_misleads_costs_no_rank(monkeypatch, sampled):
     assert 40 <= n_kept <= 50
     assert set(ranks[:40].tolist()) <= set(left[:n_kept].tolist())
     buffers = Buffers(misled.reshape(1, 1, -1), np.array([[160]]), np.array([[END]]))
-    desk = Desk(np.empty(320, np.uint64), np.empty(160, np.uint64), np.empty(N_BINS, np.uint64))
+    desk = Desk(np.empty(320, np.uint64), np.empty(320, np.uint64), np.empty(N_BINS, np.uint64))
     for n_parts in (1, 2, 40):
         chosen = np.full(40, -7, np.int32)
         for part in range(n_parts):
@@ -191,7 +191,7 @@ def test_parts_are_the_whole_list(monkeypatch, kind, size):
         room = 3 * k + 8
         buffers = buffers_of(ranks, n_workers, k, room, rng)
         want = (np.sort(ranks)[:k] & np.uint64(2**32 - 1)).astype(np.int32).tolist()
-        spare = np.empty(max(room, 2 * size), np.uint64)
+        spare = np.empty(2 * max(room, size), np.uint64)
         desk = Desk(np.empty(2 * room, np.uint64), spare, np.empty(N_BINS, np.uint64))
         for n_parts in (1, 2, 5):
             chosen = np.full(k, -7, np.int32)

@@ -108,6 +108,6 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
         "scores": by_worker(TILE, np.float32),
         "fresh": by_worker(TILE, np.uint64),
         "merged": by_worker(2 * room, np.uint64),
-        "spare": by_worker(max(room, 2 * SAMPLE), np.uint64),
+        "spare": by_worker(2 * max(room, SAMPLE), np.uint64),
         "counts": by_worker(N_BINS, np.uint64),
     }

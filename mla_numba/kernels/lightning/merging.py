@@ -95,8 +95,6 @@ def _gather(buffers: Buffers, token: Index, k: Index, bounds: Bounds, desk: Desk
             n, bound = keep_best(desk.merged, n, k, slack_of(k), desk.spare)
             end = min(end, bound)
         n = append_ranks(held, desk.merged, n, bounds.first, end)
-    if n > len(desk.spare):
-        n, _ = keep_best(desk.merged, n, k, slack_of(k), desk.spare)
     return n
 
 
@@ -110,9 +108,11 @@ def merge_part(buffers: Buffers, token: Index, part: Index, n_parts: Index, desk
     before = np.int64(0)
     for w in range(buffers.n_ranks.shape[0] if part else 0):
         before += count_below(_held(buffers, w, token), bounds.first)
-    n_part = _gather(buffers, token, k, bounds, desk)
-    if is_last and before + n_part < n_best:  # the sample misled
-        n_part = _gather(buffers, token, k, Bounds(bounds.first, end_of_all), desk)
+    n_part = np.int64(0)
+    for end in (bounds.end, end_of_all):
+        n_part = _gather(buffers, token, k, Bounds(bounds.first, end), desk)
+        if not is_last or before + n_part >= n_best:  # otherwise the sample misled
+            break
     best = window(desk.merged, 0, n_part)
     sort_ranks(best, desk.spare, desk.counts)
     room = max(np.int64(0), k - before)

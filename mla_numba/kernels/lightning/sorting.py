@@ -77,9 +77,10 @@ def sort_ranks(ranks: Ranks, spare: Ranks, counts: Ranks) -> None:
     while n_bits < 64 and (most - least) >> np.uint64(n_bits):
         n_bits += 1
     scratch = window(spare, 0, n)
-    _sort_bits(ranks, least, max(0, n_bits - _LEADING), n_bits, scratch, counts)
-    if not _settle(ranks):
-        _sort_bits(ranks, least, 0, n_bits, scratch, counts)
+    first, is_sorted = max(0, n_bits - _LEADING), False
+    while not is_sorted:
+        _sort_bits(ranks, least, first, n_bits, scratch, counts)
+        first, is_sorted = 0, _settle(ranks)
 
 
 @callee

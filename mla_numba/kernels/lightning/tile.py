@@ -81,7 +81,7 @@ class Groups(NamedTuple):
 
 class Scratch(NamedTuple):
     """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32; fresh (TILE,), merged (2 * room,),
-    spare (room or 2 * SAMPLE, whichever is more) and counts (N_BINS,) uint64.
+    spare (2 * room or 2 * SAMPLE, whichever is more) and counts (N_BINS,) uint64.
     """
 
     codes: Codes
