@@ -4,7 +4,6 @@ import re
 import threading
 import tracemalloc
 
-import numba
 import numpy as np
 import pytest
 from helpers.lightning_calls import Shape, assert_same_list, check_random_calls, make_call, reference_of
@@ -12,11 +11,8 @@ from helpers.lightning_calls import Shape, assert_same_list, check_random_calls,
 from mla_numba import IndexerCache, IndexerOutput, MlaDims, PagedCache, lightning_index
 from mla_numba.attention import lightning
 from mla_numba.attention.lightning import GROUP, MAX_HEAD_DIM, MAX_K, TOKENS
-from mla_numba.kernels.lightning.best import ALL_RANKS, N_BINS, append_ranks, keep_best, sort_ranks
-from mla_numba.kernels.lightning.chosen import can_append
 from mla_numba.kernels.lightning.keys import TILE
 from mla_numba.kernels.lightning.panel import SPLIT, half_of
-from mla_numba.kernels.micro.table import ISA
 
 SMALL = Shape((2, 2), 20, 3, 8, 4, 6)
 
@@ -57,6 +53,14 @@ def test_more_tokens_than_share_a_tile_or_a_call():
 @pytest.mark.parametrize("k", [1, 2047, 2048, MAX_K])
 def test_the_longest_lists(k):
     assert_same_list(make_call(Shape((1, 2), 2100, 1, 3, 100, k), "ties", k))
+
+
+@pytest.mark.parametrize("k", [1023, 1024, 1800])
+@pytest.mark.parametrize("n_keys", [40, 6400])
+def test_a_list_that_threads_share(k, n_keys):
+    """That of one token, where it is long; with fewer keys than that, too."""
+    for kind in ("random", "ties"):
+        assert_same_list(make_call(Shape((1,), n_keys, 1, 3, 100, k), kind, k))
 
 
 def test_no_tokens_and_no_keys():
@@ -148,51 +152,6 @@ def test_eleven_bits_of_any_number_of_24():
     bits = numbers.view(np.uint32)
     even = (bits + 0xFFF + (bits >> 13 & 1)) & np.uint32(0xFFFFE000)
     assert (half_of(numbers) == even.view(np.float32)).all()
-
-
-@pytest.mark.parametrize("spread", [1, 2**10, 2**40, 2**63])
-@pytest.mark.parametrize("slack", [0, 7])
-def test_what_is_kept_of_ranks(spread, slack):
-    rng = np.random.default_rng(spread % 1000)
-    counts = np.zeros(N_BINS, np.int64)
-    for n, k in ((1, 1), (50, 50), (50, 1), (1000, 37), (1000, 999)):
-        ranks = rng.permutation(np.arange(n, dtype=np.uint64) + rng.integers(0, spread, dtype=np.uint64))
-        if spread > n:
-            ranks = rng.choice(spread, n).astype(np.uint64)
-            ranks = rng.permutation(np.unique(ranks))
-            n, k = len(ranks), min(k, len(ranks))
-        left = ranks.copy()
-        n_kept, worst = keep_best(left, np.int64(n), np.int64(k), np.int64(slack), counts)
-        assert k <= n_kept <= k + slack
-        assert left[:n_kept].tolist() == ranks[ranks <= worst].tolist()
-        sort_ranks(left, n_kept, np.empty(n_kept, np.uint64), counts)
-        assert left[:n_kept].tolist() == sorted(ranks.tolist())[:n_kept]
-    assert worst <= ALL_RANKS
-
-
-@numba.njit
-def _appended(more, ranks, n, worst):
-    return append_ranks(more, ranks, n, worst)
-
-
-@pytest.mark.parametrize("append", [append_ranks, _appended], ids=["python", "jitted"])
-def test_ranks_that_are_appended(append):
-    """Those up to the worst one, in their order, and nothing is written behind them."""
-    rng = np.random.default_rng(0)
-    for n in (0, 1, 7, 8, 9, 31, 32, 33, 100):
-        for bound in (0, 3, 7, 2**31 + 1, 2**32 - 1):
-            keys = rng.choice(np.array([0, 1, 2, 3, 4, 5, 6, 7, 2**31, 2**31 + 1, 2**32 - 1], np.uint64), n)
-            more = (keys << np.uint64(32)) + np.arange(1000, 1000 + n, dtype=np.uint64)
-            worst = np.uint64((bound << 32) + 1000 + n // 2)
-            want = more[more <= worst].tolist()
-            ranks = np.full(3 + len(want) + 9, 5, np.uint64)
-            n_ranks = append(more, ranks, np.int64(3), worst)
-            assert ranks[3:n_ranks].tolist() == want
-            assert (ranks[[0, 1, 2]] == 5).all()
-            if append is _appended and can_append(ISA):
-                assert (ranks[n_ranks:] == 5).all()
-            n_ranks = append(more, more, np.int64(0), worst)
-            assert more[:n_ranks].tolist() == want
 
 
 @pytest.mark.parametrize(("n_keys", "n_workers"), [(16, 1), (17, 1), (100, 1), (4096, 2), (2**20, 3)])

@@ -12,9 +12,10 @@ import numpy as np
 from ..base.checks import Array
 from ..base.memory import aligned_empty, rows_apart
 from ..kernels.launch import plain
-from ..kernels.lightning.best import N_BINS
+from ..kernels.lightning.best import SAMPLE
 from ..kernels.lightning.keys import TILE
 from ..kernels.lightning.panel import BLOCK, RUN
+from ..kernels.lightning.sorting import N_BINS
 from ..kernels.lightning.tile import PHASES, Buffers, Scratch
 from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
 from ..kernels.sweeps.phase import NO_LAPS, Team
@@ -98,7 +99,7 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
         "head_weights": ((t, n_rows), np.float32),
         "ranks": ((n_workers, t, room), np.uint64),
         "n_ranks": by_worker(t, np.int64),
-        "worst": by_worker(t, np.uint64),
+        "ends": by_worker(t, np.uint64),
         "codes": by_worker(TILE * kp, np.int8),
         "places": by_worker(TILE, np.int64),
         "offset": by_worker(TILE, np.int32),
@@ -106,6 +107,7 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
         "rest": by_worker(NR * RUN, np.int8),
         "scores": by_worker(TILE, np.float32),
         "fresh": by_worker(TILE, np.uint64),
-        "sorted": by_worker(2 * room, np.uint64),
-        "counts": by_worker(N_BINS, np.int64),
+        "merged": by_worker(2 * room, np.uint64),
+        "spare": by_worker(2 * max(room, SAMPLE), np.uint64),
+        "counts": by_worker(N_BINS, np.uint64),
     }

@@ -6,7 +6,7 @@
 |---------|---------------------------------|-------------------------------------------------------------------------|
 | PREPARE | a token                         | its queries as rows of A, its heads' weights                            |
 | SCAN    | a group, and a run of keys      | scores, of which each worker buffers those that may be among the best   |
-| MERGE   | a token                         | the k best of all workers' buffers, sorted                              |
+| MERGE   | a token, or a part of its list  | the k best of all workers' buffers, sorted: see `merging`               |
 
 A group are tokens of one sequence that follow one another. Keys are read from the cache and packed once a group, a tile
 of them at a time; their scores exist for one token and one tile of keys.
@@ -20,11 +20,11 @@ of them at a time; their scores exist for one token and one tile of keys.
 | chosen       | (T, k)                | int32        | positions, the best first, then -1               |
 | rows         | (t, Np, kp)           | A_INT8_DTYPE | scratch: queries; Np is Ni in whole BLOCKs |
 | head_weights | (t, Np)               | float32      | scratch                                          |
-| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + k // 8 + TILE   |
+| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + slack_of(k) + TILE   |
 | n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are                      |
-| worst        | (n_workers, >= t)     | uint64       | scratch: up to which others come in              |
+| ends         | (n_workers, >= t)     | uint64       | scratch: below which others come in              |
 
-The rows of n_ranks and worst are longer than t, since two workers that write to one cache line wait for each other.
+The rows of n_ranks and ends are longer than t, since two workers that write to one cache line wait for each other.
 """
 
 from __future__ import annotations
@@ -42,16 +42,9 @@ from ..row.operand import int8_operand_row
 from ..scalars import round_f16, row_of, unowned, widen_f16, window
 from ..sweeps.phase import Tasks, Team, share, wait
 from ..threads.tasks import ceil_div, linger
-from .best import (
-    ALL_RANKS,
-    Ranks,
-    append_ranks,
-    keep_best,
-    rank_keys,
-    sort_ranks,
-    write_positions,
-)
+from .best import BEGIN, END, Ranks, append_ranks, keep_best, rank_keys, slack_of
 from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys, widen_scales
+from .merging import Buffers, Desk, merge_part, n_parts_of
 from .panel import Ahead, Panels, score_panels
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Buffers", "Groups", "Queries", "Scratch", "lightning_tile"]
@@ -86,17 +79,9 @@ class Groups(NamedTuple):
     run: Index
 
 
-class Buffers(NamedTuple):
-    """The workers' buffers of ranks: see above."""
-
-    ranks: Ranks
-    n_ranks: Int64
-    worst: Ranks
-
-
 class Scratch(NamedTuple):
-    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32, fresh (TILE,) and sorted (2 * room,) uint64,
-    counts (N_BINS,) int64.
+    """A row a worker: the arrays of `KeyTile`; scores (TILE,) float32; fresh (TILE,), merged (2 * room,),
+    spare (2 * room or 2 * SAMPLE, whichever is more) and counts (N_BINS,) uint64.
     """
 
     codes: Codes
@@ -106,8 +91,9 @@ class Scratch(NamedTuple):
     rest: Codes
     scores: F32
     fresh: Ranks
-    sorted: Ranks
-    counts: Int64
+    merged: Ranks
+    spare: Ranks
+    counts: Ranks
 
 
 class Work(NamedTuple):
@@ -137,7 +123,7 @@ def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> Non
         head_weights[h] = np.float32(0)
     buffers = work.buffers
     for w in range(buffers.ranks.shape[0]):
-        buffers.n_ranks[w, task], buffers.worst[w, task] = 0, ALL_RANKS
+        buffers.n_ranks[w, task], buffers.ends[w, task] = 0, END
 
 
 @inlined
@@ -163,11 +149,11 @@ def _collect(work: Work, worker: Index, token: Index, position: Index, tile: Key
     rank_keys(scores, tile.scale, position, fresh)
     ranks = row_of(buffers.ranks, worker * buffers.ranks.shape[1] + token)
     at = worker * buffers.n_ranks.shape[1] + token
-    counts, worst = unowned(buffers.n_ranks), unowned(buffers.worst)
+    counts, ends = unowned(buffers.n_ranks), unowned(buffers.ends)
     k, room = work.queries.chosen.shape[1], buffers.ranks.shape[2]
     if counts[at] + n > room:
-        counts[at], worst[at] = keep_best(ranks, counts[at], k, k // 8, row_of(scratch.counts, worker))
-    counts[at] = append_ranks(fresh, ranks, counts[at], worst[at])
+        counts[at], ends[at] = keep_best(ranks, counts[at], k, slack_of(k), row_of(scratch.spare, worker))
+    counts[at] = append_ranks(fresh, ranks, counts[at], BEGIN, ends[at])
 
 
 @callee
@@ -204,24 +190,10 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
 
 @callee
 def _merge_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
-    """The k best of all buffers. Each worker's bound holds for all: k ranks are not worse than it."""
-    buffers, scratch = work.buffers, work.scratch
-    n_workers, t, room = buffers.ranks.shape
-    k = np.int64(work.queries.chosen.shape[1])
-    merged, counts = row_of(scratch.sorted, worker), row_of(scratch.counts, worker)
-    n, worst = np.int64(0), ALL_RANKS
-    for w in range(n_workers):
-        worst = min(worst, buffers.worst[w, task])
-    for w in range(n_workers):
-        n_more = buffers.n_ranks[w, task]
-        if n + n_more > 2 * room and n > k:
-            n, bound = keep_best(merged, n, k, np.int64(0), counts)
-            worst = min(worst, bound)
-        n = append_ranks(window(row_of(buffers.ranks, w * t + task), 0, n_more), merged, n, worst)
-    if n > k:
-        n, _ = keep_best(merged, n, k, k // 8, counts)
-    sort_ranks(merged, n, row_of(buffers.ranks, task), counts)
-    write_positions(merged, min(n, k), row_of(work.queries.chosen, work.t0 + task))
+    scratch, n_parts = work.scratch, n_tasks // work.t
+    token, part = task // n_parts, task % n_parts
+    desk = Desk(row_of(scratch.merged, worker), row_of(scratch.spare, worker), row_of(scratch.counts, worker))
+    merge_part(work.buffers, token, part, n_parts, desk, row_of(work.queries.chosen, work.t0 + token))
 
 
 @kernel
@@ -234,11 +206,12 @@ def lightning_tile(
     work = Work(queries, cache, groups, buffers, scratch, np.int64(t0), t)
     of_prepare = Tasks(np.int64(PREPARE), t, np.int64(1))
     of_scan = Tasks(np.int64(SCAN), groups.task[len(groups.task) - 1], np.int64(1))
-    of_merge = Tasks(np.int64(MERGE), t, np.int64(1))
+    n_parts = n_parts_of(np.int64(team.n_workers), t, np.int64(queries.chosen.shape[1]))
+    of_merge = Tasks(np.int64(MERGE), t * n_parts, np.int64(1))
     share(worker, team, of_prepare, _prepare_task, work)
     wait(team, of_prepare)
     share(worker, team, of_scan, _scan_task, work)
     wait(team, of_scan)
     share(worker, team, of_merge, _merge_task, work)
     if worker == 0:
-        linger(team.counters, MERGE, team.n_workers, t)  # as in a tile of the prolog
+        linger(team.counters, MERGE, team.n_workers, of_merge.n)  # as in a tile of the prolog
