@@ -37,7 +37,7 @@ def packed(isa, codes, places, n_runs, distance):
 @pytest.mark.parametrize("distance", [RUN, 50])
 @pytest.mark.parametrize("name", [name for name, isa in ISAS.items() if isa.int8 and not isa.a_offset])
 def test_the_order_of_packed_keys(name, distance, n_runs):
-    isa = replace(ISAS[name], tune="", features=frozenset())
+    isa = replace(ISAS[name].of_keys, tune="", features=frozenset())
     rng = np.random.default_rng(0)
     codes = rng.integers(-128, 128, 4000).astype(np.int8)
     places = rng.permutation(3000)[: isa.nr].astype(np.int64)

@@ -25,6 +25,7 @@ _CHAINS = 4  # of sums: one would take a product's latency for each word
 
 def define_pack(isa: Isa, function: ir.Function) -> None:
     """`pack(codes, places, n_runs, run_stride, panel, offset)`, see `emitter`."""
+    isa = isa.of_keys
     add_attributes(function, isa.attributes)
     codes, places, n_runs, run_stride, panel, offset = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))

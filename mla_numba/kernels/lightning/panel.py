@@ -31,8 +31,8 @@ from ..kinds import F32, Codes, Index, Int32, Int64, Real, Typed
 from ..micro.operands import A, B, C
 from ..micro.plain import add_products
 from ..micro.portable import ukernel_int8_portable
-from ..micro.table import ISA
-from ..micro.ukernel import A_SURPLUS, KR_INT8, MR, NR
+from ..micro.table import ISA as ISA_OF_WEIGHTS
+from ..micro.ukernel import KR_INT8, MR, NR
 from ..scalars import window
 from .emitter import declare_pack, declare_scores
 from .heads import BLOCK
@@ -52,7 +52,8 @@ __all__ = [
 ]
 
 SPLIT = 2.0**13 + 1  # of float32's 24 bits 13 are dropped, to leave the 11 of fp16
-PLACES = ISA.places(is_int8=True)
+ISA = ISA_OF_WEIGHTS.of_keys
+PLACES, SURPLUS = ISA.places(is_int8=True), np.array(ISA.surplus, np.int32)
 
 
 class Runs(NamedTuple):
@@ -98,7 +99,7 @@ def pack_panel(runs: Runs, panel: Panels) -> None:
             for first in range(0, RUN, KR_INT8):
                 step = panel.at + (run * RUN + first) * NR
                 panel.codes[step + PLACES[:, j]] = codes[first : first + KR_INT8]
-                surplus = A_SURPLUS * codes[first : first + KR_INT8]
+                surplus = SURPLUS * codes[first : first + KR_INT8]
                 panel.offset[panel.col + j] -= np.int32(surplus.sum(dtype=np.int32))
 
 

@@ -38,7 +38,7 @@ from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values
 from ..launch import kernel
 from ..micro.operands import A
 from ..micro.ukernel import NR
-from ..row.operand import int8_operand_row
+from ..row.operand import key_operand_row
 from ..scalars import round_f16, row_of, unowned, widen_f16, window
 from ..sweeps.phase import Tasks, Team, share, wait
 from ..threads.tasks import ceil_div, linger
@@ -129,11 +129,11 @@ def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> Non
     scales, weights = row_of(queries.query_scale, token), row_of(queries.weights, token)
     head_weights = row_of(queries.head_weights, task)
     for h in range(n_heads):
-        int8_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_rows + h))
+        key_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_rows + h))
         product = np.float32(widen_f16(scales[h]) * widen_f16(weights[h]))
         head_weights[h] = np.float32(widen_f16(round_f16(product)) * _SCALE)
     for h in range(n_heads, n_rows):
-        int8_operand_row(window(queries.query, 0, 0), row_of(queries.rows, task * n_rows + h))
+        key_operand_row(window(queries.query, 0, 0), row_of(queries.rows, task * n_rows + h))
         head_weights[h] = np.float32(0)
     buffers = work.buffers
     for w in range(buffers.ranks.shape[0]):

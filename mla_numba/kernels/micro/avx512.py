@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..isa import Isa
-from .avx2 import AVX2, INT8_VPMADDWD
+from .avx2 import AVX2
 from .multiply_adds import bf16_multiply_adds
 
 __all__ = ["AVX512"]
@@ -24,6 +24,8 @@ AVX512 = Isa(
     features=AVX2.features | {"avx512f", "avx512bw", "avx512vl"},
     tune="skylake-avx512",
     int8_order=AVX2.int8_order,
-    int8=replace(INT8_VPMADDWD, round_two=None),
+    keys_order=AVX2.keys_order,
+    int8=replace(AVX2.int8, round_two=None) if AVX2.int8 else None,
+    int8_keys=AVX2.int8_keys,
     bf16=bf16_multiply_adds(a_in_pairs=False),
 )
