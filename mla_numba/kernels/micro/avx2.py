@@ -2,7 +2,7 @@
 
 vpmaddwd takes int16. A sign extension of a weight's codes would be an instruction for 16 of them, and share its port
 with additions. So two codes are one int16, and one shift for 32 codes is all that it takes (`MicroKernel.shifts`). Keys
-of the lightning index are sign-extended: to pack them anew in each call with an offset for each would cost as much.
+of the lightning index, which are packed in each call, are sign-extended and so need no offset for each of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..isa import BY_COLUMN, BlockOrder, Isa, MicroKernel
 from ..llvm_ir import I8, I32, Vectors, declare, load
 from .multiply_adds import float_value, multiply_add
 
-__all__ = ["AVX2", "round_two"]
+__all__ = ["AVX2", "INT8_BY_SHIFT", "Step", "halves_column", "halves_load", "of_step", "round_two"]
 
 _WORDS_A_SIDE = 4  # vpunpck takes words from each half of a vector by itself
 
@@ -28,7 +28,8 @@ class Step(NamedTuple):
     v: int
 
 
-def _of_step(_builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Step:
+def of_step(_builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Step:
+    """A `MicroKernel.load` that leaves loading to `column`."""
     return Step(b, v)
 
 
@@ -63,11 +64,12 @@ def _key_column(builder: ir.IRBuilder, vectors: Vectors, step: Step, pair: int) 
     return builder.sext(load(builder, step.b, at, codes, 1), vectors.halves)
 
 
-def _halves_load(builder: ir.IRBuilder, vectors: Vectors, b: Any, v: int) -> Any:
+def halves_load(builder: ir.IRBuilder, vectors: Vectors, b: Any, v: int) -> Any:
+    """Codes of an even and an odd k as one int16."""
     return load(builder, b, v * vectors.lanes * 4, vectors.halves, 1)
 
 
-def _halves_column(builder: ir.IRBuilder, vectors: Vectors, halves: Any, odd: int) -> Any:
+def halves_column(builder: ir.IRBuilder, vectors: Vectors, halves: Any, odd: int) -> Any:
     """As they are, and then the codes of odd k by vpsraw."""
     return builder.ashr(halves, _halves_of(vectors, 8)) if odd else halves
 
@@ -118,15 +120,15 @@ def _halves_of(vectors: Vectors, value: int) -> Any:
 
 
 _BF16 = MicroKernel(
-    "ukernel_bf16", is_int8=False, load=_of_step, value=float_value, multiply=multiply_add, column=_bf16_column,
+    "ukernel_bf16", is_int8=False, load=of_step, value=float_value, multiply=multiply_add, column=_bf16_column,
     passes=2, two_panels=3, round_two=round_two,
 )  # fmt: skip
-_BY_SHIFT = MicroKernel(
-    "ukernel_int8", is_int8=True, load=_halves_load, value=_halves_value, multiply=_multiply_halves,
-    column=_halves_column, passes=2, surplus=(0, -128, 0, -128), shifts=True, round_two=round_two,
+INT8_BY_SHIFT = MicroKernel(
+    "ukernel_int8", is_int8=True, load=halves_load, value=_halves_value, multiply=_multiply_halves,
+    column=halves_column, passes=2, surplus=(0, -128, 0, -128), shifts=True, round_two=round_two,
 )  # fmt: skip
 _BY_EXTENSION = MicroKernel(
-    "ukernel_int8", is_int8=True, load=_of_step, value=_halves_value, multiply=_multiply_halves, column=_key_column,
+    "ukernel_int8", is_int8=True, load=of_step, value=_halves_value, multiply=_multiply_halves, column=_key_column,
     passes=2,
 )  # fmt: skip
 
@@ -146,7 +148,7 @@ AVX2 = Isa(
     bf16_order=BlockOrder("[KR][NR] for vpunpck", _bf16_place),
     int8_order=replace(BY_COLUMN, name="[NR][KR], even k + 128", flips_even=True),
     keys_order=BlockOrder("[KR / 2][NR][2]", _key_place),
-    int8=_BY_SHIFT,
+    int8=INT8_BY_SHIFT,
     int8_keys=_BY_EXTENSION,
     bf16=_BF16,
 )
