@@ -72,14 +72,15 @@ def panels_of(share: Share, worker: Index, n_panels: Index) -> tuple[Index, Inde
 @callee
 def _pack_step(source: Matrices, order: Order, taken: Int64, first: Index, n_steps: Index, packed: Values) -> None:
     """n_steps <= kr steps of k of the columns `taken`, the first row at values[first], to packed (NR * kr,)."""
-    n_cols = len(taken)
-    for r in range(order.kr):
+    kr, n_cols = order.kr, len(taken)
+    if n_cols < NR or n_steps < kr:
+        for r in range(kr):
+            for j in range(NR):
+                packed[order.places[r, j]] = order.flips[r]
+    for r in range(n_steps):
         row, flip = first + r * source.row_stride, order.flips[r]
-        n_here = n_cols if r < n_steps else 0
-        for j in range(n_here):
-            packed[order.places[r, j]] = (np.int64(source.values[row + taken[j]]) if taken[j] >= 0 else 0) ^ flip
-        for j in range(n_here, NR):
-            packed[order.places[r, j]] = flip
+        for j in range(n_cols):
+            packed[order.places[r, j]] = (source.values[row + taken[j]] if taken[j] >= 0 else 0) ^ flip
 
 
 @callee
