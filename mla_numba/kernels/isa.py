@@ -22,13 +22,13 @@ __all__ = ["BY_COLUMN", "BY_COLUMN_REVERSED", "BlockOrder", "Isa", "MicroKernel"
 class BlockOrder:
     """Where a packed weight holds step r of k of column j, in a block of KR steps of NR columns.
 
-    `place(nr, kr, r, j)` counts elements from the block's begin. With `flips_even`, the sign bit of the codes of even k
-    is flipped, which makes them code + 128, without sign. The name is part of a packed file.
+    `place(nr, kr, r, j)` counts elements from the block's begin. Of codes the bits `flips[r]`, if any, are flipped. The
+    name is part of a packed file.
     """
 
     name: str
     place: Callable[[int, int, int, int], int] = field(repr=False)
-    flips_even: bool = False
+    flips: tuple[int, ...] = ()
 
 
 BY_COLUMN = BlockOrder("[NR][KR]", lambda _nr, kr, r, j: j * kr + r)
@@ -155,9 +155,9 @@ class Isa:
         return np.array(places, np.int64)
 
     def flips(self, is_int8: bool) -> Int64:
-        """The bits that are flipped in the elements of each step of KR, (KR,) int64; see `BlockOrder`."""
+        """The bits that are flipped in the elements of each step of KR, (KR,) int64, see `BlockOrder`."""
         kr, order = (self.kr_int8, self.int8_order) if is_int8 else (self.kr_bf16, self.bf16_order)
-        return np.array([-128 if order.flips_even and r % 2 == 0 else 0 for r in range(kr)], np.int64)
+        return np.array(order.flips or (0,) * kr, np.int64)
 
     @property
     def attributes(self) -> dict[str, str]:

@@ -146,7 +146,7 @@ AVX2 = Isa(
     features=frozenset({"avx2", "fma"}),
     tune="znver3",
     bf16_order=BlockOrder("[KR][NR] for vpunpck", _bf16_place),
-    int8_order=replace(BY_COLUMN, name="[NR][KR], even k + 128", flips_even=True),
+    int8_order=replace(BY_COLUMN, name="[NR][KR], even k + 128", flips=(-128, 0, -128, 0)),
     keys_order=BlockOrder("[KR / 2][NR][2]", _key_place),
     int8=INT8_BY_SHIFT,
     int8_keys=_BY_EXTENSION,
