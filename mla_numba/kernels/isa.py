@@ -54,7 +54,8 @@ class MicroKernel:
     latency of a multiply-add.
 
     An int8 one may multiply by more than the code: in step r of KR by code + `surplus[r]`, if there are any. The offset
-    of a column takes that off again (`Isa.surplus`).
+    of a column takes that off again (`Isa.surplus`). One of `Isa.int8_keys` takes B's codes with the bits `flips[r]`
+    flipped, which makes them code + surplus[r], and A's as they are. The offset of a row takes that off.
 
     `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
     is right where no sum is subnormal: such a microkernel is used for no others.
@@ -71,6 +72,7 @@ class MicroKernel:
     square: int = 1
     two_panels: int = 0
     surplus: tuple[int, ...] = ()
+    flips: tuple[int, ...] = ()
     round_two: Callable[[ir.IRBuilder, Vectors, Any, Any], Any] | None = None
 
 
@@ -83,9 +85,10 @@ class Isa:
     a bf16 one as float32 or, with `bf16_dot`, as it is, in pairs like the weight.
 
     `features` are what a CPU must have, by LLVM's names. `int8` and `bf16` are how it multiplies, `bf16_subnormal` how
-    it does where sums may be subnormal, if otherwise; of plain loops all are None. With `tune`, a name of LLVM's, their
-    code is made of these features and in the order that suits that CPU, whatever CPU it is compiled for: so it is
-    known what runs on CPUs that are not at hand.
+    it does where sums may be subnormal, if otherwise, and `int8_keys` how queries are multiplied by keys, which each
+    call packs anew, if otherwise; of plain loops all are None. With `tune`, a name of LLVM's, their code is made of
+    these features and in the order that suits that CPU, whatever CPU it is compiled for: so it is known what runs on
+    CPUs that are not at hand.
     """
 
     name: str
@@ -102,6 +105,7 @@ class Isa:
     bf16_order: BlockOrder = BY_COLUMN_REVERSED
     int8_order: BlockOrder = BY_COLUMN
     int8: MicroKernel | None = field(default=None, repr=False)
+    int8_keys: MicroKernel | None = field(default=None, repr=False)
     bf16: MicroKernel | None = field(default=None, repr=False)
     bf16_subnormal: MicroKernel | None = field(default=None, repr=False)
 
@@ -126,6 +130,21 @@ class Isa:
         """What each of KR steps of int8 products adds to the codes of A: `a_offset`, and the microkernel's own."""
         of_kernel = self.int8.surplus if self.int8 else ()
         return tuple(self.a_offset + surplus for surplus in of_kernel or (0,) * self.kr_int8)
+
+    @property
+    def key_kernel(self) -> MicroKernel | None:
+        """How the lightning index multiplies queries by keys; None of plain loops."""
+        return self.int8_keys or self.int8
+
+    @property
+    def key_flips(self) -> tuple[int, ...]:
+        """The bits that are flipped in the codes of keys, in each of KR steps, as signed bytes."""
+        return (self.int8_keys.flips if self.int8_keys else ()) or (0,) * self.kr_int8
+
+    @property
+    def key_surplus(self) -> tuple[int, ...]:
+        """What each of KR steps of int8 products adds to the codes of keys."""
+        return (self.int8_keys.surplus if self.int8_keys else ()) or (0,) * self.kr_int8
 
     def places(self, is_int8: bool) -> Int64:
         """`BlockOrder.place` of every element, (KR, NR) int64."""

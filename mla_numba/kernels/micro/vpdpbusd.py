@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from llvmlite import binding as llvm
@@ -11,7 +12,7 @@ from llvmlite import ir
 from ..isa import MicroKernel
 from ..llvm_ir import I8, I32, Vectors, declare, load
 
-__all__ = ["INT8_VPDPBUSD"]
+__all__ = ["INT8_VPDPBUSD", "INT8_VPDPBUSD_KEYS"]
 
 
 @functools.cache
@@ -48,4 +49,10 @@ def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, col
     return builder.call(dot, [acc, builder.bitcast(value, operand), builder.bitcast(column, operand)])
 
 
+def _multiply_keys(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+    """The same with a column without sign: a key whose sign bits are flipped, which makes them code + 128."""
+    return _multiply(builder, vectors, acc, column, value)
+
+
 INT8_VPDPBUSD = MicroKernel("ukernel_int8", is_int8=True, load=_load, value=_value, multiply=_multiply)
+INT8_VPDPBUSD_KEYS = replace(INT8_VPDPBUSD, multiply=_multiply_keys, flips=(-128,) * 4, surplus=(128,) * 4)
