@@ -22,7 +22,7 @@ __all__ = ["BLOCK", "Heads", "Lagging", "Prompt", "lags"]
 BLOCK = 8  # heads of a lagging block: a divisor of how many models have
 _EXPONENT = 0x7F800000
 _DROPPED = 13  # of float32's 24 bits, to leave the 11 of fp16
-_AT_ONCE = 4  # steps, of a number that is a multiple of it
+_AT_ONCE = 4  # steps of a lagging block, of a number that is a multiple of it; others would run out of registers
 _OF_BLOCK = [I64, POINTER, I64, I64, POINTER]  # steps, a, lda, a_step, b
 
 
@@ -91,18 +91,15 @@ class Prompt:
         isa, n = self._isa, self._isa.vectors.n
         builder, arguments = _function(isa, self._parent, str(n_rows), [*_OF_BLOCK, *[POINTER] * 3])
         weights, offsets, scores = arguments[5:]
-        products = _Products(builder, isa, n_rows, arguments[:5])
+        products = _Products(builder, isa, n_rows, arguments[:5], at_once=1)
 
         def some_steps(number: Any, sums: list[Any]) -> list[Any]:
             return products.added(sums, number)
 
-        dots = products.rows(counted_loop(builder, products.n_turns, products.first(), some_steps))
+        dots = products.rows(counted_loop(builder, products.n_turns, products.first(offsets), some_steps))
         totals = _load_totals(builder, isa.vectors, scores)
         for i in range(n_rows):
-            at = ir.Constant(I64, i)
-            totals = _with_head(
-                builder, isa, totals, dots[i * n : (i + 1) * n], _of_head(builder, weights, offsets, at)
-            )
+            totals = _with_head(builder, isa, totals, dots[i * n : (i + 1) * n], load(builder, weights, i * 4, F32, 4))
         _store_totals(builder, isa.vectors, totals, scores)
         builder.ret_void()
         return builder.function
@@ -112,7 +109,7 @@ class Lagging:
     """Blocks of BLOCK heads; where the last one has fewer, there are rows with weight 0."""
 
     def __init__(self, isa: Isa, parent: ir.Function) -> None:
-        self._isa, self._row_bytes = isa, isa.vectors.n * isa.lanes * 4
+        self._isa = isa
         self._block = self._define(parent)
 
     def begin(self, builder: ir.IRBuilder, n_heads: Any) -> Any:
@@ -136,13 +133,11 @@ class Lagging:
 
     def end(self, builder: ir.IRBuilder, pending: list[Any]) -> None:
         """As `Prompt`."""
-        n, weights, offsets, scores = pending
-
-        def one_head(number: Any, totals: list[Any]) -> list[Any]:
-            return self._added(builder, totals, self._dots, number, _of_head(builder, weights, offsets, number))
-
+        _, weights, offsets, scores = pending
+        one_head = self._adds(builder, self._dots, weights, offsets)
         totals = _load_totals(builder, self._isa.vectors, scores)
-        _store_totals(builder, self._isa.vectors, counted_loop(builder, n, totals, one_head), scores)
+        totals = counted_loop(builder, ir.Constant(I64, BLOCK), totals, one_head)
+        _store_totals(builder, self._isa.vectors, totals, scores)
 
     def _define(self, parent: ir.Function) -> ir.Function:
         """`block(..., dots, n_pending, weights, offsets, scores)`: dots of a block, in place of those that were there.
@@ -152,11 +147,8 @@ class Lagging:
         isa, vectors = self._isa, self._isa.vectors
         builder, arguments = _function(isa, parent, "block", [*_OF_BLOCK, POINTER, I64, *[POINTER] * 3])
         dots, n_pending, weights, offsets, scores = arguments[5:]
-        products = _Products(builder, isa, BLOCK, arguments[:5])
-        n_sums = BLOCK * vectors.n
-
-        def one_head(number: Any, totals: list[Any]) -> list[Any]:
-            return self._added(builder, totals, dots, number, _of_head(builder, weights, offsets, number))
+        products = _Products(builder, isa, BLOCK, arguments[:5], at_once=_AT_ONCE)
+        n_sums, one_head = BLOCK * vectors.n, self._adds(builder, dots, weights, offsets)
 
         def some_steps(number: Any, held: list[Any]) -> list[Any]:
             is_pending = builder.icmp_unsigned("<", number, n_pending)
@@ -177,14 +169,20 @@ class Lagging:
         builder.ret_void()
         return builder.function
 
-    def _added(
-        self, builder: ir.IRBuilder, totals: list[Any], dots: Any, number: Any, head: tuple[Any, Any]
-    ) -> list[Any]:
-        """Scores with one of the heads in memory."""
-        vectors = self._isa.vectors
-        here = builder.gep(dots, [builder.mul(number, ir.Constant(I64, self._row_bytes))])
-        row = [load(builder, here, v * vectors.lanes * 4, vectors.words, 4) for v in range(vectors.n)]
-        return _with_head(builder, self._isa, totals, row, head)
+    def _adds(self, builder: ir.IRBuilder, dots: Any, weights: Any, offsets: Any) -> Any:
+        """What adds a head in memory, by its number, to the scores of a panel."""
+        isa, vectors = self._isa, self._isa.vectors
+
+        def one_head(number: Any, totals: list[Any]) -> list[Any]:
+            row_bytes = ir.Constant(I64, vectors.n * vectors.lanes * 4)
+            here = builder.gep(dots, [builder.mul(number, row_bytes)])
+            weight, offset = (builder.gep(p, [builder.mul(number, ir.Constant(I64, 4))]) for p in (weights, offsets))
+            row = [load(builder, here, v * vectors.lanes * 4, vectors.words, 4) for v in range(vectors.n)]
+            every = vectors.splat(builder, load(builder, offset, 0, I32, 4))
+            row = [builder.add(dot, every) for dot in row]
+            return _with_head(builder, isa, totals, row, load(builder, weight, 0, F32, 4))
+
+        return one_head
 
 
 def _kernel(isa: Isa) -> MicroKernel:
@@ -221,27 +219,34 @@ def _if(builder: ir.IRBuilder, condition: Any, values: list[Any], change: Any) -
 
 
 class _Products:
-    """Dot products of some heads with a panel, in registers, some steps a turn. `operands` are those of `_OF_BLOCK`."""
+    """Dot products of some heads with a panel, in registers, `at_once` steps a turn. `operands` are `_OF_BLOCK`'s."""
 
-    def __init__(self, builder: ir.IRBuilder, isa: Isa, n_rows: int, operands: Any) -> None:
-        self._builder, self._isa, self._kernel, self._n_rows = builder, isa, _kernel(isa), n_rows
+    def __init__(self, builder: ir.IRBuilder, isa: Isa, n_rows: int, operands: Any, at_once: int) -> None:
+        self._builder, self._isa, self._kernel = builder, isa, _kernel(isa)
+        self._n_rows, self._at_once = n_rows, at_once
         steps, self._a, lda, a_step, self._b = operands
         self._distances = RowDistances(builder, lda, n_rows)
-        self.n_turns = builder.udiv(steps, ir.Constant(I64, _AT_ONCE))
-        self._a_bytes = builder.mul(a_step, ir.Constant(I64, _AT_ONCE))
+        self.n_turns = builder.udiv(steps, ir.Constant(I64, at_once))
+        self._a_bytes = builder.mul(a_step, ir.Constant(I64, at_once))
 
-    def first(self) -> list[Any]:
-        """The accumulators before any step."""
-        vectors = self._isa.vectors
-        sums = [ir.Constant(vectors.words, None)] * (vectors.n * self._n_rows)
-        return squares_of(self._builder, self._kernel, vectors, sums)
+    def first(self, offsets: Any = None) -> list[Any]:
+        """The accumulators before any step: zeros, or the offsets of rows, if there can be other ones than zeros.
+
+        That many registers with equal values take longer than zeros where all are in use.
+        """
+        builder, vectors = self._builder, self._isa.vectors
+        firsts: list[Any] = [ir.Constant(vectors.words, None)] * self._n_rows
+        if offsets is not None and any(self._isa.key_surplus):
+            firsts = [vectors.splat(builder, load(builder, offsets, i * 4, I32, 4)) for i in range(self._n_rows)]
+        sums = [first for first in firsts for _ in range(vectors.n)]
+        return squares_of(builder, self._kernel, vectors, sums)
 
     def added(self, sums: list[Any], turn: Any) -> list[Any]:
         """The accumulators after the steps of a turn."""
         builder, isa, kernel = self._builder, self._isa, self._kernel
         a_here = builder.gep(self._a, [builder.mul(turn, self._a_bytes)])
-        b_here = builder.gep(self._b, [builder.mul(turn, ir.Constant(I64, _AT_ONCE * isa.b_bytes(kernel)))])
-        for step in range(_AT_ONCE):
+        b_here = builder.gep(self._b, [builder.mul(turn, ir.Constant(I64, self._at_once * isa.b_bytes(kernel)))])
+        for step in range(self._at_once):
             rows = self._distances.rows(builder, builder.gep(a_here, [ir.Constant(I64, step * isa.a_bytes(kernel))]))
             b = builder.gep(b_here, [ir.Constant(I64, step * isa.b_bytes(kernel))])
             sums = multiply(builder, kernel, isa.vectors, rows, b, sums)
@@ -261,20 +266,11 @@ def _store_totals(builder: ir.IRBuilder, vectors: Vectors, totals: list[Any], sc
         store(builder, total, scores, v * vectors.lanes * 4)
 
 
-def _of_head(builder: ir.IRBuilder, weights: Any, offsets: Any, number: Any) -> tuple[Any, Any]:
-    """Where a head's weight and offset are."""
-    at = builder.mul(number, ir.Constant(I64, 4))
-    return builder.gep(weights, [at]), builder.gep(offsets, [at])
-
-
-def _with_head(builder: ir.IRBuilder, isa: Isa, totals: list[Any], dots: list[Any], head: tuple[Any, Any]) -> list[Any]:
-    """The scores of a panel with one more head, whose dot products are `dots`."""
+def _with_head(builder: ir.IRBuilder, isa: Isa, totals: list[Any], dots: list[Any], weight: Any) -> list[Any]:
+    """The scores of a panel with one more head."""
     vectors = isa.vectors
     multiply_and_add = multiply_add if isa.bf16 is not None else _multiply_then_add
-    weight = vectors.splat(builder, load(builder, head[0], 0, F32, 4))
-    if any(isa.key_surplus):
-        offset = vectors.splat(builder, load(builder, head[1], 0, I32, 4))
-        dots = [builder.add(dot, offset) for dot in dots]
+    weight = vectors.splat(builder, weight)
     # Both have at most 11 bits, so the product is exact, and the sum is rounded as one of its own.
     return [
         multiply_and_add(builder, vectors, total, weight, _rounded(builder, vectors, dot))
