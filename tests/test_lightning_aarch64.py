@@ -24,7 +24,7 @@ def make_case(isa, n_heads, n_panels, steps, seed):
     b = rng.choice(np.array([-128, -3, 0, 5, 127], np.int8), n_panels * isa.nr * k)
     weights = (rng.standard_normal(n_heads) / 2048).astype(np.float16).astype(np.float32)
     scores = rng.standard_normal(n_panels * isa.nr).astype(np.float32)
-    offsets = -(a.astype(np.int32) @ np.resize(np.array(isa.key_surplus, np.int32), k))
+    offsets = -(a.astype(np.int32) @ np.resize(np.array(isa.surplus, np.int32), k))
     arrays = (a, b, weights, offsets, scores)
     sizes = [n_heads, n_panels, steps, k, isa.kr_int8, *(array.nbytes for array in arrays)]
     want = scores.copy()
@@ -39,7 +39,7 @@ def make_case(isa, n_heads, n_panels, steps, seed):
 @pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {missing_tools()}")
 @pytest.mark.parametrize("name", CPUS)
 def test_scores_are_exact(name, tmp_path):
-    isa = ISAS[name]
+    isa = ISAS[name].of_keys
     code = Target(TRIPLE, "generic")
     machine, module = code._compiled(lambda module: define_lightning(module, isa))
     (tmp_path / "scores.o").write_bytes(machine.emit_object(module))

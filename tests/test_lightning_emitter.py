@@ -38,7 +38,7 @@ def packed(isa, codes, places, n_runs, distance):
 @pytest.mark.parametrize("distance", [RUN, 50])
 @pytest.mark.parametrize("name", [name for name, isa in ISAS.items() if isa.int8])
 def test_the_order_of_packed_keys(name, distance, n_runs):
-    isa = replace(ISAS[name], tune="", features=frozenset())
+    isa = replace(ISAS[name].of_keys, tune="", features=frozenset())
     rng = np.random.default_rng(0)
     codes = rng.integers(-128, 128, 4000).astype(np.int8)
     places = rng.permutation(3000)[: isa.nr].astype(np.int64)
@@ -48,7 +48,7 @@ def test_the_order_of_packed_keys(name, distance, n_runs):
     order = isa.places(is_int8=True)
     want = np.empty_like(got)
     for p in k:
-        flips = np.int8(isa.key_flips[p % isa.kr_int8])
+        flips = isa.flips(is_int8=True)[p % isa.kr_int8].astype(np.int8)
         want[p // isa.kr_int8 * isa.kr_int8 * isa.nr + order[p % isa.kr_int8]] = keys[:, p] ^ flips
     assert (got == want).all()
 
@@ -56,10 +56,10 @@ def test_the_order_of_packed_keys(name, distance, n_runs):
 @pytest.mark.parametrize("name", [name for name, isa in ISAS.items() if isa.int8])
 def test_what_is_flipped_in_a_key_is_its_surplus(name):
     """Read as the instructions do: bytes without sign, or the negated complement."""
-    isa, codes = ISAS[name], np.arange(-128, 128, dtype=np.int8)
-    for flips, surplus in zip(isa.key_flips, isa.key_surplus, strict=True):
+    isa, codes = ISAS[name].of_keys, np.arange(-128, 128, dtype=np.int8)
+    for flips, surplus in zip(isa.flips(is_int8=True), isa.surplus, strict=True):
         packed = codes ^ np.int8(flips)
-        read = {0: packed, -128: packed.view(np.uint8), -1: -packed.astype(np.int32)}[flips]
+        read = {0: packed, -128: packed.view(np.uint8), -1: -packed.astype(np.int32)}[int(flips)]
         assert (read == codes.astype(np.int32) + surplus).all()
 
 

@@ -25,7 +25,7 @@ __all__ = ["declare_pack", "declare_scores", "define_lightning"]
 
 def define_lightning(module: ir.Module, isa: Isa) -> None:
     """The functions, defined in a module."""
-    assert isa.int8 is not None
+    isa = isa.of_keys
     _define_scores(isa, declare_scores(module, isa))
     define_pack(isa, declare_pack(module, isa))
     if can_append(isa):
@@ -48,11 +48,11 @@ def _declared(module: ir.Module, name: str, arguments: list[ir.Type]) -> ir.Func
 
 
 def _define_scores(isa: Isa, function: ir.Function) -> None:
-    assert isa.key_kernel is not None
+    assert isa.int8 is not None
     n_heads, n, steps, a, lda, a_step, b, weights, offsets, scores, codes, places, n_ahead, *lines = function.args
     blocks = (Lagging if lags(isa) else Prompt)(isa, function)
     builder = ir.IRBuilder(function.append_basic_block("entry"))
-    panel_bytes = builder.mul(steps, ir.Constant(I64, isa.b_bytes(isa.key_kernel)))
+    panel_bytes = builder.mul(steps, ir.Constant(I64, isa.b_bytes(isa.int8)))
     n_blocks = blocks.begin(builder, n_heads)
     all_heads = Heads(steps, a, lda, a_step, weights, offsets)
 

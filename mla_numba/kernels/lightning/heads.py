@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from ..isa import Isa, MicroKernel
+from ..isa import Isa
 from ..llvm_ir import F32, I32, I64, POINTER, Vectors, counted_loop, internal_function, load, store
 from ..micro.emitter import RowDistances
 from ..micro.multiply_adds import multiply_add
@@ -28,7 +28,7 @@ _OF_BLOCK = [I64, POINTER, I64, I64, POINTER]  # steps, a, lda, a_step, b
 
 def lags(isa: Isa) -> bool:
     """Whether `Lagging` is faster: with one instruction a product, and registers for more than its operands."""
-    return isa.lanes == 16 and _kernel(isa).passes == 1
+    return isa.lanes == 16 and isa.int8 is not None and isa.int8.passes == 1
 
 
 class Heads(NamedTuple):
@@ -185,11 +185,6 @@ class Lagging:
         return one_head
 
 
-def _kernel(isa: Isa) -> MicroKernel:
-    assert isa.key_kernel is not None
-    return isa.key_kernel
-
-
 def _in_blocks(builder: ir.IRBuilder, n: Any, size: int) -> Any:
     return builder.udiv(builder.add(n, ir.Constant(I64, size - 1)), ir.Constant(I64, size))
 
@@ -222,7 +217,8 @@ class _Products:
     """Dot products of some heads with a panel, in registers, `at_once` steps a turn. `operands` are `_OF_BLOCK`'s."""
 
     def __init__(self, builder: ir.IRBuilder, isa: Isa, n_rows: int, operands: Any, at_once: int) -> None:
-        self._builder, self._isa, self._kernel = builder, isa, _kernel(isa)
+        assert isa.int8 is not None
+        self._builder, self._isa, self._kernel = builder, isa, isa.int8
         self._n_rows, self._at_once = n_rows, at_once
         steps, self._a, lda, a_step, self._b = operands
         self._distances = RowDistances(builder, lda, n_rows)
@@ -236,7 +232,7 @@ class _Products:
         """
         builder, vectors = self._builder, self._isa.vectors
         firsts: list[Any] = [ir.Constant(vectors.words, None)] * self._n_rows
-        if offsets is not None and any(self._isa.key_surplus):
+        if offsets is not None and any(self._isa.surplus):
             firsts = [vectors.splat(builder, load(builder, offsets, i * 4, I32, 4)) for i in range(self._n_rows)]
         sums = [first for first in firsts for _ in range(vectors.n)]
         return squares_of(builder, self._kernel, vectors, sums)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 
 from ..isa import Isa
@@ -23,6 +24,7 @@ _QUAD = 4  # words that are transposed with those of as many keys
 
 def define_pack(isa: Isa, function: ir.Function) -> None:
     """`pack(codes, places, n_runs, run_stride, panel)`, see `emitter`."""
+    isa = isa.of_keys
     add_attributes(function, isa.attributes)
     codes, places, n_runs, run_stride, panel = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
@@ -124,10 +126,11 @@ class _Pack:
 
 def _flipped(builder: ir.IRBuilder, isa: Isa, row: Any) -> Any:
     """Words of a key with the bits flipped that its products ask for."""
-    if not any(isa.key_flips):
+    flips = isa.flips(is_int8=True)
+    if not flips.any():
         return row
     assert isa.kr_int8 == _WORD
-    word = int.from_bytes(bytes(flips & 0xFF for flips in isa.key_flips), "little")
+    word = int.from_bytes(flips.astype(np.uint8).tobytes(), "little")
     return builder.xor(row, ir.Constant(row.type, [word] * row.type.count))
 
 

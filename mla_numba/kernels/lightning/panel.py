@@ -34,7 +34,7 @@ from ..jit.callee import callee, overload_callee
 from ..kinds import F32, Codes, Index, Int32, Int64, Real, Typed, Values
 from ..micro.operands import A, B, C
 from ..micro.portable import ukernel_int8_portable
-from ..micro.table import ISA
+from ..micro.table import ISA as ISA_OF_WEIGHTS
 from ..micro.ukernel import KR_INT8, MR, NR
 from ..scalars import window
 from .emitter import declare_pack, declare_scores
@@ -58,11 +58,12 @@ __all__ = [
     "score_panels",
 ]
 
+ISA = ISA_OF_WEIGHTS.of_keys
 QUERY_DTYPE = {2: np.int16, 1: np.int8}[ISA.a_int8_bytes]
 SPLIT = 2.0**13 + 1  # of float32's 24 bits 13 are dropped, to leave the 11 of fp16
 PLACES = ISA.places(is_int8=True)
-_FLIPS = np.array(ISA.key_flips, np.int8)
-_SURPLUS = np.array(ISA.key_surplus, np.int32)
+_FLIPS = ISA.flips(is_int8=True).astype(np.int8)
+_SURPLUS = np.array(ISA.surplus, np.int32)
 
 
 class Runs(NamedTuple):
@@ -157,10 +158,9 @@ def half_of(value: Real) -> Real:
 
 
 def plain_dots(isa: Isa, rows: Values, panel: Codes) -> Int32:
-    """What an instruction set makes of queries (m, k) and a packed panel (k * NR,): (m, NR) int32, without offsets."""
+    """What an instruction set `of_keys` makes of queries (m, k) and a packed panel (k * NR,): (m, NR) int32."""
     codes = panel.reshape(-1, isa.kr_int8 * isa.nr)[:, isa.places(is_int8=True)]
-    flips, surplus = (np.array(each, np.int32)[:, None] for each in (isa.key_flips, isa.key_surplus))
-    keys = (codes ^ flips) + surplus
+    keys = (codes ^ isa.flips(is_int8=True)[:, None].astype(np.int8)) + np.array(isa.surplus, np.int32)[:, None]
     return rows.astype(np.int32) @ keys.reshape(-1, isa.nr)
 
 

@@ -114,6 +114,7 @@ BF16_FMLA = MicroKernel(
     "ukernel_bf16", is_int8=False, load=_bf16_load, value=_bf16_value, multiply=_bf16_multiply, column=_bf16_column,
     passes=2, order="rows",
 )  # fmt: skip
+_INT8_ORDER = BlockOrder("[8][2] of each pair of k, and [KR/2][4][2]", _int8_place)
 _INT8 = MicroKernel(
     "ukernel_int8", is_int8=True, load=_int8_load, value=_int8_value, multiply=_int8_multiply, order="rows",
     surplus=(0, 0, 1, 1),
@@ -133,8 +134,9 @@ NEON = Isa(
     features=frozenset({"neon"}),
     tune="neoverse-v2",
     bf16_order=BF16_ROWS_OF_FOUR,
-    int8_order=BlockOrder("[8][2] of each pair of k, and [KR/2][4][2]", _int8_place),
+    int8_order=_INT8_ORDER,
+    keys_order=replace(_INT8_ORDER, name=f"{_INT8_ORDER.name}, complements of second pairs", flips=(0, 0, -1, -1)),
     int8=_INT8,
-    int8_keys=replace(_INT8, value=_int8_value_for_keys, flips=(0, 0, -1, -1)),
+    int8_keys=replace(_INT8, value=_int8_value_for_keys),
     bf16=BF16_FMLA,
 )
