@@ -25,6 +25,7 @@ __all__ = ["declare_pack", "declare_scores", "define_lightning"]
 
 def define_lightning(module: ir.Module, isa: Isa) -> None:
     """The functions, defined in a module."""
+    assert isa.int8 is not None
     isa = isa.of_keys
     _define_scores(isa, declare_scores(module, isa))
     define_pack(isa, declare_pack(module, isa))
