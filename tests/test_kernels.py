@@ -431,16 +431,12 @@ def test_a_row_becomes_an_operand(k, n_parts):
 
 
 def test_codes_become_an_operand():
-    """Of the lightning index in any case, of a weight where codes are not paired."""
-    codes = np.array([-128, -1, 0, 127], np.int8)
-    plain, row = (np.full(6, 99, A_INT8_DTYPE) for _ in range(2))
-    operand.key_operand_row(codes, plain)
-    assert (plain.astype(np.int64) - int(A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0]
-    operand.int8_operand_row(codes, row, 4)
+    row = np.full(8 + A_BEGIN, 99, A_INT8_DTYPE)
+    operand.int8_operand_row(np.array([-128, -1, 0, 127], np.int8), row, 8)
     if A_BEGIN:
-        assert row.tolist() == [-128, 0, -1 + 256 * 128 - 128, 127 - 128, 128 * 128, 0]
+        assert row.tolist() == [-128, 0, -1 + 256 * 128 - 128, 127 - 128, 0, 0, -128, -128, 128 * 128, 0]
     else:
-        assert row.tolist() == [*plain[:4], 99, 99]
+        assert (row.astype(np.int64) - int(A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0, 0, 0]
 
 
 @numba.njit

@@ -56,7 +56,8 @@ class MicroKernel:
     latency of a multiply-add.
 
     An int8 one may multiply by more than the code: in step r of KR by code + `surplus[r]`, if there are any. The offset
-    of a column takes that off again (`Isa.surplus`).
+    of a column takes that off again (`Isa.surplus`). One of `Isa.int8_keys` takes A's codes as they are and more than
+    B's, by the bits that are flipped in them (`BlockOrder`). There the offset of a row takes that off.
 
     With `shifts`, an int8 one takes B's codes of an even and an odd k as one int16, 256*b1 + b0 + 128, of which a shift
     leaves b1. A has a0 for the one and a1 - 256*a0 - 128 for the other, which fit int16 for all codes: of a step of KR
@@ -145,8 +146,12 @@ class Isa:
 
     @property
     def of_keys(self) -> Isa:
-        """The same with the lightning index's int8 products as its own."""
-        return replace(self, int8=self.int8_keys or self.int8, int8_order=self.keys_order or self.int8_order)
+        """The same with the lightning index's int8 products as its own: of queries, as they are, and keys.
+
+        Its `surplus` is what they add to the codes of keys.
+        """
+        order, int8 = self.keys_order or self.int8_order, self.int8_keys or self.int8
+        return replace(self, int8=int8, int8_order=order, a_offset=0)
 
     def places(self, is_int8: bool) -> Int64:
         """`BlockOrder.place` of every element, (KR, NR) int64."""

@@ -77,17 +77,10 @@ _complete = _in_pairs if A_BEGIN else _padded
 
 
 @callee
-def key_operand_row(codes: Codes, row: Values) -> None:
-    """Codes (n,) int8 to row (kp,), for the products of the lightning index."""
-    for j in range(len(codes)):
-        row[j] = np.int32(codes[j]) + A_OFFSET
-    _padded(row, len(codes), len(row))
-
-
-@callee
 def int8_operand_row(codes: Codes, row: Values, kp: Index) -> None:
     """Codes (n,) int8 to row (lda >= kp + A_BEGIN,)."""
-    key_operand_row(codes, window(row, 0, len(codes)))
+    for j in range(len(codes)):
+        row[j] = np.int32(codes[j]) + A_OFFSET
     _complete(row, len(codes), kp)
 
 
