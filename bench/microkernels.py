@@ -20,6 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from mla_numba.base.memory import aligned_empty
 from mla_numba.call.planning import this_machine
 from mla_numba.cli.options import finite, json_option
 from mla_numba.cli.shown import share_text
@@ -85,8 +86,9 @@ def cases(k: int) -> Iterator[Case]:
     codes = (rng.integers(-127, 128, N_TILES * MR * k) + int(A_OFFSET)).astype(A_INT8_DTYPE)
     real = rng.standard_normal(N_TILES * MR * k).astype(packed_gemm.BF16)
     a_bf16 = real.view(np.uint16) if np.uint16 == A_BF16_DTYPE else real.astype(np.float32)
-    weight = rng.integers(-127, 128, k * NR).astype(np.int8)
-    bits = rng.standard_normal(k * NR).astype(packed_gemm.BF16).view(np.uint16)
+    weight, bits = aligned_empty(k * NR, np.int8), aligned_empty(k * NR, np.uint16)  # as packed weights are
+    weight[:] = rng.integers(-127, 128, k * NR)
+    bits[:] = rng.standard_normal(k * NR).astype(packed_gemm.BF16).view(np.uint16)
     for mr in (MR, 1):
         yield Case("int8", mr, k, "ops_s", codes, weight, True)
         yield Case("bf16", mr, k, "bf16_flops_s" if ISA.bf16_dot else "flops_s", a_bf16, bits, True)

@@ -151,7 +151,7 @@ def test_the_kernel_packs_a_worker_s_share_and_nothing_else():
     k, n_panels = 4, 6
     values = np.ones(k * n_panels * NR, np.int8)
     source = panels.Matrices(values, k, np.arange(n_panels * NR), values.size, n_panels * NR)
-    order = panels.Order(1, 1, np.arange(NR).reshape(1, NR))
+    order = panels.Order(1, 1, np.arange(NR).reshape(1, NR), np.zeros(1, np.int64))
     share, begun = Share(3, 4, 2, 2), []  # of eight panels the last six
     for n_workers in range(4):
         out = np.zeros(values.size, np.int8)

@@ -1,6 +1,7 @@
 """The building blocks under the sweeps: microkernels against their oracle, packing, task drawing, roundings."""
 
 import threading
+from dataclasses import replace
 from itertools import pairwise, product
 
 import ml_dtypes
@@ -13,6 +14,7 @@ from mla_numba.kernels.isa import BY_COLUMN, BY_COLUMN_REVERSED, BlockOrder
 from mla_numba.kernels.llvm_ir import IN_L1, IN_L2, ONCE
 from mla_numba.kernels.micro.operands import A, B, C, Second, Y
 from mla_numba.kernels.micro.ukernel import (
+    A_BEGIN,
     A_BF16_DTYPE,
     A_INT8_DTYPE,
     A_OFFSET,
@@ -165,7 +167,8 @@ def pack_b(w):
     out = np.empty(w.size, np.uint16)
     bits = w.view(np.uint16).reshape(-1)
     source = panels.Matrices(bits, len(w), np.arange(NR), w.size, NR)
-    panels.pack_panels(1, 1, panels.Share(1, 1, 1, 0), source, panels.Order(KR_BF16, 1, ISA.places(is_int8=False)), out)
+    order = panels.Order(KR_BF16, 1, ISA.places(is_int8=False), ISA.flips(is_int8=False))
+    panels.pack_panels(1, 1, panels.Share(1, 1, 1, 0), source, order, out)
     return out
 
 
@@ -373,6 +376,7 @@ def test_counters_do_not_wrap_whatever_the_grain(grain):
 
 
 ROWS = BlockOrder("[KR][NR]", lambda nr, kr, r, j: r * nr + j)
+FLIPPED = replace(ROWS, flips=(-128, 0, -1, 5))
 
 
 def packed_by_formula(w, kr, n_parts, order):
@@ -384,6 +388,8 @@ def packed_by_formula(w, kr, n_parts, order):
     for i, p, j in np.ndindex(w.shape):
         part, q = divmod(p, part_k)
         out[i, j // NR, part, q // kr, order.place(NR, kr, q % kr, j % NR)] = w[i, p, j]
+    for r, flip in enumerate(order.flips):
+        out[..., [order.place(NR, kr, r, j) for j in range(NR)]] ^= np.int8(flip)
     return out.reshape(-1)
 
 
@@ -391,16 +397,20 @@ def packed_by_formula(w, kr, n_parts, order):
 @pytest.mark.parametrize(("batch", "k", "n", "n_parts"), [(1, 6, NR, 2), (3, 5, NR + 1, 1), (2, 10, 2 * NR - 1, 2)])
 def test_panels_are_packed_by_the_formula(dtype, batch, k, n, n_parts):
     rng = np.random.default_rng(0)
-    w = rng.integers(0, 100, (batch, k, n)).astype(dtype)
+    w = rng.integers(-100 if dtype == np.int8 else 0, 100, (batch, k, n)).astype(dtype)
     columns = rng.permutation(n)
-    for kr, order in ((1, BY_COLUMN), (2, BY_COLUMN), (2, BY_COLUMN_REVERSED), (4, BY_COLUMN), (4, ROWS)):
+    orders = [(1, BY_COLUMN), (2, BY_COLUMN), (2, BY_COLUMN_REVERSED), (4, BY_COLUMN), (4, ROWS)]
+    if dtype == np.int8:
+        orders += [(4, FLIPPED)]
+    for kr, order in orders:
         want = packed_by_formula(w[:, :, columns], kr, n_parts, order)
-        places = np.array([[order.place(NR, kr, r, j) for j in range(NR)] for r in range(kr)])
+        isa = replace(ISA, int8_order=order, kr_int8=kr)
+        places, flips = isa.places(is_int8=True), isa.flips(is_int8=True)
         for n_threads in (1, 2):
             got = np.full(len(want), 111, dtype)
             source = panels.Matrices(w.reshape(-1), k, columns, k * n, n)
             share = panels.Share(n_threads, batch * ceil_div(n, NR), 1, 0)
-            panels.pack_panels(n_threads, n_threads, share, source, panels.Order(kr, n_parts, places), got)
+            panels.pack_panels(n_threads, n_threads, share, source, panels.Order(kr, n_parts, places, flips), got)
             assert (got == want).all()
 
 
@@ -421,10 +431,35 @@ def test_a_row_becomes_an_operand(k, n_parts):
 
 
 def test_codes_become_an_operand():
-    codes = np.array([-128, -1, 0, 127], np.int8)
-    out = np.full(6, 99, A_INT8_DTYPE)
-    operand.int8_operand_row(codes, out)
-    assert (out.astype(np.int64) - int(A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0]
+    row = np.full(8 + A_BEGIN, 99, A_INT8_DTYPE)
+    operand.int8_operand_row(np.array([-128, -1, 0, 127], np.int8), row, 8)
+    if A_BEGIN:
+        assert row.tolist() == [-128, 0, -1 + 256 * 128 - 128, 127 - 128, 0, 0, -128, -128, 128 * 128, 0]
+    else:
+        assert (row.astype(np.int64) - int(A_OFFSET)).tolist() == [-128, -1, 0, 127, 0, 0, 0, 0]
+
+
+@numba.njit
+def multiply_codes(codes, row, kp, packed, sums):
+    """A row of codes, as an operand, times one panel."""
+    operand.int8_operand_row(codes, row, kp)
+    ukernel(1, kp, A(row, 0, len(row)), B(packed, 0, 0, 0, IN_L1), C(sums, 0, False), True)
+
+
+def test_every_pair_of_codes_is_multiplied_exactly():
+    """All pairs of a row's codes, by all codes of a weight, at an even and an odd k and with k padded."""
+    rng = np.random.default_rng(0)
+    first, second = np.meshgrid(np.arange(-128, 128), np.arange(-128, 128))
+    pairs = np.stack([first, second], axis=-1).reshape(-1).astype(np.int8)
+    for codes in (pairs, np.roll(pairs, 1), pairs[: 2 * 256 * 10 + 1]):
+        k = len(codes)
+        weight = rng.integers(-128, 128, (k, NR)).astype(np.int8)
+        weight[:, :3] = (-128, 127, 0)
+        gemm = packed_gemm.pack_gemm([weight], [np.ones(NR, np.float32)], 1)
+        row = np.full(gemm.kp + 2 + A_BEGIN, 99, A_INT8_DTYPE)
+        sums = np.empty(NR, np.int32)
+        multiply_codes(codes, row, gemm.kp, gemm.panels, sums)
+        assert (sums + gemm.offset == codes.astype(np.int32) @ weight.astype(np.int32)).all()
 
 
 def test_who_waits_goes_on_when_all_tasks_are_done_and_not_before():

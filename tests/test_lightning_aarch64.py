@@ -10,10 +10,8 @@ from helpers.aarch64 import COMPILER, QEMU, TRIPLE, missing_tools
 
 from mla_numba.kernels import ISAS
 from mla_numba.kernels.lightning.emitter import define_lightning
-from mla_numba.kernels.lightning.panel import half_of
+from mla_numba.kernels.lightning.panel import half_of, plain_dots
 from mla_numba.kernels.micro.assembly import Target
-from mla_numba.kernels.micro.operands import A, B, C
-from mla_numba.kernels.micro.plain import add_products
 
 CPUS = {"neon": "cortex-a72", "neondot": "neoverse-n1", "neoni8mm": "max"}
 DRIVER = Path(helpers.__file__).with_name("aarch64_scores.c")
@@ -26,25 +24,22 @@ def make_case(isa, n_heads, n_panels, steps, seed):
     b = rng.choice(np.array([-128, -3, 0, 5, 127], np.int8), n_panels * isa.nr * k)
     weights = (rng.standard_normal(n_heads) / 2048).astype(np.float16).astype(np.float32)
     scores = rng.standard_normal(n_panels * isa.nr).astype(np.float32)
-    steps_of_b = b.reshape(n_panels, steps, -1)[..., isa.places(is_int8=True)].astype(np.int32)
-    offset = -np.einsum("psrj,r->pj", steps_of_b, np.array(isa.surplus, np.int32))
-    arrays = (a, b, offset, weights, scores)
+    offsets = -(a.astype(np.int32) @ np.resize(np.array(isa.surplus, np.int32), k))
+    arrays = (a, b, weights, offsets, scores)
     sizes = [n_heads, n_panels, steps, k, isa.kr_int8, *(array.nbytes for array in arrays)]
     want = scores.copy()
     for p in range(n_panels):
-        dots = np.empty(n_heads * isa.nr, np.int32)
-        add_products(isa, n_heads, k, A(a, 0, k), B(b, p * isa.nr * k, 0, 0, 0), C(dots, 0, False))
+        dots = plain_dots(isa, a, b[p * isa.nr * k :][: isa.nr * k]) + offsets[:, None]
         of_panel = want[p * isa.nr : (p + 1) * isa.nr]
         for i in range(n_heads):
-            value = np.maximum(dots[i * isa.nr : (i + 1) * isa.nr] + offset[p], 0).astype(np.float32)
-            of_panel += weights[i] * half_of(value)
+            of_panel += weights[i] * half_of(np.maximum(dots[i], 0).astype(np.float32))
     return np.array(sizes, np.int64).tobytes() + b"".join(x.tobytes() for x in arrays), want
 
 
 @pytest.mark.skipif(bool(missing_tools()), reason=f"not installed: {missing_tools()}")
 @pytest.mark.parametrize("name", CPUS)
 def test_scores_are_exact(name, tmp_path):
-    isa = ISAS[name]
+    isa = ISAS[name].of_keys
     code = Target(TRIPLE, "generic")
     machine, module = code._compiled(lambda module: define_lightning(module, isa))
     (tmp_path / "scores.o").write_bytes(machine.emit_object(module))
@@ -55,7 +50,7 @@ def test_scores_are_exact(name, tmp_path):
         make_case(isa, n_heads, n_panels, steps, seed=n_heads * 100 + n_panels * 10 + steps)
         for n_heads in range(1, 2 * isa.mr + 2)
         for n_panels in (1, 2, 3)
-        for steps in (1, 2, 4, 16)
+        for steps in (4, 8, 16)
     ]
     (tmp_path / "cases").write_bytes(b"".join(given for given, _ in cases))
     subprocess.run([QEMU, "-cpu", CPUS[name], program, tmp_path / "cases", tmp_path / "results"], check=True)

@@ -272,10 +272,11 @@ class TestPanelOrder:
         columns = [*range(n - 4), n - 4, n - 2, n - 3, n - 1]  # the rope's pairs as halves
         kp = round_up(k, kr)
         places = ISA.places(quantised)
-        want = np.zeros((2, kp // kr, nr * kr), gemm.panels.dtype)
+        want, flips = np.zeros((2, kp // kr, nr * kr), gemm.panels.dtype), ISA.flips(quantised)
         for j, column in enumerate(columns):
             for p in range(k):
                 want[j // nr, p // kr, places[p % kr, j % nr]] = weight.view(gemm.panels.dtype)[p, column]
+        want[..., places] ^= flips.astype(want.dtype)[:, None]
         assert_same_bits("panels", gemm.panels, want.reshape(-1))
         if quantised:
             sums = np.einsum("psrj,r->pj", want[..., places].astype(np.int64), ISA.surplus).reshape(-1)

@@ -123,6 +123,17 @@ def test_workspace_by_hand():
     assert "x_scale" not in small_plan(quant="b").tile_plan(5).workspace
 
 
+@pytest.mark.parametrize(("k", "lines"), [(28, 1), (30, 1), (31, 3), (32, 3), (94, 3), (95, 5), (96, 5)])
+def test_a_row_has_room_for_what_its_sums_begin_with(k, lines):
+    """Two elements of two bytes, where 32 are a line; without them a row may end where the next one begins."""
+    micro = MicroTile(6, 16, 1, 2, a_begin=2)
+    gemm = replace(PER_HEAD, k=k, micro=micro, kc=1, nc=16)
+    assert gemm.lda * 2 == lines * 64
+    assert replace(gemm, micro=replace(micro, a_begin=0)).lda * 2 == (1 if k <= 32 else 3) * 64
+    with pytest.raises(ValueError, match="a_begin: expected at least 0, got -1"):
+        replace(micro, a_begin=-1)
+
+
 @pytest.mark.parametrize("item_bytes", [1, 2, 4])
 def test_rows_are_an_odd_number_of_lines_apart(item_bytes):
     for n in range(1, 1100):

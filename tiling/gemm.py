@@ -48,7 +48,8 @@ class MicroTile:
     """Register tile of a microkernel, dictated by the instruction set.
 
     ``mr`` rows by ``nr`` columns of the output stay in registers; ``kr`` elements of k are taken by one instruction.
-    ``a_bytes`` is the size of one packed element of A: 4 where bf16 is widened to fp32, 1 or 2 for int8 codes.
+    ``a_bytes`` is the size of one packed element of A: 4 where bf16 is widened to fp32, 1 or 2 for int8 codes. A row of
+    A ends with ``a_begin`` more elements, for what its sums begin with.
     Tiles of at most ``two_panels`` rows may take two panels at once, where a walk has more than one.
     ``plan_prolog`` has an example.
     """
@@ -58,12 +59,14 @@ class MicroTile:
     kr: int
     a_bytes: int
     two_panels: int = 0
+    a_begin: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         for name in ("mr", "nr", "kr", "a_bytes"):
             check_int(name, getattr(self, name), 1, _MAX_MICRO)
         check_int("two_panels", self.two_panels, 0, self.mr)
+        check_int("a_begin", self.a_begin, 0, _MAX_MICRO)
 
     def has_two_panels(self, rows: int) -> bool:
         """Whether one of the tiles that the kernels cut ``rows`` rows into takes two panels at once.
@@ -152,7 +155,7 @@ class GemmPlan:
     @property
     def lda(self) -> int:
         """Elements from one row of A to the next."""
-        return row_distance(self.kp, self.micro.a_bytes)
+        return row_distance(self.kp + self.micro.a_begin, self.micro.a_bytes)
 
     @property
     def n_panels(self) -> int:

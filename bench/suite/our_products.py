@@ -11,13 +11,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import ml_dtypes
+import numba
 import numpy as np
 
 from mla_numba import MlaDims, MlaProlog, MlaWeights, PagedCache, PrologOutput
 from mla_numba.base.memory import aligned_empty, as_bits
 from mla_numba.call.planning import MICRO_TILES, this_machine
 from mla_numba.call.workspace import Memory, Prepared
-from mla_numba.kernels.micro.ukernel import A_OFFSET
+from mla_numba.kernels.row.operand import int8_operand_row
 from mla_numba.kernels.sweeps.arguments import Caches, Layer, Norm, PairCut, Slots, Tokens, TokenTile
 from mla_numba.kernels.sweeps.gemm import Pair, matmul_pair, pair_tasks
 from mla_numba.kernels.sweeps.phase import DOWN, PACK, Team
@@ -103,6 +104,13 @@ def key_product(x: Array, w_dkv_kr: Array, n_copies: int, n_threads: int) -> Pro
     return Products(calls, y, str(plan))
 
 
+@numba.njit
+def _write_rows(codes: Array, rows: Array, kp: int) -> None:
+    """Codes (T, K) int8 as activations."""
+    for row in range(len(codes)):
+        int8_operand_row(codes[row], rows[row], kp)
+
+
 def up_product(codes: Array, scale: Array, weight: Array, w_scale: Array, n_copies: int, n_threads: int) -> Products:
     """codes (T, K) int8 with a scale (T,) fp32 a row, times weight (K, N) int8 with a scale (N,) a column, as bf16.
 
@@ -115,9 +123,7 @@ def up_product(codes: Array, scale: Array, weight: Array, w_scale: Array, n_copi
     team = Team(n_workers, buffers.counters, buffers.spans, False, buffers.laps)
     y = aligned_empty((t, n), ml_dtypes.bfloat16)
     nothing = np.empty((t, 0), np.uint16)
-    rows = buffers.q.rows
-    rows[:, :k] = codes.astype(np.int32) + A_OFFSET
-    rows[:, k:] = A_OFFSET
+    _write_rows(codes, buffers.q.rows, tile_plan.heads.qb.kp)
 
     def call_of(packed: PackedGemm) -> Callable[[], None]:
         pair = Pair(

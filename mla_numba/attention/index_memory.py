@@ -14,10 +14,10 @@ from ..base.memory import aligned_empty, rows_apart
 from ..kernels.launch import plain
 from ..kernels.lightning.best import SAMPLE
 from ..kernels.lightning.keys import TILE
-from ..kernels.lightning.panel import BLOCK, RUN
+from ..kernels.lightning.panel import BLOCK, QUERY_DTYPE, RUN
 from ..kernels.lightning.sorting import N_BINS
 from ..kernels.lightning.tile import PHASES, Buffers, Scratch
-from ..kernels.micro.ukernel import A_INT8_DTYPE, NR
+from ..kernels.micro.ukernel import NR
 from ..kernels.sweeps.phase import NO_LAPS, Team
 from ..kernels.threads.tasks import n_counters
 
@@ -42,6 +42,7 @@ class Memory(NamedTuple):
     sizes: Sizes
     rows: Array
     head_weights: Array
+    offsets: Array
     counters: Array
     buffers: Buffers | tuple[Array, ...]
     scratch: Scratch | tuple[Array, ...]
@@ -78,7 +79,8 @@ def _new_memory(sizes: Sizes) -> Memory:
     buffers, scratch = (kind(**{name: arrays[name] for name in kind._fields}) for kind in (Buffers, Scratch))
     counters = np.zeros(n_counters(sizes.n_workers, len(PHASES)), np.int64)
     team = Team(sizes.n_workers, counters, _NO_SPANS, False, NO_LAPS)
-    return Memory(sizes, arrays["rows"], arrays["head_weights"], counters, plain(buffers), plain(scratch), plain(team))
+    rows, head_weights, offsets = (arrays[name] for name in ("rows", "head_weights", "offsets"))
+    return Memory(sizes, rows, head_weights, offsets, counters, plain(buffers), plain(scratch), plain(team))
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,14 +97,14 @@ def _shapes(sizes: Sizes) -> dict[str, tuple[tuple[int, ...], Any]]:
         return rows_apart(n_workers, length, dtype)
 
     return {
-        "rows": ((t, n_rows, kp), A_INT8_DTYPE),
+        "rows": ((t, n_rows, kp), QUERY_DTYPE),
         "head_weights": ((t, n_rows), np.float32),
+        "offsets": ((t, n_rows), np.int32),
         "ranks": ((n_workers, t, room), np.uint64),
         "n_ranks": by_worker(t, np.int64),
         "ends": by_worker(t, np.uint64),
         "codes": by_worker(TILE * kp, np.int8),
         "places": by_worker(TILE, np.int64),
-        "offset": by_worker(TILE, np.int32),
         "scale": by_worker(TILE, np.float32),
         "rest": by_worker(NR * RUN, np.int8),
         "scores": by_worker(TILE, np.float32),

@@ -131,7 +131,8 @@ def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array,
         groups, n_workers = _cut(pages, t0, n, n_heads * kp, n_threads)
         memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
-            queries = plain(Queries(query, query_scale, weights, pages.limits, index, memory.rows, memory.head_weights))
+            of_tile = (memory.rows, memory.head_weights, memory.offsets)
+            queries = plain(Queries(query, query_scale, weights, pages.limits, index, *of_tile))
             kept = memory.buffers, memory.scratch, memory.team
             lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *kept)
         finally:

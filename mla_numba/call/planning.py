@@ -49,6 +49,7 @@ def micro_tiles(isa: Isa) -> dict[Dtype, MicroTile]:
             kr=isa.kr_int8,
             a_bytes=isa.a_int8_bytes,
             two_panels=isa.int8.two_panels if isa.int8 else 0,
+            a_begin=isa.a_int8_begin,
         ),
     }
 

@@ -6,7 +6,7 @@ Each is a file in `micro`; `micro.table` has all of them, and chooses.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,11 +22,13 @@ __all__ = ["BY_COLUMN", "BY_COLUMN_REVERSED", "BlockOrder", "Isa", "MicroKernel"
 class BlockOrder:
     """Where a packed weight holds step r of k of column j, in a block of KR steps of NR columns.
 
-    `place(nr, kr, r, j)` counts elements from the block's begin. The name is part of a packed file.
+    `place(nr, kr, r, j)` counts elements from the block's begin. Of codes the bits `flips[r]`, if any, are flipped. The
+    name is part of a packed file.
     """
 
     name: str
     place: Callable[[int, int, int, int], int] = field(repr=False)
+    flips: tuple[int, ...] = ()
 
 
 BY_COLUMN = BlockOrder("[NR][KR]", lambda _nr, kr, r, j: j * kr + r)
@@ -54,7 +56,13 @@ class MicroKernel:
     latency of a multiply-add.
 
     An int8 one may multiply by more than the code: in step r of KR by code + `surplus[r]`, if there are any. The offset
-    of a column takes that off again (`Isa.surplus`).
+    of a column takes that off again (`Isa.surplus`). One of `Isa.int8_keys` takes A's codes as they are and more than
+    B's, by the bits that are flipped in them (`BlockOrder`). There the offset of a row takes that off.
+
+    With `shifts`, an int8 one takes B's codes of an even and an odd k as one int16, 256*b1 + b0 + 128, of which a shift
+    leaves b1. A has a0 for the one and a1 - 256*a0 - 128 for the other, which fit int16 for all codes: of a step of KR
+    first those of all even k, and then the others. Their products are a0*b0 + a1*b1 and 128*a0 - 128*b1. The surplus of
+    odd k is -128, and the sums of a row begin with -128 times its a0, an int32 that ends where the next row begins.
 
     `round_two(builder, vectors, low, high)` rounds two vectors of sums to one of bf16 at once, if there is a way that
     is right where no sum is subnormal: such a microkernel is used for no others.
@@ -71,6 +79,7 @@ class MicroKernel:
     square: int = 1
     two_panels: int = 0
     surplus: tuple[int, ...] = ()
+    shifts: bool = False
     round_two: Callable[[ir.IRBuilder, Vectors, Any, Any], Any] | None = None
 
 
@@ -79,13 +88,14 @@ class Isa:
     """An instruction set and its register tile.
 
     A tile holds `mr` rows of `nr` columns; a packed weight interleaves `kr_bf16` or `kr_int8` steps of k, in the order
-    `bf16_order` or `int8_order`. An int8 activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes,
-    a bf16 one as float32 or, with `bf16_dot`, as it is, in pairs like the weight.
+    `bf16_order` or `int8_order`. An int8 activation is stored as `code + a_offset` in elements of `a_int8_bytes` bytes
+    (or as `MicroKernel.shifts` says), a bf16 one as float32 or, with `bf16_dot`, as it is, in pairs like the weight.
 
     `features` are what a CPU must have, by LLVM's names. `int8` and `bf16` are how it multiplies, `bf16_subnormal` how
-    it does where sums may be subnormal, if otherwise; of plain loops all are None. With `tune`, a name of LLVM's, their
-    code is made of these features and in the order that suits that CPU, whatever CPU it is compiled for: so it is
-    known what runs on CPUs that are not at hand.
+    it does where sums may be subnormal, if otherwise, and `int8_keys` how the lightning index does, whose B is in the
+    order `keys_order`, if otherwise; of plain loops all are None. With `tune`, a name of LLVM's, their code is made of
+    these features and in the order that suits that CPU, whatever CPU it is compiled for: so it is known what runs on
+    CPUs that are not at hand.
     """
 
     name: str
@@ -101,7 +111,9 @@ class Isa:
     tune: str = ""
     bf16_order: BlockOrder = BY_COLUMN_REVERSED
     int8_order: BlockOrder = BY_COLUMN
+    keys_order: BlockOrder | None = None
     int8: MicroKernel | None = field(default=None, repr=False)
+    int8_keys: MicroKernel | None = field(default=None, repr=False)
     bf16: MicroKernel | None = field(default=None, repr=False)
     bf16_subnormal: MicroKernel | None = field(default=None, repr=False)
 
@@ -127,11 +139,30 @@ class Isa:
         of_kernel = self.int8.surplus if self.int8 else ()
         return tuple(self.a_offset + surplus for surplus in of_kernel or (0,) * self.kr_int8)
 
+    @property
+    def a_int8_begin(self) -> int:
+        """Elements at the end of a row of int8 activations that hold what its sums begin with, see `MicroKernel`."""
+        return 4 // self.a_int8_bytes if self.int8 and self.int8.shifts else 0
+
+    @property
+    def of_keys(self) -> Isa:
+        """The same with the lightning index's int8 products as its own: of queries, as they are, and keys.
+
+        Its `surplus` is what they add to the codes of keys.
+        """
+        order, int8 = self.keys_order or self.int8_order, self.int8_keys or self.int8
+        return replace(self, int8=int8, int8_order=order, a_offset=0)
+
     def places(self, is_int8: bool) -> Int64:
         """`BlockOrder.place` of every element, (KR, NR) int64."""
         kr, order = (self.kr_int8, self.int8_order) if is_int8 else (self.kr_bf16, self.bf16_order)
         places = [[order.place(self.nr, kr, r, j) for j in range(self.nr)] for r in range(kr)]
         return np.array(places, np.int64)
+
+    def flips(self, is_int8: bool) -> Int64:
+        """The bits that are flipped in the elements of each step of KR, (KR,) int64, see `BlockOrder`."""
+        kr, order = (self.kr_int8, self.int8_order) if is_int8 else (self.kr_bf16, self.bf16_order)
+        return np.array(order.flips or (0,) * kr, np.int64)
 
     @property
     def attributes(self) -> dict[str, str]:

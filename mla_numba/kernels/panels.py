@@ -38,11 +38,15 @@ class Matrices(NamedTuple):
 
 
 class Order(NamedTuple):
-    """How k is packed: each of n_parts equal parts in blocks of kr steps; places (kr, NR) int64 as of the `Isa`."""
+    """How k is packed: each of n_parts equal parts in blocks of kr steps.
+
+    places (kr, NR) and flips (kr,), int64, are those of the `Isa`.
+    """
 
     kr: Index
     n_parts: Index
     places: Int64
+    flips: Int64
 
 
 class Share(NamedTuple):
@@ -70,12 +74,13 @@ def _pack_step(source: Matrices, order: Order, taken: Int64, first: Index, n_ste
     """n_steps <= kr steps of k of the columns `taken`, the first row at values[first], to packed (NR * kr,)."""
     kr, n_cols = order.kr, len(taken)
     if n_cols < NR or n_steps < kr:
-        for j in range(NR * kr):
-            packed[j] = 0
+        for r in range(kr):
+            for j in range(NR):
+                packed[order.places[r, j]] = order.flips[r]
     for r in range(n_steps):
-        row = first + r * source.row_stride
+        row, flip = first + r * source.row_stride, order.flips[r]
         for j in range(n_cols):
-            packed[order.places[r, j]] = source.values[row + taken[j]] if taken[j] >= 0 else 0
+            packed[order.places[r, j]] = (source.values[row + taken[j]] if taken[j] >= 0 else 0) ^ flip
 
 
 @callee
@@ -111,7 +116,7 @@ def pack_panels(worker: Index, share: Share, source: Matrices, order: Order, out
 def column_offsets(panel: Index, panels: Codes, kp: Index, places: Int64, out: Int32) -> None:
     """out[panel*NR + j] (int32) = -the sum of A_SURPLUS * packed int8 column j: takes off what the surplus of A adds.
 
-    places (KR, NR) int64, as of the `Isa`.
+    Where codes are flipped (`BlockOrder`) there is no surplus. places (KR, NR) int64, as of the `Isa`.
     """
     for j in range(NR):
         total = np.int64(0)

@@ -48,8 +48,8 @@ FMA_OPS = 2 * CHAINS * LANES  # operations of a step; a multiply-add is two
 BF16_OPS = 2 * FMA_OPS  # a lane takes a pair of products
 DOT_K = 1 if ISA.int8 is None else ISA.kr_int8 // ISA.int8.passes  # products that a lane takes
 DOT_OPS = FMA_OPS * DOT_K
-# What a microkernel has to complement it subtracts (`neon`); the probe's operands are what is subtracted.
-_SIGNS = np.array([-1 if ISA.int8 and any(ISA.int8.surplus[r : r + 1]) else 1 for r in range(DOT_K)], np.int32)
+# What a microkernel has to complement it subtracts (`neon`, a surplus of 1): the probe's operands are subtracted too.
+_SIGNS = np.array([-1 if ISA.int8 and ISA.int8.surplus[r : r + 1] == (1,) else 1 for r in range(DOT_K)], np.int32)
 
 READ_CHAINS = 8  # independent sums, a vector each, so that additions never wait for each other
 READ_WORDS = READ_CHAINS * LANES  # what one step reads

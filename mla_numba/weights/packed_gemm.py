@@ -116,7 +116,7 @@ def pack_gemm(
     of all heads.
     """
     quantised = weights[0].dtype == np.int8
-    kr, places = ISA.kr_int8 if quantised else ISA.kr_bf16, ISA.places(quantised)
+    kr, places, flips = ISA.kr_int8 if quantised else ISA.kr_bf16, ISA.places(quantised), ISA.flips(quantised)
     k = weights[0].shape[-2]
     kp = n_parts * round_up(k // n_parts, kr)
     cuts = [_Cut.of(w, head_dim) for w in weights]
@@ -137,7 +137,7 @@ def pack_gemm(
         here = panels[at * kp * ISA.nr : (at + count) * kp * ISA.nr]
         source = Matrices(weight.view(dtype).reshape(-1), k, columns, cut.batch_stride, cut.row_stride)
         share = Share(n_threads, sum(n_panels) // unit, unit, at)
-        pack_panels(n_threads, n_threads, share, source, Order(kr, n_parts, places), here)
+        pack_panels(n_threads, n_threads, share, source, Order(kr, n_parts, places, flips), here)
         scale = scales[i]
         if scale is not None:
             by_panel = col_scale[at * ISA.nr : (at + count) * ISA.nr].reshape(cut.batch, -1)

@@ -1,4 +1,4 @@
-/* Calls SCORES for each case of a file: ten int64, then a, b, offset, weights and scores, which are written out. */
+/* Calls SCORES for each case of a file: ten int64, then a, b, weights, offsets and scores, which are written out. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ static void *filled(FILE *file, size_t n_bytes) {
 
 int main(int argc, char **argv) {
     FILE *cases = fopen(argv[argc - 2], "rb"), *results = fopen(argv[argc - 1], "wb");
-    int64_t given[10]; /* n_heads, n, steps, lda, a_step, bytes of a, b, offset, weights, scores */
+    int64_t given[10]; /* n_heads, n, steps, lda, a_step, bytes of a, b, weights, offsets, scores */
     while (fread(given, sizeof given, 1, cases) == 1) {
         void *arrays[5];
         for (int i = 0; i < 5; i++) arrays[i] = filled(cases, given[5 + i]);

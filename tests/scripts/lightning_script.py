@@ -21,6 +21,8 @@ def edges():
     for seed, (n_heads, n_keys, width) in enumerate(product(heads, keys, widths)):
         yield make_call(Shape((1, 2), n_keys, n_heads, width, 5, 7), KINDS[seed % len(KINDS)], seed)
     yield make_call(Shape((3,), 8 * NR + 1, 3, 64, 9, 4, "PA_NZ"), "random", 1, gap=2)
+    for width in (128, 300):  # as many steps as pending heads need, and more
+        yield make_call(Shape((1,), NR + 1, 2 * MR + 1, width, 5, 7), "random", width)
 
 
 def plain_python():

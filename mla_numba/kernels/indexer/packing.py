@@ -41,7 +41,7 @@ def _pack_task(task: Index, n_tasks: Index, worker: Index, work: IndexPacking) -
             bf16_operand_row(x, 1, window(row_of(work.a_x.rows, row), 0, work.kp_x))
             work.a_x.min_magnitude[row] = min_magnitude(x)
         if work.packs_q:
-            int8_operand_row(row_of(work.q_norm, work.t0 + row), window(row_of(work.a_q.rows, row), 0, work.kp_q))
+            int8_operand_row(row_of(work.q_norm, work.t0 + row), row_of(work.a_q.rows, row), work.kp_q)
 
 
 @outlined

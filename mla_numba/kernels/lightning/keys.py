@@ -7,13 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..jit.callee import callee, inlined
-from ..kinds import F32, Codes, Index, Int32, Int64
+from ..kinds import F32, Codes, Index, Int64
 from ..micro.ukernel import NR
 from ..prefetch import prefetch
 from ..row.scatter import Slots, chunk_at
 from ..scalars import row_of, widen_f16, window
 from ..threads.tasks import ceil_div
-from .panel import RUN, Panels, Runs, pack_panel
+from .panel import RUN, Runs, pack_panel
 
 __all__ = ["PANELS", "TILE", "KeyCache", "KeyTile", "find_keys", "lines_of", "pack_keys", "widen_scales"]
 
@@ -38,14 +38,12 @@ class KeyTile(NamedTuple):
     |--------|---------------------|---------|--------------------------------------------------|
     | codes  | (PANELS * kp * NR,) | int8    | packed                                           |
     | places | (TILE,)             | int64   | where the keys lie in the cache                  |
-    | offset | (TILE,)             | int32   | see `panel`                                      |
     | scale  | (TILE,)             | float32 | of a key                                         |
     | rest   | (NR * RUN,)         | int8    | what is left of rows that are no multiple of RUN |
     """
 
     codes: Codes
     places: Int64
-    offset: Int32
     scale: F32
     rest: Codes
 
@@ -113,15 +111,12 @@ def pack_keys(cache: KeyCache, n: Index, tile: KeyTile) -> None:
     distance, _ = chunk_at(cache.codes.layout, np.int64(0), np.int64(RUN))
     for p in range(n_panels):
         col = p * NR
-        for j in range(NR):
-            tile.offset[col + j] = np.int32(0)
-        panel = Panels(tile.codes, p * kp * NR, tile.offset, tile.scale, np.int64(col), np.int64(1))
+        panel = window(tile.codes, p * kp * NR, kp * NR)
         if n_runs:
             pack_panel(Runs(cache.codes.flat, tile.places, np.int64(col), n_runs, distance), panel)
         if kp > cache.width:
             _take_rest(cache, tile, np.int64(col))
             for j in range(NR):
                 tile.places[col + j] = j * RUN
-            at = np.int64((p * kp + n_runs * RUN) * NR)
-            rest = Panels(tile.codes, at, tile.offset, tile.scale, np.int64(col), np.int64(1))
+            rest = window(panel, n_runs * RUN * NR, RUN * NR)
             pack_panel(Runs(tile.rest, tile.places, np.int64(col), np.int64(1), np.int64(0)), rest)

@@ -6,9 +6,9 @@ with those of four keys, then the quads. With loads of a quad, or of half a vect
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 
 from ..isa import Isa
@@ -20,13 +20,13 @@ RUN = 32  # codes of a key that lie side by side in any cache, and at which pack
 _WORD = 4  # codes
 _WORDS = RUN // _WORD
 _QUAD = 4  # words that are transposed with those of as many keys
-_CHAINS = 4  # of sums: one would take a product's latency for each word
 
 
 def define_pack(isa: Isa, function: ir.Function) -> None:
-    """`pack(codes, places, n_runs, run_stride, panel, offset)`, see `emitter`."""
+    """`pack(codes, places, n_runs, run_stride, panel)`, see `emitter`."""
+    isa = isa.of_keys
     add_attributes(function, isa.attributes)
-    codes, places, n_runs, run_stride, panel, offset = function.args
+    codes, places, n_runs, run_stride, panel = function.args
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     at_once = 1 if _is_plain(isa) else isa.vectors.n  # more would not fit into the registers
 
@@ -34,7 +34,7 @@ def define_pack(isa: Isa, function: ir.Function) -> None:
         of_words = builder.mul(number, ir.Constant(I64, isa.lanes * _WORD))
         keys = _Keys(
             codes, builder.gep(places, [builder.mul(number, ir.Constant(I64, isa.lanes * 8))]), run_stride,
-            builder.gep(panel, [of_words]), builder.gep(offset, [of_words]),
+            builder.gep(panel, [of_words]),
         )  # fmt: skip
         _pack_runs(_Pack(builder, isa, at_once, keys), n_runs)
         return []
@@ -50,13 +50,12 @@ def _is_plain(isa: Isa) -> bool:
 
 
 class _Keys(NamedTuple):
-    """Keys that are packed at once: where they lie, and where they and their offsets come to."""
+    """Keys that are packed at once: where they lie, and where they come to."""
 
     codes: Any
     places: Any
     run_stride: Any
     panel: Any
-    offset: Any
 
 
 def _pack_runs(pack: _Pack, n_runs: Any) -> None:
@@ -87,7 +86,7 @@ class _Pack:
         """Packs `n` times, at least once, `at_once` runs, from run `first` on; in_a_row if one load takes them."""
         builder, isa, vectors, keys = self.builder, self.isa, self.isa.vectors, self.keys
 
-        def some(number: Any, held: list[Any]) -> list[Any]:
+        def some(number: Any, _values: list[Any]) -> list[Any]:
             run = builder.add(first, builder.mul(number, ir.Constant(I64, at_once)))
             words = self._words(builder.gep(keys.codes, [builder.mul(run, keys.run_stride)]), at_once, in_a_row)
             to = builder.gep(keys.panel, [builder.mul(run, ir.Constant(I64, RUN * isa.nr))])
@@ -95,18 +94,9 @@ class _Pack:
             for w, row in enumerate(in_panel):
                 for v, value in enumerate(row):
                     store(builder, value, to, w * isa.nr * _WORD + v * vectors.lanes * _WORD)
-            for w, row in enumerate(words if held else []):
-                for v, word in enumerate(row):
-                    at = w % _CHAINS * self._n_vectors + v
-                    held[at] = _with_surplus(builder, isa, held[at], word)
-            return held
+            return []
 
-        sums = [ir.Constant(vectors.words, None)] * (_CHAINS * self._n_vectors) if any(isa.surplus) else []
-        sums = counted_loop(builder, n, sums, some)
-        for v in range(self._n_vectors if sums else 0):
-            total = functools.reduce(builder.add, sums[v :: self._n_vectors])
-            before = load(builder, keys.offset, v * vectors.lanes * _WORD, vectors.words, 4)
-            store(builder, builder.sub(before, total), keys.offset, v * vectors.lanes * _WORD)
+        counted_loop(builder, n, [], some)
 
     def _words(self, here: Any, at_once: int, in_a_row: bool) -> list[list[Any]]:
         """The words of some runs: word w of all keys as a row of vectors, w after w."""
@@ -130,20 +120,18 @@ class _Pack:
         else:
             runs = (start, builder.gep(start, [self.keys.run_stride]))
             row = _side_by_side(builder, *(load(builder, run, 0, ir.VectorType(I32, _WORDS), 1) for run in runs))
+        row = _flipped(builder, self.isa, row)
         return row if row.type.count == lanes else _side_by_side(builder, row, row)
 
 
-def _with_surplus(builder: ir.IRBuilder, isa: Isa, total: Any, word: Any) -> Any:
-    """`total` and what A's surplus adds to the products of four codes of each key."""
-    assert isa.int8 is not None
+def _flipped(builder: ir.IRBuilder, isa: Isa, row: Any) -> Any:
+    """Words of a key with the bits flipped that its products ask for."""
+    flips = isa.flips(is_int8=True)
+    if not flips.any():
+        return row
     assert isa.kr_int8 == _WORD
-    if isa.a_offset:
-        everywhere = isa.vectors.splat(builder, ir.Constant(I32, isa.a_offset * 0x01010101 - 2**32))
-        return isa.int8.multiply(builder, isa.vectors, total, everywhere, word)
-    for r, surplus in enumerate(isa.surplus):
-        code = builder.ashr(builder.shl(word, isa.vectors.filled(24 - 8 * r)), isa.vectors.filled(24))
-        total = builder.add(total, builder.mul(code, isa.vectors.filled(surplus)))
-    return total
+    word = int.from_bytes(flips.astype(np.uint8).tobytes(), "little")
+    return builder.xor(row, ir.Constant(row.type, [word] * row.type.count))
 
 
 def _side_by_side(builder: ir.IRBuilder, low: Any, high: Any) -> Any:

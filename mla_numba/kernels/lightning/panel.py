@@ -2,7 +2,10 @@
 
     pack_panel:    panel = the codes of NR keys, in the order in which the microkernel reads them
     score_panels:  scores[j] += sum over heads i of weights[i] * half(max(dot(i, j), 0)),   ascending i
-                   dot(i, j) = sum over k of a[i, k] * panel[k, j] + offset[j]
+                   dot(i, j) = sum over k of a[i, k] * (code of key j + surplus)[k] + offsets[i]
+
+What instructions multiply keys by may be more than their codes: see `MicroKernel`. What this adds is the same for all
+keys, and the offset of a head takes it off.
 
 `half` keeps the 11 significant bits of an fp16, ties to even. A weight has no more than 11 bits either. So products are
 exact, and sums are rounded once for each head, whether by a fused multiply-add or not.
@@ -11,10 +14,10 @@ exact, and sums are rounded once for each head, whether by a fused multiply-add 
 |---------|---------------------|--------------|----------------------------------------------------------------------|
 | codes   | flat                | int8         | a cache; a run of RUN codes of key j is at places[j] + run * distance |
 | places  | [NR]                | int64        |                                                                      |
-| panel   | [kp / KR][NR][KR]   | int8         | kp a multiple of RUN; see `isa.BlockOrder`                           |
-| offset  | [NR]                | int32        | what the surplus of A adds, negated: `pack_panel` adds its share     |
-| a.rows  | [heads], [kp]       | A_INT8_DTYPE | heads, see `row.operand`                                             |
+| panel   | [kp / KR][NR][KR]   | int8         | kp a multiple of RUN; see `isa.BlockOrder`; some bits are flipped    |
+| a.rows  | [heads], [kp]       | QUERY_DTYPE  | codes of heads                                                       |
 | weights | [heads]             | float32      |                                                                      |
+| offsets | [heads]             | int32        | see `offset_of`                                                      |
 | scores  | [NR]                | float32      |                                                                      |
 """
 
@@ -26,13 +29,13 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+from ..isa import Isa
 from ..jit.callee import callee, overload_callee
-from ..kinds import F32, Codes, Index, Int32, Int64, Real, Typed
+from ..kinds import F32, Codes, Index, Int32, Int64, Real, Typed, Values
 from ..micro.operands import A, B, C
-from ..micro.plain import add_products
 from ..micro.portable import ukernel_int8_portable
-from ..micro.table import ISA
-from ..micro.ukernel import A_SURPLUS, KR_INT8, MR, NR
+from ..micro.table import ISA as ISA_OF_WEIGHTS
+from ..micro.ukernel import KR_INT8, MR, NR
 from ..scalars import window
 from .emitter import declare_pack, declare_scores
 from .heads import BLOCK
@@ -41,18 +44,26 @@ from .vector_code import call_vector_code
 
 __all__ = [
     "BLOCK",
+    "QUERY_DTYPE",
     "RUN",
     "SPLIT",
     "Ahead",
+    "HeadNumbers",
     "Panels",
     "Runs",
     "half_of",
+    "offset_of",
     "pack_panel",
+    "plain_dots",
     "score_panels",
 ]
 
+ISA = ISA_OF_WEIGHTS.of_keys
+QUERY_DTYPE = {2: np.int16, 1: np.int8}[ISA.a_int8_bytes]
 SPLIT = 2.0**13 + 1  # of float32's 24 bits 13 are dropped, to leave the 11 of fp16
 PLACES = ISA.places(is_int8=True)
+_FLIPS = ISA.flips(is_int8=True).astype(np.int8)
+_SURPLUS = np.array(ISA.surplus, np.int32)
 
 
 class Runs(NamedTuple):
@@ -66,11 +77,10 @@ class Runs(NamedTuple):
 
 
 class Panels(NamedTuple):
-    """`n` packed panels from codes[at] on; the first one's keys are columns col..col+NR of offset and scores."""
+    """`n` packed panels from codes[at] on; the first one's keys are columns col..col+NR of scores."""
 
     codes: Codes
     at: Index
-    offset: Int32
     scores: F32
     col: Index
     n: Index
@@ -89,26 +99,39 @@ class Ahead(NamedTuple):
     distance: Index
 
 
-def pack_panel(runs: Runs, panel: Panels) -> None:
-    """Packs the runs of NR keys, and adds to their offsets."""
+class HeadNumbers(NamedTuple):
+    """What a head has beside its query."""
+
+    weights: F32
+    offsets: Int32
+
+
+@callee
+def offset_of(codes: Codes) -> np.int32:
+    """What the surplus of keys adds to the dot products of a query, negated."""
+    offset = np.int32(0)
+    for j in range(len(codes)):
+        offset -= np.int32(codes[j]) * _SURPLUS[j % KR_INT8]
+    return offset
+
+
+def pack_panel(runs: Runs, panel: Codes) -> None:
+    """Packs the runs of NR keys."""
     for run in range(runs.n):
         for j in range(NR):
             start = runs.places[runs.at + j] + run * runs.distance
             codes = runs.codes[start : start + RUN]
             for first in range(0, RUN, KR_INT8):
-                step = panel.at + (run * RUN + first) * NR
-                panel.codes[step + PLACES[:, j]] = codes[first : first + KR_INT8]
-                surplus = A_SURPLUS * codes[first : first + KR_INT8]
-                panel.offset[panel.col + j] -= np.int32(surplus.sum(dtype=np.int32))
+                panel[(run * RUN + first) * NR + PLACES[:, j]] = codes[first : first + KR_INT8] ^ _FLIPS
 
 
 @callee
-def _pack_portable(runs: Runs, panel: Panels) -> None:
+def _pack_portable(runs: Runs, panel: Codes) -> None:
     """KR is 1: a code of each key after the other."""
     for run in range(runs.n):
         for j in range(NR):
             codes = window(runs.codes, runs.places[runs.at + j] + run * runs.distance, RUN)
-            packed = window(panel.codes, panel.at + run * RUN * NR, RUN * NR)
+            packed = window(panel, run * RUN * NR, RUN * NR)
             for k in range(RUN):
                 packed[k * NR + j] = codes[k]
 
@@ -118,11 +141,8 @@ def _pack_panel(runs: Typed, panel: Typed) -> Any:
     if ISA.name == "portable":
         return _pack_portable
 
-    def simd(runs: Runs, panel: Panels) -> None:
-        _pack_simd(
-            runs.codes, window(runs.places, runs.at, NR), np.int64(runs.n), np.int64(runs.distance),
-            window(panel.codes, panel.at, RUN), window(panel.offset, panel.col, NR),
-        )  # fmt: skip
+    def simd(runs: Runs, panel: Codes) -> None:
+        _pack_simd(runs.codes, window(runs.places, runs.at, NR), np.int64(runs.n), np.int64(runs.distance), panel)
 
     return simd
 
@@ -137,23 +157,30 @@ def half_of(value: Real) -> Real:
     return much - (much - value)
 
 
-def score_panels(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels, ahead: Ahead) -> None:
+def plain_dots(isa: Isa, rows: Values, panel: Codes) -> Int32:
+    """What an instruction set `of_keys` makes of queries (m, k) and a packed panel (k * NR,): (m, NR) int32."""
+    codes = panel.reshape(-1, isa.kr_int8 * isa.nr)[:, isa.places(is_int8=True)]
+    keys = (codes ^ isa.flips(is_int8=True)[:, None].astype(np.int8)) + np.array(isa.surplus, np.int32)[:, None]
+    return rows.astype(np.int32) @ keys.reshape(-1, isa.nr)
+
+
+def score_panels(n_heads: Index, k: Index, a: A, heads: HeadNumbers, panels: Panels, ahead: Ahead) -> None:
     """Adds all heads to the scores of all panels; k is a multiple of RUN.
 
     Behind the heads there are rows up to a multiple of BLOCK, with weight 0.
     """
-    dots = np.empty(n_heads * NR, np.int32)
+    rows = a.rows.reshape(-1)[a.at + np.arange(n_heads)[:, None] * a.step + np.arange(k)]
     for p in range(panels.n):
         cols = slice(panels.col + p * NR, panels.col + (p + 1) * NR)
-        add_products(ISA, n_heads, k, a, B(panels.codes, panels.at + p * NR * k, 0, 0, 0), C(dots, 0, False))
+        dots = plain_dots(ISA, rows, panels.codes[panels.at + p * NR * k :][: NR * k])
         for i in range(n_heads):
-            value = np.maximum(dots[i * NR : (i + 1) * NR] + panels.offset[cols], 0).astype(np.float32)
+            value = np.maximum(dots[i] + heads.offsets[i], 0).astype(np.float32)
             with np.errstate(all="ignore"):  # a weight that is NaN or Inf
-                panels.scores[cols] += weights[i] * half_of(value)
+                panels.scores[cols] += heads.weights[i] * half_of(value)
 
 
 @callee
-def _score_portable(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels, ahead: Ahead) -> None:
+def _score_portable(n_heads: Index, k: Index, a: A, heads: HeadNumbers, panels: Panels, ahead: Ahead) -> None:
     dots = np.empty(MR * NR, np.int32)
     zero = np.int64(0)
     for p in range(panels.n):
@@ -163,25 +190,25 @@ def _score_portable(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels
             mr = min(np.int64(MR), n_heads - head)
             ukernel_int8_portable(mr, k, A(a.rows, a.at + head * a.step, a.step), b, C(dots, zero, False))
             for i in range(mr):
-                row, weight = window(dots, i * NR, NR), weights[head + i]
+                row, weight = window(dots, i * NR, NR), heads.weights[head + i]
                 for j in range(NR):
                     scores[j] += np.float32(weight * half_of(np.float32(max(row[j], np.int32(0)))))
 
 
 @overload_callee(score_panels)
-def _score_panels(n_heads: Typed, k: Typed, a: Typed, weights: Typed, panels: Typed, ahead: Typed) -> Any:
+def _score_panels(n_heads: Typed, k: Typed, a: Typed, heads: Typed, panels: Typed, ahead: Typed) -> Any:
     if ISA.name == "portable":
         return _score_portable
     kr = ISA.kr_int8
     itemsize = np.int64(ISA.a_int8_bytes)
 
-    def simd(n_heads: Index, k: Index, a: A, weights: F32, panels: Panels, ahead: Ahead) -> None:
+    def simd(n_heads: Index, k: Index, a: A, heads: HeadNumbers, panels: Panels, ahead: Ahead) -> None:
         n_keys = panels.n * NR
         counts = (np.int64(n_heads), np.int64(panels.n), np.int64(k // kr))
         rows = (window(a.rows, a.at, 1), np.int64(a.step * itemsize), np.int64(kr * itemsize))
         columns = (
-            window(panels.codes, panels.at, n_keys * k), window(panels.offset, panels.col, n_keys),
-            weights, window(panels.scores, panels.col, n_keys),
+            window(panels.codes, panels.at, n_keys * k), heads.weights, heads.offsets,
+            window(panels.scores, panels.col, n_keys),
         )  # fmt: skip
         keys = (ahead.codes, ahead.places, np.int64(ahead.n), np.int64(ahead.n_lines), np.int64(ahead.distance))
         _scores_simd(counts, rows, columns, keys)
@@ -190,11 +217,11 @@ def _score_panels(n_heads: Typed, k: Typed, a: Typed, weights: Typed, panels: Ty
 
 
 @intrinsic
-def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, panel: Any, offset: Any) -> Any:
+def _pack_simd(_typingctx: Any, codes: Any, places: Any, n: Any, distance: Any, panel: Any) -> Any:
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return call_vector_code(context, builder, sig, args, declare_pack)
 
-    return types.void(codes, places, types.int64, types.int64, panel, offset), codegen
+    return types.void(codes, places, types.int64, types.int64, panel), codegen
 
 
 @intrinsic

@@ -18,9 +18,10 @@ of them at a time; their scores exist for one token and one tile of keys.
 | weights      | (T, Ni)               | uint16       | likewise                                         |
 | limits       | (T,)                  | int64        | keys that a token sees                           |
 | chosen       | (T, k)                | int32        | positions, the best first, then -1               |
-| rows         | (t, Np, kp)           | A_INT8_DTYPE | scratch: queries; Np is Ni in whole BLOCKs |
+| rows         | (t, Np, kp)           | QUERY_DTYPE  | scratch: queries; Np is Ni in whole BLOCKs       |
 | head_weights | (t, Np)               | float32      | scratch                                          |
-| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`; room >= k + slack_of(k) + TILE   |
+| offsets      | (t, Np)               | int32        | scratch: see `panel`                             |
+| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`, `index_memory` for room   |
 | n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are                      |
 | ends         | (n_workers, >= t)     | uint64       | scratch: below which others come in              |
 
@@ -38,14 +39,13 @@ from ..kinds import F32, Bits, Codes, Index, Int32, Int64, Values
 from ..launch import kernel
 from ..micro.operands import A
 from ..micro.ukernel import NR
-from ..row.operand import int8_operand_row
 from ..scalars import round_f16, row_of, unowned, widen_f16, window
 from ..sweeps.phase import Tasks, Team, share, wait
 from ..threads.tasks import ceil_div, linger
 from .best import BEGIN, END, Ranks, append_ranks, keep_best, rank_keys, slack_of
 from .keys import TILE, KeyCache, KeyTile, find_keys, lines_of, pack_keys, widen_scales
 from .merging import Buffers, Desk, merge_part, n_parts_of
-from .panel import Ahead, Panels, score_panels
+from .panel import Ahead, HeadNumbers, Panels, offset_of, score_panels
 
 __all__ = ["MERGE", "PHASES", "PREPARE", "SCAN", "Buffers", "Groups", "Queries", "Scratch", "lightning_tile"]
 
@@ -55,7 +55,7 @@ _SCALE = np.float32(2.0**-11)  # of a dot product
 
 
 class Queries(NamedTuple):
-    """The caller's tokens and what is chosen of them, and rows and weights of those of the tile: see above."""
+    """The caller's tokens and what is chosen of them, and rows and numbers of those of the tile: see above."""
 
     query: Codes
     query_scale: Bits
@@ -64,6 +64,7 @@ class Queries(NamedTuple):
     chosen: Int32
     rows: Values
     head_weights: F32
+    offsets: Int32
 
 
 class Groups(NamedTuple):
@@ -86,7 +87,6 @@ class Scratch(NamedTuple):
 
     codes: Codes
     places: Int64
-    offset: Int32
     scale: F32
     rest: Codes
     scores: F32
@@ -108,19 +108,30 @@ class Work(NamedTuple):
     t: Index
 
 
+@inlined
+def _fill_row(codes: Codes, row: Values) -> None:
+    """Codes and, behind them, zeros."""
+    for j in range(len(codes)):
+        row[j] = codes[j]
+    for j in range(len(codes), len(row)):
+        row[j] = 0
+
+
 @callee
 def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     queries, token = work.queries, work.t0 + task
     n_rows, n_heads = queries.rows.shape[1], queries.query.shape[1]
     scales, weights = row_of(queries.query_scale, token), row_of(queries.weights, token)
-    head_weights = row_of(queries.head_weights, task)
+    head_weights, offsets = row_of(queries.head_weights, task), row_of(queries.offsets, task)
     for h in range(n_heads):
-        int8_operand_row(row_of(queries.query, token * n_heads + h), row_of(queries.rows, task * n_rows + h))
+        codes = row_of(queries.query, token * n_heads + h)
+        _fill_row(codes, row_of(queries.rows, task * n_rows + h))
+        offsets[h] = offset_of(codes)
         product = np.float32(widen_f16(scales[h]) * widen_f16(weights[h]))
         head_weights[h] = np.float32(widen_f16(round_f16(product)) * _SCALE)
     for h in range(n_heads, n_rows):
-        int8_operand_row(window(queries.query, 0, 0), row_of(queries.rows, task * n_rows + h))
-        head_weights[h] = np.float32(0)
+        _fill_row(window(queries.query, 0, 0), row_of(queries.rows, task * n_rows + h))
+        head_weights[h], offsets[h] = np.float32(0), np.int32(0)
     buffers = work.buffers
     for w in range(buffers.ranks.shape[0]):
         buffers.n_ranks[w, task], buffers.ends[w, task] = 0, END
@@ -129,15 +140,16 @@ def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> Non
 @inlined
 def _score_keys(work: Work, token: Index, tile: KeyTile, n: Index, scores: F32, ahead: Ahead) -> None:
     """Scores of a token and the first n keys of a tile, and of those that fill the last panel."""
-    rows, n_heads = work.queries.rows, work.queries.query.shape[1]
-    n_rows, kp = rows.shape[1], rows.shape[2]
+    queries, n_heads = work.queries, work.queries.query.shape[1]
+    n_rows, kp = queries.rows.shape[1], queries.rows.shape[2]
     n_panels = ceil_div(n, NR)
     sums = window(scores, 0, n_panels * NR)
     for j in range(len(sums)):
         sums[j] = np.float32(0)
-    panels = Panels(tile.codes, np.int64(0), tile.offset, scores, np.int64(0), np.int64(n_panels))
-    a = A(unowned(rows), np.int64(token * n_rows * kp), np.int64(kp))
-    score_panels(np.int64(n_heads), kp, a, row_of(work.queries.head_weights, token), panels, ahead)
+    panels = Panels(tile.codes, np.int64(0), scores, np.int64(0), np.int64(n_panels))
+    a = A(unowned(queries.rows), np.int64(token * n_rows * kp), np.int64(kp))
+    heads = HeadNumbers(row_of(queries.head_weights, token), row_of(queries.offsets, token))
+    score_panels(np.int64(n_heads), kp, a, heads, panels, ahead)
 
 
 @inlined
@@ -167,8 +179,8 @@ def _scan_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     begin = (task - groups.task[g]) * groups.run
     until = min(begin + groups.run, limits[end - 1])
     tile = KeyTile(
-        row_of(scratch.codes, worker), row_of(scratch.places, worker), row_of(scratch.offset, worker),
-        row_of(scratch.scale, worker), row_of(scratch.rest, worker),
+        row_of(scratch.codes, worker), row_of(scratch.places, worker), row_of(scratch.scale, worker),
+        row_of(scratch.rest, worker),
     )  # fmt: skip
     codes, (n_lines, distance) = unowned(work.cache.codes.flat), lines_of(work.cache)
     sequence = groups.sequence[g]

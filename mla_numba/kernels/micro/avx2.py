@@ -1,16 +1,22 @@
-"""AVX2 with FMA: int8 products by vpmaddwd, bf16 ones by multiply-adds; a step of either takes one line of weights."""
+"""AVX2 with FMA: int8 products by vpmaddwd, bf16 ones by multiply-adds; a step of either takes one line of weights.
+
+vpmaddwd takes int16. A sign extension of a weight's codes would be an instruction for 16 of them, and share its port
+with additions. So two codes are one int16, and one shift for 32 codes is all that it takes (`MicroKernel.shifts`). Keys
+of the lightning index, which are packed in each call, are sign-extended and so need no offset for each of them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from ..isa import BlockOrder, Isa, MicroKernel
+from ..isa import BY_COLUMN, BlockOrder, Isa, MicroKernel
 from ..llvm_ir import I8, I32, Vectors, declare, load
 from .multiply_adds import float_value, multiply_add
 
-__all__ = ["AVX2", "INT8_VPMADDWD", "round_two"]
+__all__ = ["AVX2", "INT8_BY_SHIFT", "Step", "halves_column", "halves_load", "of_step", "round_two"]
 
 _WORDS_A_SIDE = 4  # vpunpck takes words from each half of a vector by itself
 
@@ -22,7 +28,8 @@ class Step(NamedTuple):
     v: int
 
 
-def _of_step(_builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Step:
+def of_step(_builder: ir.IRBuilder, _vectors: Vectors, b: Any, v: int) -> Step:
+    """A `MicroKernel.load` that leaves loading to `column`."""
     return Step(b, v)
 
 
@@ -44,24 +51,34 @@ def _bf16_column(builder: ir.IRBuilder, vectors: Vectors, step: Step, k: int) ->
     return builder.bitcast(widened, vectors.floats)
 
 
-def _int8_place(nr: int, _kr: int, r: int, j: int) -> int:
+def _key_place(nr: int, _kr: int, r: int, j: int) -> int:
     """A row of NR pairs of k, and another behind it."""
     pair, k = divmod(r, 2)
     return pair * nr * 2 + j * 2 + k
 
 
-def _int8_column(builder: ir.IRBuilder, vectors: Vectors, step: Step, pair: int) -> Any:
+def _key_column(builder: ir.IRBuilder, vectors: Vectors, step: Step, pair: int) -> Any:
     """Pairs of codes, widened to int16."""
     codes = ir.VectorType(I8, 2 * vectors.lanes)
     at = (pair * vectors.n + step.v) * vectors.lanes * 2
     return builder.sext(load(builder, step.b, at, codes, 1), vectors.halves)
 
 
-def _pair_of_codes(builder: ir.IRBuilder, vectors: Vectors, a: Any, pair: int) -> Any:
-    return vectors.splat(builder, load(builder, a, pair * 4, I32, 2))
+def halves_load(builder: ir.IRBuilder, vectors: Vectors, b: Any, v: int) -> Any:
+    """Codes of an even and an odd k as one int16."""
+    return load(builder, b, v * vectors.lanes * 4, vectors.halves, 1)
 
 
-def _multiply_pairs(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+def halves_column(builder: ir.IRBuilder, vectors: Vectors, halves: Any, odd: int) -> Any:
+    """As they are, and then the codes of odd k by vpsraw."""
+    return builder.ashr(halves, _halves_of(vectors, 8)) if odd else halves
+
+
+def _halves_value(builder: ir.IRBuilder, vectors: Vectors, a: Any, odd: int) -> Any:
+    return vectors.splat(builder, load(builder, a, odd * 4, I32, 2))
+
+
+def _multiply_halves(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
     """vpmaddwd adds two int16 products in each int32 lane; vpmaddubsw would saturate."""
     halves = vectors.halves
     name = {8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[vectors.lanes]
@@ -103,12 +120,16 @@ def _halves_of(vectors: Vectors, value: int) -> Any:
 
 
 _BF16 = MicroKernel(
-    "ukernel_bf16", is_int8=False, load=_of_step, value=float_value, multiply=multiply_add, column=_bf16_column,
+    "ukernel_bf16", is_int8=False, load=of_step, value=float_value, multiply=multiply_add, column=_bf16_column,
     passes=2, two_panels=3, round_two=round_two,
 )  # fmt: skip
-INT8_VPMADDWD = MicroKernel(
-    "ukernel_int8", is_int8=True, load=_of_step, value=_pair_of_codes, multiply=_multiply_pairs, column=_int8_column,
-    passes=2, round_two=round_two,
+INT8_BY_SHIFT = MicroKernel(
+    "ukernel_int8", is_int8=True, load=halves_load, value=_halves_value, multiply=_multiply_halves,
+    column=halves_column, passes=2, surplus=(0, -128, 0, -128), shifts=True, round_two=round_two,
+)  # fmt: skip
+_BY_EXTENSION = MicroKernel(
+    "ukernel_int8", is_int8=True, load=of_step, value=_halves_value, multiply=_multiply_halves, column=_key_column,
+    passes=2,
 )  # fmt: skip
 
 # 12 accumulators, 2 of B, a broadcast, and a zero or a product fill the 16 registers. Code for a CPU that has more
@@ -125,7 +146,9 @@ AVX2 = Isa(
     features=frozenset({"avx2", "fma"}),
     tune="znver3",
     bf16_order=BlockOrder("[KR][NR] for vpunpck", _bf16_place),
-    int8_order=BlockOrder("[KR / 2][NR][2]", _int8_place),
-    int8=INT8_VPMADDWD,
+    int8_order=replace(BY_COLUMN, name="[NR][KR], even k + 128", flips=(-128, 0, -128, 0)),
+    keys_order=BlockOrder("[KR / 2][NR][2]", _key_place),
+    int8=INT8_BY_SHIFT,
+    int8_keys=_BY_EXTENSION,
     bf16=_BF16,
 )

@@ -10,7 +10,7 @@ from ..isa import Isa, MicroKernel
 from ..llvm_ir import I32, Vectors, declare, load
 from .avx512vnni import AVX512VNNI
 from .multiply_adds import bf16_multiply_adds
-from .vpdpbusd import INT8_VPDPBUSD
+from .vpdpbusd import INT8_VPDPBUSD, KEYS_BY_VPDPBUSD, KEYS_WITHOUT_SIGN
 
 __all__ = ["AVX512BF16", "BF16_VDPBF16PS"]
 
@@ -54,6 +54,8 @@ AVX512BF16 = Isa(
     features=AVX512VNNI.features | {"avx512bf16"},
     bf16_dot=True,
     int8=INT8_VPDPBUSD,
+    int8_keys=KEYS_BY_VPDPBUSD,
+    keys_order=KEYS_WITHOUT_SIGN,
     bf16=BF16_VDPBF16PS,
     bf16_subnormal=bf16_multiply_adds(a_in_pairs=True),
 )

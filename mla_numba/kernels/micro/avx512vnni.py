@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..isa import Isa
 from .avx512 import AVX512
 from .multiply_adds import bf16_multiply_adds
-from .vpdpbusd import INT8_VPDPBUSD
+from .vpdpbusd import INT8_VPDPBUSD, KEYS_BY_VPDPBUSD, KEYS_WITHOUT_SIGN
 
 __all__ = ["AVX512VNNI"]
 
@@ -21,5 +21,7 @@ AVX512VNNI = Isa(
     a_int8_bytes=1,
     features=AVX512.features | {"avx512vnni"},
     int8=INT8_VPDPBUSD,
+    int8_keys=KEYS_BY_VPDPBUSD,
+    keys_order=KEYS_WITHOUT_SIGN,
     bf16=bf16_multiply_adds(a_in_pairs=False),
 )

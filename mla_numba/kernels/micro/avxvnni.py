@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..isa import Isa
 from .avx2 import AVX2, round_two
-from .vpdpbusd import INT8_VPDPBUSD
+from .vpdpbusd import INT8_VPDPBUSD, KEYS_BY_VPDPBUSD, KEYS_WITHOUT_SIGN
 
 __all__ = ["AVXVNNI"]
 
@@ -24,5 +24,7 @@ AVXVNNI = Isa(
     tune="alderlake",
     bf16_order=AVX2.bf16_order,
     int8=replace(INT8_VPDPBUSD, round_two=round_two),
+    int8_keys=KEYS_BY_VPDPBUSD,
+    keys_order=KEYS_WITHOUT_SIGN,
     bf16=AVX2.bf16,
 )

@@ -33,7 +33,7 @@ from ..llvm_ir import (
     no_load_passes,
     prefetch,
 )
-from .step import multiply, rows_of, squares_of
+from .step import multiply, rows_of, squares_of, sums_begin
 
 __all__ = ["RowDistances", "TileFunction"]
 
@@ -132,22 +132,26 @@ def _rows_function(tile: TileFunction, parent: ir.Function, mr: int) -> ir.Funct
     function = internal_function(parent.module, fnty, f"{parent.name}_{mr}", isa.attributes)
     steps, a, lda, a_step, b, ahead, ahead_step, locality, c, carry, y = function.args[:11]
     b_step, c_step = function.args[15:] or (None, None)
-    names = ("entry", "load", "begin", "keep", "finish")
-    entry, load_c, begin, keep, finish = (function.append_basic_block(s) for s in names)
+    names = ("entry", "load", "fresh", "begin", "keep", "finish")
+    entry, load_c, fresh, begin, keep, finish = (function.append_basic_block(s) for s in names)
     builder = ir.IRBuilder(entry)
     vector = vectors.words if kernel.is_int8 else vectors.floats
     c_at = [_vectors_at(builder, at, vector, mr * vectors.n) for at in _panels_at(builder, tile, c, c_step)]
     distances = RowDistances(builder, lda, mr)
-    builder.cbranch(carry, load_c, begin)
+    builder.cbranch(carry, load_c, fresh)
     builder.position_at_end(load_c)
     held = [squares_of(builder, kernel, vectors, [builder.load(p, align=4) for p in panel]) for panel in c_at]
     builder.branch(begin)
+    builder.position_at_end(fresh)
+    begins = sums_begin(builder, kernel, vectors, a, lda, mr)
+    of_panel = squares_of(builder, kernel, vectors, [value for value in begins for _ in range(vectors.n)])
+    builder.branch(begin)
     builder.position_at_end(begin)
     first = []
-    for value in chain(*held):
+    for new, old in zip(of_panel * tile.panels, chain(*held), strict=True):
         first.append(builder.phi(vector))
-        first[-1].add_incoming(ir.Constant(vector, None), entry)
-        first[-1].add_incoming(value, load_c)
+        first[-1].add_incoming(new, fresh)
+        first[-1].add_incoming(old, load_c)
 
     def step_of_k(step: Any, acc: list[Any]) -> list[Any]:
         b_here = builder.gep(b, [builder.mul(step, ir.Constant(I64, isa.b_bytes(kernel)))])

@@ -6,6 +6,7 @@ register for all of another.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -77,9 +78,19 @@ def _int8_value(builder: ir.IRBuilder, _vectors: Vectors, a: Any, _pass: int) ->
 
     Both in one vector would take a tbl, which is three times as much for Cortex-A72.
     """
-    zeros, first = ir.Constant(ir.VectorType(I32, 4), None), ir.Constant(I32, 0)
-    pairs = builder.bitcast(builder.insert_element(zeros, load(builder, a, 0, I32, 1), first), _HALVES)
+    pairs = _pairs(builder, a)
     return lanes(builder, pairs, [0] * 8), lanes(builder, builder.not_(pairs), [1] * 8)
+
+
+def _int8_value_for_keys(builder: ir.IRBuilder, _vectors: Vectors, a: Any, _pass: int) -> tuple[Any, Any]:
+    """Both pairs as they are: of keys the second one is packed as its complement."""
+    pairs = _pairs(builder, a)
+    return lanes(builder, pairs, [0] * 8), lanes(builder, pairs, [1] * 8)
+
+
+def _pairs(builder: ir.IRBuilder, a: Any) -> Any:
+    zeros, first = ir.Constant(ir.VectorType(I32, 4), None), ir.Constant(I32, 0)
+    return builder.bitcast(builder.insert_element(zeros, load(builder, a, 0, I32, 1), first), _HALVES)
 
 
 def _int8_multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
@@ -103,6 +114,11 @@ BF16_FMLA = MicroKernel(
     "ukernel_bf16", is_int8=False, load=_bf16_load, value=_bf16_value, multiply=_bf16_multiply, column=_bf16_column,
     passes=2, order="rows",
 )  # fmt: skip
+_INT8_ORDER = BlockOrder("[8][2] of each pair of k, and [KR/2][4][2]", _int8_place)
+_INT8 = MicroKernel(
+    "ukernel_int8", is_int8=True, load=_int8_load, value=_int8_value, multiply=_int8_multiply, order="rows",
+    surplus=(0, 0, 1, 1),
+)  # fmt: skip
 
 # 24 accumulators, 6 of B and a row of A fill 31 of 32 registers. In the order that LLVM takes for neoverse-v2 nothing
 # else is needed at any time; in that for neoverse-n1, or for no CPU, a sum is stored and loaded again in each step.
@@ -118,15 +134,9 @@ NEON = Isa(
     features=frozenset({"neon"}),
     tune="neoverse-v2",
     bf16_order=BF16_ROWS_OF_FOUR,
-    int8_order=BlockOrder("[8][2] of each pair of k, and [KR/2][4][2]", _int8_place),
-    int8=MicroKernel(
-        "ukernel_int8",
-        is_int8=True,
-        load=_int8_load,
-        value=_int8_value,
-        multiply=_int8_multiply,
-        order="rows",
-        surplus=(0, 0, 1, 1),
-    ),
+    int8_order=_INT8_ORDER,
+    keys_order=replace(_INT8_ORDER, name=f"{_INT8_ORDER.name}, complements of second pairs", flips=(0, 0, -1, -1)),
+    int8=_INT8,
+    int8_keys=replace(_INT8, value=_int8_value_for_keys),
     bf16=BF16_FMLA,
 )

@@ -11,9 +11,9 @@ from typing import Any
 from llvmlite import ir
 
 from ..isa import MicroKernel
-from ..llvm_ir import I32, Vectors, no_load_passes
+from ..llvm_ir import I32, Vectors, load, no_load_passes
 
-__all__ = ["multiply", "rows_of", "squares_of"]
+__all__ = ["multiply", "rows_of", "squares_of", "sums_begin"]
 
 
 def multiply(
@@ -45,6 +45,17 @@ def _in_order(kernel: MicroKernel, n_groups: int, n: int) -> list[tuple[int, int
     elif kernel.order == "columns":
         turns.sort(key=lambda turn: (turn[2], turn[0], turn[1]))
     return turns
+
+
+def sums_begin(builder: ir.IRBuilder, kernel: MicroKernel, vectors: Vectors, a: Any, lda: Any, mr: int) -> list[Any]:
+    """What the sums of each row from `a` on begin with, in all lanes: 0, or where a kernel `shifts` its end."""
+    if not kernel.shifts:
+        return [ir.Constant(vectors.words if kernel.is_int8 else vectors.floats, None)] * mr
+    begins, end = [], a
+    for _ in range(mr):
+        end = builder.gep(end, [lda])
+        begins.append(vectors.splat(builder, load(builder, end, -4, I32, 2)))
+    return begins
 
 
 def squares_of(builder: ir.IRBuilder, kernel: MicroKernel, vectors: Vectors, sums: list[Any]) -> list[Any]:

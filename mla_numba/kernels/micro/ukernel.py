@@ -38,6 +38,7 @@ MR, NR = ISA.mr, ISA.nr
 KR_BF16, KR_INT8 = ISA.kr_bf16, ISA.kr_int8
 A_OFFSET = np.int32(ISA.a_offset)
 A_SURPLUS = np.array(ISA.surplus, np.int32)
+A_BEGIN = ISA.a_int8_begin
 A_INT8_DTYPE = {2: np.int16, 1: np.uint8 if ISA.a_offset else np.int8}[ISA.a_int8_bytes]
 A_BF16_DTYPE = np.uint16 if ISA.bf16_dot else np.float32
 _ROWS_OF_TWO_INT8, _ROWS_OF_TWO_BF16 = (kernel.two_panels if kernel else 0 for kernel in (ISA.int8, ISA.bf16))

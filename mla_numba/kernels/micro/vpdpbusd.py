@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from ..isa import MicroKernel
+from ..isa import BY_COLUMN, MicroKernel
 from ..llvm_ir import I8, I32, Vectors, declare, load
 
-__all__ = ["INT8_VPDPBUSD"]
+__all__ = ["INT8_VPDPBUSD", "KEYS_BY_VPDPBUSD", "KEYS_WITHOUT_SIGN"]
 
 
 @functools.cache
@@ -48,4 +49,13 @@ def _multiply(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, col
     return builder.call(dot, [acc, builder.bitcast(value, operand), builder.bitcast(column, operand)])
 
 
+def _multiply_keys(builder: ir.IRBuilder, vectors: Vectors, acc: Any, value: Any, column: Any) -> Any:
+    """The same with a column without sign."""
+    return _multiply(builder, vectors, acc, column, value)
+
+
 INT8_VPDPBUSD = MicroKernel("ukernel_int8", is_int8=True, load=_load, value=_value, multiply=_multiply)
+
+# A flipped sign bit makes a code + 128.
+KEYS_BY_VPDPBUSD = replace(INT8_VPDPBUSD, multiply=_multiply_keys, surplus=(128,) * 4)
+KEYS_WITHOUT_SIGN = replace(BY_COLUMN, name="[NR][KR], all k + 128", flips=(-128,) * 4)

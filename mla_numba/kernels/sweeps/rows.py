@@ -55,10 +55,10 @@ class PackRows(NamedTuple):
 def _pack_task(task: Index, n_tasks: Index, worker: Index, work: PackRows) -> None:
     y = row_of(work.y, worker)
     for row in range(block_start(work.t, n_tasks, task), block_start(work.t, n_tasks, task + 1)):
-        operand = window(row_of(work.a.rows, row), 0, work.kp)
         work.a.min_magnitude[row] = operand_row(
-            row_of(work.x, work.t0 + row), work.n_parts, work.cann, y, operand, work.a.scale, row
-        )
+            row_of(work.x, work.t0 + row), work.n_parts, work.cann, y, row_of(work.a.rows, row), work.kp,
+            work.a.scale, row,
+        )  # fmt: skip
 
 
 @outlined
@@ -90,7 +90,7 @@ def _query_row_int8(work: QueryRows, row: Index, y: F32) -> Index:
     values = window(y, 0, len(q_norm))
     s, work.q_norm_scale[work.t0 + row] = quant_scales(values, work.cann)
     quant_row(values, s, q_norm)
-    int8_operand_row(q_norm, window(row_of(work.a.rows, row), 0, work.kp))
+    int8_operand_row(q_norm, row_of(work.a.rows, row), work.kp)
     return NONE_NONZERO
 
 
