@@ -1,7 +1,12 @@
+import errno
 import json
 import logging
+import os
 import socket
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -243,6 +248,16 @@ def test_too_little_memory_is_one_line(monkeypatch):
     result = invoke("run", *SMALL)
     assert result.exit_code == 1
     assert "Error: not enough memory: Unable to allocate 9. TiB" in result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--tokens", "1", "--json"]], ids=lambda value: value[0])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "mla_numba", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, f"Error: cannot write: {os.strerror(errno.ENOSPC)}\n")
 
 
 def test_plan_is_the_planners():

@@ -99,6 +99,9 @@ def test_a_written_cache_and_gradients_are_noticed(case):
     version = case.keys.k._version
     case.indexer(*case.inputs, case.keys)
     assert case.keys.k._version == version + 1
+    with pytest.raises(ValueError, match=r"^cache_index"):
+        case.indexer(*case.inputs[:-1], case.slots + 20, case.keys)
+    assert case.keys.k._version == case.keys.k_scale._version == version + 1
     grown = case.inputs[0].detach().clone().requires_grad_()
     with pytest.raises(ValueError, match=r"^x: expected a tensor that needs no gradient"):
         case.indexer(grown, *case.inputs[1:], case.keys)
@@ -107,6 +110,18 @@ def test_a_written_cache_and_gradients_are_noticed(case):
         sparse_attention(
             case.out._replace(query_nope=query), case.cache, None, case.table, case.act_seq, softmax_scale=SCALE
         )
+
+
+def test_a_meta_tensor_among_others(case):
+    wanted = case.indexer(*case.inputs, case.keys)
+    index = lightning_index(wanted, case.keys, case.table, case.act_seq, K)
+    said = "expected a tensor on the CPU, as others are, got one on meta"
+    with pytest.raises(ValueError, match=f"^q_norm: {said}"):
+        case.indexer(case.x, case.inputs[1].to("meta"), *case.inputs[2:], case.keys)
+    with pytest.raises(ValueError, match=f"^block_table: {said}"):
+        lightning_index(wanted, case.keys, case.table.to("meta"), case.act_seq, K)
+    with pytest.raises(ValueError, match=f"^index: {said}"):
+        sparse_attention(case.out, case.cache, index.to("meta"), case.table, case.act_seq, softmax_scale=SCALE)
 
 
 def test_copies_share_the_weights(case):

@@ -343,6 +343,20 @@ class TestModule:
             assert got.is_meta
             assert (got.shape, got.dtype, got.stride()) == (real.shape, real.dtype, real.stride())
 
+    @pytest.mark.parametrize("place", range(4))
+    def test_a_meta_tensor_among_others(self, place):
+        """Nothing could be computed, and so no row would be written."""
+        case = make_case()
+        inputs, name = list(case.inputs), ("x", "cos", "sin", "cache_index")[place]
+        inputs[place] = inputs[place].to("meta")
+        with pytest.raises(ValueError, match=rf"^{name}: expected a tensor on the CPU, as others are, got one on meta"):
+            case.prolog(*inputs, case.cache)
+        cache = case.cache._replace(kr=case.cache.kr.to("meta"))
+        with pytest.raises(
+            ValueError, match=r"^kr_cache: expected a tensor on the CPU, as others are, got one on meta"
+        ):
+            case.prolog(*case.inputs, cache)
+
     def test_a_handle_of_a_prolog_that_is_gone(self):
         case = make_case()
         operands = case.operands()

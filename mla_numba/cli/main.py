@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import click
@@ -23,10 +24,23 @@ from .interrupts import interruptible
 __all__ = ["main"]
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")}
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line after Ctrl-C, when memory runs out, and for a wrong `MLA_NUMBA_ISA`."""
+    """A group whose commands end with one line after Ctrl-C, when memory or the disk that standard output goes to is
+    full, and for a wrong `MLA_NUMBA_ISA`.
+    """
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Runs the command line; help is written here, outside `invoke`."""
+        try:
+            return super().main(*args, **settings)
+        except OSError as error:  # of a file that a command writes, the command speaks
+            if error.errno not in _FULL or error.filename is not None:
+                raise
+            click.ClickException(f"cannot write: {error.strerror}").show()
+            raise SystemExit(1) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command that was named."""

@@ -92,11 +92,11 @@ def _indexer_prolog(
     if n_heads != prolog.dims.n_heads:
         raise ValueError(f"n_heads: expected that of the handle's prolog, {prolog.dims.n_heads}, got {n_heads}")
     cache = index_cache_of(k_cache, k_scale_cache, cache_mode)
-    torch.autograd.graph.increment_version([k_cache, k_scale_cache])
     out = prolog(
         contiguous_array("x", x), contiguous_array("q_norm", q_norm), contiguous_array("q_norm_scale", q_norm_scale),
         contiguous_array("cos", cos), contiguous_array("sin", sin), contiguous_array("cache_index", cache_index), cache,
     )  # fmt: skip
+    torch.autograd.graph.increment_version([k_cache, k_scale_cache])  # not where the call was refused
     return to_torch(out.query), to_torch(out.query_scale), to_torch(out.weights)
 
 

@@ -194,12 +194,28 @@ def _without_gradients(operator: Any) -> Any:
     return run
 
 
+def _of_one_kind(operator: Any, shapes: Any) -> Any:
+    """`shapes` of tensors that all have values or all have none: with some of each, nothing would be computed."""
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def run(*args: Any) -> Any:
+        given = {n: a for n, a in zip(names, args, strict=False) if isinstance(a, Tensor) and n != "handle"}
+        if not all(tensor.is_meta for tensor in given.values()):
+            for name, tensor in given.items():
+                if tensor.is_meta:
+                    raise ValueError(f"{name}: expected a tensor on the CPU, as others are, got one on meta")
+        return shapes(*args)
+
+    return run
+
+
 def register(library: torch.library.Library, name: str, kernel: Any, shapes: Any) -> None:
     """The kernel of a defined operator, its shapes without values, and its refusal of gradients."""
+    operator = getattr(torch.ops.mla_numba, name).default
     # For every device: what is not on the CPU is refused by `to_numpy`, by its name.
     library.impl(name, kernel, "CompositeExplicitAutograd")
-    library.impl(name, _without_gradients(getattr(torch.ops.mla_numba, name).default), "Autograd", with_keyset=True)
-    torch.library.register_fake(f"mla_numba::{name}", shapes, lib=library)
+    library.impl(name, _without_gradients(operator), "Autograd", with_keyset=True)
+    torch.library.register_fake(f"mla_numba::{name}", _of_one_kind(operator, shapes), lib=library)
 
 
 register(_library, "mla_prolog", _mla_prolog, fake_outputs)
