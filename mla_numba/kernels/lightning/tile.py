@@ -11,19 +11,19 @@
 A group are tokens of one sequence that follow one another. Keys are read from the cache and packed once a group, a tile
 of them at a time; their scores exist for one token and one tile of keys.
 
-| array        | shape                 | dtype        | notes                                            |
-|--------------|-----------------------|--------------|--------------------------------------------------|
-| query        | (T, Ni, Di)           | int8         | codes                                            |
-| query_scale  | (T, Ni)               | uint16       | bits of fp16                                     |
-| weights      | (T, Ni)               | uint16       | likewise                                         |
-| limits       | (T,)                  | int64        | keys that a token sees                           |
-| chosen       | (T, k)                | int32        | positions, the best first, then -1               |
-| rows         | (t, Np, kp)           | QUERY_DTYPE  | scratch: queries; Np is Ni in whole BLOCKs       |
-| head_weights | (t, Np)               | float32      | scratch                                          |
-| offsets      | (t, Np)               | int32        | scratch: see `panel`                             |
-| ranks        | (n_workers, t, room)  | uint64       | scratch: see `best`, `index_memory` for room   |
-| n_ranks      | (n_workers, >= t)     | int64        | scratch: how many there are                      |
-| ends         | (n_workers, >= t)     | uint64       | scratch: below which others come in              |
+| array        | shape                | dtype       | notes                                                |
+|--------------|----------------------|-------------|------------------------------------------------------|
+| query        | (T, Ni, Di)          | int8        | codes                                                |
+| query_scale  | (T, Ni)              | uint16      | bits of fp16                                         |
+| weights      | (T, Ni)              | uint16      | likewise                                             |
+| limits       | (T,)                 | int64       | keys that a token sees                               |
+| chosen       | (T, k)               | int32       | positions, the best first, then -1                   |
+| rows         | (t, Np, kp)          | QUERY_DTYPE | scratch: queries; Np is Ni in whole BLOCKs           |
+| head_weights | (t, Np)              | float32     | scratch                                              |
+| offsets      | (t, Np)              | int32       | scratch: see `panel`                                 |
+| ranks        | (n_workers, t, room) | uint64      | scratch: see `best`; room for k + slack_of(k) + TILE |
+| n_ranks      | (n_workers, >= t)    | int64       | scratch: how many there are                          |
+| ends         | (n_workers, >= t)    | uint64      | scratch: below which others come in                  |
 
 The rows of n_ranks and ends are longer than t, since two workers that write to one cache line wait for each other.
 """
