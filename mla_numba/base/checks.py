@@ -41,6 +41,7 @@ __all__ = [
     "expect_array",
     "expect_type",
     "renamed",
+    "usual_shape",
 ]
 
 Array = NDArray[Any]
@@ -61,6 +62,17 @@ def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape
     if not value.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {value.strides} for shape {value.shape}")
     return value
+
+
+def usual_shape(value: object, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """The shape of a writable, aligned array in C order of exactly that type and dtype; None for anything else.
+
+    For a first look, which touches little: what comes as None may be right, too, and `check_array` says what is wrong.
+    """
+    if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
+        shape: tuple[int, ...] = value.shape
+        return shape
+    return None
 
 
 def check_shape(name: str, value: Array, shape: tuple[int | None, ...]) -> Array:

@@ -122,23 +122,50 @@ def _run(dispatcher: Any, args: tuple[Any, ...]) -> Any:
     return run_releasing(dispatcher, dispatcher, args)
 
 
+class Asked:
+    """A function of arrays and numbers, or plain tuples of them, that returns a number; compiled as a kernel is."""
+
+    def __init__(self, body: Callable[..., int]) -> None:
+        self.body = body
+        self.__name__, self.__doc__ = body.__name__, body.__doc__
+        self._made: Any = None
+
+    def __call__(self, *args: Any) -> int:
+        """The body's result, on this thread."""
+        dispatcher = self._made
+        if dispatcher is None:
+            if config.DISABLE_JIT:
+                return self.body(*args)
+            with global_compiler_lock:
+                dispatcher = self._made = self._made or _compile(self.body, "launch")
+        result: int = _run(dispatcher, args)
+        return result
+
+
+def asked(body: Callable[..., int]) -> Asked:
+    """Makes an `Asked` of a function; nothing is compiled before the first call."""
+    return Asked(body)
+
+
 _get_num_threads = types.ExternalFunction("get_num_threads", types.int32())
 
 
-def _threads() -> Any:
-    return _get_num_threads()
+@asked
+def _threads() -> int:
+    count: int = _get_num_threads()
+    return count
 
 
 @functools.cache
-def _threads_dispatcher() -> Any:
-    # Loads the threading layer and tells LLVM of its function, by whose name the compiled code calls it.
+def _load_layer() -> None:
+    """Loads the threading layer and tells LLVM of its functions, by whose names compiled code calls them."""
     numba.get_num_threads()
-    return _compile(_threads, "launch")
 
 
 def current_threads() -> int:
     """`numba.get_num_threads`, which in Python takes two locks and ctypes, a tenth of the time around the kernels."""
-    return int(_run(_threads_dispatcher(), ()))
+    _load_layer()
+    return _threads()
 
 
 def plain(thing: Any) -> Any:
