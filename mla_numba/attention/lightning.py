@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..base.checks import (
     check_int,
     check_threads,
     expect_type,
+    usual_shape,
 )
 from ..base.memory import as_bits, writable_alias
 from ..call.indexer import IndexerOutput
@@ -90,7 +91,7 @@ def lightning_index(
         array([[ 3,  2,  1,  0,  5,  4, -1, -1]], dtype=int32)
     """
     query = _checked_queries(out, cache)
-    t = query.query.shape[0]
+    t = len(query.codes)
     pages = Pages.of(
         t, block_table, act_seq, query_start_loc, block_size=cache.sizes.block_size,
         n_blocks=cache.sizes.capacity // cache.sizes.block_size,
@@ -103,7 +104,15 @@ def lightning_index(
     return index
 
 
-def _checked_queries(out: object, cache: object) -> IndexerOutput:
+class _Queries(NamedTuple):
+    """Queries (T, Ni, Di), their scales (T, Ni, 1) and weights (T, Ni) as kernels take them: see `tile.Queries`."""
+
+    codes: Array
+    scale: Array
+    weights: Array
+
+
+def _checked_queries(out: object, cache: object) -> _Queries:
     expect_type("out", out, IndexerOutput)
     expect_type("cache", cache, IndexerCache)
     assert isinstance(out, IndexerOutput)  # for the type checker
@@ -111,29 +120,39 @@ def _checked_queries(out: object, cache: object) -> IndexerOutput:
     width = cache.sizes.width
     if width > MAX_HEAD_DIM:
         raise ValueError(f"cache: expected keys of at most {MAX_HEAD_DIM} elements, got {width}")
-    query = check_array("query", out.query, (INT8,), (None, None, width))
-    t, n_heads, _ = query.shape
-    if not n_heads:
-        raise ValueError(f"query: expected at least one head, got shape {query.shape}")
-    scale = check_array("query_scale", out.query_scale, (FP16,), (t, n_heads, 1))
-    weights = check_array("weights", out.weights, (FP16,), (t, n_heads))
-    return IndexerOutput(query, scale.reshape(t, n_heads), weights)
+    query, scale, weights = out
+    if not _are_usual(query, scale, weights, width):
+        check_array("query", query, (INT8,), (None, None, width))
+        t, n_heads, _ = query.shape
+        if not n_heads:
+            raise ValueError(f"query: expected at least one head, got shape {query.shape}")
+        check_array("query_scale", scale, (FP16,), (t, n_heads, 1))
+        check_array("weights", weights, (FP16,), (t, n_heads))
+        query = writable_alias(query)
+    return _Queries(query, as_bits(scale), as_bits(weights))
 
 
-def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array, n_threads: int) -> None:
+def _are_usual(query: object, scale: object, weights: object, width: int) -> bool:
+    """Whether the first look says that all is right: see `usual_shape`."""
+    shape = usual_shape(query, INT8)
+    if shape is None or len(shape) != 3 or shape[2] != width or not shape[1]:
+        return False
+    t, n_heads, _ = shape
+    return usual_shape(scale, FP16) == (t, n_heads, 1) and usual_shape(weights, FP16) == (t, n_heads)
+
+
+def _run(given: _Queries, cache: IndexerCache, pages: Pages, index: Array, n_threads: int) -> None:
     load_lightning()
-    t, n_heads, width = output.query.shape
+    t, n_heads, width = given.codes.shape
     kp = -(-width // RUN) * RUN
     keys = plain(KeyCache(*_slots_of(cache), width, pages.block_table))
-    query, query_scale, weights = writable_alias(output.query), as_bits(output.query_scale), as_bits(output.weights)
     for t0 in range(0, t, TOKENS):
         n = min(t - t0, TOKENS)
         groups, n_workers = _cut(pages, t0, n, n_heads * kp, n_threads)
         memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
-            queries = plain(Queries(query, query_scale, weights, pages.limits, index, memory.rows, memory.head_weights))
-            kept = memory.buffers, memory.scratch, memory.team
-            lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *kept)
+            queries = plain(Queries(*given, pages.limits, index, memory.rows, memory.head_weights))
+            lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *memory.kept)
         finally:
             give_back(memory)
 

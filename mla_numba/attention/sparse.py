@@ -231,7 +231,7 @@ def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
     memory = _take_memory(plan.n_bytes)
     queries, lists, group = plain(call.queries), plain(call.lists), max(sizes.latent // N_SCALES, 1)
     with profiler_range(f"sparse attention of {sizes.t} tokens"):
-        for n_workers, cut, scratch, counters in memory.prepare(plan):
+        for n_workers, cut, scratch, counters, _ in memory.prepare(plan):
             counters.fill(0)
             part = Round(queries, call.counts, scratch, cut, call.scale)
             attend(n_workers, n_workers, Work(part, call.caches, lists, group, call.latent), _NO_SPANS)

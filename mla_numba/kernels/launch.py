@@ -20,7 +20,7 @@ from numba import prange
 from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from .jit.body import call_region, call_worker, frame_maker
+from .jit.body import call_region, call_worker, frame_maker, hold
 from .jit.cache import make_cache, run_releasing
 from .jit.callee import callee
 from .jit.folder import log
@@ -176,6 +176,14 @@ def plain(thing: Any) -> Any:
     if config.DISABLE_JIT or not isinstance(thing, tuple) or type(thing) is tuple:
         return thing
     return tuple([plain(field) if isinstance(field, tuple) else field for field in thing])
+
+
+def held(thing: Any) -> Any:
+    """A named tuple of C-contiguous arrays and numbers as a kernel takes it in many calls: see `jit.body.hold`.
+
+    Its arrays have to live as long as that is used. Of a class, fields have the same types each time.
+    """
+    return thing if config.DISABLE_JIT else hold(thing)
 
 
 class Kernel:
