@@ -18,7 +18,7 @@ from ..base.checks import (
     expect_type,
     usual_shape,
 )
-from ..base.memory import as_bits, writable_alias
+from ..base.memory import UINT16, as_bits, writable_alias
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
 from ..kernels.launch import max_threads, plain
@@ -28,7 +28,7 @@ from ..kernels.lightning.tile import Groups, Queries, lightning_tile
 from ..kernels.lightning.vector_code import load_lightning
 from ..kernels.row.scatter import Slots
 from .index_memory import Sizes, give_back, memory_bytes, take_memory
-from .pages import Pages
+from .pages import Pages, recent_pages
 
 __all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index", "lightning_memory_bytes"]
 
@@ -92,7 +92,7 @@ def lightning_index(
     """
     query = _checked_queries(out, cache)
     t = len(query.codes)
-    pages = Pages.of(
+    pages, kept = recent_pages(
         t, block_table, act_seq, query_start_loc, block_size=cache.sizes.block_size,
         n_blocks=cache.sizes.capacity // cache.sizes.block_size,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def lightning_index(
     n_threads = check_threads("n_threads", n_threads, max_threads())
     pages.check_mapped()
     index = np.empty((t, k), np.int32)
-    _run(query, cache, pages, index, n_threads)
+    _run(query, cache, pages, kept, index, n_threads)
     return index
 
 
@@ -113,23 +113,23 @@ class _Queries(NamedTuple):
 
 
 def _checked_queries(out: object, cache: object) -> _Queries:
-    expect_type("out", out, IndexerOutput)
-    expect_type("cache", cache, IndexerCache)
-    assert isinstance(out, IndexerOutput)  # for the type checker
-    assert isinstance(cache, IndexerCache)
+    if not isinstance(out, IndexerOutput) or not isinstance(cache, IndexerCache):
+        expect_type("out", out, IndexerOutput)
+        expect_type("cache", cache, IndexerCache)
+        raise AssertionError("one of the two is of another type")
     width = cache.sizes.width
     if width > MAX_HEAD_DIM:
         raise ValueError(f"cache: expected keys of at most {MAX_HEAD_DIM} elements, got {width}")
     query, scale, weights = out
-    if not _are_usual(query, scale, weights, width):
-        check_array("query", query, (INT8,), (None, None, width))
-        t, n_heads, _ = query.shape
-        if not n_heads:
-            raise ValueError(f"query: expected at least one head, got shape {query.shape}")
-        check_array("query_scale", scale, (FP16,), (t, n_heads, 1))
-        check_array("weights", weights, (FP16,), (t, n_heads))
-        query = writable_alias(query)
-    return _Queries(query, as_bits(scale), as_bits(weights))
+    if _are_usual(query, scale, weights, width):
+        return _Queries(query, scale.view(UINT16), weights.view(UINT16))
+    check_array("query", query, (INT8,), (None, None, width))
+    t, n_heads, _ = query.shape
+    if not n_heads:
+        raise ValueError(f"query: expected at least one head, got shape {query.shape}")
+    check_array("query_scale", scale, (FP16,), (t, n_heads, 1))
+    check_array("weights", weights, (FP16,), (t, n_heads))
+    return _Queries(writable_alias(query), as_bits(scale), as_bits(weights))
 
 
 def _are_usual(query: object, scale: object, weights: object, width: int) -> bool:
@@ -141,17 +141,21 @@ def _are_usual(query: object, scale: object, weights: object, width: int) -> boo
     return usual_shape(scale, FP16) == (t, n_heads, 1) and usual_shape(weights, FP16) == (t, n_heads)
 
 
-def _run(given: _Queries, cache: IndexerCache, pages: Pages, index: Array, n_threads: int) -> None:
+def _run(
+    given: _Queries, cache: IndexerCache, pages: Pages, kept: dict[Any, Any], index: Array, n_threads: int
+) -> None:
+    """The tiles of tokens; kept: what stays of the pages' earlier calls."""
     load_lightning()
     t, n_heads, width = given.codes.shape
     kp = -(-width // RUN) * RUN
-    keys = plain(KeyCache(*_slots_of(cache), width, pages.block_table))
+    keys = KeyCache(*_slots_of(cache), width, pages.block_table)
     for t0 in range(0, t, TOKENS):
         n = min(t - t0, TOKENS)
-        groups, n_workers = _cut(pages, t0, n, n_heads * kp, n_threads)
+        how = t0, n_heads * kp, n_threads
+        groups, n_workers = kept[how] if how in kept else kept.setdefault(how, _cut(pages, t0, n, *how[1:]))
         memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
-            queries = plain(Queries(*given, pages.limits, index, memory.rows, memory.head_weights))
+            queries = Queries(*given, pages.limits, index, memory.rows, memory.head_weights)
             lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *memory.kept)
         finally:
             give_back(memory)

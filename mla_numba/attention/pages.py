@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from ..base.checks import Array, expect_array, usual_shape
 from ..kernels.pages import MAPPED, WRONG, read_pages
 
-__all__ = ["MAX_POSITION", "Pages"]
+__all__ = ["MAX_POSITION", "Pages", "recent_pages"]
 
 _INT32, _INT64 = _INTS = (np.dtype(np.int32), np.dtype(np.int64))
-_NO_STARTS = {dtype: np.zeros(0, dtype) for dtype in _INTS}
+_NO_STARTS_32, _NO_STARTS_64 = (np.zeros(0, dtype) for dtype in _INTS)
 MAX_POSITION = 2**31 - 1  # positions are int32
 
 
@@ -67,7 +67,8 @@ class Pages(NamedTuple):
             given = _checked_copies(t, *given, block_size)
         table, lengths, starts = given
         n_sequences, width = table.shape
-        starts = _NO_STARTS[table.dtype] if starts is None else starts
+        if starts is None:
+            starts = _NO_STARTS_32 if table.dtype is _INT32 else _NO_STARTS_64
         made = (
             np.empty((n_sequences, width), _INT64), np.empty(n_sequences, _INT64), np.empty(n_sequences + 1, _INT64),
             np.empty(t, _INT64), np.empty(t, _INT64),
@@ -98,16 +99,47 @@ class Pages(NamedTuple):
 
 _Given = tuple[Array, Array, Array | None]
 
+_RECENT = 4
+_RECENT_BYTES = 1 << 20  # of a table; of larger ones copies take their time and place
+_recent: tuple[tuple[Any, Pages, dict[Any, Any]], ...] = ()
+
+
+def recent_pages(
+    t: int, block_table: object, act_seq: object, query_start_loc: object, *, block_size: int, n_blocks: int
+) -> tuple[Pages, dict[Any, Any]]:
+    """`Pages.of` these arguments, which nobody may change, and what callers keep of it.
+
+    In a step all layers have the same table and lengths, the index as well as attention. So what was made of the same
+    bytes is kept for some calls.
+    """
+    given: _Given = block_table, act_seq, query_start_loc  # type: ignore[assignment]  # checked right below
+    global _recent
+    if not _are_usual(*given) or given[0].nbytes > _RECENT_BYTES:
+        return Pages.of(t, *given, block_size=block_size, n_blocks=n_blocks), {}
+    table, lengths, starts = given
+    shape, dtype = table.shape, table.dtype
+    of_starts = b"" if starts is None else starts.tobytes()
+    key = t, block_size, n_blocks, shape, table.tobytes(), lengths.tobytes(), of_starts
+    for kept, pages, made in _recent:
+        if kept == key:
+            return pages, made
+    # Of the bytes: the arrays may be others by now, if another thread changes them.
+    table, lengths, starts = (np.frombuffer(bytearray(each), dtype) for each in key[4:])
+    pages = Pages.of(
+        t, table.reshape(shape), lengths, starts if of_starts else None, block_size=block_size, n_blocks=n_blocks
+    )
+    made = {}
+    _recent = ((key, pages, made), *_recent[: _RECENT - 1])  # a thread that comes between loses its own: no harm
+    return pages, made
+
 
 def _are_usual(table: object, lengths: object, starts: object) -> bool:
     """Whether compiled code takes them as they are."""
-    for dtype in _INTS:
-        of_table, of_lengths = usual_shape(table, dtype), usual_shape(lengths, dtype)
-        if of_table is not None and of_lengths is not None:
-            if len(of_table) != 2 or len(of_lengths) != 1 or of_table[0] != of_lengths[0]:
-                return False
-            return starts is None or usual_shape(starts, dtype) == (of_lengths[0] + 1,)
-    return False
+    dtype = _INT32 if getattr(table, "dtype", None) is _INT32 else _INT64
+    of_table, of_lengths = usual_shape(table, dtype), usual_shape(lengths, dtype)
+    if of_table is None or of_lengths is None or len(of_table) != 2 or of_lengths != of_table[:1]:
+        return False
+    return starts is None or usual_shape(starts, dtype) == (of_lengths[0] + 1,)
 
 
 def _checked_copies(t: int, block_table: object, act_seq: object, query_start_loc: object, block_size: int) -> _Given:

@@ -175,6 +175,8 @@ def check_finite(name: str, value: Array) -> None:
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
     """`value` if it is an int, of Python or of NumPy, of at least `least`, and of at most `most` if that is given."""
+    if type(value) is int and value >= least and (most is None or value <= most):
+        return value
     return int(check.check_int(name, int(value) if isinstance(value, np.integer) else value, least, most))
 
 
@@ -190,6 +192,8 @@ def check_threads(name: str, value: object, available: int) -> int:
 
 def check_number(name: str, value: object) -> float:
     """`value` if it is a real number."""
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:

@@ -9,13 +9,14 @@ from .jit.callee import callee
 from .kinds import Index, Int64
 from .launch import asked
 
-__all__ = ["MAPPED", "UNMAPPED", "WRONG", "read_pages"]
+__all__ = ["MAPPED", "UNMAPPED", "WRONG", "read_pages", "take"]
 
 MAPPED, UNMAPPED, WRONG = range(3)
 
 
 @callee
-def _take(given: Int64, copy: Int64) -> None:
+def take(given: Int64, copy: Int64) -> None:
+    """Copies an array of int32 or int64."""
     values, copies = given.reshape(-1), copy.reshape(-1)
     for i in range(len(copies)):
         copies[i] = values[i]
@@ -30,7 +31,7 @@ def _take_starts(t: Index, starts: Int64, copy: Int64) -> bool:
         for i in range(n + 1):
             copy[i] = i * each
     else:
-        _take(starts, copy)
+        take(starts, copy)
     rises = copy[0] == 0 and copy[n] == t
     for i in range(n):
         rises &= copy[i] <= copy[i + 1]
@@ -69,8 +70,8 @@ def read_pages(
     or a start is, after which only the copies are good; else whether all keys are MAPPED.
     """
     table, act_seq, starts, sequences, limits = made
-    _take(given[0], table)
-    _take(given[1], act_seq)
+    take(given[0], table)
+    take(given[1], act_seq)
     right = _take_starts(t, given[2], starts)
     for b in range(len(act_seq)):
         right &= 0 <= act_seq[b] <= longest

@@ -23,7 +23,7 @@ from .callee import overload_callee
 __all__ = ["call_region", "call_worker", "frame_maker", "hold"]
 
 _WORKER = (types.int64, types.voidptr)  # index, frame
-_REGION = (types.int64, types.int64, types.int64)  # n, worker, frame
+_REGION = (types.int64,) * 4  # n_threads, n, worker, frame
 
 
 def frame_maker(body: Callable[..., None]) -> Any:
@@ -179,22 +179,22 @@ def _call_worker_overload(worker: Any, frame: Any, index: Any) -> Any:
     return call
 
 
-def call_region(region: int, n: int, worker: int, frame: int) -> None:
-    """Runs the parallel region at an address: a body's worker for each index below n."""
+def call_region(region: int, n_threads: int, n: int, worker: int, frame: int) -> None:
+    """Runs the parallel region at an address: a body's worker for each index below n, on so many threads."""
     raise NotImplementedError  # only compiled code has addresses
 
 
 @intrinsic
-def _call_region(_typingctx: Any, region: Any, n: Any, worker: Any, frame: Any) -> Any:
+def _call_region(_typingctx: Any, region: Any, n_threads: Any, n: Any, worker: Any, frame: Any) -> Any:
     def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         return _call(context, builder, args[0], _REGION, args[1:])
 
-    return types.none(types.int64, types.int64, types.int64, types.int64), codegen
+    return types.none(*(types.int64,) * 5), codegen
 
 
 @overload_callee(call_region)
-def _call_region_overload(region: Any, n: Any, worker: Any, frame: Any) -> Any:
-    def call(region: Any, n: Any, worker: Any, frame: Any) -> None:
-        _call_region(region, n, worker, frame)
+def _call_region_overload(region: Any, n_threads: Any, n: Any, worker: Any, frame: Any) -> Any:
+    def call(region: Any, n_threads: Any, n: Any, worker: Any, frame: Any) -> None:
+        _call_region(region, n_threads, n, worker, frame)
 
     return call
