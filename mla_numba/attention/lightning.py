@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -185,7 +184,10 @@ def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_thr
 
 
 def _cut(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> tuple[Any, int]:
-    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads have enough to do."""
+    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads have enough to do.
+
+    Runs of keys are so long that each thread has some tasks.
+    """
     sequences, limits = pages.sequences[t0 : t0 + n].tolist(), pages.limits[t0 : t0 + n].tolist()
     first = [0]
     for token in range(1, n):
@@ -193,15 +195,9 @@ def _cut(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -
             first.append(token)
     n_tiles = [-(-limits[end - 1] // TILE) for end in (*first[1:], n)]
     n_threads = max(1, min(n_threads, sum(limits) * products_per_key // LEAST_PRODUCTS))
-    return _groups((*first, n), tuple([sequences[token] for token in first]), tuple(n_tiles), n_threads)
-
-
-@functools.lru_cache(maxsize=64)
-def _groups(
-    first: tuple[int, ...], sequence: tuple[int, ...], n_tiles: tuple[int, ...], n_threads: int
-) -> tuple[Any, int]:
-    """Runs of keys that give each thread some tasks: the same for many steps of a decode."""
     run = max(1, min(_LONGEST_RUN, sum(n_tiles) // (n_threads * _TASKS_PER_WORKER)))
-    task = (0, *accumulate(-(-tiles // run) for tiles in n_tiles))
-    arrays = [np.array(values, np.int64) for values in (first, task, sequence)]
-    return plain(Groups(arrays[0], arrays[1], arrays[2], run * TILE)), max(1, min(n_threads, task[-1]))
+    task = [0, *accumulate(-(-tiles // run) for tiles in n_tiles)]
+    starts, of_tasks, of_groups = (
+        np.array(values, np.int64) for values in ((*first, n), task, [sequences[token] for token in first])
+    )
+    return plain(Groups(starts, of_tasks, of_groups, run * TILE)), max(1, min(n_threads, task[-1]))
