@@ -203,7 +203,9 @@ print(*[name for name in names if name not in ("", "kernels.read_stream", "kerne
     assert total == parts_behind_the_prolog()
     assert abs(found - total) <= 0.05 * total
     assert [
-        name for name in " ".join(compiled).split() if "tile" in name or "outlined" in name or "attend" in name
+        name
+        for name in " ".join(compiled).split()
+        if "tile" in name or "outlined" in name or "attend" in name or "launch" in name
     ] == []
 
 

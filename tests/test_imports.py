@@ -21,7 +21,7 @@ ROOMS = {
         "attention", "pypto", "tuning", "distributed", "interop", "cli",
     ),
     "mla_numba.kernels": (
-        "kinds", "llvm_ir", "isa", "jit", "scalars", "prefetch", "micro", "launch", "threads", "row", "panels",
+        "kinds", "llvm_ir", "isa", "jit", "scalars", "prefetch", "micro", "launch", "pages", "threads", "row", "panels",
         "sweeps", "indexer", "lightning", "attention", "peaks",
     ),
 }  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 from helpers.lightning_calls import Shape, assert_same_list, check_random_calls, make_call, reference_of
 
 from mla_numba import IndexerCache, IndexerOutput, MlaDims, PagedCache, lightning_index
-from mla_numba.attention import lightning
+from mla_numba.attention import lightning, pages
 from mla_numba.attention.lightning import GROUP, MAX_HEAD_DIM, MAX_K, TOKENS
 from mla_numba.kernels.lightning.keys import TILE
 from mla_numba.kernels.lightning.panel import SPLIT, half_of
@@ -20,6 +20,7 @@ SMALL = Shape((2, 2), 20, 3, 8, 4, 6)
 @pytest.fixture(autouse=True)
 def _small_calls_have_several_threads(monkeypatch):
     monkeypatch.setattr(lightning, "LEAST_PRODUCTS", 1)
+    monkeypatch.setattr(pages, "_recent", ())  # how tokens are shared stays with the pages
 
 
 def test_random_calls():

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..base.checks import Array
 from ..base.memory import aligned_empty, rows_apart
-from ..kernels.launch import plain
+from ..kernels.launch import held
 from ..kernels.lightning.best import SAMPLE
 from ..kernels.lightning.keys import TILE
 from ..kernels.lightning.panel import BLOCK, QUERY_DTYPE, RUN
@@ -37,16 +37,18 @@ class Sizes(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """The arrays of a tile that are not the caller's, and as kernels take them; no two calls have the same."""
+    """The arrays of a tile that are not the caller's: no two calls have the same.
+
+    kept: `parts` as kernels take them.
+    """
 
     sizes: Sizes
     rows: Array
     head_weights: Array
     offsets: Array
     counters: Array
-    buffers: Buffers | tuple[Array, ...]
-    scratch: Scratch | tuple[Array, ...]
-    team: Team | tuple[Any, ...]
+    parts: tuple[Buffers, Scratch, Team]
+    kept: tuple[Any, Any, Any]
 
 
 _kept: deque[Memory] = deque(maxlen=4)
@@ -76,11 +78,14 @@ def memory_bytes(sizes: Sizes) -> int:
 
 def _new_memory(sizes: Sizes) -> Memory:
     arrays = {name: aligned_empty(*each) for name, each in _shapes(sizes).items()}
-    buffers, scratch = (kind(**{name: arrays[name] for name in kind._fields}) for kind in (Buffers, Scratch))
+    buffers = Buffers(**{name: arrays[name] for name in Buffers._fields})
+    scratch = Scratch(**{name: arrays[name] for name in Scratch._fields})
     counters = np.zeros(n_counters(sizes.n_workers, len(PHASES)), np.int64)
     team = Team(sizes.n_workers, counters, _NO_SPANS, False, NO_LAPS)
     rows, head_weights, offsets = (arrays[name] for name in ("rows", "head_weights", "offsets"))
-    return Memory(sizes, rows, head_weights, offsets, counters, plain(buffers), plain(scratch), plain(team))
+    parts = buffers, scratch, team
+    kept = held(buffers), held(scratch), held(team)
+    return Memory(sizes, rows, head_weights, offsets, counters, parts, kept)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from ..base.checks import (
     check_int,
     check_threads,
     expect_type,
+    usual_shape,
 )
-from ..base.memory import as_bits, writable_alias
+from ..base.memory import UINT16, as_bits, writable_alias
 from ..call.indexer import IndexerOutput
 from ..indexer_cache import IndexerCache
 from ..kernels.launch import max_threads, plain
@@ -27,7 +27,7 @@ from ..kernels.lightning.tile import Groups, Queries, lightning_tile
 from ..kernels.lightning.vector_code import load_lightning
 from ..kernels.row.scatter import Slots
 from .index_memory import Sizes, give_back, memory_bytes, take_memory
-from .pages import Pages
+from .pages import Pages, recent_pages
 
 __all__ = ["MAX_HEAD_DIM", "MAX_K", "lightning_index", "lightning_memory_bytes"]
 
@@ -90,8 +90,8 @@ def lightning_index(
         array([[ 3,  2,  1,  0,  5,  4, -1, -1]], dtype=int32)
     """
     query = _checked_queries(out, cache)
-    t = query.query.shape[0]
-    pages = Pages.of(
+    t = len(query.codes)
+    pages, kept = recent_pages(
         t, block_table, act_seq, query_start_loc, block_size=cache.sizes.block_size,
         n_blocks=cache.sizes.capacity // cache.sizes.block_size,
     )  # fmt: skip
@@ -99,42 +99,64 @@ def lightning_index(
     n_threads = check_threads("n_threads", n_threads, max_threads())
     pages.check_mapped()
     index = np.empty((t, k), np.int32)
-    _run(query, cache, pages, index, n_threads)
+    _run(query, cache, pages, kept, index, n_threads)
     return index
 
 
-def _checked_queries(out: object, cache: object) -> IndexerOutput:
-    expect_type("out", out, IndexerOutput)
-    expect_type("cache", cache, IndexerCache)
-    assert isinstance(out, IndexerOutput)  # for the type checker
-    assert isinstance(cache, IndexerCache)
+class _Queries(NamedTuple):
+    """Queries (T, Ni, Di), their scales (T, Ni, 1) and weights (T, Ni) as kernels take them: see `tile.Queries`."""
+
+    codes: Array
+    scale: Array
+    weights: Array
+
+
+def _checked_queries(out: object, cache: object) -> _Queries:
+    if not isinstance(out, IndexerOutput) or not isinstance(cache, IndexerCache):
+        expect_type("out", out, IndexerOutput)
+        expect_type("cache", cache, IndexerCache)
+        raise AssertionError("one of the two is of another type")
     width = cache.sizes.width
     if width > MAX_HEAD_DIM:
         raise ValueError(f"cache: expected keys of at most {MAX_HEAD_DIM} elements, got {width}")
-    query = check_array("query", out.query, (INT8,), (None, None, width))
+    query, scale, weights = out
+    if _are_usual(query, scale, weights, width):
+        return _Queries(query, scale.view(UINT16), weights.view(UINT16))
+    check_array("query", query, (INT8,), (None, None, width))
     t, n_heads, _ = query.shape
     if not n_heads:
         raise ValueError(f"query: expected at least one head, got shape {query.shape}")
-    scale = check_array("query_scale", out.query_scale, (FP16,), (t, n_heads, 1))
-    weights = check_array("weights", out.weights, (FP16,), (t, n_heads))
-    return IndexerOutput(query, scale.reshape(t, n_heads), weights)
+    check_array("query_scale", scale, (FP16,), (t, n_heads, 1))
+    check_array("weights", weights, (FP16,), (t, n_heads))
+    return _Queries(writable_alias(query), as_bits(scale), as_bits(weights))
 
 
-def _run(output: IndexerOutput, cache: IndexerCache, pages: Pages, index: Array, n_threads: int) -> None:
+def _are_usual(query: object, scale: object, weights: object, width: int) -> bool:
+    """Whether the first look says that all is right: see `usual_shape`."""
+    shape = usual_shape(query, INT8)
+    if shape is None or len(shape) != 3 or shape[2] != width or not shape[1]:
+        return False
+    t, n_heads, _ = shape
+    return usual_shape(scale, FP16) == (t, n_heads, 1) and usual_shape(weights, FP16) == (t, n_heads)
+
+
+def _run(
+    given: _Queries, cache: IndexerCache, pages: Pages, kept: dict[Any, Any], index: Array, n_threads: int
+) -> None:
+    """The tiles of tokens; kept: what stays of the pages' earlier calls."""
     load_lightning()
-    t, n_heads, width = output.query.shape
+    t, n_heads, width = given.codes.shape
     kp = -(-width // RUN) * RUN
-    keys = plain(KeyCache(*_slots_of(cache), width, pages.block_table))
-    query, query_scale, weights = writable_alias(output.query), as_bits(output.query_scale), as_bits(output.weights)
+    keys = KeyCache(*_slots_of(cache), width, pages.block_table)
     for t0 in range(0, t, TOKENS):
         n = min(t - t0, TOKENS)
-        groups, n_workers = _cut(pages, t0, n, n_heads * kp, n_threads)
+        how = t0, n_heads * kp, n_threads
+        groups, n_workers = kept[how] if how in kept else kept.setdefault(how, _cut(pages, t0, n, *how[1:]))
         memory = take_memory(Sizes(n_workers, n, n_heads, kp, index.shape[1]))
         try:
             of_tile = (memory.rows, memory.head_weights, memory.offsets)
-            queries = plain(Queries(query, query_scale, weights, pages.limits, index, *of_tile))
-            kept = memory.buffers, memory.scratch, memory.team
-            lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *kept)
+            queries = Queries(*given, pages.limits, index, *of_tile)
+            lightning_tile(n_workers, n_workers, queries, keys, groups, t0, *memory.kept)
         finally:
             give_back(memory)
 
@@ -163,7 +185,10 @@ def lightning_memory_bytes(pages: Pages, n_heads: int, width: int, k: int, n_thr
 
 
 def _cut(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -> tuple[Any, int]:
-    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads have enough to do."""
+    """How the tokens t0..t0+n are shared: `Groups` as kernels take them, and how many threads have enough to do.
+
+    Runs of keys are so long that each thread has some tasks.
+    """
     sequences, limits = pages.sequences[t0 : t0 + n].tolist(), pages.limits[t0 : t0 + n].tolist()
     first = [0]
     for token in range(1, n):
@@ -171,15 +196,9 @@ def _cut(pages: Pages, t0: int, n: int, products_per_key: int, n_threads: int) -
             first.append(token)
     n_tiles = [-(-limits[end - 1] // TILE) for end in (*first[1:], n)]
     n_threads = max(1, min(n_threads, sum(limits) * products_per_key // LEAST_PRODUCTS))
-    return _groups((*first, n), tuple([sequences[token] for token in first]), tuple(n_tiles), n_threads)
-
-
-@functools.lru_cache(maxsize=64)
-def _groups(
-    first: tuple[int, ...], sequence: tuple[int, ...], n_tiles: tuple[int, ...], n_threads: int
-) -> tuple[Any, int]:
-    """Runs of keys that give each thread some tasks: the same for many steps of a decode."""
     run = max(1, min(_LONGEST_RUN, sum(n_tiles) // (n_threads * _TASKS_PER_WORKER)))
-    task = (0, *accumulate(-(-tiles // run) for tiles in n_tiles))
-    arrays = [np.array(values, np.int64) for values in (first, task, sequence)]
-    return plain(Groups(arrays[0], arrays[1], arrays[2], run * TILE)), max(1, min(n_threads, task[-1]))
+    task = [0, *accumulate(-(-tiles // run) for tiles in n_tiles)]
+    starts, of_tasks, of_groups = (
+        np.array(values, np.int64) for values in ((*first, n), task, [sequences[token] for token in first])
+    )
+    return plain(Groups(starts, of_tasks, of_groups, run * TILE)), max(1, min(n_threads, task[-1]))

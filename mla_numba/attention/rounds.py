@@ -22,7 +22,7 @@ from ..base.memory import aligned_empty, rows_apart
 from ..kernels.attention.arguments import ALL, LARGEST, SUM, VALUES_OF, Cut, Scratch
 from ..kernels.attention.attend import N_PHASES
 from ..kernels.attention.places import LANES
-from ..kernels.launch import plain
+from ..kernels.launch import held
 from ..kernels.micro.ukernel import A_BF16_DTYPE, KR_BF16, MR, NR
 from ..kernels.threads.tasks import n_counters
 
@@ -197,12 +197,13 @@ def plan_of(sizes: Sizes, n_threads: int) -> Plan:
 
 
 class Prepared(NamedTuple):
-    """A round's `Cut` and `Scratch` as kernels take them, and those of its arrays that begin with zeros."""
+    """A round's `Cut` and `Scratch` as kernels take them, those of its arrays that begin with zeros, and all."""
 
     n_workers: int
     cut: Any
     scratch: Any
     counters: Array
+    arrays: Scratch
 
 
 class Memory:
@@ -227,13 +228,13 @@ class Memory:
         return held
 
     def _rounds(self, plan: Plan) -> Iterator[Prepared]:
-        laid_out: dict[Cut, tuple[Any, Array]] = {}
+        laid_out: dict[Cut, tuple[Any, Array, Scratch]] = {}
         for cut in plan.cuts:
             shape = cut._replace(t0=0, panel0=0, place0=0, last=0)  # and the stage, which some arrays depend on
             if shape not in laid_out:
                 scratch = lay_out(plan.sizes, cut, self._block)
-                laid_out[shape] = plain(scratch), scratch.counters
-            yield Prepared(cut.n_workers, plain(cut), *laid_out[shape])
+                laid_out[shape] = held(scratch), scratch.counters, scratch
+            yield Prepared(cut.n_workers, held(cut), *laid_out[shape])
 
 
 def lay_out(sizes: Sizes, cut: Cut, memory: Array) -> Scratch:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..base import checks as check
-from ..base.checks import BF16, Array
+from ..base.checks import BF16, Array, usual_shape
 from ..base.memory import UINT16, aligned_empty, as_bits, writable_alias
 from ..base.modes import RecordOrder
 from ..cache import N_SCALES, PagedCache
@@ -20,7 +20,7 @@ from ..kernels.attention.attend import attend
 from ..kernels.attention.slots import find_slots
 from ..kernels.launch import plain
 from ..kernels.sweeps.arguments import Slots
-from .pages import Pages
+from .pages import Pages, recent_pages
 from .records import check_records, record_views
 from .rounds import Memory, Sizes, plan_of
 
@@ -116,11 +116,12 @@ def sparse_attention(
     tile = 0 if flash_tile is None else check.check_int("flash_tile", flash_tile, 1)
     n_threads = check.check_threads("n_threads", n_threads, max_threads())
     n_blocks, block_size = keys.n_blocks, max(keys.block_size, 1)
-    pages = Pages.of(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
+    pages, _ = recent_pages(t, block_table, act_seq, query_start_loc, block_size=block_size, n_blocks=n_blocks)
     lists, counts, n = _check_lists(index, pages)
     if latent is not None:
-        check.check_array("latent", latent, (BF16,), (t, n_heads, width))
-        check.check_writable("latent", latent)
+        if usual_shape(latent, BF16) != (t, n_heads, width):
+            check.check_array("latent", latent, (BF16,), (t, n_heads, width))
+            check.check_writable("latent", latent)
         read = keys.arrays | {"out.query_nope": out.query_nope, "out.query_rope": out.query_rope}
         asked = {"index": index, "block_table": block_table, "act_seq": act_seq, "query_start_loc": query_start_loc}
         check.check_disjoint({"latent": latent}, read | {name: a for name, a in asked.items() if a is not None})
@@ -165,12 +166,16 @@ def _views_of(cache: PagedCache) -> _Cache:
 def _check_queries(out: object, keys: _Cache) -> Queries:
     if not isinstance(out, PrologOutput):
         raise TypeError(f"out: expected PrologOutput, got {type(out).__name__}")
-    check.check_array("out.query_nope", out.query_nope, (BF16,), (None, None, keys.latent))
-    t, n_heads, _ = out.query_nope.shape
+    nope, rope = out.query_nope, out.query_rope
+    shape = usual_shape(nope, BF16) or ()
+    if len(shape) == 3 and shape[1] and shape[2] == keys.latent and usual_shape(rope, BF16) == (*shape[:2], keys.rope):
+        return Queries(nope.view(UINT16), rope.view(UINT16))
+    check.check_array("out.query_nope", nope, (BF16,), (None, None, keys.latent))
+    t, n_heads, _ = nope.shape
     if n_heads == 0:
-        raise ValueError(f"out.query_nope: expected at least one head, got shape {out.query_nope.shape}")
-    check.check_array("out.query_rope", out.query_rope, (BF16,), (t, n_heads, keys.rope))
-    return Queries(as_bits(out.query_nope), as_bits(out.query_rope))
+        raise ValueError(f"out.query_nope: expected at least one head, got shape {nope.shape}")
+    check.check_array("out.query_rope", rope, (BF16,), (t, n_heads, keys.rope))
+    return Queries(as_bits(nope), as_bits(rope))
 
 
 def _check_scale(softmax_scale: object) -> np.float32:
@@ -187,16 +192,19 @@ def _check_lists(index: object, pages: Pages) -> tuple[Lists, Array, int]:
         pages.check_mapped()
         lists = Lists(_NO_SLOTS, row_bits, True, pages.sequences, pages.block_table, pages.block_size)
         return lists, pages.limits, int(pages.limits.max(initial=0))
-    given = check.expect_array("index", index, (_INT32, _INT64))
-    check.check_shape("index", given, (t, None))
-    copy = np.array(given, np.int64, order="C", subok=False)
-    lists = Lists(copy, row_bits, False, pages.sequences, pages.block_table, pages.block_size)
-    counts, found = np.empty(t, np.int64), np.empty(3, np.int64)
-    find_slots(1, 1, lists, pages.limits, pages.n_blocks, counts, found)
-    most, token, place = found.tolist()
-    if token >= 0:
-        _refuse(pages, token, place, int(copy[token, place]))
-    return lists, counts, most
+    shape = usual_shape(index, _INT32) or usual_shape(index, _INT64)
+    if shape is None or len(shape) != 2 or shape[0] != t:
+        given = check.expect_array("index", index, (_INT32, _INT64))
+        check.check_shape("index", given, (t, None))
+        index = np.array(given, np.int64, order="C", subok=False)
+        shape = index.shape
+    slots, counts = np.empty(shape, _INT64), np.empty(t, _INT64)
+    arrays, sizes = (slots, pages.sequences, pages.block_table), (row_bits, pages.block_size)
+    most = find_slots(index, arrays, pages.limits, pages.n_blocks, sizes, counts)
+    if most < 0:
+        token, place = divmod(-1 - most, shape[1])
+        _refuse(pages, token, place, int(slots[token, place]))
+    return Lists(slots, row_bits, False, pages.sequences, pages.block_table, pages.block_size), counts, most
 
 
 def _refuse(pages: Pages, token: int, place: int, position: int) -> None:
@@ -231,7 +239,7 @@ def _run(call: _Call, sizes: Sizes, n_threads: int) -> None:
     memory = _take_memory(plan.n_bytes)
     queries, lists, group = plain(call.queries), plain(call.lists), max(sizes.latent // N_SCALES, 1)
     with profiler_range(f"sparse attention of {sizes.t} tokens"):
-        for n_workers, cut, scratch, counters in memory.prepare(plan):
+        for n_workers, cut, scratch, counters, _ in memory.prepare(plan):
             counters.fill(0)
             part = Round(queries, call.counts, scratch, cut, call.scale)
             attend(n_workers, n_workers, Work(part, call.caches, lists, group, call.latent), _NO_SPANS)

@@ -41,6 +41,7 @@ __all__ = [
     "expect_array",
     "expect_type",
     "renamed",
+    "usual_shape",
 ]
 
 Array = NDArray[Any]
@@ -61,6 +62,17 @@ def check_array(name: str, value: object, dtypes: Iterable[np.dtype[Any]], shape
     if not value.flags.c_contiguous:
         raise ValueError(f"{name}: expected a C-contiguous array, got strides {value.strides} for shape {value.shape}")
     return value
+
+
+def usual_shape(value: object, dtype: np.dtype[Any]) -> tuple[int, ...] | None:
+    """The shape of a writable, aligned array in C order of exactly that type and dtype; None for anything else.
+
+    For a first look, which touches little: what comes as None may be right, too, and `check_array` says what is wrong.
+    """
+    if type(value) is np.ndarray and value.dtype is dtype and value.flags.carray:
+        shape: tuple[int, ...] = value.shape
+        return shape
+    return None
 
 
 def check_shape(name: str, value: Array, shape: tuple[int | None, ...]) -> Array:
@@ -163,6 +175,8 @@ def check_finite(name: str, value: Array) -> None:
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> int:
     """`value` if it is an int, of Python or of NumPy, of at least `least`, and of at most `most` if that is given."""
+    if type(value) is int and value >= least and (most is None or value <= most):
+        return value
     return int(check.check_int(name, int(value) if isinstance(value, np.integer) else value, least, most))
 
 
@@ -178,6 +192,8 @@ def check_threads(name: str, value: object, available: int) -> int:
 
 def check_number(name: str, value: object) -> float:
     """`value` if it is a real number."""
+    if type(value) is float:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:

@@ -30,26 +30,26 @@ def parts_of_a_call(n_threads: int, *, with_indexer: bool = False) -> int:
     """What a first call compiles or loads, in the parts that `counting_kernels` counts."""
     call = _INDEX_PHASES | _INDEX_CALL if with_indexer else _CALL
     sums = _PHASES["outlined.down"] if with_indexer else 0  # the indexer's are float32
-    return sum((_PHASES | call).values()) + sums + (2 * _SMALL if n_threads > 1 else 0)
+    return sum((_PHASES | call).values()) + sums + (_SMALL if n_threads > 1 else 0)
 
 
 def parts_of_a_step(n_threads: int) -> int:
     """The same of a step of sparse attention: a call with an indexer, the index, attention over int8 keys."""
     behind = _LIGHTNING | _ATTEND | _ATTEND_ONCE
-    return parts_of_a_call(n_threads, with_indexer=True) + sum(behind.values()) + 2 * _SMALL
+    return parts_of_a_call(n_threads, with_indexer=True) + sum(behind.values()) + 3 * _SMALL
 
 
 def parts_behind_the_prolog() -> int:
     """What the indexer's prolog, beside a prolog of either mode and alone, the index and attention compile or load."""
     once = _INDEX_PHASES | _INDEX_ALONE | _LIGHTNING | _ATTEND_ONCE
-    small = 2  # the index's vector code, the check of positions
+    small = 4  # the index's vector code, the checks of tables of two types, and of positions
     twice = 2 * sum((_INDEX_CALL | _ATTEND).values())
     return sum(once.values()) + _PHASES["outlined.down"] + twice + small * _SMALL
 
 
 def parts_of_all(n_threads: int) -> int:
     """The same for all modes: phases for bf16 and for int8, what calls them in each mode, microkernels and packers."""
-    small = 6 + (2 if n_threads > 1 else 0)
+    small = 6 + (1 if n_threads > 1 else 0)
     return 2 * sum(_PHASES.values()) + len(QUANT_MODES) * sum(_CALL.values()) + small * _SMALL
 
 

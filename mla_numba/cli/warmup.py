@@ -66,7 +66,7 @@ def compile_behind_the_prolog(n_threads: int, steps: Steps) -> None:
         indexer = IndexerWeights.random(_DIMS, n_heads=4, head_dim=32)
         keys = IndexerCache.allocate(indexer.dims, n_blocks=1, block_size=_TOKENS)
         inputs = random_inputs(_DIMS, _TOKENS, 0, _TOKENS)
-        table, act_seq = np.zeros((1, 1), np.int32), np.array([_TOKENS], np.int32)
+        table, act_seq = np.zeros((1, 1)), np.array([_TOKENS])
         caches = {quantized: PagedCache.allocate(_DIMS, 1, _TOKENS, quantized=quantized) for quantized in (True, False)}
         for quant in ("b", "ab"):
             prolog = MlaProlog(MlaWeights.random(_DIMS, quant=quant), n_threads=n_threads, indexer=indexer)
@@ -75,6 +75,8 @@ def compile_behind_the_prolog(n_threads: int, steps: Steps) -> None:
         x, cos, sin, slots = inputs
         alone = IndexerProlog(indexer, n_threads=n_threads)
         found = alone(x, out.q_norm, out.q_norm_scale, cos, sin, slots, keys)
-        index = lightning_index(found, keys, table, act_seq, k=8, n_threads=n_threads)
+        for dtype in (np.int64, np.int32):
+            pages = table.astype(dtype), act_seq.astype(dtype)
+            index = lightning_index(found, keys, *pages, k=8, n_threads=n_threads)
         for cache in caches.values():
-            sparse_attention(out, cache, index, table, act_seq, softmax_scale=1.0, n_threads=n_threads)
+            sparse_attention(out, cache, index, *pages, softmax_scale=1.0, n_threads=n_threads)

@@ -16,12 +16,13 @@ from types import FunctionType
 from typing import Any
 
 import numba
+import numpy as np
 from numba import prange
 from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
-from .jit.body import call_region, call_worker, frame_maker
-from .jit.cache import make_cache, run_releasing
+from .jit.body import call_region, call_worker, frame_maker, hold
+from .jit.cache import make_cache, release, run_releasing
 from .jit.callee import callee
 from .jit.folder import log
 from .jit.outlined import Outlined
@@ -53,16 +54,27 @@ def outlined(body: Callable[..., None]) -> Callable[..., None]:
     return body
 
 
-def _region(n: int, worker: int, frame: int) -> None:
-    """A parallel region: the body at address `worker` for each index below n."""
+_get_num_threads = types.ExternalFunction("get_num_threads", types.intp())  # of that type in a `prange`, too
+_set_num_threads = types.ExternalFunction("set_num_threads", types.void(types.int32))
+
+
+def _region(n_threads: int, n: int, worker: int, frame: int) -> None:
+    """A parallel region of so many threads: the body at address `worker` for each index below n.
+
+    This thread's own count of threads is the same in the end. (Numba's functions for it cannot be kept.)
+    """
+    before = _get_num_threads()
+    _set_num_threads(np.int32(n_threads))
     for index in prange(n):
         call_worker(worker, frame, index)
+    _set_num_threads(np.int32(before))
 
 
 @functools.cache
 def _made_region() -> tuple[Any, int]:
     """The region's dispatcher, which holds the code, and the code's address."""
-    signature = (types.int64, types.int64, types.int64)
+    signature = (types.int64,) * 4
+    numba.get_num_threads()  # loads the threading layer and tells LLVM of its functions
     with global_compiler_lock:
         dispatcher = _compile(_region, "region", parallel=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
         run_releasing(dispatcher, dispatcher.compile, (signature,))
@@ -70,14 +82,14 @@ def _made_region() -> tuple[Any, int]:
         return dispatcher, int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
 
-def _entry(region: int, n: int, *args: Any) -> None:
+def _entry(region: int, n_threads: int, n: int, *args: Any) -> None:
     """What Python calls, of each kernel: `make_frame` is another function in each. Serial where `region` is 0."""
     worker, frame = make_frame(args)  # type: ignore[name-defined]  # noqa: F821  # among the globals of each kernel's copy
     if region == 0:
         for index in range(n):
             call_worker(worker, frame, index)
     else:
-        call_region(region, n, worker, frame)
+        call_region(region, n_threads, n, worker, frame)
 
 
 _forked = False
@@ -118,27 +130,33 @@ def threading_layer() -> str:
     return str(numba.threading_layer())
 
 
-def _run(dispatcher: Any, args: tuple[Any, ...]) -> Any:
-    return run_releasing(dispatcher, dispatcher, args)
+class Asked:
+    """A function of arrays and numbers, or plain tuples of them, that returns a number; compiled as a kernel is."""
+
+    def __init__(self, body: Callable[..., int]) -> None:
+        self.body = body
+        self.__name__, self.__doc__ = body.__name__, body.__doc__
+        self._made: Any = None
+
+    def __call__(self, *args: Any) -> int:
+        """The body's result, on this thread."""
+        dispatcher = self._made
+        if dispatcher is None:
+            if config.DISABLE_JIT:
+                return self.body(*args)
+            with global_compiler_lock:
+                dispatcher = self._made = self._made or _compile(self.body, "launch")
+        try:
+            result: int = dispatcher(*args)
+        except BaseException:
+            release(dispatcher)
+            raise
+        return result
 
 
-_get_num_threads = types.ExternalFunction("get_num_threads", types.int32())
-
-
-def _threads() -> Any:
-    return _get_num_threads()
-
-
-@functools.cache
-def _threads_dispatcher() -> Any:
-    # Loads the threading layer and tells LLVM of its function, by whose name the compiled code calls it.
-    numba.get_num_threads()
-    return _compile(_threads, "launch")
-
-
-def current_threads() -> int:
-    """`numba.get_num_threads`, which in Python takes two locks and ctypes, a tenth of the time around the kernels."""
-    return int(_run(_threads_dispatcher(), ()))
+def asked(body: Callable[..., int]) -> Asked:
+    """Makes an `Asked` of a function; nothing is compiled before the first call."""
+    return Asked(body)
 
 
 def plain(thing: Any) -> Any:
@@ -149,6 +167,14 @@ def plain(thing: Any) -> Any:
     if config.DISABLE_JIT or not isinstance(thing, tuple) or type(thing) is tuple:
         return thing
     return tuple([plain(field) if isinstance(field, tuple) else field for field in thing])
+
+
+def held(thing: Any) -> Any:
+    """A named tuple of C-contiguous arrays and numbers as a kernel takes it in many calls: see `jit.body.hold`.
+
+    Its arrays have to live as long as that is used. Of a class, fields have the same types each time.
+    """
+    return thing if config.DISABLE_JIT else hold(thing)
 
 
 class Kernel:
@@ -178,36 +204,23 @@ class Kernel:
             for index in range(n):
                 self.body(index, *args)
             return
-        args = tuple([arg if type(arg) is tuple else plain(arg) for arg in args])
-        if n_threads == 1 or _forked:
-            _run(self._dispatcher, (0, n, *args))
-            return
-        before = current_threads()
-        if before == n_threads:
-            self._launch(n, args)
-            return
+        args = tuple([plain(arg) if isinstance(arg, tuple) else arg for arg in args])
+        dispatcher = self._made or self._dispatcher
+        region = 0 if n_threads == 1 or _forked else _made_region()[1]
         try:
-            numba.set_num_threads(n_threads)
-            self._launch(n, args)
-        finally:
-            try:
-                numba.set_num_threads(before)
-            except BaseException:  # Ctrl-C, before it has done anything
-                numba.set_num_threads(before)
-                raise
-
-    def _launch(self, n: int, args: tuple[Any, ...]) -> None:
-        _, region = _made_region()
-        args = (region, n, *args)
-        # The workqueue layer aborts the process when two threads enter it at once (numba #8563). Which layer it is has
-        # been known since the threads were counted.
-        if not self._may_overlap and numba.threading_layer() == "workqueue":
-            _say_workqueue()
-            with _launch_lock:
-                _run(self._dispatcher, args)
-            return
-        self._may_overlap = True
-        _run(self._dispatcher, args)
+            # The workqueue layer aborts the process when two threads enter it at once (numba #8563). Which layer it is
+            # has been known since the region was made.
+            if region and not self._may_overlap:
+                if numba.threading_layer() == "workqueue":
+                    _say_workqueue()
+                    with _launch_lock:
+                        dispatcher(region, n_threads, n, *args)
+                    return
+                self._may_overlap = True
+            dispatcher(region, n_threads, n, *args)
+        except BaseException:
+            release(dispatcher)
+            raise
 
 
 def kernel(body: Callable[..., None]) -> Kernel:

@@ -91,13 +91,16 @@ class Placed:
             lists, counts, most = check_lists(index, pages)
             return self.fields(lists), self.copy(counts, "counts"), most
 
-        def placed_find(n_threads, n, lists, limits, n_blocks, counts, found):
-            written = {"slots": lists.slots, "counts": counts, "found": found}
+        def placed_find(given, lists, limits, n_blocks, sizes, counts):
+            slots, *read = lists
+            written = {"slots": slots, "counts": counts}
             held = {name: self.copy(array, name) for name, array in written.items()}
-            placed = self.fields(lists._replace(slots=None))._replace(slots=held["slots"])
-            find(n_threads, n, placed, self.copy(limits, "limits"), n_blocks, held["counts"], held["found"])
+            read = [self.copy(array, name) for name, array in zip(("sequences", "block_table"), read, strict=True)]
+            placed = self.copy(given, "given"), (held["slots"], *read), self.copy(limits, "limits")
+            found = find(*placed, n_blocks, sizes, held["counts"])
             for name, array in written.items():
                 array[...] = held[name]
+            return found
 
         def short_views(cache, order):
             keys = views(cache, order)

@@ -20,7 +20,7 @@ from numba.core import types
 
 from mla_numba import MlaDims, MlaProlog
 from mla_numba.kernels import max_threads
-from mla_numba.kernels.launch import kernel
+from mla_numba.kernels.launch import Kernel, kernel
 from mla_numba.oracle.bits import reference_run
 
 DIMS = MlaDims(514, 5, 101, 132, 33, 34)
@@ -200,32 +200,49 @@ def thread_pool():
             task.result()
 
 
+_own_thread = types.ExternalFunction("pthread_self", types.uintp())
+
+_thread_count = types.ExternalFunction("get_num_threads", types.intp())
+
+
+@kernel
+def thread_and_count(index: int, seen: np.ndarray) -> None:
+    seen[index, 0], seen[index, 1] = _own_thread(), _thread_count()
+
+
 def thread_counts():
-    """Each instance sets its own count for its launches, in its own thread, and sets the thread's count back."""
+    """Each instance has its own count for its launches, in its own thread, and leaves the thread's count as it was."""
     case = Case()
     asked = threading.local()
-    set_num_threads = numba.set_num_threads
+    run = Kernel.__call__
 
-    def spy(n):
-        asked.counts = [*getattr(asked, "counts", []), n]
-        set_num_threads(n)
+    def spy(self, n_threads, n, *args):
+        asked.counts = [*getattr(asked, "counts", []), n_threads]
+        run(self, n_threads, n, *args)
 
     prologs = {n: MlaProlog(case.weights, n_threads=n) for n in range(1, max_threads() + 1)}
-    numba.set_num_threads = spy
+    Kernel.__call__ = spy
 
     def check(n, mine):
-        set_num_threads(mine)
+        numba.set_num_threads(mine)
         for _ in range(5):
             asked.counts = []
             case.check(prologs[n])
-            launches = asked.counts[::2]
-            # One thread runs the serial build, and a count that is there already is not set.
-            assert set(launches) <= {n}, (n, mine, asked.counts)
-            assert set(asked.counts[1::2]) <= {mine}, (n, mine, asked.counts)
-            assert bool(launches) == (n not in (1, mine)), (n, mine, asked.counts)
+            assert n in asked.counts, (n, mine, asked.counts)
+            assert set(asked.counts) <= {n, 1}, (n, mine, asked.counts)
             assert numba.get_num_threads() == mine
 
     in_threads([lambda n=n, m=m: check(n, m) for n in prologs for m in (1, max_threads())])
+    Kernel.__call__ = run
+    own = np.zeros((1, 2), np.int64)
+    thread_and_count(1, 1, own)
+    for n, mine in itertools.product(range(2, max_threads() + 1), range(1, max_threads() + 1)):
+        numba.set_num_threads(mine)
+        seen = np.zeros((64, 2), np.int64)
+        thread_and_count(n, 64, seen)
+        assert numba.get_num_threads() == mine
+        assert set(seen[seen[:, 0] == own[0, 0], 1].tolist()) <= {n}, (n, mine, seen.tolist())
+        assert len(set(seen[:, 0].tolist())) <= n, (n, mine, seen.tolist())
 
 
 def interrupt_after(seconds, call):
@@ -257,28 +274,17 @@ def interrupted():
 
 
 def interrupted_at_the_thread_count():
-    """Ctrl-C right after the count is set, and before either of the two calls that set it back has done anything."""
+    """Ctrl-C at any moment of a call whose launches have another count of threads than this thread has by itself."""
     case = Case()
     prolog = MlaProlog(case.weights, n_threads=2)
     case.check(prolog)
-    call = make_call(DIMS, True, T, 3, 16)
-    set_count = numba.set_num_threads
-    for moment in (1, 2):
-        n_calls = itertools.count(1)
-
-        def interrupted(n, n_calls=n_calls, moment=moment):
-            now = next(n_calls)
-            if now != 2 or moment != 2:
-                set_count(n)
-            if now == moment:
-                raise KeyboardInterrupt
-
-        numba.set_num_threads = interrupted
-        with pytest.raises(KeyboardInterrupt):
-            prolog(*case.inputs, call.cache, call.out)
-        numba.set_num_threads = set_count
-        assert numba.get_num_threads() == 3, moment
-        case.check(prolog)
+    rng = np.random.default_rng(1)
+    for mine in (1, 3) * 50:
+        numba.set_num_threads(mine)
+        call = make_call(DIMS, True, T, 3, 16)
+        interrupt_after(rng.uniform(1e-5, 2e-3), lambda call=call: prolog(*case.inputs, call.cache, call.out))
+        assert numba.get_num_threads() == mine
+    case.check(prolog)
 
 
 def interrupted_while_loading():
@@ -367,9 +373,6 @@ def more_threads_than_cores():
         assert most_workers(prolog, T) <= n
         case.check(prolog, 5)
     assert np.isfinite(case.want.q_norm_scale).all()
-
-
-_own_thread = types.ExternalFunction("pthread_self", types.uintp())
 
 
 @kernel

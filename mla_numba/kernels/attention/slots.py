@@ -6,7 +6,8 @@ import numpy as np
 
 from ..jit.callee import callee, inlined
 from ..kinds import Index, Int64
-from ..launch import kernel
+from ..launch import asked
+from ..pages import take
 from ..scalars import window
 from .arguments import Lists
 
@@ -44,18 +45,22 @@ def _find(lists: Lists, token: Index, limit: Index, n_blocks: Index) -> tuple[In
     return np.int64(most), np.int64(-1)
 
 
-@kernel
-def find_slots(index: Index, lists: Lists, limits: Int64, n_blocks: Index, counts: Int64, found: Int64) -> None:
-    """Makes of positions, which lists.slots holds when this is called, what it says.
+@asked
+def find_slots(given: Int64, lists: tuple[Int64, ...], limits: Int64, n_blocks: Index, sizes: tuple[Index, Index],
+               counts: Int64) -> int:  # fmt: skip
+    """Makes of positions, given (T, K) int32 or int64, what `Lists.slots` says, in a copy.
 
     A position below 0 ends a list. One is wrong that the token does not see (limits (T,)), or that lies in no block.
-    counts (T,) is how many positions each token attends to; found = [the largest of these, the first token that has a
-    wrong one or -1, its place].
+    lists: slots, sequences and block_table; sizes: row_bits and block_size. counts (T,) is how many positions each
+    token attends to. Returns the largest of these; where a position is wrong, -1 - its place in the whole array.
     """
-    found[0], found[1] = 0, -1
+    slots, sequences, block_table = lists
+    take(given, slots)
+    made = Lists(slots, sizes[0], False, sequences, block_table, sizes[1])
+    largest = 0
     for token in range(len(limits)):
-        counts[token], wrong = _find(lists, token, limits[token], n_blocks)
-        found[0] = max(found[0], counts[token])
+        counts[token], wrong = _find(made, np.int64(token), limits[token], n_blocks)
+        largest = max(largest, int(counts[token]))
         if wrong >= 0:
-            found[1], found[2] = token, wrong
-            return
+            return int(-1 - (token * slots.shape[1] + wrong))
+    return largest

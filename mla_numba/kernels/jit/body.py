@@ -2,24 +2,28 @@
 
 The frame's arrays own nothing: Python holds the arguments of a call until it returns, and counting references would be
 atomic operations on lines that all threads share. And its tuples have the names that the body's annotations give them:
-from Python they come as plain ones, which Numba takes three times as fast.
+from Python they come as plain ones, which Numba takes three times as fast. What is the same in many calls, a named
+tuple of many arrays, can come as one array of words that is made once, see `hold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, get_type_hints
 
+import numba
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
 from .callee import overload_callee
 
-__all__ = ["call_region", "call_worker", "frame_maker"]
+__all__ = ["call_region", "call_worker", "frame_maker", "hold"]
 
 _WORKER = (types.int64, types.voidptr)  # index, frame
-_REGION = (types.int64, types.int64, types.int64)  # n, worker, frame
+_REGION = (types.int64,) * 4  # n_threads, n, worker, frame
 
 
 def frame_maker(body: Callable[..., None]) -> Any:
@@ -37,7 +41,8 @@ def frame_maker(body: Callable[..., None]) -> Any:
 
         def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
             fields = [
-                _borrowed(context, builder, kind, builder.extract_value(values[0], i)) for i, kind in enumerate(kinds)
+                _borrowed(context, builder, kind, args[i], builder.extract_value(values[0], i))
+                for i, kind in enumerate(kinds)
             ]
             layout = ir.LiteralStructType([value.type for value in fields])
             frame = cgutils.alloca_once(builder, layout)
@@ -53,26 +58,78 @@ def frame_maker(body: Callable[..., None]) -> Any:
     return make_frame
 
 
+_held: dict[type, Any] = {}  # the types of what is held, by the class of the named tuple
+
+
+def hold(thing: Any) -> Any:
+    """A named tuple of arrays, numbers and such tuples as an array of words: addresses and shapes, and the numbers.
+
+    A kernel takes it in place of the tuple. The arrays have to live as long. A class has the same types every time: the
+    signature by which a kernel is kept has only the words.
+    """
+    kind = numba.typeof(thing)
+    assert _held.setdefault(type(thing), kind) == kind, (kind, _held[type(thing)])
+    return np.array(list(_words(thing)), np.int64)
+
+
+def _words(thing: Any) -> Iterator[int]:
+    for field in thing:
+        if isinstance(field, tuple):
+            yield from _words(field)
+        elif isinstance(field, np.ndarray):
+            yield from (field.ctypes.data, *field.shape)
+        else:
+            yield int(field)
+
+
 def _named(kind: Any, hint: Any) -> Any:
-    """The type of a plain tuple as the named one of an annotation."""
-    if not (isinstance(kind, types.BaseTuple) and hasattr(hint, "_fields")):
+    """The type of a plain tuple, or of words, as the named one of an annotation."""
+    if not hasattr(hint, "_fields"):
         return kind
+    if isinstance(kind, types.Array):
+        return _held[hint]
     hints = get_type_hints(hint)
     fields = [_named(field, hints[name]) for field, name in zip(kind, hint._fields, strict=True)]
     return types.BaseTuple.from_types(fields, hint)
 
 
-def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
-    """The value, tuples by other names and arrays without their owners."""
-    if isinstance(kind, types.Array):
-        array = context.make_array(kind)(context, builder, value)
+def _borrowed(context: Any, builder: Any, kind: Any, given: Any, value: Any) -> Any:
+    """The value as `kind`: tuples by other names, words as the tuple that they hold, arrays without their owners."""
+    if isinstance(given, types.Array):
+        array = context.make_array(given)(context, builder, value)
+        if isinstance(kind, types.BaseTuple):
+            return _from_words(context, builder, kind, (array.data, iter(range(2**16))))
         for owner in ("meminfo", "parent"):
             setattr(array, owner, cgutils.get_null_value(getattr(array, owner).type))
         return array._getvalue()
-    if isinstance(kind, types.BaseTuple):
-        fields = [_borrowed(context, builder, k, builder.extract_value(value, i)) for i, k in enumerate(kind)]
+    if isinstance(given, types.BaseTuple):
+        fields = [
+            _borrowed(context, builder, k, g, builder.extract_value(value, i))
+            for i, (k, g) in enumerate(zip(kind, given, strict=True))
+        ]
         return context.make_tuple(builder, kind, fields)
     return value
+
+
+def _from_words(context: Any, builder: Any, kind: Any, words: tuple[Any, Iterator[int]]) -> Any:
+    """A value of `kind`, read from where the words are, the first of the indices on."""
+    if isinstance(kind, types.BaseTuple):
+        return context.make_tuple(builder, kind, [_from_words(context, builder, k, words) for k in kind])
+    data, indices = words
+
+    def word() -> Any:
+        return builder.load(cgutils.gep_inbounds(builder, data, next(indices)))
+
+    if not isinstance(kind, types.Array):
+        return context.cast(builder, word(), types.int64, kind)
+    array = context.make_array(kind)(context, builder)
+    address, shape = builder.inttoptr(word(), array.data.type), [word() for _ in range(kind.ndim)]
+    itemsize = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    strides = [itemsize]
+    for length in shape[:0:-1]:
+        strides.insert(0, builder.mul(strides[0], length))
+    populate_array(array, data=address, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
+    return array._getvalue()
 
 
 def _define_worker(context: Any, module: ir.Module, implementation: Any, body: Any, layout: ir.Type) -> ir.Function:
@@ -122,22 +179,22 @@ def _call_worker_overload(worker: Any, frame: Any, index: Any) -> Any:
     return call
 
 
-def call_region(region: int, n: int, worker: int, frame: int) -> None:
-    """Runs the parallel region at an address: a body's worker for each index below n."""
+def call_region(region: int, n_threads: int, n: int, worker: int, frame: int) -> None:
+    """Runs the parallel region at an address: a body's worker for each index below n, on so many threads."""
     raise NotImplementedError  # only compiled code has addresses
 
 
 @intrinsic
-def _call_region(_typingctx: Any, region: Any, n: Any, worker: Any, frame: Any) -> Any:
+def _call_region(_typingctx: Any, region: Any, n_threads: Any, n: Any, worker: Any, frame: Any) -> Any:
     def codegen(context: Any, builder: Any, _sig: Any, args: Any) -> Any:
         return _call(context, builder, args[0], _REGION, args[1:])
 
-    return types.none(types.int64, types.int64, types.int64, types.int64), codegen
+    return types.none(*(types.int64,) * 5), codegen
 
 
 @overload_callee(call_region)
-def _call_region_overload(region: Any, n: Any, worker: Any, frame: Any) -> Any:
-    def call(region: Any, n: Any, worker: Any, frame: Any) -> None:
-        _call_region(region, n, worker, frame)
+def _call_region_overload(region: Any, n_threads: Any, n: Any, worker: Any, frame: Any) -> Any:
+    def call(region: Any, n_threads: Any, n: Any, worker: Any, frame: Any) -> None:
+        _call_region(region, n_threads, n, worker, frame)
 
     return call

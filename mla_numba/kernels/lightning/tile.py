@@ -14,7 +14,7 @@ of them at a time; their scores exist for one token and one tile of keys.
 | array        | shape                | dtype       | notes                                                |
 |--------------|----------------------|-------------|------------------------------------------------------|
 | query        | (T, Ni, Di)          | int8        | codes                                                |
-| query_scale  | (T, Ni)              | uint16      | bits of fp16                                         |
+| query_scale  | (T, Ni, 1)           | uint16      | bits of fp16                                         |
 | weights      | (T, Ni)              | uint16      | likewise                                             |
 | limits       | (T,)                 | int64       | keys that a token sees                               |
 | chosen       | (T, k)               | int32       | positions, the best first, then -1                   |
@@ -121,7 +121,7 @@ def _fill_row(codes: Codes, row: Values) -> None:
 def _prepare_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     queries, token = work.queries, work.t0 + task
     n_rows, n_heads = queries.rows.shape[1], queries.query.shape[1]
-    scales, weights = row_of(queries.query_scale, token), row_of(queries.weights, token)
+    scales, weights = window(queries.query_scale, token * n_heads, n_heads), row_of(queries.weights, token)
     head_weights, offsets = row_of(queries.head_weights, task), row_of(queries.offsets, task)
     for h in range(n_heads):
         codes = row_of(queries.query, token * n_heads + h)
