@@ -17,6 +17,7 @@ from ..jit.callee import overload_callee
 from ..kinds import F32, Real, Typed
 from ..llvm_ir import I64, POINTER, counted_loop, load, store
 from ..micro.table import ISA
+from ..scalars import window
 from .exp import BIAS, LEAST, LN2_HIGH, LN2_LOW, LOG2_E, POLYNOMIAL, ROUND, TO_EXPONENT, exp_negative
 
 __all__ = ["add_exponentials"]
@@ -32,9 +33,10 @@ def add_exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
     There are whole steps of them, and steps are multiples of `_AT_ONCE` vectors.
     """
     for first in range(0, len(scores), len(most)):
+        step = window(scores, first, len(most))
         for i in range(len(most)):
-            e = exp_negative(np.float32(np.float32(scores[first + i] * scale) - most[i]))
-            scores[first + i] = e
+            e = exp_negative(np.float32(np.float32(step[i] * scale) - most[i]))
+            step[i] = e
             total[i] = total[i] + e
 
 

@@ -14,7 +14,7 @@ from ..kinds import F32, Bits, Typed, Words
 from ..llvm_ir import I64, POINTER, counted_loop, load, store
 from ..micro.table import ISA
 from ..micro.ukernel import NR
-from ..scalars import round_bf16
+from ..scalars import round_bf16, window
 
 __all__ = ["NO_SMALLEST", "pairs_of_quotients"]
 
@@ -30,10 +30,12 @@ def pairs_of_quotients(e: F32, total: F32, words: Words, smallest: Bits) -> None
     bits but 0 so far, less one, of second positions and then of first ones; `NO_SMALLEST` at the begin.
     """
     for row in range(len(e) // (2 * NR)):
+        even, odd = window(e, 2 * row * NR, NR), window(e, (2 * row + 1) * NR, NR)
+        pairs = window(words, row * NR, NR)
         for j in range(NR):
-            upper = int(round_bf16(np.float32(e[2 * row * NR + j] / total[j])))
-            lower = int(round_bf16(np.float32(e[(2 * row + 1) * NR + j] / total[j])))
-            words[row * NR + j] = np.uint32(upper << 16 | lower)
+            upper = int(round_bf16(np.float32(even[j] / total[j])))
+            lower = int(round_bf16(np.float32(odd[j] / total[j])))
+            pairs[j] = np.uint32(upper << 16 | lower)
             smallest[2 * j] = min(int(smallest[2 * j]), (lower - 1) & 0xFFFF)
             smallest[2 * j + 1] = min(int(smallest[2 * j + 1]), (upper - 1) & 0xFFFF)
 
