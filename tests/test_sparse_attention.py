@@ -25,9 +25,13 @@ from mla_numba import reference
 from mla_numba.attention import rounds, sparse
 from mla_numba.attention.rounds import Sizes, cuts, memory_bytes
 from mla_numba.inputs import random_inputs
+from mla_numba.kernels import scalars
 from mla_numba.kernels.attention.arguments import ALL, LARGEST, SUM, VALUES_OF
+from mla_numba.kernels.attention.dequantise import N_SMALLEST, ROW_RUN, WILD, least_of_tame, row_of_bits
+from mla_numba.kernels.attention.exponentials import add_exponentials
+from mla_numba.kernels.attention.quotients import NO_SMALLEST, pairs_of_quotients
 from mla_numba.kernels.attention.transpose import columns_of_rows, rows_of_columns
-from mla_numba.kernels.micro.ukernel import MR, NR
+from mla_numba.kernels.micro.ukernel import A_BF16_DTYPE, MR, NR
 from mla_numba.oracle.bits import compare_bits
 
 N_CALLS = 60
@@ -83,6 +87,90 @@ def test_words_are_transposed(transpose):
     compiled(source, got)
     assert len(np.unique(want)) > 16
     assert compare_bits(transpose.__name__, got, want) is None
+
+
+def of_softmax(rng, n):
+    """n exponents: ordinary ones, those of subnormal quotients and of zeros, and bounds of the exponential."""
+    x = rng.uniform(-100, 0, n).astype(np.float32)
+    bounds = np.array([-0.0, -86.99, -87.0, np.nextafter(np.float32(-87), np.float32(-88)), -np.inf], np.float32)
+    some = rng.permutation(n)[: n // 5]
+    x[some] = rng.choice(bounds, len(some))
+    return x
+
+
+def test_exponentials_of_whole_steps():
+    """In vector code as in plain Python."""
+    rng, step = np.random.default_rng(1), 16 * NR
+    most, scale = rng.uniform(0, 3, step).astype(np.float32), np.float32(0.7)
+    given = of_softmax(rng, 3 * step)
+    given[[5, -1]] = np.nan
+    scores, totals = [given.copy(), given.copy()], [np.zeros(step, np.float32), np.zeros(step, np.float32)]
+
+    @numba.njit(error_model="numpy")
+    def compiled(scores, scale, most, total):
+        add_exponentials(scores, scale, most, total)
+
+    with np.errstate(all="ignore"):
+        add_exponentials(scores[0], scale, most, totals[0])
+    compiled(scores[1], scale, most, totals[1])
+    assert compare_bits("scores", scores[1], scores[0]) is None
+    assert compare_bits("total", totals[1], totals[0]) is None
+    assert 0 < np.count_nonzero(scores[0] == 0) < step
+
+
+@pytest.mark.parametrize("n_rows", [1, 8])
+def test_pairs_of_quotients(n_rows):
+    """In vector code as in plain Python; the smallest quotients go on from what they were."""
+    rng = np.random.default_rng(n_rows)
+    e = np.exp(of_softmax(rng, 2 * n_rows * NR)).astype(np.float32)
+    total = rng.uniform(1, 2000, NR).astype(np.float32)
+    total[3] = np.nan
+    words = [np.full(n_rows * NR + 1, 7, np.uint32) for _ in range(2)]
+    smallest = [np.full(2 * NR, NO_SMALLEST, np.uint16) for _ in range(2)]
+    smallest[0][:9] = smallest[1][:9] = np.arange(9)
+
+    @numba.njit(error_model="numpy")
+    def compiled(e, total, words, smallest):
+        pairs_of_quotients(e, total, words, smallest)
+
+    with np.errstate(all="ignore"):
+        pairs_of_quotients(e, total, words[0], smallest[0])
+    compiled(e, total, words[1], smallest[1])
+    assert compare_bits("words", words[1], words[0]) is None
+    assert compare_bits("smallest", smallest[1], smallest[0]) is None
+    assert len(np.unique(words[0])) > NR // 2
+
+
+def test_scales_that_vector_code_takes():
+    """Of zero and of normal numbers no product with a code has less than what is said, and any other is refused."""
+    tiny, codes = np.finfo(np.float32).tiny, np.array([-128, -1, 0, 1, 127], np.float32)
+    for scale in np.array([0, -0.0, tiny, -tiny, 1.5 * tiny, 0.013, -3, np.finfo(np.float32).max], np.float32):
+        with np.errstate(over="ignore"):
+            products = (codes * scale).astype(BF16).view(np.uint16)
+        assert 0 < least_of_tame(scale) <= scalars.min_magnitude(products)
+    for scale in (tiny / 2, -1e-45, np.inf, -np.inf, np.nan):
+        assert least_of_tame(np.float32(scale)) == WILD
+
+
+@pytest.mark.parametrize("n_runs", [1, 3])
+def test_rows_of_bits(n_runs):
+    """In vector code as in plain Python: any bits, and the smallest magnitudes."""
+    rng, n = np.random.default_rng(n_runs), n_runs * ROW_RUN
+    bits = rng.integers(0, 0xFFFF, n, np.uint16, endpoint=True)
+    bits[: n // 2] &= 0x8003  # zeros, subnormal numbers
+    rows = [np.zeros(n, A_BF16_DTYPE) for _ in range(2)]
+    smallest = [np.full(N_SMALLEST, 0xFFFFFFFF, np.uint32) for _ in range(2)]
+    smallest[0][0] = smallest[1][0] = 0x10000
+
+    @numba.njit
+    def compiled(bits, row, smallest):
+        row_of_bits(bits, row, smallest)
+
+    row_of_bits(bits, rows[0], smallest[0])
+    compiled(bits, rows[1], smallest[1])
+    assert compare_bits("row", rows[1], rows[0]) is None
+    assert compare_bits("smallest", smallest[1], smallest[0]) is None
+    assert len(np.unique(smallest[0])) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

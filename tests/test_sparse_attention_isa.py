@@ -14,7 +14,7 @@ SCRIPT = str(SCRIPTS / "attention_script.py")
 # Vector code without products of pairs, and plain loops; between the others there is nothing that attention sees.
 COMPILED = [isa for isa in ("avx2", "neondot", "portable") if isa in CHOICE.others]
 READ = ("query_nope", "query_rope", "kv", "kr", "k_scale", "slots", "block_table", "sequences", "limits", "counts")
-HELD = ("queries", "scores", "weights", "rows", "panels", "bits", "bases", "sums", "lanes", "mins", "words", "latent")
+HELD = ("queries", "scores", "weights", "rows", "panels", "bits", "bases", "sums", "lanes", "words", "latent")
 
 
 def run(isa, *arguments, **environment):

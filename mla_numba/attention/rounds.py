@@ -136,7 +136,7 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
     """Shape and dtype of each array of `Scratch`."""
     lanes = LANES * NR
     carried = 0 if cut.tile == 0 and cut.stage == ALL else (1 + LANES) * NR
-    bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR, lanes)
+    bits = max(sizes.latent + sizes.rope, KR_BF16 * cut.walk * NR, 2 * NR)
 
     lda = _odd_lines(sizes.kp)
     row_bytes = lda * _A_BYTES
@@ -158,7 +158,6 @@ def _shapes(sizes: Sizes, cut: Cut) -> dict[str, tuple[tuple[int, ...], type]]:
         "bases": by_worker(2 * 3 * max(cut.rows, cut.depth), np.int64),
         "sums": by_worker(cut.walk * cut.heads * NR * NR, np.float32),
         "lanes": ((cut.n_workers, 2, apart(lanes * 4) // 4), np.float32),
-        "mins": by_worker(lanes, np.int32),
         "words": by_worker(lanes // 2, np.uint32),
         "counters": ((n_counters(cut.n_workers, N_PHASES),), np.int64),
         "factors": ((cut.t, cut.h, sizes.n_tiles(cut.n) * NR if cut.tile else 0), np.float32),

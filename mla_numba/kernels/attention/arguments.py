@@ -54,12 +54,11 @@ class Scratch(NamedTuple):
     | w_min    | (t, h * NR)            | int32        | `min_magnitude` of a head's row                               |
     | rows     | (n_workers, m, lda)    | A_BF16_DTYPE | dequantised keys of less than m positions: rows of A          |
     | panels   | (n_workers, ...)       | uint16       | dequantised latents of some positions: panels of columns      |
-    | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions; probabilities of 16        |
+    | bits     | (n_workers, ...)       | uint16       | dequantised rows of few positions; the smallest probabilities |
     | bases    | (n_workers, ...)       | int64        | where keys begin: those at work, and those that come next     |
     | sums     | (n_workers, ...)       | float32      | accumulators of latents, [walk][N][NR]                        |
     | lanes    | (n_workers, 2, 16*NR)  | float32      | by place mod 16 and head: the largest score, sums             |
-    | mins     | (n_workers, 16*NR)     | int32        | likewise the smallest probability's bits                      |
-    | words    | (n_workers, 8 * NR)    | uint32       | probabilities of 16 positions, in pairs                       |
+    | words    | (n_workers, 8 * NR)    | uint32       | probabilities of 16 positions; the smallest of a key's rope   |
     | counters | see `tasks`            | int64        | zeros                                                         |
     | factors  | (t, h, tiles * NR)     | float32      | what each tile's forerunners are multiplied with              |
 
@@ -84,7 +83,6 @@ class Scratch(NamedTuple):
     bases: Int64
     sums: F32
     lanes: F32
-    mins: Int32
     words: Words
     counters: Int64
     factors: F32

@@ -2,6 +2,7 @@
 
 `row_of_codes` makes a row of A, `step_of_codes` a step of some panels of B. Either is for scales that are `tame`: the
 instructions that round two vectors at once take subnormal numbers for 0, and rounding by integers knows no NaN.
+`row_of_bits` makes of bf16 that is a key's rope part the rest of such a row.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from numba.extending import intrinsic
 
 from ..isa import BY_COLUMN_REVERSED
 from ..jit.callee import callee, inlined, overload_callee
-from ..kinds import Bits, Codes, Index, Real, Typed, Values
-from ..llvm_ir import I8, I32, I64, POINTER, counted_loop, load
+from ..kinds import Bits, Codes, Index, Real, Typed, Values, Words
+from ..llvm_ir import I8, I16, I32, I64, POINTER, counted_loop, load
 from ..micro.table import ISA
 from ..micro.ukernel import A_BF16_DTYPE, KR_BF16, NR
-from ..scalars import bits_of_f32, round_bf16, widen
+from ..scalars import NONE_NONZERO, bits_of_f32, round_bf16, widen
 
-__all__ = ["HAS_ROWS", "HAS_STEPS", "ROW_RUN", "is_tame", "row_of_codes", "step_of_codes"]
+__all__ = [
+    "HAS_ROWS", "HAS_STEPS", "N_SMALLEST", "ROW_RUN", "WILD",
+    "least_of_tame", "row_of_bits", "row_of_codes", "step_of_codes",
+]  # fmt: skip
 
 _VECTORS = ISA.vectors
 _LANES = ISA.lanes
@@ -29,7 +33,8 @@ _ROUND_TWO = ISA.bf16.round_two if ISA.bf16 is not None else None
 _PLACES = ISA.places(is_int8=False)
 _IN_PAIRS = ISA.bf16_order is BY_COLUMN_REVERSED and KR_BF16 == 2
 
-ROW_RUN = 2 * _LANES  # codes that `row_of_codes` takes at a time
+ROW_RUN = 2 * _LANES  # codes that `row_of_codes`, and bits that `row_of_bits` takes at a time
+N_SMALLEST = _LANES  # words of the smallest magnitudes that `row_of_bits` finds
 HAS_ROWS = ISA.bf16 is not None and KR_BF16 == 2 and (not ISA.bf16_dot or _ROUND_TWO is not None)
 
 
@@ -45,15 +50,20 @@ def _sources() -> list[list[tuple[int, int]]]:
 
 HAS_STEPS = KR_BF16 == 2 and (_IN_PAIRS or (_ROUND_TWO is not None and all(len(each) == 2 for each in _sources())))
 
-_EXPONENT = np.uint32(0x7F800000)
+WILD = np.int32(-1)  # in place of a magnitude: a scale that is not tame
+_SIZE, _NORMAL, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x00800000), np.uint32(0x7F800000)
 
 
 @inlined
-def is_tame(scale: Real) -> bool:
-    """Whether a scale is 0 or a normal number: then no product with a code is subnormal or NaN."""
-    bits = bits_of_f32(scale)
-    exponent = np.uint32(bits & _EXPONENT)
-    return exponent != _EXPONENT and (exponent != np.uint32(0) or scale == np.float32(0))
+def least_of_tame(scale: Real) -> Index:
+    """At most the `min_magnitude` of codes times a tame scale, 0 or a normal number; WILD for any other.
+
+    No product of a code with a tame scale is subnormal or NaN. A code is 0 or at least 1.
+    """
+    size = np.uint32(bits_of_f32(scale) & _SIZE)
+    if size >= _NORMAL and size < _INFINITE:
+        return np.int32(size >> np.uint32(16))
+    return NONE_NONZERO if size == np.uint32(0) else WILD
 
 
 @callee
@@ -79,6 +89,22 @@ def step_of_codes(even: Codes, of_even: Real, odd: Codes, of_odd: Real, panels: 
         first = at + j // NR * stride
         panels[first + _PLACES[0, j % NR]] = _rounded(even[j], of_even)
         panels[first + _PLACES[1, j % NR]] = _rounded(odd[j], of_odd)
+
+
+def row_of_bits(bits: Bits, out: Values, smallest: Words) -> None:
+    """out (n,) = bits (n,) as elements of a row of A, n a multiple of ROW_RUN.
+
+    smallest (N_SMALLEST,), at the begin ones in all bits: halves are the least magnitudes so far but 0, less one.
+    """
+    for j in range(len(bits)):
+        if A_BF16_DTYPE is np.uint16:
+            out[j ^ 1] = bits[j]
+        else:
+            out[j] = widen(bits[j])
+        at, shift = j % ROW_RUN // 2, 16 * (j % 2)
+        before, size = int(smallest[at]), ((int(bits[j]) & 0x7FFF) - 1) & 0xFFFF
+        kept = before & (0xFFFF0000 >> shift)
+        smallest[at] = np.uint32(kept | min(before >> shift & 0xFFFF, size) << shift)
 
 
 def _data(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -129,6 +155,39 @@ def _row_intrinsic(_typingctx: Any, codes: Any, scale: Any, out: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(codes, types.float32, out), codegen
+
+
+@intrinsic
+def _bits_intrinsic(_typingctx: Any, bits: Any, out: Any, smallest: Any) -> Any:
+    each = out.dtype.bitwidth // 8
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, target, least = (_data(context, builder, kind, arg) for kind, arg in zip(sig.args, args, strict=True))
+        n = context.make_array(sig.args[0])(context, builder, args[0]).nitems
+        halves = _VECTORS.halves
+        sizes, one = (ir.Constant(halves, [value] * halves.count) for value in (0x7FFF, 1))
+
+        def run(number: Any, held: list[Any]) -> list[Any]:
+            first = builder.mul(number, ir.Constant(I64, ROW_RUN))
+            here = builder.gep(source, [builder.mul(first, ir.Constant(I64, 2))])
+            to = builder.gep(target, [builder.mul(first, ir.Constant(I64, each))])
+            words = load(builder, here, 0, _VECTORS.words, 2)
+            if each == 2:
+                up, down = builder.shl(words, _VECTORS.filled(16)), builder.lshr(words, _VECTORS.filled(16))
+                _store(builder, builder.or_(up, down), to, ir.Constant(I64, 0), 2)
+            else:
+                for v in range(2):
+                    wide = builder.zext(load(builder, here, v * _LANES * 2, ir.VectorType(I16, _LANES), 2), words.type)
+                    _store(builder, builder.shl(wide, _VECTORS.filled(16)), to, ir.Constant(I64, v * _LANES * 4), 4)
+            less = builder.sub(builder.and_(builder.bitcast(words, halves), sizes), one)
+            return [builder.select(builder.icmp_unsigned("<", less, held[0]), less, held[0])]
+
+        before = load(builder, least, 0, halves, 2)
+        (made,) = counted_loop(builder, builder.udiv(n, ir.Constant(I64, ROW_RUN)), [before], run)
+        _store(builder, made, least, ir.Constant(I64, 0), 2)
+        return context.get_dummy_value()
+
+    return types.void(bits, out, smallest), codegen
 
 
 def _step_vectors(builder: Any, products: list[list[Any]]) -> list[Any]:
@@ -187,6 +246,17 @@ def _row_of_codes(codes: Typed, scale: Typed, out: Typed) -> Any:
 
     def emitted(codes: Codes, scale: Real, out: Values) -> None:
         _row_intrinsic(codes, np.float32(scale), out)
+
+    return emitted
+
+
+@overload_callee(row_of_bits)
+def _row_of_bits(bits: Typed, out: Typed, smallest: Typed) -> Any:
+    if not HAS_ROWS:
+        return row_of_bits
+
+    def emitted(bits: Bits, out: Values, smallest: Words) -> None:
+        _bits_intrinsic(bits, out, smallest)
 
     return emitted
 

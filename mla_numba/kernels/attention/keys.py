@@ -11,14 +11,24 @@ import numpy as np
 
 from ..isa import BY_COLUMN_REVERSED
 from ..jit.callee import by_dtype, callee, inlined
-from ..kinds import Bits, Index, Int64, Values
+from ..kinds import Bits, Index, Int64, Values, Words
 from ..micro.table import ISA
 from ..micro.ukernel import KR_BF16, NR
 from ..prefetch import prefetch, prefetch_far
 from ..row.operand import bf16_operand_row
 from ..scalars import NONE_NONZERO, min_magnitude, pair_window, row_of, unowned, window
 from .arguments import Work
-from .dequantise import HAS_ROWS, HAS_STEPS, ROW_RUN, is_tame, row_of_codes, step_of_codes
+from .dequantise import (
+    HAS_ROWS,
+    HAS_STEPS,
+    N_SMALLEST,
+    ROW_RUN,
+    WILD,
+    least_of_tame,
+    row_of_bits,
+    row_of_codes,
+    step_of_codes,
+)
 from .pairs import interleave
 from .slots import block_and_row
 from .source import (
@@ -29,7 +39,6 @@ from .source import (
     columns_of,
     copied,
     latent_bits,
-    least_of_scale,
     scale_of,
     source_of,
 )
@@ -37,7 +46,6 @@ from .source import (
 __all__ = ["Span", "ask_for_keys", "find_next", "key_panels", "key_rows", "next_columns", "next_rows"]
 
 _AHEAD = 8  # keys that are asked for while others are dequantised
-_WILD = np.int32(-1)  # in place of a magnitude: a scale that vector code does not take
 
 
 class Span(NamedTuple):
@@ -166,10 +174,7 @@ def _whole(source: Source, columns: Columns, unit: Index, has: bool) -> Any:
 def _least_tame(source: Source, scales: Index, columns: Columns) -> Index:
     least, at = NONE_NONZERO, scales + columns.group
     for _ in range(-(source.group - columns.left_in_group), columns.n, source.group):
-        scale = scale_of(window(source.scales, at, 1)[0])
-        least, at = (min(least, least_of_scale(scale)) if is_tame(scale) else _WILD), at + 1
-        if least < 0:
-            break
+        least, at = min(least, least_of_tame(scale_of(window(source.scales, at, 1)[0]))), at + 1
     return np.int32(least)
 
 
@@ -177,7 +182,7 @@ def _least_tame(source: Source, scales: Index, columns: Columns) -> Index:
 def _row_of_codes(source: Source, base: Index, scales: Index, columns: Columns, out: Values) -> Index:
     least = _least_tame(source, scales, columns)
     if least < 0:
-        return _WILD
+        return WILD
     at, of_run, of_group = base + columns.at, columns.left_in_run, columns.left_in_group
     scale_at, c = scales + columns.group, np.int64(0)
     while c < columns.n:
@@ -213,7 +218,26 @@ def _row_of_values(source: Source, base: Index, scales: Index, columns: Columns,
 
 @by_dtype("source.latents", {np.int8: _row_of_codes}, otherwise=_row_of_values, inline=True)
 def _row(source: Source, base: Index, scales: Index, columns: Columns, out: Values) -> Index:
-    """A latent as elements of a row of A; returns at most their `min_magnitude`, or _WILD and has done nothing."""
+    """A latent as elements of a row of A; returns at most their `min_magnitude`, or WILD and has done nothing."""
+
+
+@inlined
+def _no_smallest(work: Work, worker: Index) -> Words:
+    """Where `row_of_bits` keeps the smallest magnitudes of a span, of which there are none yet."""
+    smallest = window(row_of(work.round.scratch.words, worker), 0, N_SMALLEST)
+    for i in range(N_SMALLEST):
+        smallest[i] = np.uint32(0xFFFFFFFF)
+    return smallest
+
+
+@callee
+def _least_of(smallest: Words) -> Index:
+    """The `min_magnitude` of what `row_of_bits` was given."""
+    least = np.int64(0xFFFF)
+    for i in range(N_SMALLEST):
+        word = np.int64(smallest[i])
+        least = min(least, min(word & np.int64(0xFFFF), word >> 16))
+    return np.int32(min(least + 1, np.int64(NONE_NONZERO)))
 
 
 @callee
@@ -229,21 +253,25 @@ def key_rows(work: Work, span: Span, worker: Index, rows: Values, lda: Index) ->
     _find(work, span, bases)
     kv, kr, scales = window(bases, 0, span.n), window(bases, span.n, span.n), window(bases, 2 * span.n, span.n)
     of_latent, of_rope = window(bits, 0, latent), window(bits, latent, rope)
+    whole_rope, smallest = HAS_ROWS and rope % ROW_RUN == 0 and 0 < rope <= rope_c0, _no_smallest(work, worker)
     for i in range(span.n):
         ahead = min(i + _AHEAD, span.n - 1)
         ask_for(source, kv[ahead], scales[ahead], columns)
         prefetch(ropes, kr[ahead], min(rope_c0, rope))
-        row, of_key = window(rows, i * lda, kp), _WILD
+        row, of_key = window(rows, i * lda, kp), WILD
         if whole:
             of_key = _row(source, kv[i], scales[i], columns, row)
         if of_key >= 0:
             least = min(least, of_key)
+            if whole_rope:
+                row_of_bits(window(ropes, kr[i], rope), window(row, latent, rope), smallest)
+                continue
             least = min(least, _operands(ropes, rope_c0, rope_stride, kr[i], rope, window(row, latent, kp - latent)))
         else:
             least = min(least, latent_bits(source, kv[i], scales[i], columns, of_latent))
             least = min(least, copied(ropes, rope_c0, rope_stride, kr[i], rope_c0, of_rope))
             bf16_operand_row(window(bits, 0, latent + rope), 1, row)
-    return np.int32(least)
+    return np.int32(min(least, _least_of(smallest)))
 
 
 @inlined
@@ -285,7 +313,7 @@ class Pair(NamedTuple):
 def _steps_of_codes(source: Source, pair: Pair, columns: Columns, panels: Bits, at: Index, stride: Index) -> Index:
     least = min(_least_tame(source, pair.scales_even, columns), _least_tame(source, pair.scales_odd, columns))
     if least < 0:
-        return _WILD
+        return WILD
     begin, of_run, of_group = columns.at, columns.left_in_run, columns.left_in_group
     group, c = columns.group, np.int64(0)
     while c < columns.n:
@@ -358,7 +386,7 @@ def key_panels(work: Work, span: Span, first: Index, n_cols: Index, worker: Inde
         for r in range(min(np.int64(KR_BF16), span.n - i)):
             ahead = min(i + r + _AHEAD, span.n - 1)
             ask_for(source, kv[ahead], scales[ahead], columns)
-        of_step = _WILD
+        of_step = WILD
         if whole and i + 1 < span.n:
             pair = Pair(kv[i], kv[i + 1], scales[i], scales[i + 1])
             of_step = _steps(source, pair, columns, panels, np.int64(i * NR), depth * NR)

@@ -100,7 +100,7 @@ def _products(work: Work, worker: Index, block: Block, places: Places, stores: b
             asked = until
             i, n_rows = block_of(n_heads, n_tiles, tile)
             normal = sums_stay_normal(min_of(window(magnitudes, i, n_rows)), least)
-            y = Y(work.latent, block.out + i * width, width, floats, zero, floats, scratch.mins, zero)
+            y = Y(work.latent, block.out + i * width, width, floats, zero, floats, scratch.q_min, zero)
             c_here = C(sums, i * block.walk * NR, place > 0 or places.carry)
             a = A(weights, i * ldw + places.column + place, ldw)
             multiply_block(a, n_rows, b, depth, c_here, normal, y, n_stored)

@@ -10,12 +10,12 @@ import numpy as np
 from ..jit.callee import callee, inlined
 from ..kinds import Bits, Index, Int64
 from ..launch import outlined
-from ..micro.operands import A, C, Y
+from ..llvm_ir import IN_L1
+from ..micro.operands import A, B, C
 from ..micro.table import ISA
-from ..micro.ukernel import KR_BF16, MR, NR
+from ..micro.ukernel import KR_BF16, MR, NR, ukernel
 from ..prefetch import prefetch_to_write
 from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
-from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import block_of, block_start, ceil_div
 from .arguments import Round, Scratch, Work
@@ -27,6 +27,7 @@ __all__ = ["PACK", "SCORES", "ask_for_first_keys", "pack_queries", "pack_tasks",
 
 PACK, SCORES = 0, 1
 _PLACES = ISA.places(is_int8=False)
+_AHEAD = np.int64(16 * NR)  # elements of a panel, which comes from L2
 
 
 @callee
@@ -105,7 +106,7 @@ def _ask_for_sums(scratch: Scratch, panel: Index, first: Index, n: Index) -> Non
 @callee
 def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     """Some positions of a token, and all heads of the round."""
-    cut, scratch, latent = work.round.cut, work.round.scratch, work.latent
+    cut, scratch = work.round.cut, work.round.scratch
     n_blocks = ceil_div(cut.n, cut.rows)
     token = task // n_blocks
     span, following = _span_of(task, work), _span_of(min(task + 1, n_tasks - 1), work)
@@ -123,11 +124,10 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
     find_next(work, following, worker)
     keys = next_rows(work, worker, following.n)
     normal = sums_stay_normal(min_of(window(scratch.q_min, token * cut.h, cut.h)), least)
-    zero, floats, ints = np.int64(0), scratch.sums, scratch.mins
     for panel in range(cut.h):
         at = token * cut.h + panel
-        walk = Walk(row_of(scratch.queries, at), kp, zero, np.int64(1), np.int64(1))
-        nowhere = Y(latent, zero, zero, floats, zero, floats, ints, zero)  # the sums stay where they are
+        queries, sums = row_of(scratch.queries, at), row_of(scratch.scores, at)
+        b = B(queries, np.int64(0), _AHEAD, np.int64(NR * KR_BF16), np.int64(IN_L1))
         for tile in range(n_tiles):
             # The keys of the next task come while products keep the core busy, a few with each register tile.
             until = following.n * (panel * n_tiles + tile + 1) // (cut.h * n_tiles)
@@ -138,9 +138,9 @@ def _score_task(task: Index, n_tasks: Index, worker: Index, work: Work) -> None:
                 _ask_for_sums(scratch, at, first + i + n_rows, min(at_once, n - i - n_rows))
             elif panel + 1 < cut.h:
                 _ask_for_sums(scratch, at + 1, first, at_once)
-            sums = C(row_of(scratch.scores, at), (first + i) * NR, False)
-            a = A(rows, i * lda, lda)
-            multiply_block(a, n_rows, walk, Depth(zero, kp, kp), sums, normal, nowhere, zero)
+            # One register tile and panel: the loops of `multiply_block` would take as long as some steps of k.
+            c = C(sums, (first + i) * NR, False)
+            ukernel(n_rows, kp, A(rows, i * lda, lda), b, c, normal)
 
 
 @callee

@@ -9,10 +9,12 @@ elements one after the other, and beside them lie m, l and the sums of the lanes
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ..jit.callee import by_dtype, callee
-from ..kinds import F32, Bits, Index, Int32, Real, Values, Words
+from ..kinds import F32, Bits, Index, Real, Values, Words
 from ..launch import outlined
 from ..micro.ukernel import A_BF16_DTYPE, NR
 from ..prefetch import LINE_BYTES, prefetch_to_write
@@ -20,8 +22,9 @@ from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, wi
 from ..sweeps.phase import Tasks, Team, share
 from .arguments import LARGEST, SUM, VALUES_OF, Round
 from .exp import exp_negative
-from .pairs import interleave
+from .exponentials import add_exponentials
 from .places import LANES, is_whole, places_of, tile_of, tile_step
+from .quotients import NO_SMALLEST, pairs_of_quotients
 from .transpose import COLUMNS, HAS_ROWS, ROWS, rows_of_columns
 
 __all__ = ["SOFTMAX", "softmax", "softmax_tasks"]
@@ -68,15 +71,46 @@ def _repeat(lanes: F32) -> None:
             out[j] = first[j]
 
 
+class Rows(NamedTuple):
+    """Where the weights of a panel of heads begin: NR rows of A, `step` apart; nowhere if that is 0."""
+
+    weights: Values
+    at: Index
+    step: Index
+
+
 @callee
-def _exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
-    """scores = e, which are added to `total`, by head and lane."""
-    for first in range(0, len(scores), _STEP):
-        n = np.int64(min(_STEP, len(scores) - first))
-        block, top, lanes = window(scores, first, n), window(most, 0, n), window(total, 0, n)
-        for i in range(n):
-            e = exp_negative(np.float32(np.float32(block[i] * scale) - top[i]))
-            block[i] = e
+def _rows_of(part: Round, task: Index, column: Index) -> Rows:
+    """Those of a task, from a column on."""
+    ldw = part.scratch.weights.shape[2]
+    return Rows(unowned(part.scratch.weights), task * NR * ldw + column, ldw)
+
+
+@callee
+def _ask_for_line(rows: Rows, column: Index) -> None:
+    """Asks for a line of each row, which is written next: no core follows so many rows by itself."""
+    for j in range(NR):
+        prefetch_to_write(rows.weights, rows.at + j * rows.step + column, np.int64(1))
+
+
+@callee
+def _exponentials(scores: F32, scale: Real, most: F32, total: F32, rows: Rows) -> None:
+    """scores = e, which are added to `total`, by head and lane.
+
+    Meanwhile the lines come that their weights are written to, from whichever core read them last.
+    """
+    behind = len(scores) % _STEP
+    whole = len(scores) - behind
+    for first in range(0, whole, _LINE * NR):
+        if rows.step > 0:
+            _ask_for_line(rows, first // NR)
+        some = window(scores, first, min(_LINE * NR, whole - first))
+        add_exponentials(some, scale, window(most, 0, _STEP), window(total, 0, _STEP))
+    if behind > 0:
+        last, top, lanes = window(scores, whole, behind), window(most, 0, behind), window(total, 0, behind)
+        for i in range(behind):
+            e = exp_negative(np.float32(np.float32(last[i] * scale) - top[i]))
+            last[i] = e
             lanes[i] = lanes[i] + e
 
 
@@ -121,48 +155,47 @@ def _put_rows(words: Words, weights: Values, at: Index, ldw: Index, n_heads: Ind
 
 
 @callee
-def _quotients(e: F32, total: F32, bits: Bits, mins: Int32) -> None:
-    """bits = e / total as bf16, and the smallest of each lane and head but 0."""
-    for i in range(len(e)):
-        quotient = round_bf16(np.float32(e[i] / total[i]))
-        bits[i] = quotient
-        size = np.int32(np.int32(quotient) & np.int32(0x7FFF))
-        mins[i] = min(mins[i], NONE_NONZERO if size == np.int32(0) else size)
+def _last_quotients(e: F32, total: F32, words: Words, smallest: Bits) -> None:
+    """As `pairs_of_quotients` of one position, beside zeros."""
+    for j in range(NR):
+        quotient = np.int64(round_bf16(np.float32(e[j] / total[j])))
+        words[j] = np.uint32(quotient << 16)
+        smallest[2 * j + 1] = min(np.int64(smallest[2 * j + 1]), (quotient - 1) & np.int64(0xFFFF))
 
 
 @callee
-def _ask_for_line(weights: Values, at: Index, ldw: Index) -> None:
-    """Asks for a line of each of NR rows, which is written next: no core follows so many rows by itself."""
-    for j in range(NR):
-        prefetch_to_write(weights, at + j * ldw, np.int64(1))
+def _pairs(e: F32, total: F32, words: Words, smallest: Bits) -> None:
+    """Pairs of at most LANES positions, and zeros behind them."""
+    n_whole = len(e) // (2 * NR)
+    behind = window(e, 2 * n_whole * NR, len(e) - 2 * n_whole * NR)
+    if n_whole > 0:
+        pairs_of_quotients(window(e, 0, 2 * n_whole * NR), total, words, smallest)
+    if n_whole < _HALF:
+        for i in range(n_whole * NR, _HALF * NR):
+            words[i] = np.uint32(0)
+        if len(behind) > 0:
+            _last_quotients(behind, total, window(words, n_whole * NR, NR), smallest)
 
 
 @callee
 def _probabilities(part: Round, at: Index, worker: Index, e: F32, total: F32, column: Index) -> None:
     """The weights of a panel of heads, `at` counted over the tokens of the round, as rows of A from `column` on."""
     scratch = part.scratch
-    n_rows, ldw = np.int64(NR), scratch.weights.shape[2]
-    bits, words = row_of(scratch.bits, worker), row_of(scratch.words, worker)
-    mins, begin = row_of(scratch.mins, worker), at * NR * ldw + column
-    for i in range(_STEP):
-        mins[i] = NONE_NONZERO
+    rows, n_rows = _rows_of(part, at, column), np.int64(NR)
+    words, smallest = row_of(scratch.words, worker), window(row_of(scratch.bits, worker), 0, 2 * NR)
+    of_head = window(total, 0, NR)
+    for i in range(2 * NR):
+        smallest[i] = NO_SMALLEST
     for first in range(0, len(e), _STEP):
         if first // NR % _LINE == 0:
-            _ask_for_line(unowned(scratch.weights), begin + first // NR + _LINE, ldw)
-        n = np.int64(min(_STEP, len(e) - first))
-        _quotients(window(e, first, n), window(total, 0, n), window(bits, 0, n), window(mins, 0, n))
-        for i in range(n, _STEP):
-            bits[i] = 0
-        for pair in range(_HALF):
-            even, odd = window(bits, 2 * pair * NR, NR), window(bits, (2 * pair + 1) * NR, NR)
-            interleave(even, odd, window(words, pair * NR, NR))
-        _put_rows(words, unowned(scratch.weights), begin + first // NR, ldw, n_rows)
+            _ask_for_line(rows, first // NR + _LINE)
+        _pairs(window(e, first, min(_STEP, len(e) - first)), of_head, words, smallest)
+        _put_rows(words, rows.weights, rows.at + first // NR, rows.step, n_rows)
     for j in range(NR):
-        least = NONE_NONZERO
-        for lane in range(LANES):
-            least = min(least, mins[lane * NR + j])
-        smallest = window(scratch.w_min, at * NR + j, 1)
-        smallest[0] = least if column == 0 else min(least, smallest[0])
+        size = (np.int64(min(smallest[2 * j], smallest[2 * j + 1])) + 1) & np.int64(0xFFFF)
+        least = NONE_NONZERO if size == 0 else np.int32(min(size, np.int64(NONE_NONZERO)))
+        so_far = window(scratch.w_min, at * NR + j, 1)
+        so_far[0] = least if column == 0 else min(least, so_far[0])
 
 
 @callee
@@ -177,6 +210,7 @@ def _softmax_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> No
         return
     scores = window(row_of(scratch.scores, task), 0, n * NR)
     most, total = row_of(scratch.lanes, 2 * worker), row_of(scratch.lanes, 2 * worker + 1)
+    rows = _rows_of(part, task, np.int64(0))
     if cut.tile > 0:
         _tiles(part, task, worker, scores, carried)
     elif cut.stage == LARGEST:
@@ -184,10 +218,11 @@ def _softmax_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> No
         _raise(window(carried, 0, NR), most)
     elif cut.stage == SUM:
         _spread(window(carried, 0, NR), most)
-        _exponentials(scores, part.scale, most, window(carried, NR, _STEP))
+        nowhere = Rows(rows.weights, rows.at, np.int64(0))
+        _exponentials(scores, part.scale, most, window(carried, NR, _STEP), nowhere)
     elif cut.stage == VALUES_OF:
         _spread(window(carried, 0, NR), most)
-        _exponentials(scores, part.scale, most, total)
+        _exponentials(scores, part.scale, most, total, rows)
         sums = window(carried, NR, _STEP)
         for i in range(_STEP):
             total[i] = sums[i]
@@ -196,7 +231,7 @@ def _softmax_task(task: Index, n_tasks: Index, worker: Index, part: Round) -> No
     else:
         _largest(scores, part.scale, most)
         _clear(total)
-        _exponentials(scores, part.scale, most, total)
+        _exponentials(scores, part.scale, most, total, rows)
         _add_lanes(total)
         _probabilities(part, task, worker, scores, total, np.int64(0))
 
@@ -251,13 +286,14 @@ def _tiles(part: Round, task: Index, worker: Index, scores: F32, carried: F32) -
             highest[j] = now
         _spread(highest, most)
         _clear(total)
-        _exponentials(part_scores, part.scale, most, total)
+        column = first // tile * tile_step(part.cut)
+        _exponentials(part_scores, part.scale, most, total, _rows_of(part, task, column))
         _add_lanes(total)
         for j in range(NR):
             sums[j] = np.float32(np.float32(sums[j] * factors[j]) + total[j])
         for i in range(_STEP):
             total[i] = np.float32(1)
-        _probabilities(part, task, worker, part_scores, total, first // tile * tile_step(part.cut))
+        _probabilities(part, task, worker, part_scores, total, column)
 
 
 @callee
