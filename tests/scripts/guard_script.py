@@ -262,7 +262,8 @@ def too_short(name):
         product = getattr(prolog.weights, name)
         short = replace(product, panels=guards.copy(product.panels[: -len(product.panels) // 4]))
         # A prolog refuses such weights, so they are put behind its back.
-        prolog.__dict__["_layer"] = replace(prolog.weights, **{name: short}).arguments_for("pypto")
+        layer = replace(prolog.weights, **{name: short}).arguments_for("pypto")
+        prolog.__dict__["_layers"] = prolog._layers._replace(prolog=layer)
     elif name.removesuffix("_cache") in call.caches._fields:
         field = name.removesuffix("_cache")
         slots = getattr(call.caches, field)
