@@ -17,10 +17,8 @@ from mla_numba import (
     PagedCache,
     cache,
 )
-from mla_numba import (
-    prolog as engine,
-)
 from mla_numba.call import bind as bound_call
+from mla_numba.call import run as bound_run
 from mla_numba.kernels import max_threads
 from mla_numba.oracle.bits import check_output, reference_run
 
@@ -127,13 +125,13 @@ class TestSlots:
     def scribbled(self, request, case, monkeypatch):
         index = case.inputs.cache_index.astype(request.param)
         case.inputs = case.inputs._replace(cache_index=index)
-        tile = engine.prolog_tile
+        tile = bound_run.prolog_tile
 
         def scribbling(*args):
             index[:] = np.iinfo(index.dtype).max
             tile(*args)
 
-        monkeypatch.setattr(engine, "prolog_tile", scribbling)
+        monkeypatch.setattr(bound_run, "prolog_tile", scribbling)
         return case
 
     def test_a_call(self, scribbled):
