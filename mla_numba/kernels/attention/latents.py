@@ -19,7 +19,8 @@ from ..sweeps.gemm import Depth, Walk, multiply_block
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import block_of, block_start, ceil_div
 from .arguments import LARGEST, SUM, Work
-from .keys import Span, ask_for_keys, find_next, key_panels, next_columns
+from .find import Span, ask_for_keys, find_next, next_columns
+from .key_panels import key_panels
 from .places import is_whole, places_of, tile_of, tile_step
 
 __all__ = ["VALUES", "latent_tasks", "latents"]

@@ -19,7 +19,8 @@ from ..scalars import min_magnitude, min_of, row_of, sums_stay_normal, window
 from ..sweeps.phase import Tasks, Team, share
 from ..threads.tasks import block_of, block_start, ceil_div
 from .arguments import Round, Scratch, Work
-from .keys import Span, ask_for_keys, find_next, key_rows, next_rows
+from .find import Span, ask_for_keys, find_next, next_rows
+from .key_rows import key_rows
 from .places import places_of
 from .transpose import COLUMNS, HAS_COLUMNS, columns_of_rows
 
