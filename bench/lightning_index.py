@@ -6,6 +6,9 @@ turns. First each is checked: our list has to be the oracle's, and a composition
 in another order, may differ from it only by keys whose scores are as good as equal.
 
 The limit is the time that reading the keys once or multiplying them takes, whichever is longer.
+
+Compositions push ours out of the caches. With `--alone` there are none: calls take turns among copies of the keys,
+which so come from memory, and find the rest in the caches.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from mla_numba.testing import Bench, do_bench
 from tiling.roofline import Work
 
 OURS = "lightning_index"
+N_COPIES = 6  # of the keys, with `--alone`: together more than a cache holds
 
 
 class Sizes(NamedTuple):
@@ -72,9 +76,9 @@ class Calls:
         self.table = rng.permutation(n_blocks)[None].astype(np.int32)
         self.act_seq = np.array([n_keys], np.int32)
 
-    def ours(self) -> Any:
-        """The library's own."""
-        return mla.lightning_index(self.out, self.cache, self.table, self.act_seq, self.k)
+    def ours(self, cache: mla.IndexerCache | None = None) -> Any:
+        """The library's own, over the keys or a copy of them."""
+        return mla.lightning_index(self.out, cache or self.cache, self.table, self.act_seq, self.k)
 
     def ways(self, compiled: bool = True, chunk: int = 8192) -> dict[str, Callable[[], Any]]:
         """All of them by name; compositions go through the keys in chunks that stay in a cache."""
@@ -115,15 +119,24 @@ def measure(calls: Calls, n_rounds: int | None, compiled: bool = True) -> tuple[
         return do_bench(ways, n_rounds=n_rounds, seconds=10, work=calls.sizes.work), left_out
 
 
+def measure_alone(calls: Calls, n_rounds: int | None) -> Bench:
+    """Ours, checked before, over copies of the keys in turns."""
+    calls.check(OURS, calls.ours)
+    copies = [partial(calls.ours, calls.cache.copy()) for _ in range(N_COPIES)]
+    return do_bench({OURS: copies}, n_rounds=n_rounds, seconds=10, work=calls.sizes.work)
+
+
 @click.command(help="The lightning index against PyTorch and the machine's limit.")
 @click.option("--tokens", type=click.IntRange(1), multiple=True, default=(1, 8), help="Tokens of a call; may repeat.")
 @click.option("--keys", type=click.IntRange(2048), default=65536, help="Keys of the sequence.")
 @click.option("--rounds", type=click.IntRange(1), default=None, help="Calls of each way; by default for 10 s.")
-def main(tokens: tuple[int, ...], keys: int, rounds: int | None) -> None:
+@click.option("--alone", is_flag=True, help="Without compositions, keys from memory and all else from the caches.")
+def main(tokens: tuple[int, ...], keys: int, rounds: int | None, alone: bool) -> None:
     """The command line."""
     console = Console(width=100)
     for t in tokens:
-        bench, left_out = measure(Calls(Sizes(t, keys)), rounds)
+        calls = Calls(Sizes(t, keys))
+        bench, left_out = (measure_alone(calls, rounds), {}) if alone else measure(calls, rounds)
         columns = [Column(name, justify="right") for name in ("min ms", "median ms", "over ours", "of the limit")]
         title = f"{t} tokens, {keys} keys, {torch.get_num_threads()} threads; limit {bench.least_ms:.3f} ms"
         table = Table("way", *columns, box=box.SIMPLE, title=title)

@@ -7,6 +7,9 @@ come from memory as they do in a decode step. Ours is first held against the Num
 the heads. A composition is right if it is as near to that as the reference operator's own test asks for: all but 0.5 %
 of the elements within 1e-4 + 0.005 of their magnitude. Others are named and, without `--all`, left out. The limit is
 that of the products and of the bytes gathered.
+
+Compositions push ours out of the caches. With `--alone` there are none: keys come from memory, and all else from the
+caches.
 """
 
 from __future__ import annotations
@@ -160,6 +163,7 @@ def show(console: Console, t: int, bench: Bench, wrong: list[str]) -> None:
               help="Heads, latent and rope part, keys of the sequence, positions a token.")  # fmt: skip
 @click.option("--peers", type=click.Choice([*COMPOSITIONS]), multiple=True, default=tuple(COMPOSITIONS))
 @click.option("--all", "also_wrong", is_flag=True, help="Time compositions that are wrong, too.")
+@click.option("--alone", is_flag=True, help="Without compositions: only keys come from memory.")
 @threads_option
 def main(
     tokens: tuple[int, ...],
@@ -168,6 +172,7 @@ def main(
     sizes: tuple[int, ...],
     peers: tuple[str, ...],
     also_wrong: bool,
+    alone: bool,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -175,7 +180,7 @@ def main(
     for t in tokens:
         problem = Problem.random(Sizes(*sizes), t, lists)
         with torch.inference_mode():
-            calls, wrong = contenders(problem, check(problem, threads), threads, peers, also_wrong)
+            calls, wrong = contenders(problem, check(problem, threads), threads, () if alone else peers, also_wrong)
             bench = do_bench(calls, n_rounds=rounds, work=work_of(Sizes(*sizes), t), probes=probes)
         show(console, t, bench, wrong)
 

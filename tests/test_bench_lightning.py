@@ -1,10 +1,11 @@
 """The bench of the lightning index: every way is checked and timed."""
 
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
-from lightning_index import OURS, Calls, Sizes, measure
+from lightning_index import N_COPIES, OURS, Calls, Sizes, main, measure, measure_alone
 
 
 @pytest.mark.parametrize("t", [1, 3])
@@ -14,6 +15,23 @@ def test_every_way_is_checked_and_timed(t):
     assert {*left_out} <= {"int8"}  # which is wrong on CPUs without VNNI
     assert all(reason.startswith(f"{name}: ") for name, reason in left_out.items())
     assert bench.least_ms > 0
+
+
+def test_ours_alone_goes_over_copies_of_the_keys():
+    calls = Calls(Sizes(2, 300, n_heads=17, head_dim=32, k=20))
+    seen = []
+    ours, calls.ours = calls.ours, lambda cache=None: seen.append(id(cache)) or ours(cache)
+    bench = measure_alone(calls, n_rounds=8)
+    assert [*bench.ms] == [OURS]
+    assert bench.least_ms > 0
+    assert len({*seen}) == 1 + N_COPIES
+
+
+def test_the_command_alone():
+    result = CliRunner().invoke(main, ["--alone", "--tokens", "1", "--keys", "2048", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    assert OURS in result.output
+    assert "int8" not in result.output
 
 
 def test_a_wrong_list_is_found():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("torch")
 
@@ -23,6 +24,14 @@ def test_compositions_are_right_and_timed(t):
     for of_one in calls.values():
         for call in of_one:
             assert call().shape == (t, 5, 64)
+
+
+def test_the_command_alone():
+    sizes = [str(size) for size in SIZES]
+    result = CliRunner().invoke(bench.main, ["--alone", "--tokens", "1", "--rounds", "1", "--sizes", *sizes])
+    assert result.exit_code == 0, result.output
+    assert bench.OURS in result.output
+    assert "fp32" not in result.output
 
 
 def test_a_wrong_composition_is_left_out(monkeypatch):
