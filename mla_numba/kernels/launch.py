@@ -22,7 +22,7 @@ from numba.core import config, types
 from numba.core.compiler_lock import global_compiler_lock
 
 from .jit.body import call_region, call_worker, frame_maker, hold
-from .jit.cache import make_cache, release, run_releasing
+from .jit.cache import make_cache, run_releasing
 from .jit.callee import callee
 from .jit.folder import log
 from .jit.outlined import Outlined
@@ -146,11 +146,7 @@ class Asked:
                 return self.body(*args)
             with global_compiler_lock:
                 dispatcher = self._made = self._made or _compile(self.body, "launch")
-        try:
-            result: int = dispatcher(*args)
-        except BaseException:
-            release(dispatcher)
-            raise
+        result: int = run_releasing(dispatcher, dispatcher, args)
         return result
 
 
@@ -207,20 +203,17 @@ class Kernel:
         args = tuple([plain(arg) if isinstance(arg, tuple) else arg for arg in args])
         dispatcher = self._made or self._dispatcher
         region = 0 if n_threads == 1 or _forked else _made_region()[1]
-        try:
-            # The workqueue layer aborts the process when two threads enter it at once (numba #8563). Which layer it is
-            # has been known since the region was made.
-            if region and not self._may_overlap:
-                if numba.threading_layer() == "workqueue":
-                    _say_workqueue()
-                    with _launch_lock:
-                        dispatcher(region, n_threads, n, *args)
-                    return
-                self._may_overlap = True
-            dispatcher(region, n_threads, n, *args)
-        except BaseException:
-            release(dispatcher)
-            raise
+        args = (region, n_threads, n, *args)
+        # The workqueue layer aborts the process when two threads enter it at once (numba #8563). Which layer it is has
+        # been known since the region was made.
+        if region and not self._may_overlap:
+            if numba.threading_layer() == "workqueue":
+                _say_workqueue()
+                with _launch_lock:
+                    run_releasing(dispatcher, dispatcher, args)
+                return
+            self._may_overlap = True
+        run_releasing(dispatcher, dispatcher, args)
 
 
 def kernel(body: Callable[..., None]) -> Kernel:

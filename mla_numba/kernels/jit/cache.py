@@ -14,7 +14,7 @@ from numba.core import caching
 from .folder import load_object, lock_to_write, save_object, say_compiling, say_damaged, say_ready, trusted_folder
 from .fork import check_process
 
-__all__ = ["KernelCache", "make_cache", "note_need", "providers", "release", "run_releasing"]
+__all__ = ["KernelCache", "make_cache", "note_need", "providers", "run_releasing"]
 
 Need = tuple[Callable[..., None], tuple[Any, ...]]  # an outlined function and the types of its arguments
 
@@ -158,15 +158,10 @@ def run_releasing(dispatcher: Any, function: Callable[..., Any], args: tuple[Any
     try:
         return function(*args)
     except BaseException:
-        release(dispatcher)
+        cache = getattr(dispatcher, "_cache", None)
+        if isinstance(cache, KernelCache):
+            cache.release()
         raise
-
-
-def release(dispatcher: Any) -> None:
-    """Gives the lock of the dispatcher's cache back, if it is held: what it was taken for has failed."""
-    cache = getattr(dispatcher, "_cache", None)
-    if isinstance(cache, KernelCache):
-        cache.release()
 
 
 def make_cache(py_func: Callable[..., Any], build: str) -> Any:
