@@ -21,6 +21,7 @@ from ..llvm_ir import I8, I16, I32, I64, POINTER, counted_loop, load
 from ..micro.table import ISA
 from ..micro.ukernel import A_BF16_DTYPE, KR_BF16, NR
 from ..scalars import NONE_NONZERO, bits_of_f32, round_bf16, widen
+from .rounding import pairs_of_words, rounded_words
 
 __all__ = [
     "HAS_ROWS", "HAS_STEPS", "N_SMALLEST", "ROW_RUN", "WILD",
@@ -117,13 +118,6 @@ def _products(builder: Any, codes: Any, at: int, scale: Any) -> Any:
     return builder.fmul(builder.sitofp(builder.sext(narrow, _VECTORS.words), _VECTORS.floats), scale)
 
 
-def _rounded_words(builder: Any, value: Any) -> Any:
-    """Words whose upper halves are the bf16 of float32 numbers, ties to even."""
-    bits = builder.bitcast(value, _VECTORS.words)
-    odd = builder.and_(builder.lshr(bits, _VECTORS.filled(16)), _VECTORS.filled(1))
-    return builder.add(bits, builder.add(odd, _VECTORS.filled(0x7FFF)))
-
-
 def _store(builder: Any, value: Any, base: Any, offset: Any, align: int) -> None:
     builder.store(value, builder.bitcast(builder.gep(base, [offset]), value.type.as_pointer()), align=align)
 
@@ -147,7 +141,7 @@ def _row_intrinsic(_typingctx: Any, codes: Any, scale: Any, out: Any) -> Any:
                 _store(builder, builder.or_(up, down), to, ir.Constant(I64, 0), 2)
             else:
                 for v, value in enumerate((low, high)):
-                    words = builder.and_(_rounded_words(builder, value), _VECTORS.filled(0xFFFF0000))
+                    words = builder.and_(rounded_words(builder, value), _VECTORS.filled(0xFFFF0000))
                     _store(builder, words, to, ir.Constant(I64, v * _LANES * 4), 4)
             return []
 
@@ -195,8 +189,7 @@ def _step_vectors(builder: Any, products: list[list[Any]]) -> list[Any]:
     if _ROUND_TWO is None:
         made = []
         for even, odd in zip(*products, strict=True):
-            upper = builder.and_(_rounded_words(builder, even), _VECTORS.filled(0xFFFF0000))
-            made.append(builder.or_(upper, builder.lshr(_rounded_words(builder, odd), _VECTORS.filled(16))))
+            made.append(pairs_of_words(builder, rounded_words(builder, even), rounded_words(builder, odd)))
         return made
     made, n = [], 2 * _LANES
     for at, sources in enumerate(_sources()):

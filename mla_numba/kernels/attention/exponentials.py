@@ -14,14 +14,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from ..jit.callee import overload_callee
+from ..jit.callee import callee, overload_callee
 from ..kinds import F32, Real, Typed
 from ..llvm_ir import I64, POINTER, counted_loop, load, store
 from ..micro.table import ISA
 from ..scalars import window
 from .exp import BIAS, LEAST, LN2_HIGH, LN2_LOW, LOG2_E, POLYNOMIAL, ROUND, TO_EXPONENT, exp_negative
 
-__all__ = ["add_exponentials"]
+__all__ = ["add_exponentials", "add_step"]
 
 _VECTORS = ISA.vectors
 _AT_ONCE = 4  # vectors
@@ -29,17 +29,22 @@ _BYTES = 4 * ISA.lanes  # of a vector
 _HAS_REGISTERS = ISA.bf16 is not None and ISA.lanes == 16
 
 
+@callee
+def add_step(scores: F32, scale: Real, most: F32, total: F32) -> None:
+    """scores = exp(scores * scale - most), and total += scores: three arrays of one length."""
+    for i in range(len(scores)):
+        e = exp_negative(np.float32(np.float32(scores[i] * scale) - most[i]))
+        scores[i] = e
+        total[i] = total[i] + e
+
+
 def add_exponentials(scores: F32, scale: Real, most: F32, total: F32) -> None:
-    """scores = exp(scores * scale - most), and total += scores, by steps of as many scores as `most` and `total` have.
+    """`add_step`, by steps of as many scores as `most` and `total` have.
 
     There are whole steps of them, and steps are multiples of `_AT_ONCE` vectors.
     """
     for first in range(0, len(scores), len(most)):
-        step = window(scores, first, len(most))
-        for i in range(len(most)):
-            e = exp_negative(np.float32(np.float32(step[i] * scale) - most[i]))
-            step[i] = e
-            total[i] = total[i] + e
+        add_step(window(scores, first, len(most)), scale, most, total)
 
 
 def _all(value: np.float32) -> ir.Constant:

@@ -15,6 +15,7 @@ from ..llvm_ir import I64, POINTER, counted_loop, load, store
 from ..micro.table import ISA
 from ..micro.ukernel import NR
 from ..scalars import round_bf16, window
+from .rounding import pairs_of_words, rounded_words
 
 __all__ = ["NO_SMALLEST", "pairs_of_quotients"]
 
@@ -42,11 +43,8 @@ def pairs_of_quotients(e: F32, total: F32, words: Words, smallest: Bits) -> None
 
 def _emit_rounded(builder: ir.IRBuilder, value: Any) -> Any:
     """Words whose upper halves are `round_bf16` of float32 numbers."""
-    bits = builder.bitcast(value, _VECTORS.words)
-    odd = builder.and_(builder.lshr(bits, _VECTORS.filled(16)), _VECTORS.filled(1))
-    rounded = builder.add(bits, builder.add(odd, _VECTORS.filled(0x7FFF)))
-    quiet = builder.or_(bits, _VECTORS.filled(0x400000))
-    return builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    quiet = builder.or_(builder.bitcast(value, _VECTORS.words), _VECTORS.filled(0x400000))
+    return builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded_words(builder, value))
 
 
 @intrinsic
@@ -65,9 +63,7 @@ def _pairs_intrinsic(_typingctx: Any, e: Any, total: Any, words: Any, smallest: 
             for v, before in enumerate(held):
                 even, odd = (load(builder, here, r * NR * 4 + v * _BYTES, _VECTORS.floats, 4) for r in range(2))
                 upper, lower = (_emit_rounded(builder, builder.fdiv(each, totals[v])) for each in (even, odd))
-                pairs = builder.or_(
-                    builder.and_(upper, _VECTORS.filled(0xFFFF0000)), builder.lshr(lower, _VECTORS.filled(16))
-                )
+                pairs = pairs_of_words(builder, upper, lower)
                 store(builder, pairs, to, v * _BYTES)
                 sizes = builder.sub(builder.bitcast(pairs, halves), ones)
                 made.append(builder.select(builder.icmp_unsigned("<", sizes, before), sizes, before))

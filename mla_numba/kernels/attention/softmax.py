@@ -22,7 +22,7 @@ from ..scalars import NONE_NONZERO, pair_window, round_bf16, row_of, unowned, wi
 from ..sweeps.phase import Tasks, Team, share
 from .arguments import LARGEST, SUM, VALUES_OF, Round
 from .exp import exp_negative
-from .exponentials import add_exponentials
+from .exponentials import add_exponentials, add_step
 from .places import LANES, is_whole, places_of, tile_of, tile_step
 from .quotients import NO_SMALLEST, pairs_of_quotients
 from .transpose import COLUMNS, HAS_ROWS, ROWS, rows_of_columns
@@ -107,11 +107,7 @@ def _exponentials(scores: F32, scale: Real, most: F32, total: F32, rows: Rows) -
         some = window(scores, first, min(_LINE * NR, whole - first))
         add_exponentials(some, scale, window(most, 0, _STEP), window(total, 0, _STEP))
     if behind > 0:
-        last, top, lanes = window(scores, whole, behind), window(most, 0, behind), window(total, 0, behind)
-        for i in range(behind):
-            e = exp_negative(np.float32(np.float32(last[i] * scale) - top[i]))
-            last[i] = e
-            lanes[i] = lanes[i] + e
+        add_step(window(scores, whole, behind), scale, window(most, 0, behind), window(total, 0, behind))
 
 
 @callee
